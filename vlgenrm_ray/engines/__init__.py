@@ -1,0 +1,1 @@
+"""Third parties behind verbs: the only room that names a vendor."""

@@ -1,0 +1,95 @@
+"""The verbs the other rooms depend on. A vendor's engine and the scripted one are held to the same contract tests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.records import Box
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One user turn: image, then text. The engine applies the model's own chat template."""
+
+    image: "PIL.Image.Image | None"
+    text: str
+    prefix: str = ""
+    """Beginning of the assistant's turn, already written (for instance a rationale, to read the verdict after it)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample from one prompt."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int | None = None
+    """Seed of the first prompt of a call; prompt i uses seed + i, so that equal prompts differ."""
+    watch: tuple[str, ...] = ()
+    """Words whose probability is wanted at every position, summed over their token forms ("Yes", " yes", ...)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """One generated token."""
+
+    id: int
+    text: str
+    watched: Mapping[str, float]
+    """Word of `Sampling.watch` -> its probability at this position, before temperature."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One generated text."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    """Without special tokens such as the end of turn."""
+    finish: str
+    """`stop` (end of turn) or `length` (cut at `max_tokens`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A prompt the engine would not take; the others of the call are not harmed."""
+
+    reason: DropReason
+    detail: str
+
+
+class Generator(Protocol):
+    """A vision-language model that writes."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
+    ) -> list[list[Sample] | Refused]:
+        """For each prompt, in order, `sampling.n` samples, or why none. `seeds` (one per prompt) override `sampling.seed`."""
+        ...
+
+
+class Detector(Protocol):
+    """An object detector."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The nouns it can detect; empty for an open-vocabulary detector."""
+        ...
+
+    def detect(self, images: "Sequence[PIL.Image.Image]", nouns: Sequence[str]) -> list[tuple[Box, ...]]:
+        """For each image its boxes, best score first, of any of `nouns` (a closed detector ignores nouns it lacks)."""
+        ...
+
+
+class Matcher(Protocol):
+    """An image-text matcher."""
+
+    def match(self, images: "Sequence[PIL.Image.Image]", texts: Sequence[str]) -> list[list[float]]:
+        """For each image, the probability of each text among `texts` (softmax over them; rows sum to 1)."""
+        ...

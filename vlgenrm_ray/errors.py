@@ -1,0 +1,58 @@
+"""What can go wrong, by name.
+
+    VlGenRMError
+    |-- ConfigError        a setting is unknown or out of range; names the field, the value and the remedy
+    |-- InputError         a file or model folder the user named cannot be used
+    |-- ResourceError      the cluster cannot give what a stage asks for
+    |-- StageError         a stage cannot go on (empty input, too many rows dropped)
+
+A user's mistake raises one of these. A row that cannot be used never raises: it becomes a `Dropped` record
+whose reason is one of `DropReason`, and the run goes on.
+"""
+
+from enum import StrEnum
+
+
+class VlGenRMError(Exception):
+    """Root of every error this package raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(VlGenRMError, ValueError):
+    """A configuration the run must not start with."""
+
+
+class InputError(VlGenRMError, ValueError):
+    """A path the user named does not hold what it should."""
+
+
+class ResourceError(VlGenRMError, RuntimeError):
+    """The cluster lacks a resource that a stage asks for, now and for good."""
+
+
+class StageError(VlGenRMError, RuntimeError):
+    """A stage ended without what the next one needs."""
+
+
+class DropReason(StrEnum):
+    """The one vocabulary of reasons a row leaves the flow. Counted per stage in each manifest."""
+
+    IMAGE_MISSING = "image_missing"
+    IMAGE_UNREADABLE = "image_unreadable"
+    IMAGE_TOO_LARGE = "image_too_large"
+    MALFORMED_ROW = "malformed_row"
+    DUPLICATE_ID = "duplicate_id"
+    EMPTY_TEXT = "empty_text"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    ENGINE_ERROR = "engine_error"
+    NO_RESPONSE = "no_response"
+    NO_CLAIM = "no_claim"
+    NO_EVIDENCE = "no_evidence"
+    NO_CONTRAST = "no_contrast"
+    LENGTH_UNBALANCED = "length_unbalanced"
+    OVER_LIMIT = "over_limit"
+    CONTRADICTED_CHOSEN = "contradicted_chosen"
+    UNREADABLE_VERDICT = "unreadable_verdict"
+    WRONG_VERDICT = "wrong_verdict"
+    SMALL_MARGIN = "small_margin"
+    CONTRADICTED_CRITIQUE = "contradicted_critique"
+    EXAMPLE_TOO_LONG = "example_too_long"

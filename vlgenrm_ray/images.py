@@ -1,0 +1,110 @@
+"""The only place that opens an image: size, format and bomb limits live here."""
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.records import ImageRef
+from vlgenrm_ray.settings import Settings
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Formats that are decoded; Pillow's other decoders stay shut."""
+
+
+class ImageLimits(Settings):
+    """What an image may cost before it is decoded."""
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 64 * 1024 * 1024
+    min_side: int = 8
+    """Smallest width or height, in pixels, a vision tower can use."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used, with the reason its row is dropped for."""
+
+    def __init__(self, reason: DropReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def fetch(uri: str, limits: ImageLimits) -> bytes:
+    """Encoded bytes of an image at a path, `file://` or any `scheme://` that pyarrow's file systems open.
+
+    Network addresses (`http`, `https`) are not fetched. Raises ImageError.
+    """
+    scheme = urlparse(uri).scheme
+    if scheme in ("http", "https", "ftp"):
+        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first")
+    try:
+        if scheme in ("", "file"):
+            path = Path(urlparse(uri).path if scheme else uri)
+            size = path.stat().st_size
+            if size > limits.max_bytes:
+                raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{uri}: {size} bytes, limit {limits.max_bytes}")
+            return path.read_bytes()
+        return _fetch_remote(uri, limits)
+    except OSError as error:
+        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: {error.strerror or error}") from error
+
+
+def _fetch_remote(uri: str, limits: ImageLimits) -> bytes:
+    import pyarrow.fs
+
+    files, path = pyarrow.fs.FileSystem.from_uri(uri)
+    info = files.get_file_info(path)
+    if info.type != pyarrow.fs.FileType.File:
+        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: no such file")
+    if info.size > limits.max_bytes:
+        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{uri}: {info.size} bytes, limit {limits.max_bytes}")
+    with files.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.Image":
+    """Encoded bytes -> a loaded RGB image, turned upright. Raises ImageError, never a decoder's own error."""
+    from PIL import Image, ImageOps
+
+    if len(data) > limits.max_bytes:
+        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {len(data)} bytes, limit {limits.max_bytes}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own bomb warning; the limit below is ours, and is checked before any pixel is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            pixels = image.width * image.height
+            if pixels > limits.max_pixels:
+                raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {pixels} pixels, limit {limits.max_pixels}")
+            if min(image.size) < limits.min_side:
+                raise ImageError(
+                    DropReason.IMAGE_UNREADABLE, f"{name}: {image.width}x{image.height}, smallest side {limits.min_side}"
+                )
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except ImageError:
+        raise
+    # Decoders raise whatever their format inspires (OSError, SyntaxError, ValueError, struct.error, ...).
+    except Exception as error:
+        raise ImageError(DropReason.IMAGE_UNREADABLE, f"{name}: {type(error).__name__}: {error}") from error
+
+
+def probe(uri: str, limits: ImageLimits) -> ImageRef:
+    """Check that the image exists, is within limits and decodes whole; keep its identity, not its pixels."""
+    data = fetch(uri, limits)
+    image = decode(data, limits, uri)
+    return ImageRef(uri=uri, sha256=hashlib.sha256(data).hexdigest(), width=image.width, height=image.height)
+
+
+def read(ref: ImageRef, limits: ImageLimits) -> "PIL.Image.Image":
+    """The pixels of a probed image, RGB. Raises ImageError if it has vanished or changed since."""
+    data = fetch(ref.uri, limits)
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
+        raise ImageError(DropReason.IMAGE_UNREADABLE, f"{ref.uri}: changed since it was probed")
+    return decode(data, limits, ref.uri)

@@ -1,0 +1,346 @@
+"""Every type that crosses a stage, with its Arrow schema.
+
+Ids extend their parent's (`q1f3` -> `q1f3/r2` -> `q1f3/r2/c0`), so one grep tells a life. A record carries what the
+next stage needs, so no stage joins: a `Response` holds its `Question`, a `Preference` both responses' texts.
+Records are frozen and know nothing of Ray; `to_row` / `from_row` / `arrow_schema` map any of them to Arrow and back.
+"""
+
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    """Where an image lies and which one it is; never its pixels."""
+
+    uri: str
+    """Path or `scheme://` address that `images.read` can open on every node."""
+    sha256: str
+    """Hash of the encoded bytes, in hexadecimal: the image's identity."""
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One image-question of the pool. `chosen` / `rejected` stand only in rows that came as a preference pair."""
+
+    id: str
+    image: ImageRef
+    text: str
+    source: str
+    kind: str = ""
+    """What is asked (describe, count, ...), where the source knows; used to report, never to select."""
+    reference: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One answer to a question: sampled by a policy, or imported with the data set."""
+
+    id: str
+    question: Question
+    text: str
+    sampler: str
+    """Name of the generator, or `imported/chosen`, `imported/rejected`."""
+    seed: int | None = None
+    num_tokens: int = 0
+    finish: str = "stop"
+
+
+class ClaimKind(StrEnum):
+    EXISTENCE = "existence"
+    COUNT = "count"
+    ATTRIBUTE = "attribute"
+    SPATIAL = "spatial"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One checkable statement of a text about the image.
+
+    `subject` is a noun phrase ("red circle"). By kind, `value` is: existence "" ; count the number as digits ;
+    attribute the attribute's word ("red") ; spatial a relation to `other` ("left of") or a place ("top left").
+    """
+
+    kind: ClaimKind
+    subject: str
+    text: str
+    start: int
+    """Span [start, end) of the claim in the text it was read from, in characters."""
+    end: int
+    value: str = ""
+    other: str = ""
+    negated: bool = False
+    hedged: bool = False
+
+
+class Truth(StrEnum):
+    """Three-valued: `unknown` never makes a negative."""
+
+    SUPPORTED = "supported"
+    CONTRADICTED = "contradicted"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """A detection: pixel corners in the original image, origin top left."""
+
+    label: str
+    score: float
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What the experts say of one claim."""
+
+    claim: Claim
+    truth: Truth
+    expert: str
+    """Which experts decided, as `detector`, `matcher` or `detector+matcher`."""
+    score: float
+    """Confidence of the deciding expert in [0, 1]."""
+    boxes: tuple[Box, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """What the experts see in one image whatever anybody claims: boxes, and the attributes matched on each crop."""
+
+    box: Box
+    attribute: str
+    """Best matching attribute word of the crop ("red"), "" if undecided."""
+    attribute_score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """A response with the experts' finding on each of its claims. Has the response's id."""
+
+    id: str
+    response: Response
+    findings: tuple[Finding, ...]
+    sightings: tuple[Sighting, ...] = ()
+
+
+class Origin(StrEnum):
+    IMPORTED = "imported"
+    VERIFIED = "verified"
+    EDITED = "edited"
+    REPAIRED = "repaired"
+    GOLD = "gold"
+    """Labelled by the world's ground truth: evaluation only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Two responses to one question and which is better. `chosen` / `rejected` mean truth, never position."""
+
+    id: str
+    question: Question
+    chosen: str
+    rejected: str
+    origin: Origin
+    kind: str = ""
+    """Kind of the claim or question that tells them apart."""
+    evidence: str = ""
+    """One line for a person: the finding that decided."""
+    edit_start: int = -1
+    edit_end: int = -1
+    """Span of a minimal edit in `rejected`; -1 where there was none."""
+    chosen_id: str = ""
+    rejected_id: str = ""
+    """Ids of the responses the texts came from; an edited text has its parent's id with `/e`."""
+    sightings: tuple[Sighting, ...] = ()
+    """What the experts saw in the image, against which critiques may be checked."""
+
+
+class Side(StrEnum):
+    CHOSEN = "chosen"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critique:
+    """One rationale of the GenRM with the verdict read after it."""
+
+    id: str
+    preference: Preference
+    side: Side
+    round: int
+    text: str
+    """Everything the model wrote, verdict included."""
+    verdict: str | None
+    """"yes", "no", or None where no verdict could be read: such a critique abstains."""
+    p_yes: float | None
+    """p(Yes) / (p(Yes) + p(No)) at the verdict position; None where unreadable. Source: method, after arXiv 2408.15240."""
+    verdict_mass: float
+    """p(Yes) + p(No); small means the model was not answering."""
+    num_tokens: int
+    seed: int
+
+
+class ExampleKind(StrEnum):
+    CRITIQUE = "critique"
+    DIRECT = "direct"
+    ANSWER = "answer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One training example: the loss is taken on `completion` only, times `weight`."""
+
+    id: str
+    image: ImageRef
+    prompt: str
+    """The user's turn, without the chat template."""
+    completion: str
+    kind: ExampleKind
+    label: str
+    """"yes" / "no" for judgements (to balance them), "" for answers."""
+    weight: float
+    round: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The reward of one response: the mean (or vote) of its readable critiques, or a status that says why none."""
+
+    id: str
+    reward: float | None
+    status: str
+    """`ok`, or why there is no reward: `unreadable_verdict`, a drop reason."""
+    num_critiques: int
+    verdict_mass: float
+    critiques: tuple[str, ...] = ()
+    p_yes: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairResult:
+    """One held-out pair, judged. Has the preference's id."""
+
+    id: str
+    preference: Preference
+    chosen: Judgement
+    rejected: Judgement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """A row that left the flow. An input id has a child or a `Dropped`: never neither, never both."""
+
+    stage: str
+    id: str
+    reason: str
+    """One of `errors.DropReason`."""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model folder with its pedigree."""
+
+    uri: str
+    round: int
+    parent: str
+    metrics: dict[str, float]
+
+
+def to_row(record: Any) -> dict[str, Any]:
+    """Record -> plain nested dicts and lists, as Arrow takes them."""
+    return {f.name: _plain(getattr(record, f.name)) for f in fields(record)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_row(value)
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, StrEnum):
+        return value.value
+    return value
+
+
+def from_row(cls: type[R], row: dict[str, Any]) -> R:
+    """Plain row -> record of `cls`. Raises KeyError for a missing field, TypeError for a field of no such name."""
+    return cls(**{name: _typed(hint, row[name]) for name, hint in _hints(cls).items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    hint = _without_none(hint)
+    if is_dataclass(hint):
+        return from_row(typing.cast("type[Any]", hint), value)
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        return tuple(_typed(inner, v) for v in value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    return value
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls)}
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = [a for a in typing.get_args(hint) if a is not type(None)]
+    return hint
+
+
+@cache
+def arrow_schema(cls: type[Any]) -> "pa.Schema":
+    """The Arrow schema of a record type, nested records as structs."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, arrow_type(hint)) for name, hint in _hints(cls).items()])
+
+
+def arrow_type(hint: Any) -> "pa.DataType":
+    """The Arrow type of one annotation used by the records."""
+    import pyarrow as pa
+
+    hint = _without_none(hint)
+    if is_dataclass(hint):
+        return pa.struct(list(arrow_schema(typing.cast("type[Any]", hint))))
+    if typing.get_origin(hint) is tuple:
+        return pa.list_(arrow_type(typing.get_args(hint)[0]))
+    if typing.get_origin(hint) is dict:
+        return pa.map_(*[arrow_type(a) for a in typing.get_args(hint)])
+    if isinstance(hint, type) and issubclass(hint, str):
+        return pa.string()
+    return {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}[hint]
+
+
+def to_table(cls: type[R], records: Iterable[R]) -> "pa.Table":
+    """Records of one type -> an Arrow table with that type's schema (right even when empty)."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([to_row(r) for r in records], schema=arrow_schema(cls))
+
+
+def from_table(cls: type[R], table: "pa.Table") -> list[R]:
+    """An Arrow table written by `to_table` -> records."""
+    return [from_row(cls, row) for row in table.to_pylist()]
