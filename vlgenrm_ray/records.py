@@ -10,7 +10,6 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -298,10 +297,15 @@ def _typed(hint: Any, value: Any) -> Any:
     return value
 
 
-@cache
+_HINTS: dict[type[Any], dict[str, Any]] = {}
+"""Resolved annotations of each record type; resolving them anew for every row would dominate `from_row`."""
+
+
 def _hints(cls: type[Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in fields(cls)}
+    if cls not in _HINTS:
+        hints = typing.get_type_hints(cls)
+        _HINTS[cls] = {f.name: hints[f.name] for f in fields(cls)}
+    return _HINTS[cls]
 
 
 def _without_none(hint: Any) -> Any:
@@ -310,7 +314,6 @@ def _without_none(hint: Any) -> Any:
     return hint
 
 
-@cache
 def arrow_schema(cls: type[Any]) -> "pa.Schema":
     """The Arrow schema of a record type, nested records as structs."""
     import pyarrow as pa

@@ -16,7 +16,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -62,7 +61,6 @@ class Manifest:
     """What this stage measured of itself (kept share, margin histogram, ...)."""
 
 
-@cache
 def unit_schema(cls: type[Any]) -> "pa.Schema":
     """Arrow schema of a unit whose records are of type `cls`."""
     import pyarrow as pa
@@ -168,7 +166,11 @@ class StageFolder:
         return float(started["seconds"])
 
     def finish(
-        self, *, seconds: float, metrics: Mapping[str, Any] | None = None, versions: Mapping[str, str] | None = None
+        self,
+        *,
+        seconds: float,
+        metrics: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> Manifest:
         """Count what the shards hold and write the manifest. Raises StageError if a unit stands in two shards."""
         total = 0
@@ -222,7 +224,11 @@ class StageFolder:
         """Ids of all units already committed; reads that one column only."""
         import pyarrow.parquet as pq
 
-        return {i for shard in self.shards() for i in pq.read_table(shard, columns=["id"]).column("id").to_pylist()}
+        return {
+            i
+            for shard in self.shards()
+            for i in pq.read_table(shard, columns=["id"]).column("id").to_pylist()
+        }
 
     def units(self, cls: type[R]) -> Iterator[Unit[R]]:
         """All units, shard by shard."""

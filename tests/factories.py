@@ -1,0 +1,78 @@
+"""Small valid records for tests; every field can be overridden."""
+
+from typing import Any
+
+from vlgenrm_ray.records import (
+    Box,
+    Claim,
+    ClaimKind,
+    Critique,
+    ImageRef,
+    Origin,
+    Preference,
+    Question,
+    Response,
+    Side,
+    Sighting,
+)
+
+
+def image(**over: Any) -> ImageRef:
+    return ImageRef(**({"uri": "/nowhere.png", "sha256": "0" * 64, "width": 240, "height": 240} | over))
+
+
+def question(id: str = "q0", **over: Any) -> Question:
+    text = {"text": "Is there a red circle?", "source": "test", "kind": "existence"}
+    return Question(**({"id": id, "image": image()} | text | over))
+
+
+def response(id: str = "q0/r0", **over: Any) -> Response:
+    return Response(
+        **(
+            {"id": id, "question": question(), "text": "Yes, there is a red circle.", "sampler": "test"}
+            | over
+        )
+    )
+
+
+def claim(**over: Any) -> Claim:
+    text = "there is a red circle"
+    return Claim(
+        **(
+            {"kind": ClaimKind.EXISTENCE, "subject": "red circle", "text": text, "start": 0, "end": len(text)}
+            | over
+        )
+    )
+
+
+def box(label: str = "circle", **over: Any) -> Box:
+    return Box(**({"label": label, "score": 0.9, "x0": 10.0, "y0": 10.0, "x1": 70.0, "y1": 70.0} | over))
+
+
+def sighting(label: str = "circle", colour: str = "red", **over: Any) -> Sighting:
+    return Sighting(box=box(label, **over), attribute=colour, attribute_score=0.95)
+
+
+def preference(id: str = "q0/p0", **over: Any) -> Preference:
+    pair = {"chosen": "Yes, there is a red circle.", "rejected": "No, there is no red circle."}
+    return Preference(**({"id": id, "question": question(), "origin": Origin.VERIFIED} | pair | over))
+
+
+def critique(id: str = "q0/p0/chosen/c0", **over: Any) -> Critique:
+    return Critique(
+        **(
+            {
+                "id": id,
+                "preference": preference(),
+                "side": Side.CHOSEN,
+                "round": 1,
+                "text": "Claim: there is a red circle. Image: a red circle at the top left. Right.\nVerdict: Yes",
+                "verdict": "yes",
+                "p_yes": 0.9,
+                "verdict_mass": 0.99,
+                "num_tokens": 30,
+                "seed": 0,
+            }
+            | over
+        )
+    )

@@ -1,0 +1,81 @@
+import hashlib
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlgenrm_ray import images
+from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.images import ImageError, ImageLimits
+
+LIMITS = ImageLimits()
+
+
+def png(width: int = 32, height: int = 24) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(out, "PNG")
+    return out.getvalue()
+
+
+def reason(uri: str, limits: ImageLimits = LIMITS) -> DropReason:
+    with pytest.raises(ImageError) as caught:
+        images.probe(uri, limits)
+    return caught.value.reason
+
+
+def test_probe_keeps_identity_and_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png())
+    ref = images.probe(str(path), LIMITS)
+    assert (ref.width, ref.height) == (32, 24)
+    assert ref.sha256 == hashlib.sha256(png()).hexdigest()
+    assert images.probe(path.as_uri(), LIMITS).sha256 == ref.sha256
+    assert images.read(ref, LIMITS).size == (32, 24)
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    assert reason(str(tmp_path / "none.png")) == DropReason.IMAGE_MISSING
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", png()[:60]], ids=["empty", "text", "cut off"])
+def test_a_broken_image_is_unreadable(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    assert reason(str(path)) == DropReason.IMAGE_UNREADABLE
+
+
+def test_limits_hold_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png(200, 200))
+    assert reason(str(path), ImageLimits(max_pixels=100)) == DropReason.IMAGE_TOO_LARGE
+    assert reason(str(path), ImageLimits(max_bytes=10)) == DropReason.IMAGE_TOO_LARGE
+    assert reason(str(path), ImageLimits(min_side=201)) == DropReason.IMAGE_UNREADABLE
+
+
+def test_other_decoders_stay_shut(tmp_path: Path) -> None:
+    path = tmp_path / "a.eps"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    assert reason(str(path)) == DropReason.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1/a.png", "https://example.org/a.png"])
+def test_network_addresses_are_not_fetched(uri: str) -> None:
+    assert reason(uri) == DropReason.IMAGE_MISSING
+
+
+def test_an_image_that_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png())
+    ref = images.probe(str(path), LIMITS)
+    path.write_bytes(png(40, 40))
+    with pytest.raises(ImageError, match="changed since"):
+        images.read(ref, LIMITS)
+
+
+def test_an_image_is_turned_upright(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    assert images.probe(str(path), LIMITS).height == 40
