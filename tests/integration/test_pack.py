@@ -1,0 +1,85 @@
+"""The committed VLM loads in transformers and in vLLM, sees, and answers."""
+
+from pathlib import Path
+
+import pytest
+
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
+from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
+from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.prompt import load
+from vlgenrm_ray.judge.prompt import render as fill
+from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.shapes.judging import cot_prompt, direct_prompt
+from vlgenrm_ray.shapes.render import render
+from vlgenrm_ray.shapes.vlm_figures import answered, judged
+from vlgenrm_ray.shapes.world import draw
+
+VLM = pack_path("vlm")
+
+
+def test_the_judge_has_the_prompts_the_model_was_taught() -> None:
+    for name, taught in (("shapes_cot", cot_prompt), ("shapes_direct", direct_prompt)):
+        question, response = "Is there a red circle?", "Yes, there is a red circle."
+        assert fill(load(name), question, response) == taught(question, response)
+
+
+def test_pack_is_small() -> None:
+    assert sum(f.stat().st_size for f in VLM.parent.rglob("*") if f.is_file()) < 15 * 1024 * 1024
+
+
+@pytest.mark.parametrize("side", [48, 96, 240, 333, 1000])
+def test_square_pictures_become_nine_tokens(side: int) -> None:
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(VLM)
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the image."}]}
+    text = processor.apply_chat_template([turn], add_generation_prompt=True)
+    batch = processor(text=[text], images=[Image.new("RGB", (side, side))], return_tensors="pt")
+    assert (batch["input_ids"] == processor.image_token_id).sum() == 9
+
+
+def test_every_word_of_the_world_is_one_token() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(VLM)
+    words = {word.strip(".,?") for i in range(200) for word in draw(0, "train", i)[1].reference.lower().split()}
+    assert {word for word in words if len(tokenizer.encode(f" {word}")) != 1} == set()
+
+
+def test_transformers_sees_the_picture() -> None:
+    """The right answer to a question about one scene is likelier with that scene's picture than with another's."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(VLM)
+    model = AutoModelForImageTextToText.from_pretrained(VLM, dtype=torch.float32)
+    scenes = [draw(2, "heldout", i) for i in range(0, 100, 5)]
+    pictures = [render(scene) for scene, _ in scenes]
+    texts = []
+    for _, asked in scenes:
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]}
+        texts.append(processor.apply_chat_template([turn], add_generation_prompt=True) + asked.reference)
+    losses = []
+    for shown in (pictures, pictures[1:] + pictures[:1]):
+        batch = processor(text=texts, images=shown, padding=True, padding_side="right", return_tensors="pt")
+        with torch.no_grad():
+            losses.append(float(model(**batch, labels=batch["input_ids"]).loss))
+    assert losses[0] < losses[1] - 0.05
+
+
+def test_vllm_answers_and_judges(tmp_path: Path) -> None:
+    """As the model card has it: answers often but not always true, critiques readable, judging above chance at most."""
+    generator = VllmGenerator(VllmConfig(model=str(VLM), max_model_len=512))
+    right = [true for _, true in answered(generator, tmp_path, seed=3, count=100)]
+    assert 0.3 <= sum(right) / len(right) <= 0.85
+    judge = Judge(JudgeConfig(prompt="shapes_cot", max_tokens=192), generator)
+    judgements = [j for result in judged(judge, tmp_path, seed=3, count=25) for j in (result.chosen, result.rejected)]
+    assert sum(j.status == "ok" for j in judgements) >= 0.9 * len(judgements)
+    assert all(0.0 <= j.reward <= 1.0 for j in judgements if j.reward is not None)
+    (outcome,) = generator.generate(
+        [Prompt(image=render(draw(2, "test", 0)[0]), text="Hello?")], Sampling(max_tokens=8)
+    )
+    assert not isinstance(outcome, Refused), "text outside the world's language is still text"
+    generator.close()

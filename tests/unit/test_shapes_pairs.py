@@ -1,0 +1,63 @@
+"""Gold pairs: nothing but the picture tells the better side."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from vlgenrm_ray.records import Origin, Preference
+from vlgenrm_ray.shapes import world
+from vlgenrm_ray.shapes.pairs import corrupt, gold_pairs
+from vlgenrm_ray.shapes.world import draw, rng_of
+
+COUNT = 3000
+
+
+def pairs() -> list[tuple[str, str, str, str]]:
+    """(kind, question, chosen, rejected), without the cost of pictures."""
+    found = []
+    for index in range(COUNT):
+        scene, asked = draw(5, "heldout", index)
+        wrong = corrupt(scene, asked, rng_of(5, "heldout", index, "wrong"))
+        found.append((asked.kind, asked.text, asked.reference, wrong))
+    return found
+
+
+def share(wins: list[float]) -> float:
+    return sum(wins) / len(wins)
+
+
+def test_blind_baselines_are_at_chance() -> None:
+    """Longer, first in the alphabet, "Yes", a larger number: each picks the true side about half the time."""
+    longer, earlier = defaultdict(list), defaultdict(list)
+    for kind, _, chosen, rejected in pairs():
+        longer[kind].append(0.5 if len(chosen) == len(rejected) else float(len(chosen) > len(rejected)))
+        earlier[kind].append(float(chosen < rejected))
+    for kind in longer:
+        assert abs(share(longer[kind]) - 0.5) < 0.07, kind
+        assert abs(share(earlier[kind]) - 0.5) < 0.07, kind
+
+
+def test_answers_are_no_likelier_true_for_their_wording() -> None:
+    """The best guess from question and answers alone, learned on half the pairs, stays near chance on the others."""
+    made = pairs()
+    times: defaultdict[tuple[str, ...], int] = defaultdict(int)
+    for kind, _, chosen, rejected in made[::2]:
+        words_c, words_r = set(chosen.split()), set(rejected.split())
+        times[kind, *sorted(words_c - words_r), "<", *sorted(words_r - words_c)] += 1
+    wins = []
+    for kind, _, chosen, rejected in made[1::2]:
+        words_c, words_r = set(chosen.split()), set(rejected.split())
+        right = times[kind, *sorted(words_c - words_r), "<", *sorted(words_r - words_c)]
+        wrong = times[kind, *sorted(words_r - words_c), "<", *sorted(words_c - words_r)]
+        wins.append(0.5 if right == wrong else float(right > wrong))
+    assert abs(share(wins) - 0.5) < 0.06
+
+
+def test_gold_pairs_are_records_with_pictures(tmp_path: Path) -> None:
+    made = list(gold_pairs(tmp_path, seed=5, split="heldout", count=10))
+    assert all(isinstance(p, Preference) and p.origin == Origin.GOLD and p.kind == p.question.kind for p in made)
+    assert len({p.id for p in made}) == 10
+    assert all(Path(p.question.image.uri).is_file() for p in made)
+    for pair in made:
+        assert world.response_is_true(pair.question, pair.chosen)
+        assert not world.response_is_true(pair.question, pair.rejected)
+    assert made == list(gold_pairs(tmp_path, seed=5, split="heldout", count=10))
