@@ -1,0 +1,1 @@
+"""What a text claims about an image, and whether what the experts saw bears it out."""
