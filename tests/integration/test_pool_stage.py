@@ -1,0 +1,118 @@
+"""The pool stage on Ray Data, from real files."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vlgenrm_ray.curation import pool
+from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.curation.sources.columns import Columns
+from vlgenrm_ray.curation.sources.jsonl import open_jsonl
+from vlgenrm_ray.errors import InputError, StageError
+from vlgenrm_ray.records import Question
+from vlgenrm_ray.store import StageFolder
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def png(index: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16 + index, 16), "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def fill(config: PoolConfig, run_folder: Path) -> tuple[pool.Manifest, StageFolder]:
+    target = StageFolder(run_folder / "pool")
+    return pool.run(config, target=target), target
+
+
+def test_json_lines_good_and_bad(tmp_path: Path, run_folder: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    rows: list[str] = [
+        json.dumps({"id": "q1", "image": "a.png", "question": "What?", "reference": "Red."}),
+        "",
+        "{broken",
+        json.dumps({"id": "q1", "image": "a.png", "question": "Again?"}),
+        json.dumps({"id": "q2", "image": "lost.png", "question": "Where?"}),
+        json.dumps({"image": "a.png", "question": "No id?"}),
+    ]
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(rows))
+    manifest, target = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
+    assert (manifest.rows_in, manifest.rows_out) == (5, 2)
+    assert {q.text for q in target.records(Question)} == {"What?", "No id?"}
+    lost = {d.id: (d.reason, d.detail) for d in target.dropped()}
+    assert {id: reason for id, (reason, _) in lost.items()} == {
+        "d.jsonl:3": "malformed_row",
+        "d.jsonl:4": "duplicate_id",
+        "q2": "image_missing",
+    }
+    assert "first stands in d.jsonl:1" in lost["d.jsonl:4"][1]
+    assert "d.jsonl:5" in lost["q2"][1]
+    again, _ = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
+    assert again == manifest
+
+
+def test_small_pieces_give_the_same_rows(tmp_path: Path) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(json.dumps({"id": i % 37, "image": "a.png", "question": "Q?"}) for i in range(50)))
+    whole = open_jsonl(str(data), Columns(), None)
+    pieces = open_jsonl(str(data), Columns(), None, piece_bytes=100)
+    assert (whole.total, pieces.total) == (50, 50)
+    rows = sorted(whole.rows.take_all(), key=lambda r: int(r["id"].split(":")[1]))
+    assert sorted(pieces.rows.take_all(), key=lambda r: int(r["id"].split(":")[1])) == rows
+    assert [r["first"] for r in rows[36:39]] == ["", "d.jsonl:1", "d.jsonl:2"]
+
+
+def test_parquet_as_hugging_face_stores_preferences(tmp_path: Path, run_folder: Path) -> None:
+    rows = [
+        {
+            "image": {"bytes": png(i % 3), "path": f"{i}.png"},
+            "question": f"Question {i}?",
+            "chosen": "A cat.",
+            "rejected": "A dog.",
+            "idx": i,
+        }
+        for i in range(7)
+    ]
+    pq.write_table(pa.Table.from_pylist([*rows, rows[0]]), tmp_path / "train-0.parquet", row_group_size=3)
+    pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "train-1.parquet")
+    manifest, target = fill(PoolConfig(source="parquet", path=str(tmp_path), name="rlaif-v"), run_folder)
+    questions = list(target.records(Question))
+    assert (manifest.rows_in, len(questions), manifest.dropped) == (9, 7, {"duplicate_id": 2})
+    assert {(q.chosen, q.source) for q in questions} == {("A cat.", "rlaif-v")}
+    assert len(list((target.path / "images").iterdir())) == 3
+    assert {d.id for d in target.dropped()} == {"train-0.parquet:8", "train-1.parquet:1"}
+
+
+def test_the_world(run_folder: Path) -> None:
+    manifest, target = fill(PoolConfig(source="shapes", count=70, split="heldout"), run_folder)
+    questions = list(target.records(Question))
+    assert manifest.rows_out == len({q.id for q in questions}) == 70
+    assert all(Path(q.image.uri).is_relative_to(target.path / "images") for q in questions)
+    assert {q.kind for q in questions} == {"describe", "existence", "count", "attribute", "spatial"}
+
+
+def test_labelled_pairs_of_the_world(run_folder: Path) -> None:
+    manifest, target = fill(PoolConfig(source="shapes", count=70, split="test", labelled=True), run_folder)
+    assert manifest.rows_out == 70
+    for question in target.records(Question):
+        assert question.chosen == question.reference != question.rejected
+
+
+def test_an_empty_pool_says_why(tmp_path: Path, run_folder: Path) -> None:
+    empty, useless = tmp_path / "empty.jsonl", tmp_path / "useless.jsonl"
+    empty.write_text("\n")
+    useless.write_text('{"id": "q1", "image": "lost.png", "question": "Q?"}\n')
+    with pytest.raises(InputError, match=r"pool\.path: .*empty\.jsonl' holds no rows; give"):
+        fill(PoolConfig(source="jsonl", path=str(empty)), run_folder / "a")
+    for _ in range(2):  # finished, but of no use: the same command says so again
+        with pytest.raises(StageError, match=r"pool is empty: none of 1 rows .*image_missing 1.*useless\.jsonl:1"):
+            fill(PoolConfig(source="jsonl", path=str(useless)), run_folder / "b")
+    with pytest.raises(InputError, match="no readable Parquet file"):
+        fill(PoolConfig(source="parquet", path=str(useless)), run_folder / "c")

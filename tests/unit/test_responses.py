@@ -1,0 +1,128 @@
+"""Responses without Ray: who is asked what, and that no number is lost."""
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from vlgenrm_ray import images
+from vlgenrm_ray.curation.responses import (
+    CHOSEN,
+    REJECTED,
+    GeneratorConfig,
+    ResponsesConfig,
+    ask,
+    imported,
+    seed_of,
+)
+from vlgenrm_ray.engines.contracts import Prompt
+from vlgenrm_ray.engines.scripted import ScriptedGenerator
+from vlgenrm_ray.engines.vllm import VllmConfig
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.records import ImageRef, Question, Response
+from vlgenrm_ray.store import Unit
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> ImageRef:
+    path = tmp_path_factory.mktemp("images") / "a.png"
+    Image.new("RGB", (16, 16)).save(path)
+    return images.probe(str(path), ImageLimits())
+
+
+def question(image: ImageRef, id: str = "q1", **more: str) -> Question:
+    return Question(id=id, image=image, text=f"{id}?", source="test", **more)
+
+
+def config(**more: object) -> GeneratorConfig:
+    return GeneratorConfig.model_validate({"name": "policy", "engine": VllmConfig()} | more)
+
+
+def say(
+    questions: list[Question], script: Mapping[str, str] | None = None, first: int = 0, **more: object
+) -> list[Unit[Response]]:
+    def words(prompt: Prompt, chance: random.Random) -> str:
+        return " ".join(chance.choices("abc", k=3))
+
+    generator = ScriptedGenerator(script if script is not None else words, max_chars=50)
+    return ask(questions, generator, config(**more), first=first, seed=7, limits=ImageLimits())
+
+
+def test_responses_are_numbered_and_seeded(picture: ImageRef) -> None:
+    (unit,) = say([question(picture)], first=2, n=3)
+    assert [r.id for r in unit.records] + [d.id for d in unit.dropped] == ["q1/r2", "q1/r3", "q1/r4"]
+    for response in unit.records:
+        assert response.seed == seed_of(7, "q1", "policy")
+        assert (response.sampler, response.finish, response.num_tokens) == ("policy", "stop", 3)
+    assert unit.num_tokens == 9
+
+
+def test_what_a_question_gets_does_not_depend_on_its_neighbours(picture: ImageRef) -> None:
+    questions = [question(picture, f"q{i}") for i in range(5)]
+    together = {u.id: u for u in say(questions)}
+    alone = {q.id: say([q])[0] for q in reversed(questions)}
+    assert together == alone
+    assert len({u.records[0].seed for u in together.values()}) == 5
+
+
+def test_equal_texts_are_kept_once_and_counted(picture: ImageRef) -> None:
+    (unit,) = say([question(picture)], {"q1": "A cat."}, n=3)
+    assert [r.id for r in unit.records] == ["q1/r0"]
+    assert [(d.id, d.reason, d.detail) for d in unit.dropped] == [
+        ("q1/r1", "duplicate_text", "same as q1/r0"),
+        ("q1/r2", "duplicate_text", "same as q1/r0"),
+    ]
+
+
+def test_a_cut_response_says_so_and_an_empty_one_is_dropped(picture: ImageRef) -> None:
+    cut, empty = say([question(picture, "q1"), question(picture, "q2")], {"q1": "a b c d"}, n=1, max_tokens=2)
+    assert (cut.records[0].text, cut.records[0].finish) == ("a b", "length")
+    assert [(d.reason, d.detail) for d in empty.dropped] == [("empty_text", "finish: stop")]
+
+
+def test_a_bad_image_or_a_refused_prompt_harms_only_its_own(picture: ImageRef, tmp_path: Path) -> None:
+    lost = ImageRef(uri=str(tmp_path / "lost.png"), sha256="0", width=1, height=1)
+    good, missing, long = say(
+        [question(picture), question(lost, "q2"), question(picture, "q" * 60)], {"q": "Yes."}, n=2
+    )
+    assert [r.text for r in good.records] == ["Yes."]
+    assert [(d.id, d.reason) for d in missing.dropped] == [("q2/r0", "image_missing"), ("q2/r1", "image_missing")]
+    assert [d.reason for d in long.dropped] == ["prompt_too_long"] * 2
+
+
+def test_imported_pairs_pass_unasked(picture: ImageRef) -> None:
+    pair = question(picture, chosen="A cat.", rejected="A dog.")
+    unit = imported(pair)
+    assert [(r.id, r.text, r.sampler) for r in unit.records] == [
+        ("q1/r0", "A cat.", CHOSEN),
+        ("q1/r1", "A dog.", REJECTED),
+    ]
+    assert not config().asked(pair, 0)
+    assert imported(question(picture)) == Unit(id="q1")
+    assert [d.reason for d in imported(question(picture, chosen="A cat.", rejected="")).dropped] == ["empty_text"]
+
+
+@given(share=st.floats(0.05, 1.0), seed=st.integers(0, 99))
+def test_a_share_grows_without_losing_whom_it_had(share: float, seed: int) -> None:
+    image = ImageRef(uri="", sha256="", width=1, height=1)
+    questions = [question(image, f"q{i}") for i in range(200)]
+    some = {q.id for q in questions if config(share=share / 2).asked(q, seed)}
+    more = {q.id for q in questions if config(share=share).asked(q, seed)}
+    assert some <= more
+    assert abs(len(more) / 200 - share) < 0.2
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValidationError, match="all 4 responses are the same; set n to 1"):
+        config(temperature=0.0, n=4)
+    with pytest.raises(ValidationError, match="two generators are named 'policy'"):
+        ResponsesConfig(generators=(config(), config()))
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        ResponsesConfig(generators=())
+    with pytest.raises(ValidationError, match="pattern"):
+        config(name="imported/chosen")
