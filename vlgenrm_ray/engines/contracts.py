@@ -70,7 +70,10 @@ class Generator(Protocol):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
     ) -> list[list[Sample] | Refused]:
-        """For each prompt, in order, `sampling.n` samples, or why none. `seeds` (one per prompt) override `sampling.seed`."""
+        """For each prompt, in order, `sampling.n` samples, or why none.
+
+        `seeds` (one per prompt) override `sampling.seed`.
+        """
         ...
 
 

@@ -1,0 +1,50 @@
+"""The process an engine lives in: is there a GPU, and how its CPU threads behave.
+
+OpenMP workers spin while they wait. Two engines with two threads each on two cores then take the cores from each other:
+an engine start of 5 s was seen to take 200 s. So every engine on a CPU states how many threads it has, and they sleep
+while they wait.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+def has_gpu() -> bool:
+    """True where this process may use a GPU, by the driver's files: importing torch would fix its threads."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles"):
+        return False
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
+def has_cpu_bfloat16() -> bool:
+    """True where the CPU multiplies bfloat16 itself; elsewhere each product is emulated, slower than in float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(f" {flag} " in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Environment of a process whose numeric libraries use `threads` CPU threads that sleep while they wait."""
+    count = str(threads)
+    return {
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
+        # Tokenizers' own threads would come on top, and warn after every fork.
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def limit_threads(threads: int) -> None:
+    """Give this process `threads` CPU threads. Call before torch is imported; later only the count still counts."""
+    os.environ.update(thread_variables(threads))
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -1,0 +1,77 @@
+"""A Hugging Face model folder: is it whole, and which one is it."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from vlgenrm_ray.errors import InputError
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_PIECES = 16
+_PIECE_BYTES = 64 * 1024
+
+
+def locate(model: str) -> Path:
+    """The folder of a model named by its path, or by its name on the Hugging Face hub (fetched if need be).
+
+    Raises InputError, naming the folder and the remedy, where there is none or a part of it is missing.
+    """
+    folder = Path(model)
+    if not model:
+        raise InputError("no model is named: set `model` to a model folder or to a name on the Hugging Face hub")
+    if not folder.exists() and _HUB_NAME.fullmatch(model):
+        folder = _fetch(model)
+    check(folder)
+    return folder.absolute()
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name))
+    # The hub's client raises its own, requests' and the operating system's errors.
+    except Exception as error:
+        raise InputError(
+            f"model {name!r} is no folder here and could not be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); download it where there is a network "
+            "(`hf download`) and give the folder's path"
+        ) from error
+
+
+def check(folder: Path) -> None:
+    """Raise InputError unless `folder` holds a configuration, weights and a tokenizer."""
+    if not folder.is_dir():
+        raise InputError(f"model folder {folder}: no such folder; check the path (every node must see it)")
+    configuration = folder / "config.json"
+    try:
+        json.loads(configuration.read_text())["model_type"]
+    except FileNotFoundError:
+        raise InputError(f"model folder {folder}: no config.json; give a folder in the Hugging Face format") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"model folder {folder}: config.json cannot be read ({error!r}); export the model again"
+        ) from error
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise InputError(f"model folder {folder}: no weights (*.safetensors); export or download the model again")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"model folder {folder}: no tokenizer (tokenizer.json); save the processor into it as well")
+
+
+def digest(folder: Path) -> str:
+    """Which model this is: 16 hexadecimal digits over the files' names, sizes and evenly spread pieces of them.
+
+    Reads at most a megabyte per file, so it is quick for any model; trained weights differ everywhere.
+    """
+    total = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
+            continue
+        size = file.stat().st_size
+        total.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            for piece in range(_PIECES):
+                stream.seek(max(size - _PIECE_BYTES, 0) * piece // (_PIECES - 1))
+                total.update(stream.read(_PIECE_BYTES))
+    return total.hexdigest()[:16]

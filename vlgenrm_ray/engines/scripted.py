@@ -1,0 +1,75 @@
+"""A generator that says what a function or a table tells it to.
+
+For tests, and to try a run's data flow without a model. It keeps the contract of the real one (the same tests hold
+both): samples per prompt, seeds, cut at `max_tokens`, refusals, watched words.
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token
+from vlgenrm_ray.errors import ConfigError, DropReason
+
+Script = Callable[[Prompt, random.Random], str]
+"""What to say to a prompt; the random source is seeded per sample (unseeded prompts have a fixed seed, 0)."""
+
+# A word with the blank before it, or one other character: joined, the tokens are the text again.
+_TOKEN = re.compile(r" ?\w+|\W")
+
+
+class ScriptedGenerator:
+    """A deterministic `Generator` over a script. Tokens are words with their leading blank, and single signs."""
+
+    def __init__(self, script: Script | Mapping[str, str], *, confidence: float = 0.9, max_chars: int = 20_000) -> None:
+        """`script`: a function, or a table from a text that the prompt contains to what is then said (first match).
+
+        Where a watched word is written, it has probability `confidence` and the other watched words share the rest
+        of it; elsewhere they have 0. Prompts of more than `max_chars` characters are refused as too long.
+        """
+        self.script = script if callable(script) else _from_table(script)
+        self.confidence = confidence
+        self.max_chars = max_chars
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
+    ) -> list[list[Sample] | Refused]:
+        """See `contracts.Generator`. Raises ConfigError for several samples at temperature 0."""
+        if sampling.n > 1 and sampling.temperature == 0:
+            raise ConfigError(f"n = {sampling.n} at temperature 0 would be {sampling.n} times the same text; use n = 1")
+        if seeds is None:
+            seeds = [(sampling.seed or 0) + i for i in range(len(prompts))]
+        return [self._one(p, sampling, s) for p, s in zip(prompts, seeds, strict=True)]
+
+    def _one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refused:
+        length = len(prompt.text) + len(prompt.prefix)
+        if length > self.max_chars:
+            return Refused(reason=DropReason.PROMPT_TOO_LONG, detail=f"{length} characters, limit {self.max_chars}")
+        greedy = sampling.temperature == 0
+        return [self._sample(prompt, sampling, f"{0 if greedy else seed}/{k}") for k in range(sampling.n)]
+
+    def _sample(self, prompt: Prompt, sampling: Sampling, seed: str) -> Sample:
+        said = self.script(prompt, random.Random(seed))
+        pieces = _TOKEN.findall(said)
+        kept = pieces[: sampling.max_tokens]
+        return Sample(
+            text="".join(kept),
+            tokens=tuple(self._token(piece, sampling.watch) for piece in kept),
+            finish="length" if len(pieces) > len(kept) else "stop",
+        )
+
+    def _token(self, piece: str, watch: tuple[str, ...]) -> Token:
+        written = piece.strip().casefold()
+        watched = dict.fromkeys(watch, 0.0)
+        if written in {w.casefold() for w in watch}:
+            rest = (1.0 - self.confidence) / max(len(watch) - 1, 1)
+            watched = {w: self.confidence if w.casefold() == written else rest for w in watch}
+        # Not `hash`, which differs from process to process.
+        return Token(id=int.from_bytes(piece.encode()[-4:], "big"), text=piece, watched=watched)
+
+
+def _from_table(table: Mapping[str, str]) -> Script:
+    def script(prompt: Prompt, chance: random.Random) -> str:
+        return next((said for part, said in table.items() if part in prompt.text), "")
+
+    return script

@@ -1,0 +1,83 @@
+"""What a generator must know of its tokenizer: special tokens, the forms of a word, the text of each token."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from vlgenrm_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MAX_WATCHED = 128
+"""Most token ids whose probability vLLM returns at every position."""
+
+
+class Vocabulary:
+    """A fast tokenizer's vocabulary, with each token's text kept once decoded."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self.special = frozenset(i for i, token in added.items() if token.special)
+        """Ids that are structure, not text: end of turn, image placeholders."""
+        spellings = sorted((added[i].content for i in self.special), key=len, reverse=True)
+        self._spelling = re.compile("|".join(map(re.escape, spellings))) if spellings else None
+        self._texts: dict[int, str] = {}
+        self._forms = lru_cache(maxsize=64)(self._find_forms)
+
+    def neutral(self, text: str) -> str:
+        """`text` in which no special token is spelt out: `<|im_end|>` becomes `< |im_end|>`.
+
+        The tokenizer would take the spelling for the token itself, and a text could end its turn or add an image.
+        """
+        while self._spelling is not None and self._spelling.search(text):
+            text = self._spelling.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
+        return text
+
+    def ids_of(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """For each word the ids whose text is that word, whatever its case and the blanks around it.
+
+        Raises InputError where the tokenizer has no such token, or there are more than `MAX_WATCHED` in all.
+        """
+        ids = {word: self._forms(word) for word in words}
+        for word, found in ids.items():
+            if not found:
+                raise InputError(
+                    f"the model's tokenizer has no token for the word {word!r}; its probability cannot be read"
+                )
+        if (total := sum(map(len, ids.values()))) > MAX_WATCHED:
+            raise InputError(
+                f"the words {list(words)} have {total} token forms, limit {MAX_WATCHED}; watch fewer words"
+            )
+        return ids
+
+    def _find_forms(self, word: str) -> tuple[int, ...]:
+        wanted = word.strip().casefold()
+        # The raw spelling of a token holds its letters, so decoding only those that hold the word is enough.
+        likely = (i for raw, i in self._tokenizer.get_vocab().items() if wanted in raw.casefold())
+        return tuple(sorted(i for i in likely if i not in self.special and self.text(i).strip().casefold() == wanted))
+
+    def text(self, token: int) -> str:
+        """The text of one token."""
+        found = self._texts.get(token)
+        if found is None:
+            found = self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return found
+
+    def pieces(self, tokens: Sequence[int]) -> tuple[str, list[str]]:
+        """The text of `tokens` (none of them special) and each one's share of it; the shares joined are the text."""
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        pieces = [self.text(t) for t in tokens]
+        if "".join(pieces) == text:
+            return text, pieces
+        # A character spread over several tokens: its whole text goes to the last of them.
+        pieces, written = [], 0
+        for end in range(1, len(tokens) + 1):
+            so_far: str = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)
+            done = len(text) if end == len(tokens) else len(so_far.rstrip("\ufffd"))
+            done = max(done, written)
+            pieces.append(text[written:done])
+            written = done
+        return text, pieces

