@@ -1,0 +1,64 @@
+"""Selection over Ray: every unit accounted for, settings guarded."""
+
+from pathlib import Path
+
+import factories
+import pytest
+
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.evidence.checking import Bands
+from vlgenrm_ray.records import Critique, Example, Side
+from vlgenrm_ray.reward import selection
+from vlgenrm_ray.reward.refutation import Evidence
+from vlgenrm_ray.reward.selection import SelectionConfig
+from vlgenrm_ray.store import StageFolder, Unit, write_units
+
+ASKED = {"prompt": "shapes_cot", "direct_prompt": "shapes_direct", "evidence": Evidence.of("shapes", Bands())}
+
+
+def unit(id: str, p_chosen: float, p_rejected: float, image: str = "a red circle") -> Unit[Critique]:
+    preference = factories.preference(id, sightings=(factories.sighting(),))
+    critiques = [
+        factories.critique(
+            f"{id}/{side.value}/c0",
+            preference=preference,
+            side=side,
+            text=f"Claim: x. Image: {image}. Right.\nVerdict: {word.capitalize()}",
+            verdict=word,
+            p_yes=p,
+        )
+        for side, p in ((Side.CHOSEN, p_chosen), (Side.REJECTED, p_rejected))
+        for word in ["yes" if p > 0.5 else "no"]
+    ]
+    return Unit(id=id, records=tuple(critiques))
+
+
+def stage(path: Path, units: list[Unit[Critique]]) -> StageFolder:
+    folder = StageFolder(path)
+    folder.begin("settings", {})
+    for start in range(0, len(units), 100):
+        write_units(folder, Critique, units[start : start + 100])
+    folder.finish(seconds=0.0)
+    return folder
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_every_pair_is_kept_or_dropped_and_a_finished_stage_stays(run_folder: Path) -> None:
+    failed = {i for i in range(249) if i % 3 == 0}
+    units = [unit(f"q/p{i}", 0.2 if i in failed else 0.9, 0.1) for i in range(249)]
+    units.append(unit("q/p249", 0.9, 0.1, image="a blue star at the top left"))
+    source = stage(run_folder / "critiques", units)
+    target = StageFolder(run_folder / "selection")
+    config = SelectionConfig(tau=0.5, w_direct=0.0, lambda_answer=0.0)
+
+    manifest = selection.run(config, **ASKED, source=source, target=target)
+
+    made = {u.id: u for u in target.units(Example)}
+    assert made.keys() == {u.id for u in units}
+    assert {id for id, u in made.items() if not u.records} == {f"q/p{i}" for i in failed | {249}}
+    assert manifest.metrics["kept_share"] == pytest.approx(1 - (len(failed) + 1) / 250)
+    assert manifest.metrics["pairs_lost"] == {"contradicted_critique": 1, "wrong_verdict": len(failed)}
+    assert sum(manifest.metrics["margin_histogram"]) == 250
+    assert selection.run(config, **ASKED, source=source, target=target) == manifest
+    with pytest.raises(ConfigError, match="other settings"):
+        selection.run(SelectionConfig(tau=0.6), **ASKED, source=source, target=target)

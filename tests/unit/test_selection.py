@@ -1,0 +1,183 @@
+"""The selection stage on units: examples, drops, failures, figures, settings."""
+
+from pathlib import Path
+
+import factories
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlgenrm_ray import recipe
+from vlgenrm_ray.errors import ConfigError, DropReason
+from vlgenrm_ray.evidence.checking import Bands
+from vlgenrm_ray.judge import prompt
+from vlgenrm_ray.records import Critique, Dropped, Example, ExampleKind, Preference, Side
+from vlgenrm_ray.reward.combinations import Strategy
+from vlgenrm_ray.reward.examples import Templates
+from vlgenrm_ray.reward.refutation import Evidence
+from vlgenrm_ray.reward.selection import SelectionConfig, examples_of, failures
+from vlgenrm_ray.reward.selection_metrics import measure
+from vlgenrm_ray.store import StageFolder, Unit, write_units
+
+TEMPLATES = Templates(critique=prompt.load("shapes_cot"), direct=prompt.load("shapes_direct"))
+EVIDENCE = Evidence.of("shapes", Bands())
+CONFIG = SelectionConfig(tau=0.3)
+
+
+def critique(preference: Preference, side: Side, index: int, p_yes: float | None, image: str = "") -> Critique:
+    """The verdict written is the likelier one; None is unreadable."""
+    word = None if p_yes is None else "yes" if p_yes >= 0.5 else "no"
+    line = f"Claim: {index}. Image: {image or 'hard to say'}. Right."
+    return factories.critique(
+        f"{preference.id}/{side.value}/c{index}",
+        preference=preference,
+        side=side,
+        text=f"{line}\nVerdict: {word.capitalize()}\n\n" if word else line,
+        verdict=word,
+        p_yes=p_yes,
+    )
+
+
+def unit(
+    chosen: list[float | None], rejected: list[float | None], id: str = "q0/p0", kind: str = "count"
+) -> Unit[Critique]:
+    preference = factories.preference(id, kind=kind, sightings=(factories.sighting(),))
+    records = [critique(preference, Side.CHOSEN, i, p) for i, p in enumerate(chosen)]
+    records += [critique(preference, Side.REJECTED, i, p) for i, p in enumerate(rejected)]
+    return Unit(id=id, records=tuple(records))
+
+
+def select(unit: Unit[Critique], config: SelectionConfig = CONFIG) -> Unit[Example]:
+    return examples_of(unit, config, TEMPLATES, EVIDENCE)
+
+
+def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> None:
+    made = select(unit([0.9, 0.6], [0.2]))
+    assert [e.id for e in made.records] == [
+        "q0/p0/chosen/c0/example",
+        "q0/p0/rejected/c0/example",
+        "q0/p0/chosen/direct",
+        "q0/p0/rejected/direct",
+        "q0/p0/chosen/answer",
+    ]
+    yes, no, direct_yes, direct_no, answer = made.records
+    question, chosen, rejected = "Is there a red circle?", "Yes, there is a red circle.", "No, there is no red circle."
+    assert yes.prompt == prompt.render(prompt.load("shapes_cot"), question, chosen)
+    assert no.prompt == prompt.render(prompt.load("shapes_cot"), question, rejected)
+    assert yes.completion == "Claim: 0. Image: hard to say. Right.\nVerdict: Yes"
+    assert no.completion.endswith("Verdict: No")
+    assert direct_yes.prompt == prompt.render(prompt.load("shapes_direct"), question, chosen)
+    assert [(e.label, e.completion) for e in (direct_yes, direct_no)] == [("yes", "Yes"), ("no", "No")]
+    assert (answer.prompt, answer.completion, answer.label) == (question, chosen, "")
+    assert [e.weight for e in made.records] == [1.0, 1.0, 0.5, 0.5, 0.1]
+    assert [e.label for e in made.records] == ["yes", "no", "yes", "no", ""]
+
+
+def test_parts_of_no_weight_are_left_out() -> None:
+    config = SelectionConfig(tau=0.3, top_n=2, w_direct=0.0, lambda_answer=0.0)
+    made = select(unit([0.9, 0.8], [0.2, 0.1]), config)
+    assert [e.kind for e in made.records] == [ExampleKind.CRITIQUE] * 4
+
+
+def test_direct_verdicts_and_answers_come_once_however_many_critiques() -> None:
+    made = select(unit([0.9, 0.8], [0.2, 0.1]), SelectionConfig(top_n=2))
+    assert sum(e.kind is ExampleKind.ANSWER for e in made.records) == 1
+    assert sum(e.kind is ExampleKind.DIRECT for e in made.records) == 2
+
+
+side = st.lists(st.none() | st.integers(0, 10).map(lambda n: n / 10), max_size=4)
+
+
+@given(side, side, st.sampled_from(Strategy), st.integers(0, 10).map(lambda n: n / 10))
+def test_no_unit_and_no_critique_is_lost_without_a_word(
+    chosen: list[float | None], rejected: list[float | None], strategy: Strategy, tau: float
+) -> None:
+    read = unit(chosen, rejected)
+    if not read.records:
+        read = Unit(id="q0/p0", dropped=(Dropped(stage="critiques", id="q0/p0", reason="engine_error"),))
+    made = select(read, SelectionConfig(strategy=strategy, tau=tau, top_n=2))
+    gone = {d.id for d in made.dropped}
+    assert bool(made.records) != ("q0/p0" in gone)
+    kept = {e.id.removesuffix("/example") for e in made.records if e.kind is ExampleKind.CRITIQUE}
+    assert kept | (gone - {"q0/p0"}) == {c.id for c in read.records}
+    assert not kept & gone
+
+
+def test_what_had_no_critiques_keeps_its_reason() -> None:
+    lost = Dropped(stage="critiques", id="q0/p0", reason="image_missing", detail="gone.png")
+    (dropped,) = select(Unit(id="q0/p0", dropped=(lost,))).dropped
+    assert (dropped.stage, dropped.id, dropped.reason) == ("selection", "q0/p0", "image_missing")
+    assert "gone.png" in dropped.detail
+
+
+def test_a_refuted_critique_makes_room_for_an_honest_one() -> None:
+    preference = factories.preference(sightings=(factories.sighting(),))
+    lies = critique(preference, Side.CHOSEN, 0, 0.9, image="a blue star at the top left")
+    honest = critique(preference, Side.CHOSEN, 1, 0.8, image="a red circle at the top left")
+    other = critique(preference, Side.REJECTED, 0, 0.1)
+    made = select(Unit(id=preference.id, records=(lies, honest, other)))
+    assert made.records[0].id == f"{honest.id}/example"
+    assert [(d.id, d.reason) for d in made.dropped] == [(lies.id, DropReason.CONTRADICTED_CRITIQUE)]
+    unchecked = examples_of(Unit(id=preference.id, records=(lies, honest, other)), CONFIG, TEMPLATES, None)
+    assert unchecked.records[0].id == f"{lies.id}/example"
+
+
+def test_failures_name_the_pairs_that_gave_nothing() -> None:
+    units = [
+        unit([0.9], [0.1], "q0/p0"),
+        unit([0.2], [0.1], "q0/p1"),
+        unit([0.6], [0.4], "q0/p2"),
+        unit([None], [0.1], "q0/p3"),
+    ]
+    found = failures(select(u) for u in units)
+    assert found == {
+        "q0/p1": DropReason.WRONG_VERDICT,
+        "q0/p2": DropReason.SMALL_MARGIN,
+        "q0/p3": DropReason.UNREADABLE_VERDICT,
+    }
+
+
+def stage(path: Path, cls: type, units: list[Unit]) -> StageFolder:
+    folder = StageFolder(path)
+    folder.begin("settings", {})
+    write_units(folder, cls, units)
+    folder.finish(seconds=0.0)
+    return folder
+
+
+def test_figures_of_a_selection(tmp_path: Path) -> None:
+    lost = Unit(id="q0/p9", dropped=(Dropped(stage="critiques", id="q0/p9", reason="engine_error"),))
+    units = [
+        unit([0.9, None], [0.15], "q0/p0"),
+        unit([0.8], [0.15], "q0/p1", kind="spatial"),
+        unit([0.6], [0.15], "q0/p2"),
+        lost,
+    ]
+    critiques = stage(tmp_path / "critiques", Critique, units)
+    selection = stage(tmp_path / "selection", Example, [select(u, SelectionConfig(tau=0.5)) for u in units])
+    figures = measure(selection, critiques, scale=CONFIG.margin, min_mass=0.0)
+    assert (figures["pairs"], figures["pairs_kept"]) == (3, 2)
+    assert figures["kept_share"] == pytest.approx(2 / 3)
+    assert figures["by_kind"] == {"count": {"pairs": 2, "kept": 1}, "spatial": {"pairs": 1, "kept": 1}}
+    assert figures["pairs_lost"] == {"engine_error": 1, "small_margin": 1}
+    assert figures["critiques_lost"] == {"small_margin": 2, "unreadable_verdict": 1}
+    assert figures["examples"] == {"answer": 2, "critique": 4, "direct": 4}
+    # Margins 0.75, 0.65 and 0.45; a bin is a tenth wide and the first begins at -1.
+    assert [index for index, count in enumerate(figures["margin_histogram"]) for _ in range(count)] == [14, 16, 17]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"tau": 1.2}, ["tau", "1.2", "less than or equal to 1"]),
+        ({"tau": -0.1}, ["tau", "-0.1", "greater than or equal to 0"]),
+        ({"top_n": 0}, ["top_n", "0", "greater than or equal to 1"]),
+        ({"strategy": "best"}, ["strategy", "best", "'mrs'", "'random_correct'"]),
+        ({"taw": 0.1}, ["taw", "did you mean 'tau'"]),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_remedy(values: dict[str, object], told: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        recipe.build(SelectionConfig, values)
+    for part in told:
+        assert part in str(raised.value)

@@ -1,0 +1,1 @@
+"""Make the judge better: critiques, selection by margin, training, rounds."""

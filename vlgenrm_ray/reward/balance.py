@@ -1,0 +1,69 @@
+"""Yes and No count alike: a judge trained on more of one learns to say that one. Pure."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vlgenrm_ray.records import ExampleKind
+
+Balance = Literal["weights", "resample", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One turn of an example in an epoch."""
+
+    index: int
+    """Which example."""
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What balancing looks at in an example."""
+
+    kind: ExampleKind
+    label: str
+    weight: float
+
+
+def entries(examples: Sequence[Labelled], how: Balance, *, seed: int, epoch: int) -> list[Entry]:
+    """The epoch's entries, as many in every epoch.
+
+    Critiques and direct verdicts are balanced each among themselves; answers, and kinds of which only one label is
+    there, stay as they are. `weights` scales both labels to the same total weight and keeps the kind's total;
+    `resample` repeats examples of the rarer label, others in each epoch, until both have as many.
+    """
+    made = [Entry(i, e.weight) for i, e in enumerate(examples)]
+    for kind in ExampleKind:
+        by_label: defaultdict[str, list[int]] = defaultdict(list)
+        for i, e in enumerate(examples):
+            if e.kind is kind and e.label:
+                by_label[e.label].append(i)
+        if len(by_label) < 2:
+            continue
+        if how == "weights":
+            _reweigh(made, list(by_label.values()))
+        elif how == "resample":
+            made += _repeats(made, by_label, random.Random(f"{seed}/{epoch}/{kind.value}"))
+    return made
+
+
+def _reweigh(made: list[Entry], groups: Sequence[Sequence[int]]) -> None:
+    totals = [sum(made[i].weight for i in group) for group in groups]
+    share = sum(totals) / len(groups)
+    for group, total in zip(groups, totals, strict=True):
+        for i in group:
+            made[i] = Entry(i, made[i].weight * share / total)
+
+
+def _repeats(made: Sequence[Entry], by_label: dict[str, list[int]], chance: random.Random) -> list[Entry]:
+    most = max(len(group) for group in by_label.values())
+    more: list[Entry] = []
+    for label in sorted(by_label):
+        group = by_label[label]
+        copies, rest = divmod(most - len(group), len(group))
+        more += [made[i] for i in group * copies + chance.sample(group, rest)]
+    return more

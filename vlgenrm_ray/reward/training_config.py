@@ -1,0 +1,43 @@
+"""Settings of the training stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.reward.balance import Balance
+from vlgenrm_ray.settings import Settings
+
+
+class TrainingConfig(Settings):
+    """How a round's examples are learnt."""
+
+    workers: int = Field(default=1, ge=1)
+    """Training processes; each holds a replica of the model or, under ZeRO, its part of it."""
+    num_cpus: int = Field(default=2, ge=1)
+    """CPUs, hence threads, of each worker."""
+    num_gpus: int = Field(default=0, ge=0, le=1)
+    """GPUs of each worker: 1, or 0 to train on the CPU."""
+    epochs: int = Field(default=1, ge=1)
+    max_steps: int = Field(default=0, ge=0)
+    """Optimizer steps at most; 0 means all that the epochs have."""
+    examples_per_step: int = Field(default=32, ge=1)
+    """Examples of one optimizer step, over all workers."""
+    tokens_per_batch: int = Field(default=8192, ge=16)
+    """Padded tokens, image tokens included, of one micro-batch on one worker. A longer example is dropped, not cut."""
+    normalise: Literal["tokens", "examples"] = "tokens"
+    """A step's loss is the weighted mean over its completion tokens, or over its examples (each its tokens' mean)."""
+    balance: Balance = "weights"
+    """How Yes and No examples are made to count alike."""
+    seed: int = 0
+    checkpoint_every: int = Field(default=100, ge=0)
+    """Steps between checkpoints; 0 keeps none, and an interrupted training begins anew."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    retries: int = Field(default=2, ge=0)
+    """Times a crashed group of workers is started again, from the last checkpoint, before the stage fails."""
+    num_probes: int = Field(default=8, ge=0)
+    """Judgements asked of the trained model before it is exported, kept in `probes.json`: whoever loads the export can
+    compare its rewards with them."""
+    images: ImageLimits = ImageLimits()
+    engine: DeepSpeedConfig = DeepSpeedConfig()
