@@ -1,0 +1,121 @@
+"""The figures of a judge, against hand-worked values and plain loops."""
+
+import itertools
+import math
+
+import factories
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlgenrm_ray.evaluation import metrics
+from vlgenrm_ray.records import Judgement, PairResult
+
+NAN = math.nan
+probabilities = st.integers(0, 16).map(lambda n: n / 16)
+samples = st.lists(probabilities, min_size=1, max_size=20).map(np.array)
+
+
+def judgement(id: str, reward: float | None) -> Judgement:
+    status = "unreadable_verdict" if reward is None else "ok"
+    return Judgement(id=id, reward=reward, status=status, num_critiques=1, verdict_mass=1.0)
+
+
+def result(id: str, chosen: float | None, rejected: float | None, kind: str = "count") -> PairResult:
+    preference = factories.preference(id, kind=kind)
+    return PairResult(id=id, preference=preference, chosen=judgement(id, chosen), rejected=judgement(id, rejected))
+
+
+def test_ties_and_unreadable_pairs_are_one_half() -> None:
+    chosen, rejected = np.array([0.9, 0.1, 0.5, NAN, 0.9]), np.array([0.1, 0.9, 0.5, 0.1, NAN])
+    assert metrics.outcomes(chosen, rejected).tolist() == [1.0, 0.0, 0.5, 0.5, 0.5]
+
+
+@given(samples)
+def test_outcomes_of_swapped_sides_add_up_to_one(values: np.ndarray) -> None:
+    other = values[::-1]
+    assert (metrics.outcomes(values, other) + metrics.outcomes(other, values) == 1.0).all()
+
+
+def test_wilson_s_interval_is_the_textbook_s() -> None:
+    # Worked by hand: 8 of 10, z = 1.96 gives (0.490, 0.943).
+    estimate = metrics.wilson(np.array([1.0] * 8 + [0.0] * 2))
+    assert (estimate.value, estimate.num) == (0.8, 10)
+    assert (estimate.low, estimate.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_wilson_does_not_collapse_at_the_ends() -> None:
+    assert metrics.wilson(np.ones(10)).low == pytest.approx(0.7225, abs=1e-4)
+    assert math.isnan(metrics.wilson(np.array([])).value)
+
+
+@given(samples, samples)
+def test_auroc_counts_pairs(good: np.ndarray, bad: np.ndarray) -> None:
+    pairs = [(g > b) + 0.5 * (g == b) for g, b in itertools.product(good, bad)]
+    assert metrics.auroc(good, bad) == pytest.approx(np.mean(pairs))
+    assert metrics.auroc(np.append(good, NAN), bad) == metrics.auroc(good, bad)
+
+
+@given(samples)
+def test_ece_is_the_sum_over_bins(probability: np.ndarray) -> None:
+    label = (np.arange(len(probability)) % 2).astype(float)
+    expected = 0.0
+    for index in range(15):
+        low, high = index / 15, (index + 1) / 15
+        inside = (probability >= low) & ((probability < high) | ((index == 14) & (probability == 1.0)))
+        if inside.any():
+            expected += inside.mean() * abs(label[inside].mean() - probability[inside].mean())
+    assert metrics.ece(probability, label) == pytest.approx(expected)
+
+
+def test_a_sure_and_right_judge_is_calibrated_and_a_sure_and_wrong_one_is_not() -> None:
+    label = np.array([1.0, 0.0])
+    assert metrics.ece(label, label) == metrics.brier(label, label) == 0.0
+    assert metrics.ece(1 - label, label) == metrics.brier(1 - label, label) == 1.0
+    assert metrics.brier(np.array([0.8, NAN]), label) == pytest.approx(0.04)
+
+
+def test_the_gain_is_paired_and_its_interval_covers_it() -> None:
+    before = {f"p{i}": float(i % 2) for i in range(200)}
+    after = before | {f"p{i}": 1.0 for i in range(0, 40, 2)}
+    gain = metrics.paired_gain(before, after | {"another": 1.0})
+    assert gain.num == 200
+    assert gain.value == pytest.approx(0.1)
+    assert 0.05 < gain.low < 0.1 < gain.high < 0.15
+    # The bootstrap's spread is that of the mean difference, sqrt(p (1 - p) / n).
+    assert (gain.high - gain.low) / 2 == pytest.approx(1.96 * math.sqrt(0.1 * 0.9 / 200), rel=0.1)
+
+
+def test_no_change_is_a_gain_of_nothing() -> None:
+    same = {f"p{i}": float(i % 2) for i in range(50)}
+    gain = metrics.paired_gain(same, same)
+    assert (gain.value, gain.low, gain.high) == (0.0, 0.0, 0.0)
+    assert metrics.paired_gain(same, {}).num == 0
+
+
+def test_the_summary_reports_abstentions_beside_the_accuracy() -> None:
+    results = [result("a", 0.9, 0.2), result("b", 0.4, 0.6), result("c", None, 0.6, "spatial")]
+    figures = metrics.summary(results)
+    assert figures["pairwise_accuracy"] == 0.5
+    assert figures["num_pairs"] == 3
+    assert figures["ci95"][0] < 0.5 < figures["ci95"][1]
+    assert figures["pair_coverage"] == pytest.approx(2 / 3, abs=1e-6)
+    assert figures["verdict_coverage"] == pytest.approx(5 / 6, abs=1e-6)
+    assert figures["auroc"] == pytest.approx(4 / 6, abs=1e-6)
+    assert figures["by_kind"]["spatial"]["value"] == 0.5
+    assert figures["by_kind"]["count"]["num"] == 2
+
+
+def test_a_summary_of_nothing_has_no_figures() -> None:
+    figures = metrics.summary([])
+    assert figures["num_pairs"] == 0
+    assert figures["pairwise_accuracy"] is figures["auroc"] is figures["ece"] is figures["verdict_coverage"] is None
+
+
+def test_blind_baselines_look_at_length_alone() -> None:
+    texts = [("aaa", "a"), ("aaa", "a"), ("a", "aaa"), ("aa", "bb")]
+    pairs = [factories.preference(f"q/p{i}", chosen=c, rejected=r) for i, (c, r) in enumerate(texts)]
+    blind = metrics.blind(pairs)
+    assert blind["longer"]["value"] == 2.5 / 4
+    assert blind["shorter"]["value"] == 1.5 / 4

@@ -1,0 +1,210 @@
+"""The life of a record, read from a small run folder made by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import factories
+import pytest
+
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.records import (
+    Checked,
+    Checkpoint,
+    Critique,
+    Dropped,
+    Example,
+    ExampleKind,
+    Finding,
+    Judgement,
+    Origin,
+    PairResult,
+    Preference,
+    Question,
+    Response,
+    Side,
+    Truth,
+)
+from vlgenrm_ray.report.trace import trace
+from vlgenrm_ray.store import StageFolder, Unit, write_units
+
+ASKED = factories.question("q/1", text="How many circles are there?", kind="count", reference="There is one circle.")
+OTHER = factories.question("q/10")
+PAIR = factories.preference(
+    "q/1/p0",
+    question=ASKED,
+    chosen="There is one circle.",
+    rejected="There are two circles.",
+    origin=Origin.EDITED,
+    kind="count",
+    evidence="one circle seen, two claimed",
+    edit_start=10,
+    edit_end=13,
+    chosen_id="q/1/r0",
+    rejected_id="q/1/r0/e",
+)
+HOPELESS = factories.preference("q/1/p1", question=ASKED, chosen_id="q/1/r0", rejected_id="q/1/r3")
+GOLD = factories.preference("h1/gold", question=factories.question("h1"), origin=Origin.GOLD, kind="count")
+
+
+def stage(path: Path, cls: type, *units: Unit[Any]) -> None:
+    folder = StageFolder(path)
+    folder.begin("settings", {})
+    for unit in units:
+        write_units(folder, cls, [unit])
+
+
+def response(id: str, question: Question, text: str) -> Response:
+    return factories.response(id, question=question, text=text, sampler="base", seed=12, num_tokens=5)
+
+
+def critique(side: Side, index: int, p_yes: float | None) -> Critique:
+    word = None if p_yes is None else "yes" if p_yes > 0.5 else "no"
+    id = f"q/1/p0/{side.value}/c{index}"
+    text = f"Claim: {index} of {side.value}. Image: one circle. Right.\nVerdict: {word or '...'}"
+    return factories.critique(id, preference=PAIR, side=side, text=text, verdict=word, p_yes=p_yes)
+
+
+def example(id: str, label: str = "yes") -> Example:
+    return Example(
+        id=id,
+        image=ASKED.image,
+        prompt="asked",
+        completion="said",
+        kind=ExampleKind.CRITIQUE,
+        label=label,
+        weight=1.0,
+        round=1,
+    )
+
+
+def lost(stage: str, id: str, reason: str, detail: str = "") -> Dropped:
+    return Dropped(stage=stage, id=id, reason=reason, detail=detail)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    stage(run / "pool", Question, Unit(id="row 1", records=(ASKED,)), Unit(id="row 2", records=(OTHER,)))
+    responses = [
+        response("q/1/r0", ASKED, "There is one circle."),
+        response("q/1/r1", ASKED, "There are five circles."),
+    ]
+    same = lost("responses", "q/1/r2", "duplicate_text", "same as q/1/r0")
+    elsewhere = response("q/10/r0", OTHER, "No, there is no red circle.")
+    stage(
+        run / "responses",
+        Response,
+        Unit(id="q/1", records=tuple(responses), dropped=(same,)),
+        Unit(id="q/10", records=(elsewhere,)),
+    )
+    claim = factories.claim(subject="circle", text="There is one circle")
+    finding = Finding(claim=claim, truth=Truth.SUPPORTED, expert="detector", score=0.93, boxes=(factories.box(),))
+    checked = [
+        Checked(
+            id=r.id, response=r, findings=(finding,) if r is responses[0] else (), sightings=(factories.sighting(),)
+        )
+        for r in (*responses, elsewhere)
+    ]
+    stage(run / "experts", Checked, Unit(id="image", records=tuple(checked)))
+    stage(run / "preferences", Preference, Unit(id="image", records=(PAIR, HOPELESS)))
+    stage(run / "heldout", Preference, Unit(id="h1", records=(GOLD,)))
+    critiques = [critique(Side.CHOSEN, 0, 0.9), critique(Side.CHOSEN, 1, 0.3), critique(Side.REJECTED, 0, 0.2)]
+    critiques.append(critique(Side.REJECTED, 1, None))
+    missed = factories.critique(f"{HOPELESS.id}/chosen/c0", preference=HOPELESS, verdict="no", p_yes=0.1)
+    criticised = Unit(id=PAIR.id, records=tuple(critiques))
+    stage(run / "round-1" / "critiques", Critique, criticised, Unit(id=HOPELESS.id, records=(missed,)))
+    dropped = (
+        lost("selection", critiques[1].id, "wrong_verdict", "the verdict is wrong"),
+        lost("selection", critiques[3].id, "unreadable_verdict", "no verdict to read"),
+    )
+    examples = (example(f"{critiques[0].id}/example"), example(f"{critiques[2].id}/example", "no"))
+    failed = lost("selection", HOPELESS.id, "wrong_verdict", "nothing kept of 2 critiques")
+    selected = Unit(id=PAIR.id, records=examples, dropped=dropped)
+    stage(run / "round-1" / "selection", Example, selected, Unit(id=HOPELESS.id, dropped=(failed,)))
+    made = Checkpoint(uri="/run/round-1/training/model", round=1, parent="/pack/vlm", metrics={})
+    too_long = lost("training", examples[1].id, "example_too_long", "9000 tokens")
+    stage(run / "round-1" / "training", Checkpoint, Unit(id="round-1", records=(made,), dropped=(too_long,)))
+    chosen = Judgement(
+        id="x", reward=0.75, status="ok", num_critiques=1, verdict_mass=1.0, critiques=("A.\nVerdict: Yes",)
+    )
+    mute = Judgement(id="y", reward=None, status="unreadable_verdict", num_critiques=1, verdict_mass=0.0)
+    result = PairResult(id=GOLD.id, preference=GOLD, chosen=chosen, rejected=mute)
+    stage(run / "round-1" / "evaluation", PairResult, Unit(id=GOLD.id, records=(result,)))
+    return run
+
+
+def test_an_example_leads_back_to_the_image_and_to_every_critique_that_lost(run: Path) -> None:
+    text = trace(run, "q/1/p0/chosen/c0/example")
+    order = [
+        "QUESTION q/1",
+        "image /nowhere.png (240 x 240",
+        "q/1/r0  sampler base, seed 12, 5 tokens",
+        'supported     existence  "There is one circle" detector 0.93',
+        "circle 0.90 (10, 10)-(70, 70)",
+        "q/1/p0  edited, count",
+        'edited   "two"',
+        "one circle seen, two claimed",
+        "ROUND 1",
+        "critique q/1/p0/chosen/c0  yes, p(Yes) 0.90; kept",
+        "critique q/1/p0/chosen/c1  no, p(Yes) 0.30; wrong_verdict",
+        "critique q/1/p0/rejected/c1  unreadable; unreadable_verdict",
+        ">   example q/1/p0/chosen/c0/example  critique (yes), weight 1",
+        "trained /run/round-1/training/model, from /pack/vlm",
+        "example_too_long: 9000",
+    ]
+    places = [text.find(part) for part in order]
+    assert -1 not in places, order[places.index(-1)]
+    assert places == sorted(places)
+    assert "q/1/r1" not in text, "the response that made no pair is no part of this life"
+
+
+def test_a_question_shows_everything_of_its_own_and_nothing_of_another(run: Path) -> None:
+    text = trace(run, "q/1")
+    assert text.startswith("> QUESTION q/1")
+    for part in ("q/1/r0", "q/1/r1", "q/1/r2  by responses, duplicate_text: same as q/1/r0", "q/1/p0", "ROUND 1"):
+        assert part in text
+    assert "q/10" not in text
+
+
+def test_a_response_shows_the_pairs_made_of_it(run: Path) -> None:
+    assert "q/1/p0/chosen/c0" in trace(run, "q/1/r0")
+    barren = trace(run, "q/1/r1")
+    assert "There are five circles." in barren
+    assert "PREFERENCES" not in barren
+
+
+def test_a_pair_that_gave_nothing_says_why(run: Path) -> None:
+    text = trace(run, "q/1/p1")
+    assert "pair q/1/p1  lost: wrong_verdict: nothing kept of 2 critiques" in text
+    assert "example" not in text
+
+
+def test_a_held_out_pair_shows_how_it_was_judged(run: Path) -> None:
+    text = trace(run, "h1/gold")
+    assert "judged h1/gold  chosen 0.750, rejected unreadable_verdict" in text
+    assert "chosen: A. / Verdict: Yes" in text
+
+
+def test_what_was_dropped_can_be_asked_for(run: Path) -> None:
+    assert ">   q/1/r2  by responses, duplicate_text: same as q/1/r0" in trace(run, "q/1/r2")
+
+
+@pytest.mark.parametrize("id", ["q/1", "q/1/p0", "q/1/p0/rejected/c0/example", "h1/gold", "q/1/r2"])
+@pytest.mark.parametrize("width", [80, 60])
+def test_lines_fit_and_the_asked_record_is_marked(run: Path, id: str, width: int) -> None:
+    lines = trace(run, id, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith(">") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("id", "near"), [("q/2", "q/1"), ("q/1/r7", "q/1/r0"), ("q/1/p0/chosen/c9", "q/1/p0/chosen/c0"), ("gold", "h1")]
+)
+def test_an_unknown_id_is_answered_with_the_nearest(run: Path, id: str, near: str) -> None:
+    with pytest.raises(InputError, match=f"{id}: no such id in .*nearest: .*{near}"):
+        trace(run, id)
+
+
+def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run folder"):
+        trace(tmp_path, "q/1")

@@ -1,0 +1,61 @@
+"""Reads Question (of a pool that came with labels). Writes Preference.
+
+The labels of these pairs are taken as the truth to measure against. They never meet the experts, curation or training.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlgenrm_ray import flow
+from vlgenrm_ray.errors import DropReason, StageError
+from vlgenrm_ray.records import Dropped, Origin, Preference, Question, from_table
+from vlgenrm_ray.settings import digest
+from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STAGE = "heldout"
+
+
+def label(question: Question) -> Unit[Preference]:
+    """A labelled question -> its pair; without both answers, or with equal ones, a drop."""
+    chosen, rejected = question.chosen, question.rejected
+    if not chosen or not rejected or chosen == rejected:
+        detail = "a held-out row needs `chosen` and `rejected`, and they must differ"
+        drop = Dropped(stage=STAGE, id=question.id, reason=DropReason.NO_CONTRAST, detail=detail)
+        return Unit(id=question.id, dropped=(drop,))
+    pair = Preference(
+        id=f"{question.id}/gold",
+        question=question,
+        chosen=chosen,
+        rejected=rejected,
+        origin=Origin.GOLD,
+        kind=question.kind,
+        evidence="label of the data set",
+    )
+    return Unit(id=question.id, records=(pair,))
+
+
+@dataclass(frozen=True)
+class _Label:
+    def __call__(self, rows: "pa.Table") -> "pa.Table":
+        return units_table(Preference, (label(q) for q in from_table(Question, rows)))
+
+
+def run(*, source: StageFolder, target: StageFolder) -> Manifest:
+    """Fill `target` with the pairs of the labelled pool `source`. Raises StageError if there is none."""
+    manifest = flow.run(
+        target,
+        flow.read_records(source, Question),
+        lambda rows: rows.map_batches(_Label(), **flow.LIGHT),
+        total=source.complete().rows_out,
+        fingerprint=digest(STAGE),
+        inputs={"pool": source.data_hash()},
+    )
+    if not manifest.rows_out:
+        raise StageError(
+            f"heldout: none of {manifest.rows_in} rows has both a chosen and a rejected answer; "
+            "give labelled pairs under heldout.path"
+        )
+    return manifest
