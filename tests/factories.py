@@ -15,6 +15,7 @@ from vlgenrm_ray.records import (
     Side,
     Sighting,
 )
+from vlgenrm_ray.store import Manifest
 
 
 def image(**over: Any) -> ImageRef:
@@ -75,4 +76,19 @@ def critique(id: str = "q0/p0/chosen/c0", **over: Any) -> Critique:
             }
             | over
         )
+    )
+
+
+def manifest(stage: str, rows_out: int = 4, **metrics: Any) -> Manifest:
+    return Manifest(
+        stage=stage,
+        fingerprint="f",
+        inputs={},
+        data_hash="h",
+        rows_in=4,
+        rows_out=rows_out,
+        dropped={"wrong_verdict": 4 - rows_out},
+        num_tokens=0,
+        seconds=1.0,
+        metrics=metrics,
     )

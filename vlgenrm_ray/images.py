@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Formats that are decoded; Pillow's other decoders stay shut."""
+
+_MAGIC = ((b"\x89PNG\r\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"BM", "bmp"))
+"""How the encoded bytes of each format begin; WebP's sign stands further in."""
 
 
 class ImageLimits(Settings):
@@ -43,7 +48,9 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
     """
     scheme = urlparse(uri).scheme
     if scheme in ("http", "https", "ftp"):
-        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first")
+        raise ImageError(
+            DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first"
+        )
     try:
         if scheme in ("", "file"):
             path = Path(urlparse(uri).path if scheme else uri)
@@ -82,10 +89,13 @@ def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             pixels = image.width * image.height
             if pixels > limits.max_pixels:
-                raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {pixels} pixels, limit {limits.max_pixels}")
+                raise ImageError(
+                    DropReason.IMAGE_TOO_LARGE, f"{name}: {pixels} pixels, limit {limits.max_pixels}"
+                )
             if min(image.size) < limits.min_side:
                 raise ImageError(
-                    DropReason.IMAGE_UNREADABLE, f"{name}: {image.width}x{image.height}, smallest side {limits.min_side}"
+                    DropReason.IMAGE_UNREADABLE,
+                    f"{name}: {image.width}x{image.height}, smallest side {limits.min_side}",
                 )
             return ImageOps.exif_transpose(image).convert("RGB")
     except ImageError:
@@ -102,9 +112,37 @@ def probe(uri: str, limits: ImageLimits) -> ImageRef:
     return ImageRef(uri=uri, sha256=hashlib.sha256(data).hexdigest(), width=image.width, height=image.height)
 
 
-def read(ref: ImageRef, limits: ImageLimits) -> "PIL.Image.Image":
-    """The pixels of a probed image, RGB. Raises ImageError if it has vanished or changed since."""
+def suffix(data: bytes) -> str | None:
+    """Customary file name suffix of encoded bytes ("png", "jpg", ...), None if they begin like no image we decode."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def keep(data: bytes, folder: Path, limits: ImageLimits) -> ImageRef:
+    """Check encoded bytes and store them as `<folder>/<sha256>.<suffix>`, once however often they come.
+
+    Safe to call from many processes at a time. Raises ImageError.
+    """
+    sha256 = hashlib.sha256(data).hexdigest()
+    image = decode(data, limits, f"image {sha256[:12]}")
+    path = folder / f"{sha256}.{suffix(data) or 'img'}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{sha256}.{uuid.uuid4().hex}")
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    return ImageRef(uri=str(path), sha256=sha256, width=image.width, height=image.height)
+
+
+def verify(ref: ImageRef, limits: ImageLimits) -> bytes:
+    """Encoded bytes of a probed image. Raises ImageError if it has vanished or changed since; decodes nothing."""
     data = fetch(ref.uri, limits)
     if hashlib.sha256(data).hexdigest() != ref.sha256:
         raise ImageError(DropReason.IMAGE_UNREADABLE, f"{ref.uri}: changed since it was probed")
-    return decode(data, limits, ref.uri)
+    return data
+
+
+def read(ref: ImageRef, limits: ImageLimits) -> "PIL.Image.Image":
+    """The pixels of a probed image, RGB. Raises ImageError if it has vanished or changed since."""
+    return decode(verify(ref, limits), limits, ref.uri)

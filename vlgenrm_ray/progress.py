@@ -31,7 +31,9 @@ class Progress:
             self._logged = now
             self._show()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._show()
         if self._live:
             sys.stderr.write("\n")

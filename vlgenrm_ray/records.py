@@ -189,7 +189,7 @@ class Critique:
     verdict: str | None
     """"yes", "no", or None where no verdict could be read: such a critique abstains."""
     p_yes: float | None
-    """p(Yes) / (p(Yes) + p(No)) at the verdict position; None where unreadable. Source: method, after arXiv 2408.15240."""
+    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240); None where unreadable."""
     verdict_mass: float
     """p(Yes) + p(No); small means the model was not answering."""
     num_tokens: int

@@ -213,12 +213,16 @@ class StageFolder:
             return None
         return Manifest(**read_json(self.manifest_path))
 
-    def data_hash(self) -> str:
-        """Hash of a complete stage's data. Raises StageError while it is incomplete."""
+    def complete(self) -> Manifest:
+        """The manifest of a stage that must be complete. Raises StageError while it is not."""
         manifest = self.manifest()
         if manifest is None:
             raise StageError(f"{self.path} is not complete: it has no manifest.json")
-        return manifest.data_hash
+        return manifest
+
+    def data_hash(self) -> str:
+        """Hash of a complete stage's data. Raises StageError while it is incomplete."""
+        return self.complete().data_hash
 
     def done_ids(self) -> set[str]:
         """Ids of all units already committed; reads that one column only."""

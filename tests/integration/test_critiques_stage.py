@@ -1,0 +1,95 @@
+"""The critiques stage on Ray Data: complete, resumable, and refusing what it should."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import factories
+from vlgenrm_ray.engines.contracts import Prompt
+from vlgenrm_ray.engines.scripted import ScriptedGenerator
+from vlgenrm_ray.engines.vllm import VllmConfig
+from vlgenrm_ray.errors import ConfigError, InputError
+from vlgenrm_ray.flow import Pool
+from vlgenrm_ray.images import ImageLimits, probe
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.records import Critique, ImageRef, Preference
+from vlgenrm_ray.reward.critiques import CritiquesConfig, run
+from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.store import StageFolder, Unit, write_units
+
+CONFIG = CritiquesConfig(pool=Pool(num_cpus=0.5, batch_size=8))
+JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_prompt="shapes_cot_hint", num_critiques=2)
+
+
+def scripted(config: VllmConfig) -> ScriptedGenerator:
+    return ScriptedGenerator(lambda p, chance: "Verdict: Yes" if chance.random() < 0.5 else "Verdict: No")
+
+
+def dies_on_one(config: VllmConfig) -> ScriptedGenerator:
+    def script(prompt: Prompt, chance: object) -> str:
+        assert "number 20" not in prompt.text, "killed here"
+        return "Verdict: Yes"
+
+    return ScriptedGenerator(script)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> StageFolder:
+    """24 preferences over one picture, and one whose picture is gone."""
+    from PIL import Image
+
+    path = tmp_path / "a.png"
+    Image.new("RGB", (48, 48), (200, 30, 30)).save(path)
+    image = probe(str(path), ImageLimits())
+    gone = ImageRef(uri=str(tmp_path / "gone.png"), sha256="0", width=48, height=48)
+    pairs = [
+        factories.preference(
+            f"q{i}/p0",
+            question=factories.question(f"q{i}", text=f"Is there a circle? (number {i})", image=image if i else gone),
+        )
+        for i in range(25)
+    ]
+    folder = StageFolder(tmp_path / "preferences")
+    folder.begin("f", {})
+    write_units(folder, Preference, [Unit(id=p.question.id, records=(p,)) for p in pairs])
+    folder.finish(seconds=0.0)
+    return folder
+
+
+def test_every_preference_has_critiques_or_a_reason(ray_local: None, tmp_path: Path, source: StageFolder) -> None:
+    target = StageFolder(tmp_path / "critiques")
+    manifest = run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=scripted)
+    assert (manifest.rows_in, manifest.rows_out, manifest.dropped) == (25, 24 * 4, {"image_missing": 1})
+    assert manifest.metrics["readable_share"] == 1.0
+    assert manifest.num_tokens == sum(c.num_tokens for c in target.records(Critique))
+    with pytest.raises(ConfigError, match="other settings"):
+        run(CONFIG, judge=JUDGE, model="none", round=2, source=source, target=target, build=scripted)
+
+
+def test_a_killed_stage_goes_on_where_it_stopped(ray_local: None, tmp_path: Path, source: StageFolder) -> None:
+    target = StageFolder(tmp_path / "critiques")
+    with pytest.raises(Exception, match="killed here"):
+        run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=dies_on_one)
+    assert target.manifest() is None
+    done = {u.id: u for u in target.units(Critique)}
+    run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=scripted)
+    after = {u.id: u for u in target.units(Critique)}
+    assert len(after) == 25
+    assert {i: after[i] for i in done} == done, "committed rows are not written again"
+
+
+def test_a_bad_model_folder_is_named_before_any_actor_starts(tmp_path: Path, source: StageFolder) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        run(CONFIG, judge=JUDGE, model=tmp_path / "nowhere", round=1, source=source, target=StageFolder(tmp_path / "c"))
+
+
+def test_the_real_model_writes_readable_critiques(ray_local: None, tmp_path: Path, source: StageFolder) -> None:
+    engine = VllmConfig(max_model_len=512, kv_cache_gib=0.1)
+    config = CONFIG.model_copy(update={"engine": engine, "pool": Pool(num_cpus=1, batch_size=32)})
+    judge = JUDGE.model_copy(update={"max_tokens": 160})
+    manifest = run(
+        config, judge=judge, model=pack_path("vlm"), round=1, source=source, target=StageFolder(tmp_path / "c")
+    )
+    assert (manifest.rows_in, manifest.rows_out) == (25, 24 * 4)
+    assert manifest.metrics["readable_share"] > 0.8
+    assert manifest.metrics["mean_verdict_mass"] > 0.5

@@ -1,0 +1,78 @@
+"""From the embedded world to labelled pairs, by a policy that guesses and the pack's own experts."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from vlgenrm_ray.curation import experts, pool, preferences, responses
+from vlgenrm_ray.curation.experts import ExpertsConfig
+from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.curation.preferences import PreferencesConfig
+from vlgenrm_ray.curation.responses import ResponsesConfig
+from vlgenrm_ray.engines.contracts import Generator, Prompt
+from vlgenrm_ray.engines.detector import DetectorConfig
+from vlgenrm_ray.engines.matcher import MatcherConfig
+from vlgenrm_ray.engines.scripted import ScriptedGenerator
+from vlgenrm_ray.engines.vllm import VllmConfig
+from vlgenrm_ray.evidence.matching import MatchingConfig
+from vlgenrm_ray.records import Origin, Preference, Question
+from vlgenrm_ray.shapes import pack_path, world
+from vlgenrm_ray.store import StageFolder
+
+EXPERTS = ExpertsConfig(
+    vocabulary="shapes",
+    detector=DetectorConfig(model=str(pack_path("detector")), image_size=96),
+    matcher=MatcherConfig(model=str(pack_path("matcher")), template="{}"),
+    matching=MatchingConfig(grids=(3,)),
+)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_guesses_become_pairs_with_right_labels(run_folder: Path) -> None:
+    # Local, so that Ray sends it to its workers by value: they cannot import this file.
+    def guesser(config: VllmConfig) -> Generator:
+        """Answers every question as it was answered, rightly or wrongly, of some other scene."""
+        from vlgenrm_ray.shapes.pairs import corrupt
+
+        texts: dict[str, list[str]] = {}
+        for index in range(3000):
+            scene, asked = world.draw(99, "train", index)
+            wrong = corrupt(scene, asked, random.Random(index))
+            texts.setdefault(asked.text, []).extend([asked.reference, wrong])
+
+        def guess(prompt: Prompt, chance: random.Random) -> str:
+            return chance.choice(texts.get(prompt.text, ["I cannot tell."]))
+
+        return ScriptedGenerator(guess)
+
+    folders = {name: StageFolder(run_folder / name) for name in ("pool", "responses", "experts", "preferences")}
+    asked = PoolConfig(source="shapes", split="heldout", count=40)
+    policy = {"name": "guesser", "engine": {}, "n": 6, "pool": {"num_cpus": 0.5}}
+    pool.run(asked, target=folders["pool"], seed=3)
+    answered = responses.run(
+        ResponsesConfig.model_validate({"generators": [policy]}),
+        source=folders["pool"],
+        target=folders["responses"],
+        seed=3,
+        build=guesser,
+    )
+    experts.run(EXPERTS, source=folders["responses"], target=folders["experts"])
+    config = PreferencesConfig(max_per_question=3)
+    made = preferences.run(config, experts=EXPERTS, source=folders["experts"], target=folders["preferences"], seed=3)
+
+    assert answered.metrics["samplers"]["guesser"]["responses"] == answered.rows_out
+    pairs = list(folders["preferences"].records(Preference))
+    lost = {drop.id for drop in folders["preferences"].dropped()}
+    for question in folders["pool"].records(Question):
+        assert any(p.question.id == question.id for p in pairs) != (question.id in lost)
+    right = [
+        world.response_is_true(p.question, p.chosen) and not world.response_is_true(p.question, p.rejected)
+        for p in pairs
+    ]
+    assert len(pairs) >= 30
+    assert sum(right) >= 0.9 * len(right)
+    assert set(made.metrics["pairs_by_origin"]) >= {Origin.VERIFIED, Origin.EDITED}
+    assert sum(made.metrics["pairs_by_origin"].values()) == made.rows_out == len(pairs)
+    again = preferences.run(config, experts=EXPERTS, source=folders["experts"], target=folders["preferences"], seed=3)
+    assert again == made

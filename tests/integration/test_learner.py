@@ -1,0 +1,245 @@
+"""The learner: ZeRO 1, 2, 3 and LoRA with two workers learn, resume, export, and give the same rewards everywhere.
+
+1. After a checkpoint is loaded into a new learner, the next steps have the losses of the learner that went on.
+2. All ZeRO stages compute the same losses: they share out the same arithmetic.
+3. The exported folder's reward p(Yes) / (p(Yes) + p(No)) is the training engine's, in transformers and in vLLM.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.world_examples import examples
+from vlgenrm_ray import images
+from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig, worker_environment
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.records import Example, ExampleKind
+from vlgenrm_ray.shapes import pack_path
+
+LEARNING_RATE = 1e-3
+STEPS = 4
+RESUMED_AT = 2
+CONFIGS = {
+    "zero-1": DeepSpeedConfig(zero_stage=1, precision="fp32"),
+    "zero-2": DeepSpeedConfig(zero_stage=2, precision="fp32", gradient_checkpointing=True),
+    "zero-3": DeepSpeedConfig(zero_stage=3, precision="fp32", gradient_checkpointing=True),
+    "lora": DeepSpeedConfig(zero_stage=3, precision="fp32", lora=LoraConfig(rank=4, alpha=8.0)),
+    "frozen-vision": DeepSpeedConfig(zero_stage=0, precision="fp32", freeze_vision=True),
+}
+# Rewards lie in [0, 1]. All engines compute in fp32 here; they differ in the order of their sums.
+TOLERANCE = 1e-3
+
+
+def in_fp32(pack: Path, target: Path) -> Path:
+    """A copy of the pack's model in fp32, so that an export rounds nothing and tolerances can be tight."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(pack, target)
+    weights = load_file(target / "model.safetensors")
+    save_file({k: v.float() for k, v in weights.items()}, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(_renamed(config)))
+    return target
+
+
+def _renamed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: "float32" if k == "dtype" else _renamed(v) for k, v in value.items()}
+    return value
+
+
+def laboratory(told: dict[str, Any]) -> None:
+    """Runs on both workers: every configuration in turn, in one process, since imports take longer than learning."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    rank = dist.get_rank()
+    found: dict[str, Any] = {}
+    for name, config in CONFIGS.items():
+        found[name] = _experiment(told["base"], config, told["folder"] / name, told["examples"], rank)
+    found["nan"] = _poisoned(told["base"], told["examples"])
+    if rank == 0:
+        (told["folder"] / "found.json").write_text(json.dumps(found))
+
+
+def _experiment(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Example], rank: int) -> dict[str, Any]:
+    from vlgenrm_ray.engines.deepspeed import Learner
+    from vlgenrm_ray.engines.export import export
+    from vlgenrm_ray.engines.vlm_batch import VlmEncoder
+
+    encoder = VlmEncoder(base, ImageLimits())
+    folder.mkdir(parents=True, exist_ok=True)
+    learner = Learner(base, config, seed=0)
+    first = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT)]
+    learner.save(folder)
+    went_on = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT, STEPS)]
+    learner.engine.destroy()
+    learner = Learner(base, config, seed=1)
+    learner.load(folder)
+    resumed = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT, STEPS)]
+    rewards = [_reward(learner, encoder, e) for e in judgements(made)]
+    export(learner, folder / "model")
+    learner.engine.destroy()
+    return {"first": first, "went_on": went_on, "resumed": resumed, "rewards": rewards}
+
+
+def _step(learner: Any, encoder: Any, made: list[Example], number: int, rank: int) -> list[float]:
+    """Loss and gradient norm of a step on eight examples, four on each worker, in micro-batches of three and one."""
+    mine = made[8 * number + 4 * rank :][:4]
+    rows = [(encoder.encode(e.image, e.prompt, e.completion), e.image, e.weight) for e in mine]
+    total = sum(encoder.encode(e.image, e.prompt, e.completion).num_targets for e in made[8 * number :][:8])
+    batches = [encoder.batch(rows[:3]), encoder.batch(rows[3:]), encoder.batch(rows[:1], counts=False)]
+    result = learner.step(batches, denominator=float(total), lr=LEARNING_RATE)
+    return [result.loss, result.grad_norm]
+
+
+def _reward(learner: Any, encoder: Any, example: Example) -> float:
+    tokens = encoder.encode_prefix(example.image, example.prompt, prefix(example))
+    forms = encoder.vocabulary.ids_of(("Yes", "No"))
+    asked = learner.word_probabilities(encoder.batch([(tokens, example.image, 1.0)]), forms)[0]
+    return float(asked["Yes"] / (asked["Yes"] + asked["No"]))
+
+
+def _poisoned(base: Path, made: list[Example]) -> list[tuple[int, int]]:
+    """Rows a learner names when an example's weight is not a number; the same on all workers or they would hang."""
+    from vlgenrm_ray.engines.deepspeed import Learner, NonFiniteLoss
+    from vlgenrm_ray.engines.vlm_batch import VlmEncoder
+
+    encoder = VlmEncoder(base, ImageLimits())
+    learner = Learner(base, CONFIGS["zero-2"], seed=0)
+    rows = [(encoder.encode(e.image, e.prompt, e.completion), e.image, w) for e, w in zip(made, (1.0, float("nan")))]
+    with pytest.raises(NonFiniteLoss) as caught:
+        learner.step([encoder.batch(rows)], denominator=10.0, lr=LEARNING_RATE)
+    return list(caught.value.rows)
+
+
+def judgements(made: list[Example]) -> list[Example]:
+    """The fixed set whose rewards are compared."""
+    return [e for e in made if e.kind is ExampleKind.CRITIQUE][:6] + [e for e in made if e.kind is ExampleKind.DIRECT][
+        :2
+    ]
+
+
+def prefix(example: Example) -> str:
+    return example.completion.removesuffix("Yes").removesuffix("No").rstrip()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    return examples(tmp_path_factory.mktemp("images"), 2 * STEPS)
+
+
+@pytest.fixture(scope="module")
+def exports(ray_local: None, made: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what the laboratory found, with an export of each configuration."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    folder = tmp_path_factory.mktemp("laboratory")
+    base = in_fp32(pack_path("vlm"), folder / "base")
+    TorchTrainer(
+        laboratory,
+        train_loop_config={"base": base, "folder": folder, "examples": made},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            worker_runtime_env={"env_vars": worker_environment(1, gpu=False)},
+        ),
+    ).fit()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(exports: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((exports / "found.json").read_text())
+    return values
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_resumed_learner_goes_on_as_if_never_stopped(found: dict[str, Any], name: str) -> None:
+    one, other = found[name]["went_on"], found[name]["resumed"]
+    assert [x for step in other for x in step] == pytest.approx([x for step in one for x in step], rel=1e-4)
+
+
+def test_all_stages_compute_the_same(found: dict[str, Any]) -> None:
+    losses = {n: [loss for loss, _ in found[n]["first"] + found[n]["went_on"]] for n in ("zero-1", "zero-2", "zero-3")}
+    assert losses["zero-2"] == pytest.approx(losses["zero-1"], rel=1e-4)
+    assert losses["zero-3"] == pytest.approx(losses["zero-1"], rel=1e-4)
+    norms = {n: [norm for _, norm in found[n]["first"]] for n in ("zero-1", "zero-3")}
+    assert norms["zero-3"] == pytest.approx(norms["zero-1"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_learning_changes_the_rewards(found: dict[str, Any], made: list[Example], exports: Path, name: str) -> None:
+    before = rewards_in_transformers(exports / "base", judgements(made))
+    assert max(abs(a - b) for a, b in zip(before, found[name]["rewards"], strict=True)) > 10 * TOLERANCE
+
+
+def test_a_loss_that_is_not_finite_names_its_rows(found: dict[str, Any]) -> None:
+    assert found["nan"] == [[0, 1]]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_gives_the_engines_rewards(
+    exports: Path, found: dict[str, Any], made: list[Example], name: str
+) -> None:
+    rewards = rewards_in_transformers(exports / name / "model", judgements(made))
+    assert rewards == pytest.approx(found[name]["rewards"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["zero-1", "zero-2", "zero-3", "lora"])
+def test_vllm_gives_the_engines_rewards(exports: Path, found: dict[str, Any], made: list[Example], name: str) -> None:
+    rewards = rewards_in_vllm(exports / name / "model", judgements(made))
+    assert rewards == pytest.approx(found[name]["rewards"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["zero-3", "lora"])
+def test_an_export_has_the_files_of_its_base(exports: Path, name: str) -> None:
+    for file in (exports / "base").iterdir():
+        there = exports / name / "model" / file.name
+        assert there.exists()
+        assert file.suffix == ".safetensors" or there.read_bytes() == file.read_bytes()
+    assert {f.name for f in (exports / name / "model").iterdir()} == {f.name for f in (exports / "base").iterdir()}
+
+
+def rewards_in_transformers(folder: Path, asked: list[Example]) -> list[float]:
+    """With nothing of ours: the processor's own tokens and pixels, and a plain forward pass."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    words = processor.tokenizer.get_vocab()
+    forms = {w: [i for t, i in words.items() if t.strip("Ġ ").casefold() == w] for w in ("yes", "no")}
+    rewards = []
+    for example in asked:
+        content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        image = images.read(example.image, ImageLimits())
+        inputs = processor(text=[text + prefix(example)], images=[image], return_tensors="pt")
+        with torch.no_grad():
+            chances = model(**inputs).logits[0, -1].softmax(-1)
+        yes, no = (float(chances[forms[w]].sum()) for w in ("yes", "no"))
+        rewards.append(yes / (yes + no))
+    return rewards
+
+
+def rewards_in_vllm(folder: Path, asked: list[Example]) -> list[float]:
+    from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
+    from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
+
+    generator = VllmGenerator(VllmConfig(model=str(folder), dtype="float32", max_model_len=256, kv_cache_gib=0.25))
+    prompts = [Prompt(image=images.read(e.image, ImageLimits()), text=e.prompt, prefix=prefix(e)) for e in asked]
+    answers = generator.generate(prompts, Sampling(temperature=0.0, max_tokens=1, watch=("Yes", "No")))
+    generator.close()
+    rewards = []
+    for answer in answers:
+        assert not isinstance(answer, Refused), answer
+        chances = answer[0].tokens[0].watched
+        rewards.append(chances["Yes"] / (chances["Yes"] + chances["No"]))
+    return rewards

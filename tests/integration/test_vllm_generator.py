@@ -1,0 +1,126 @@
+"""What only the real engine can get wrong: failures in its middle, broken weights, its cost per sample."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
+from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
+from vlgenrm_ray.errors import DropReason, StageError
+from vlgenrm_ray.shapes import pack_path
+
+SAMPLING = Sampling(max_tokens=4, watch=("Yes", "No"), seed=1)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[VllmGenerator]:
+    engine = VllmGenerator(VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def steps(generator: VllmGenerator, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None]], None]:
+    """Call a function with the schedule of every engine step, before the model runs."""
+    executor = generator._llm.llm_engine.engine_core.engine_core.model_executor
+    execute = executor.execute_model
+
+    def watch(look: Callable[[Any], None]) -> None:
+        def watched(schedule: Any, *rest: Any, **more: Any) -> Any:
+            look(schedule)
+            return execute(schedule, *rest, **more)
+
+        monkeypatch.setattr(executor, "execute_model", watched)
+
+    return watch
+
+
+def ask(text: str) -> Prompt:
+    return Prompt(image=Image.new("RGB", (48, 48), (200, 30, 30)), text=text)
+
+
+def test_a_failure_inside_a_step_harms_its_own_prompt(generator: VllmGenerator, steps: Any) -> None:
+    prompts = [ask("Describe the image."), ask("How many stars are there?"), ask("Is there a red circle?")]
+    alone = generator.generate([prompts[0], prompts[2]], SAMPLING, [1, 3])
+    (star,) = generator.vocabulary.ids_of(("stars",))["stars"]
+
+    def fail(schedule: Any) -> None:
+        if any(star in new.prompt_token_ids for new in schedule.scheduled_new_reqs):
+            raise RuntimeError("a kernel failed")
+
+    steps(fail)
+    outcomes = generator.generate(prompts, SAMPLING, [1, 2, 3])
+    assert outcomes[1] == Refused(reason=DropReason.ENGINE_ERROR, detail="RuntimeError: a kernel failed")
+    assert [outcomes[0], outcomes[2]] == alone
+
+
+def test_an_engine_that_fails_on_everything_stops_the_stage(generator: VllmGenerator, steps: Any) -> None:
+    def fail(schedule: Any) -> None:
+        raise RuntimeError("out of order")
+
+    steps(fail)
+    with pytest.raises(StageError, match=r"every prompt.*out of order"):
+        generator.generate([ask("a?"), ask("b?")], SAMPLING)
+
+
+def test_samples_of_a_prompt_share_its_prefill(generator: VllmGenerator, steps: Any) -> None:
+    scheduled: list[int] = []
+    steps(lambda schedule: scheduled.append(schedule.total_num_scheduled_tokens))
+    text = "Question: Describe the image.\n" + "Response: There is a red circle at the top left. " * 10
+
+    def cost(n: int, shade: int) -> int:
+        scheduled.clear()
+        picture = Image.new("RGB", (48, 48), (shade, shade, shade))
+        generator.generate([Prompt(image=picture, text=text)], Sampling(n=n, max_tokens=1))
+        return sum(scheduled)
+
+    once = cost(1, 10)
+    assert cost(8, 20) < 3 * once
+
+
+def test_an_image_it_cannot_take_is_refused_alone(generator: VllmGenerator) -> None:
+    strip = Prompt(image=Image.new("RGB", (4000, 8)), text="What is this?")
+    refused, good = generator.generate([strip, ask("Is there a star?")], SAMPLING, [1, 2])
+    assert isinstance(refused, Refused)
+    assert refused.reason is DropReason.ENGINE_ERROR
+    assert not isinstance(good, Refused)
+
+
+def test_placeholders_are_never_sampled(generator: VllmGenerator) -> None:
+    (params,) = [generator._params(SAMPLING, {}, 0)]
+    assert params.logit_bias
+    names = generator._llm.get_tokenizer().convert_ids_to_tokens(sorted(params.logit_bias))
+    assert set(names) == {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"}
+    assert set(params.logit_bias.values()) == {-math.inf}
+
+
+def test_versions_name_the_engine() -> None:
+    assert {"torch", "transformers"} < set(versions())
+
+
+def test_logits_that_are_no_numbers_become_no_numbers(generator: VllmGenerator) -> None:
+    """Last of this engine: it breaks the model, for prompts that have the word `purple` only."""
+    good = ask("Is there a red circle?")
+    (before,) = generator.generate([good], SAMPLING, [1])
+    purple = generator.vocabulary.ids_of(("purple",))["purple"]
+
+    def breaks(model: Any) -> None:
+        model.language_model.model.embed_tokens.weight.data[list(purple)] = math.nan
+
+    generator._llm.apply_model(breaks)
+    refused, after = generator.generate([ask("Is there a purple circle?"), good], SAMPLING, [2, 1])
+    assert refused == Refused(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
+    assert after == before
+
+
+def test_a_second_engine_starts_where_the_first_was_closed(tmp_path: Path) -> None:
+    """One process may hold one engine after another, as tests and small jobs do."""
+    for _ in range(2):
+        engine = VllmGenerator(VllmConfig(model=str(pack_path("vlm")), max_model_len=128, kv_cache_gib=0.01))
+        (outcome,) = engine.generate([ask("Is there a star?")], SAMPLING)
+        assert not isinstance(outcome, Refused)
+        engine.close()

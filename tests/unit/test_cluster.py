@@ -1,0 +1,63 @@
+"""Whether a run's stages fit on a cluster, without a cluster."""
+
+import socket
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlgenrm_ray.cluster import Ask, Cluster, Node, check_resources, connect, lacking
+from vlgenrm_ray.errors import ResourceError
+
+LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
+TWO_GPU_NODES = Cluster(nodes=(Node(num_cpus=16, num_gpus=2), Node(num_cpus=16, num_gpus=2)))
+
+
+def test_what_fits_is_silent() -> None:
+    check_resources([Ask(stage="responses", count=2), Ask(stage="training", count=2)], LAPTOP)
+
+
+def test_gpus_on_a_laptop_are_refused_with_stage_resource_and_remedy() -> None:
+    with pytest.raises(ResourceError) as caught:
+        check_resources([Ask(stage="critiques", count=2, num_gpus=1)], LAPTOP)
+    message = str(caught.value)
+    assert "stage 'critiques': asks for 2 GPUs at once" in message
+    assert "2 CPUs and 0 GPUs on 1 node" in message
+    assert "shapes.yaml" in message
+
+
+def test_pools_of_one_stage_add_up_and_stages_do_not() -> None:
+    assert lacking([Ask(stage="experts", num_cpus=1.5), Ask(stage="experts", num_cpus=1)], LAPTOP)
+    assert not lacking([Ask(stage="responses", num_cpus=1.5), Ask(stage="experts", num_cpus=1)], LAPTOP)
+
+
+def test_an_actor_must_find_its_place_on_one_node() -> None:
+    (line,) = lacking([Ask(stage="critiques", num_gpus=4)], TWO_GPU_NODES)
+    assert "asks for 4 GPUs" in line
+    assert not lacking([Ask(stage="critiques", count=2, num_gpus=2)], TWO_GPU_NODES)
+
+
+def test_every_stage_that_lacks_something_is_named() -> None:
+    asks = [Ask(stage="responses", num_gpus=1), Ask(stage="experts"), Ask(stage="training", num_cpus=3)]
+    assert [line.split("'")[1] for line in lacking(asks, LAPTOP)] == ["responses", "training"]
+
+
+def test_a_growing_cluster_is_given_the_benefit_of_the_doubt() -> None:
+    check_resources([Ask(stage="training", count=8, num_gpus=1)], Cluster(nodes=(Node(num_cpus=4),), grows=True))
+
+
+@given(st.integers(1, 40), st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 1.0, 3.0]))
+def test_equal_actors_fit_exactly_as_often_as_they_divide_the_node(count: int, num_cpus: float) -> None:
+    cluster = Cluster(nodes=(Node(num_cpus=12),))
+    assert bool(lacking([Ask(stage="s", count=count, num_cpus=num_cpus)], cluster)) == (count * num_cpus > 12 + 1e-4)
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ResourceError, match=f"no Ray cluster answers at '{address}'.*ray start --head"):
+            connect(address)
+    assert time.monotonic() - began < 15

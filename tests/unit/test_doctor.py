@@ -1,0 +1,152 @@
+"""The doctor on machines of our own making."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from vlgenrm_ray.cluster import Ask
+from vlgenrm_ray.doctor import Check, Status, diagnose, report
+from vlgenrm_ray.machine import Machine
+
+
+class Healthy(Machine):
+    """A laptop on which all is well; subclasses break one thing."""
+
+    def python(self) -> tuple[int, int]:
+        return (3, 11)
+
+    def pins(self) -> Mapping[str, str]:
+        return {"torch": "2.13.0+cpu", "torchvision": "0.28.0", "ray": "2.60.0"}
+
+    def installed(self, package: str) -> str:
+        return {"torch": "2.13.0+cpu", "torchvision": "0.28.0+cpu", "ray": "2.60.0"}.get(package, "")
+
+    def import_errors(self, modules: tuple[str, ...]) -> Mapping[str, str]:
+        return dict.fromkeys(modules, "")
+
+    def cpus(self) -> int:
+        return 2
+
+    def gpus(self) -> tuple[str, ...]:
+        return ()
+
+    def compiler(self) -> str:
+        return "/usr/bin/c++"
+
+    def port_free(self, port: int) -> bool:
+        return True
+
+    def disk_free_gb(self, folder: str) -> float:
+        return 100.0
+
+    def memory_gb(self) -> float:
+        return 16.0
+
+    def shared_memory_gb(self) -> float:
+        return 8.0
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def bad(machine: Machine, *asks: Ask) -> list[Check]:
+    return [check for check in diagnose(asks, machine=machine) if check.status is not Status.OK]
+
+
+def test_a_healthy_machine_passes() -> None:
+    assert bad(Healthy(), Ask(stage="responses", count=2)) == []
+    assert report(diagnose(machine=Healthy())) == 0
+
+
+def test_an_old_python_fails() -> None:
+    class Old(Healthy):
+        def python(self) -> tuple[int, int]:
+            return (3, 10)
+
+    (check,) = bad(Old())
+    assert (check.status, check.found) == (Status.FAIL, "3.10")
+    assert "setup.sh" in check.remedy
+
+
+def test_missing_packages_fail_and_other_versions_warn() -> None:
+    class Drifted(Healthy):
+        def installed(self, package: str) -> str:
+            return "2.59.0" if package == "ray" else super().installed(package)
+
+    class Gone(Healthy):
+        def installed(self, package: str) -> str:
+            return "" if package == "ray" else super().installed(package)
+
+    (drifted,), (gone,) = bad(Drifted()), bad(Gone())
+    assert (drifted.status, gone.status) == (Status.WARN, Status.FAIL)
+    assert "ray 2.59.0 (pinned 2.60.0)" in drifted.found
+    assert "missing: ray" in gone.found
+
+
+def test_a_broken_engine_is_named_and_the_others_still_looked_at() -> None:
+    class Broken(Healthy):
+        def import_errors(self, modules: tuple[str, ...]) -> Mapping[str, str]:
+            return dict.fromkeys(modules, "") | {"vllm": "ImportError: libnuma.so.1"}
+
+    (check,) = bad(Broken())
+    assert (check.name, check.found) == ("import vllm", "ImportError: libnuma.so.1")
+
+
+def test_gpus_without_their_torch_warn() -> None:
+    class Idle(Healthy):
+        def gpus(self) -> tuple[str, ...]:
+            return ("L40S, 46068 MiB, 580.95",)
+
+    (check,) = bad(Idle())
+    assert check.remedy == "bash cluster/setup.sh gpu"
+
+
+@pytest.mark.parametrize(("free", "status"), [(5.0, Status.WARN), (1.0, Status.FAIL)])
+def test_full_disks(free: float, status: Status) -> None:
+    class Full(Healthy):
+        def disk_free_gb(self, folder: str) -> float:
+            return free
+
+    assert {check.status for check in bad(Full())} == {status}
+
+
+def test_docker_with_its_small_shared_memory() -> None:
+    class Docker(Healthy):
+        def shared_memory_gb(self) -> float:
+            return 0.064
+
+    (check,) = bad(Docker())
+    assert "--shm-size" in check.remedy
+
+
+def test_a_gpu_recipe_on_a_laptop_fails_by_its_stage() -> None:
+    (check,) = bad(Healthy(), Ask(stage="critiques", num_gpus=1), Ask(stage="pool"))
+    assert (check.name, check.status) == ("stage critiques", Status.FAIL)
+    assert report([check]) == 1
+
+
+def test_a_cluster_that_does_not_answer_is_a_finding() -> None:
+    checks = diagnose(address="127.0.0.1:1", machine=Healthy())
+    assert checks[-1].status is Status.FAIL
+    assert "127.0.0.1:1" in checks[-1].found
+
+
+def test_the_table_is_at_most_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    report(diagnose([Ask(stage="critiques", count=3, num_gpus=1)], machine=Healthy()))
+    printed = capsys.readouterr().out
+    assert "critiques" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_the_real_machine_answers() -> None:
+    machine = Machine()
+    assert machine.installed("pydantic")
+    assert machine.installed("no-such-package") == ""
+    assert machine.pins()["ray"] == "2.60.0"
+    assert machine.cpus() >= 1
+    assert machine.memory_gb() > 0
+    assert machine.import_errors(("json", "no_such_module"))["json"] == ""
+    assert "no_such_module" in machine.import_errors(("no_such_module",))["no_such_module"]

@@ -1,0 +1,59 @@
+"""A model folder that cannot be used is named before any engine starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
+from vlgenrm_ray.errors import InputError
+
+
+def whole(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
+    (folder / "model.safetensors").write_bytes(bytes(300_000))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_a_whole_folder_is_found(tmp_path: Path) -> None:
+    assert model_folder.locate(str(whole(tmp_path / "m"))) == tmp_path / "m"
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+)
+def test_a_missing_part_is_named(tmp_path: Path, lost: str, said: str) -> None:
+    (whole(tmp_path / "m") / lost).unlink()
+    with pytest.raises(InputError, match=said) as error:
+        model_folder.locate(str(tmp_path / "m"))
+    assert str(tmp_path / "m") in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_an_unreadable_configuration_is_named(tmp_path: Path, text: str) -> None:
+    (whole(tmp_path / "m") / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        model_folder.locate(str(tmp_path / "m"))
+
+
+def test_no_folder_stops_the_engine_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        VllmGenerator(VllmConfig(model=str(tmp_path / "nowhere")))
+    with pytest.raises(InputError, match="no model is named"):
+        VllmGenerator(VllmConfig())
+
+
+def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
+    folder = whole(tmp_path / "m")
+    first = model_folder.digest(folder)
+    assert model_folder.digest(whole(tmp_path / "copy")) == first
+    (folder / "notes.md").write_text("not part of the model")
+    assert model_folder.digest(folder) == first
+    weights = bytearray(300_000)
+    weights[-1] = 1
+    (folder / "model.safetensors").write_bytes(bytes(weights))
+    assert model_folder.digest(folder) != first

@@ -1,0 +1,302 @@
+"""Preferences without Ray: pairs by evidence, under experts that are never wrong and under experts that know little."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from vlgenrm_ray.curation.balance import BalanceConfig, gap, skewing
+from vlgenrm_ray.curation.case import Case, EvidenceConfig, Lost
+from vlgenrm_ray.curation.contrasts import FLIPPED, imported, verified
+from vlgenrm_ray.curation.preferences import PreferencesConfig, prefer
+from vlgenrm_ray.curation.rewriting import edited, repaired
+from vlgenrm_ray.curation.witness import Witness
+from vlgenrm_ray.evidence.checking import Bands, check
+from vlgenrm_ray.evidence.claims import extract
+from vlgenrm_ray.evidence.view import Glance, View, area, shared_area, windows
+from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.records import Checked, ImageRef, Origin, Preference, Question, Response, Sighting
+from vlgenrm_ray.shapes import world
+from vlgenrm_ray.shapes.pairs import corrupt
+from vlgenrm_ray.shapes.questions import Asked
+from vlgenrm_ray.shapes.render import SIDE, boxes
+from vlgenrm_ray.shapes.scenes import Scene
+from vlgenrm_ray.shapes.truth import is_true
+from vlgenrm_ray.store import Unit
+
+VOCABULARY = load_vocabulary("shapes")
+BANDS = Bands()
+
+
+def check_all(scene: Scene, question: Question, texts: list[tuple[str, str]], *, blind: bool = False) -> list[Checked]:
+    """(sampler, text) of each response, checked by experts that see all there is, or (`blind`) nothing at all."""
+    seen = [
+        Sighting(box=replace(box, score=0.95), attribute=thing.colour, attribute_score=0.95)
+        for thing, box in zip(scene.things, boxes(scene), strict=True)
+    ]
+    claims = [c for _, text in texts for c in extract(text, VOCABULARY)]
+    phrases = {p for c in claims for p in (c.subject, c.other) if p}
+    glances = tuple(
+        Glance(
+            window,
+            {
+                p: 0.98
+                if any(
+                    shared_area(box, window) > 0.5 * min(area(box), area(window)) and thing in scene.matching(p)
+                    for thing, box in zip(scene.things, boxes(scene), strict=True)
+                )
+                else 0.02
+                for p in phrases
+            },
+        )
+        for window in windows(SIDE, SIDE, (1, 3))
+    )
+    sightings = () if blind else tuple(seen)
+    view = View(SIDE, SIDE, sightings, () if blind else glances)
+    return [
+        Checked(
+            id=f"{question.id}/r{i}",
+            response=Response(id=f"{question.id}/r{i}", question=question, text=text, sampler=sampler),
+            findings=tuple(check(c, view, VOCABULARY, BANDS) for c in extract(text, VOCABULARY)),
+            sightings=sightings,
+        )
+        for i, (sampler, text) in enumerate(texts)
+    ]
+
+
+def place_in_world(index: int) -> tuple[Scene, Asked, Question]:
+    scene, asked = world.draw(5, "train", index)
+    image = ImageRef(uri=f"{index}.png", sha256=f"{index}", width=SIDE, height=SIDE)
+    return scene, asked, Question(id=f"q{index}", image=image, text=asked.text, source="shapes", kind=asked.kind)
+
+
+def case(index: int, texts: list[tuple[str, str]], *, blind: bool = False, **config: object) -> Case:
+    scene, _, question = place_in_world(index)
+    checked = check_all(scene, question, texts, blind=blind)
+    return Case.of(checked, Witness(checked, VOCABULARY, BANDS), EvidenceConfig.model_validate(config), 0)
+
+
+def wrongs(index: int, count: int) -> list[str]:
+    scene, asked, _ = place_in_world(index)
+    return [corrupt(scene, asked, random.Random(i)) for i in range(count)]
+
+
+def right(index: int) -> str:
+    return place_in_world(index)[1].reference
+
+
+INDEX = st.integers(0, 20_000)
+
+
+# -- with perfect experts every label is right -----------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(INDEX, st.integers(0, 4), st.booleans(), st.randoms(use_true_random=False))
+def test_every_label_is_true_and_no_question_vanishes(
+    index: int, num_wrong: int, with_right: bool, chance: random.Random
+) -> None:
+    scene, asked, question = place_in_world(index)
+    foreign = world.draw(6, "train", chance.randrange(1000))[1].reference
+    texts = [*wrongs(index, num_wrong), *([right(index)] if with_right else []), foreign, "I cannot tell."]
+    chance.shuffle(texts)
+    checked = check_all(scene, question, [("policy", t) for t in dict.fromkeys(texts)])
+    unit = Unit(id="image", records=tuple(checked))
+    config = PreferencesConfig(max_per_question=8, max_per_kind=8)
+    made = prefer(unit, config, VOCABULARY, BANDS, 0)
+
+    assert bool(made.records) != any(d.id == question.id for d in made.dropped)
+    ids = [r.id for r in made.records] + [d.id for d in made.dropped]
+    assert len(set(ids)) == len(ids)
+    assert all(d.reason and d.detail for d in made.dropped)
+    for pair in made.records:
+        assert pair.chosen != pair.rejected
+        assert is_true(scene, asked.text, pair.chosen), pair
+        assert not is_true(scene, asked.text, pair.rejected), pair
+        assert pair.evidence
+        assert pair.sightings == checked[0].sightings
+    backwards = Unit(id="image", records=tuple(reversed(checked)))
+    assert prefer(backwards, config, VOCABULARY, BANDS, 0) == made
+
+
+@settings(deadline=None)
+@given(INDEX)
+def test_a_true_response_can_always_be_edited(index: int) -> None:
+    (pair,) = edited(case(index, [("policy", right(index))]))
+    assert (pair.origin, pair.chosen_id, pair.rejected_id) == (Origin.EDITED, f"q{index}/r0", f"q{index}/r0/e")
+    assert len(pair.chosen.split()) == len(pair.rejected.split())
+    assert pair.rejected[: pair.edit_start] == pair.chosen[: pair.edit_start]
+    assert pair.chosen.endswith(pair.rejected[pair.edit_end :])
+
+
+def test_edits_do_not_favour_one_direction() -> None:
+    """Counts go up as well as down, and every colour comes up: or the text alone would tell the sides apart."""
+    more, less, colours = 0, 0, Counter[str]()
+    for index in range(600):
+        _, asked, _ = place_in_world(index)
+        if asked.kind not in ("count", "attribute"):
+            continue
+        (pair,) = edited(case(index, [("policy", asked.reference)]))
+        if asked.kind == "count":
+            (was,), (now,) = extract(pair.chosen, VOCABULARY), extract(pair.rejected, VOCABULARY)
+            more, less = more + (now.value > was.value), less + (now.value < was.value)
+        else:
+            colours[pair.rejected.split()[-1]] += 1
+    assert min(more, less) > 30
+    assert len(colours) == 6
+    assert max(colours.values()) < 2.5 * min(colours.values())
+
+
+@settings(deadline=None)
+@given(INDEX)
+def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
+    (wrong,) = wrongs(index, 1)
+    _, asked, _ = place_in_world(index)
+    pairs = list(repaired(case(index, [("policy", wrong), ("policy", asked.reference)])))
+    if asked.kind == "describe":
+        return  # the one wrong thing may be all there is to describe
+    (pair,) = pairs
+    assert (pair.rejected, pair.chosen_id, pair.rejected_id) == (wrong, f"q{index}/r0/e", f"q{index}/r0")
+    assert pair.chosen == asked.reference
+
+
+def test_descriptions_are_repaired_or_shortened() -> None:
+    repairs = Counter[str]()
+    for index in range(0, 400, 5):
+        scene, asked, _ = place_in_world(index)
+        if len(scene.things) < 2:
+            continue
+        (wrong,) = wrongs(index, 1)
+        for pair in repaired(case(index, [("policy", wrong)])):
+            assert is_true(scene, asked.text, pair.chosen)
+            assert pair.chosen.count(".") <= wrong.count(".")
+            repairs["shortened" if pair.chosen.count(".") < wrong.count(".") else "mended"] += 1
+    assert repairs["mended"] > 20
+
+
+# -- with experts that know nothing, nothing is claimed ---------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(INDEX)
+def test_unknown_never_makes_a_negative(index: int) -> None:
+    texts = [("policy", right(index)), *[("policy", t) for t in wrongs(index, 2)]]
+    checked = check_all(*place_in_world(index)[::2], texts, blind=True)
+    unit = prefer(Unit(id="i", records=tuple(checked)), PreferencesConfig(), VOCABULARY, BANDS, 0)
+    assert not unit.records
+    ((drop,),) = (unit.dropped,)
+    assert (drop.id, drop.reason) == (f"q{index}", "no_evidence")
+
+
+def test_a_response_below_the_score_limit_counts_as_unknown() -> None:
+    texts = [("policy", right(1)), ("policy", wrongs(1, 1)[0])]
+    assert list(verified(case(1, texts)))
+    assert not list(verified(case(1, texts, min_score=1.0)))
+
+
+# -- imported pairs ---------------------------------------------------------------------------------------------------
+
+CHOSEN, REJECTED = "imported/chosen", "imported/rejected"
+
+
+def one(index: int, chosen: str, rejected: str, *, blind: bool = False, **config: object) -> Preference | Lost:
+    (made,) = imported(case(index, [(CHOSEN, chosen), (REJECTED, rejected)], blind=blind, **config))
+    return made
+
+
+def test_imported_pairs_are_kept_flipped_or_lost() -> None:
+    index = next(i for i in range(200) if place_in_world(i)[1].kind == "count" and "two" in right(i))
+    noun = right(index).removeprefix("There are two ").removesuffix(".")
+    true, wrong, other = right(index), f"There are three {noun}.", f"There are no {noun}."
+    kept = one(index, true, wrong)
+    assert isinstance(kept, Preference)
+    assert (kept.chosen, kept.rejected, kept.kind) == (true, wrong, "count")
+    assert "contradicted" in kept.evidence
+    flipped = one(index, wrong, true)
+    assert isinstance(flipped, Preference)
+    assert (flipped.chosen, flipped.chosen_id) == (true, f"q{index}/r1")
+    assert flipped.evidence.startswith(FLIPPED)
+    both = one(index, wrong, other)
+    assert isinstance(both, Lost)
+    assert both.reason == "contradicted_chosen"
+    same = one(index, true, true)
+    assert isinstance(same, Lost)
+    assert same.reason == "no_contrast"
+
+
+def test_an_imported_pair_nobody_knows_about_is_kept_only_if_wanted() -> None:
+    kept = one(3, "It is lovely.", "It is dull.", blind=True)
+    assert isinstance(kept, Preference)
+    assert (kept.chosen, kept.kind) == ("It is lovely.", "")
+    lost = one(3, "It is lovely.", "It is dull.", blind=True, keep_unknown=False)
+    assert isinstance(lost, Lost)
+    assert lost.reason == "no_evidence"
+
+
+def test_a_contradicted_chosen_is_not_flipped_for_a_side_that_is_only_unknown() -> None:
+    lost = one(1, wrongs(1, 1)[0], "It is lovely.")
+    assert isinstance(lost, Lost)
+    assert lost.reason == "contradicted_chosen"
+
+
+# -- limits and lengths -----------------------------------------------------------------------------------------------
+
+
+def test_limits_per_question_and_kind() -> None:
+    index = next(
+        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].things) > 3
+    )
+    scene, _, question = place_in_world(index)
+    texts = [("policy", right(index)), *[("policy", t) for t in dict.fromkeys(wrongs(index, 12))]]
+    unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
+    many = prefer(unit, PreferencesConfig(max_per_question=9, max_per_kind=9), VOCABULARY, BANDS, 0)
+    few = prefer(unit, PreferencesConfig(max_per_question=3, max_per_kind=1), VOCABULARY, BANDS, 0)
+    assert len(many.records) > 3
+    assert [p.id for p in many.records] == [f"q{index}/p{i}" for i in range(len(many.records))]
+    assert max(Counter(p.kind for p in few.records).values()) == 1
+    assert {d.reason for d in few.dropped} == {"over_limit"}
+    assert {p.origin for p in many.records} >= {Origin.VERIFIED, Origin.EDITED, Origin.REPAIRED}
+
+
+def test_uneven_pairs_are_dropped() -> None:
+    index = next(
+        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].things) > 4
+    )
+    scene, asked, question = place_in_world(index)
+    short = corrupt(scene, asked, random.Random(0)).split(". ")
+    wrong = next(s for s in short if f"{s.removesuffix('.')}." not in asked.reference)
+    texts = [("policy", asked.reference), ("policy", f"{wrong.removesuffix('.')}.")]
+    unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
+    made = prefer(unit, PreferencesConfig(origins=(Origin.VERIFIED,)), VOCABULARY, BANDS, 0)
+    assert [(d.id, d.reason) for d in made.dropped] == [(f"q{index}", "length_unbalanced")]
+
+
+@given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), max_size=8))
+def test_balance_leaves_an_even_rest(lengths: list[tuple[int, int]]) -> None:
+    _, _, question = place_in_world(0)
+    pairs = [
+        Preference(id=str(i), question=question, chosen="x" * a, rejected="y" * b, origin=Origin.VERIFIED)
+        for i, (a, b) in enumerate(lengths)
+    ]
+    config = BalanceConfig(max_mean_gap=0.1, free_gap=2)
+    out = skewing(pairs, config)
+    rest = [p for p in pairs if p not in out]
+    assert bool(rest) == bool(pairs)
+    if len(rest) > 1:
+        mean = sum(map(gap, rest)) / len(rest)
+        length = sum(len(p.chosen) + len(p.rejected) for p in rest) / 2 / len(rest)
+        assert abs(mean) <= max(0.1 * length, 2)
+
+
+def test_an_image_without_responses_is_accounted_for() -> None:
+    unit = prefer(Unit(id="i"), PreferencesConfig(), VOCABULARY, BANDS, 0)
+    assert [(d.id, d.reason) for d in unit.dropped] == [("i", "no_evidence")]
+
+
+def test_gold_is_no_way_of_making_pairs() -> None:
+    with pytest.raises(ValidationError, match="'gold' is no way of making pairs; choose from imported, verified"):
+        PreferencesConfig(origins=(Origin.GOLD,))

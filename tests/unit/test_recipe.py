@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from vlgenrm_ray import recipe
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.shapes import pack_path
+
+
+class Engine(Settings):
+    model: str
+    threads: int = Field(1, ge=1)
+
+
+class Stage(Settings):
+    engine: Engine
+    others: tuple[Engine, ...] = ()
+    tau: float = Field(0.1, ge=0, le=1)
+
+
+class Run(Settings):
+    selection: Stage
+    seed: int = 0
+
+
+TEXT = """
+seed: 3
+selection:
+  engine: {model: "pack:vlm"}
+  others:
+    - {model: a}
+    - {model: b, threads: 2}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(TEXT)
+    return file
+
+
+def fails(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(Run, path, overrides)
+    return str(caught.value)
+
+
+def test_a_recipe_is_read_and_the_pack_found(path: Path) -> None:
+    run = recipe.load(Run, path)
+    assert (run.seed, run.selection.tau) == (3, 0.1)
+    assert run.selection.engine.model == str(pack_path("vlm"))
+
+
+def test_overrides_reach_into_sections_and_lists(path: Path) -> None:
+    run = recipe.load(Run, path, ["selection.others.1.threads=5", "selection.tau=0.5", "seed=7"])
+    assert run.selection.others[1] == Engine(model="b", threads=5)
+    assert run.selection.others[0] == Engine(model="a")
+    assert (run.selection.tau, run.seed) == (0.5, 7)
+
+
+def test_what_is_dumped_reads_back_equal(path: Path, tmp_path: Path) -> None:
+    run = recipe.load(Run, path)
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.dump(run))
+    assert recipe.load(Run, again) == run
+
+
+def test_an_unknown_key_gets_the_nearest_name(path: Path) -> None:
+    assert fails(path, "selection.tua=0.2") == "selection.tua: unknown key; did you mean 'tau'?"
+    inside_a_list = fails(path, "selection.others.0.treads=2")
+    assert inside_a_list == "selection.others.0.treads: unknown key; did you mean 'threads'?"
+    assert "known keys here: seed, selection" in fails(path, "zzz=1")
+
+
+def test_a_bad_value_names_field_value_and_remedy(path: Path) -> None:
+    message = fails(path, "selection.tau=1.5")
+    assert message == "selection.tau: got 1.5; input should be less than or equal to 1"
+
+
+def test_all_mistakes_are_told_at_once(path: Path) -> None:
+    assert len(fails(path, "selection.tau=7", "seed=x").splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "seed.deep=1", "selection.others.9.model=x", "seed=[1"])
+def test_a_malformed_override_is_named(path: Path, text: str) -> None:
+    assert text in fails(path, text)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    assert "No such file" in fails(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    assert "not YAML" in fails(broken)
+    broken.write_text("- a")
+    assert "mapping of sections" in fails(broken)
+    broken.write_text("seed: 1")
+    assert fails(broken) == "selection: required, but not set"

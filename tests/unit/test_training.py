@@ -1,0 +1,87 @@
+"""The training stage before any worker starts: mistakes that must not cost one."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tests.unit.test_training_data import example
+from vlgenrm_ray.errors import ConfigError, InputError, StageError
+from vlgenrm_ray.records import Example
+from vlgenrm_ray.reward.training import TrainingConfig, run
+from vlgenrm_ray.store import StageFolder, Unit, write_json, write_units
+
+
+@pytest.fixture
+def selection(tmp_path: Path) -> StageFolder:
+    folder = StageFolder(tmp_path / "selection")
+    folder.begin("x", {})
+    write_units(folder, Example, [Unit(id="p0", records=(example("p0/e"),))])
+    folder.finish(seconds=0.0)
+    return folder
+
+
+def model(folder: Path) -> Path:
+    """A folder that passes for a model as long as nobody loads it."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def trained(tmp_path: Path, base: Path, examples: StageFolder) -> Path:
+    """A training whose workers have finished, but whose driver was killed before the manifest."""
+    target = tmp_path / "round-1" / "training"
+    config = TrainingConfig()
+    with pytest.raises(KeyError):
+        # Begins the folder, then finds a result without what it needs.
+        _ = write_json(target / "result.json", {}), run(config, base=base, examples=examples, target=target, round=1)
+    result = {"steps": 2, "num_examples": 1, "phases": {}}
+    dropped = {"stage": "training", "id": "p1/e", "reason": "example_too_long", "detail": "9000 tokens"}
+    write_json(target / "result.json", result | {"dropped": [dropped]})
+    (target / "metrics.jsonl").write_text('{"loss": 2.0, "tokens": 10}\n{"loss": 1.0, "tokens": 12}\n')
+    (target / "model").mkdir()
+    return target
+
+
+def test_a_base_that_is_no_model_is_named(tmp_path: Path, selection: StageFolder) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        run(TrainingConfig(), base=tmp_path / "gone", examples=selection, target=tmp_path / "t", round=1)
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_unfinished_selection_is_refused(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "selection")
+    folder.begin("x", {})
+    with pytest.raises(StageError, match=r"no manifest\.json"):
+        run(TrainingConfig(), base=model(tmp_path / "m"), examples=folder, target=tmp_path / "t", round=1)
+
+
+def test_finished_workers_need_no_cluster_to_be_written_up(tmp_path: Path, selection: StageFolder) -> None:
+    base = model(tmp_path / "m")
+    target = trained(tmp_path, base, selection)
+    done = run(TrainingConfig(), base=base, examples=selection, target=target, round=1)
+    assert done.model == target / "model"
+    assert done.report["first_loss"] == 2.0
+    assert done.report["num_tokens"] == 22
+    assert done.report["dropped"] == {"example_too_long": 1}
+    assert [d.id for d in StageFolder(target).dropped()] == ["p1/e"]
+    again = run(TrainingConfig(), base=base, examples=selection, target=target, round=1)
+    assert again == done
+
+
+def test_a_folder_trained_otherwise_is_not_mixed(tmp_path: Path, selection: StageFolder) -> None:
+    base = model(tmp_path / "m")
+    target = trained(tmp_path, base, selection)
+    with pytest.raises(ConfigError, match="other settings or inputs"):
+        run(TrainingConfig(epochs=2), base=base, examples=selection, target=target, round=1)
+    (base / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(ConfigError, match="other settings or inputs"):
+        run(TrainingConfig(), base=base, examples=selection, target=target, round=1)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"examples_per_step": 0}, {"balance": "even"}, {"num_gpus": 2}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        TrainingConfig.model_validate(wrong)

@@ -1,0 +1,135 @@
+"""The `vlgenrm` command. Each command parses, imports what it needs, calls one function and prints."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlgenrm_ray import __version__
+from vlgenrm_ray.errors import VlGenRMError
+
+app = typer.Typer(
+    help="Make, improve and use a vision-language generative reward model on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[Path, typer.Option("--config", help="Recipe (YAML); see jobs/recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local one.")]
+RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default: runs/<recipe's name>.")]
+
+
+def main() -> None:
+    """Entry point: an error of ours is one message and exit code 1; Ctrl-C says how to go on."""
+    try:
+        app(standalone_mode=True)
+    except VlGenRMError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"),
+    set_: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Watch a reward model get better: the whole loop on the embedded world, two rounds, minutes on a laptop."""
+    from vlgenrm_ray.commands import shipped_recipe, train_reward
+
+    train_reward(shipped_recipe("shapes"), overrides=tuple(set_ or ()), run=run, address=address)
+
+
+@app.command()
+def run(
+    config: Recipe,
+    run: RunFolder = None,
+    set_: Overrides = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option(help="Print stages, resources asked and resources there; do nothing.")] = False,
+) -> None:
+    """Make, or finish, a run: curate, critique, select, train, evaluate, round after round."""
+    from vlgenrm_ray.commands import train_reward
+
+    train_reward(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
+
+
+@app.command()
+def score(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    question: Annotated[str, typer.Argument()],
+    response: Annotated[str, typer.Argument()],
+    model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")] = "pack:vlm",
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
+    critiques: Annotated[int | None, typer.Option("-k", help="Critiques; default: the recipe's.")] = None,
+) -> None:
+    """Print the reward of one response, and the critiques behind it."""
+    from vlgenrm_ray.commands import score as score_one
+
+    score_one(image, question, response, model=model, path=config, num_critiques=critiques)
+
+
+@app.command()
+def evaluate(
+    config: Recipe,
+    model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder for the judged pairs.")],
+    set_: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Judge the recipe's held-out pairs with any model; print accuracy, calibration and blind baselines."""
+    from vlgenrm_ray.commands import evaluate as evaluate_model
+
+    evaluate_model(config, model=model, overrides=tuple(set_ or ()), run=run, address=address)
+
+
+@app.command()
+def trace(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    id: Annotated[str, typer.Argument(help="Id of any record of the run.")],
+) -> None:
+    """Print one record's life: question, responses, findings, pairs, critiques kept and lost, examples."""
+    from vlgenrm_ray.report.trace import trace as trace_record
+
+    typer.echo(trace_record(run, id))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe to check against the cluster.")] = None,
+    set_: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Check versions, engines, GPUs, disk, memory and ports, and a recipe's needs; name what is missing."""
+    from vlgenrm_ray.commands import examine
+
+    raise typer.Exit(examine(config, overrides=tuple(set_ or ()), address=address))
+
+
+@app.command()
+def bench(
+    config: Recipe,
+    run: Annotated[Path, typer.Option("--run", help="A run whose preferences are the prompts.")],
+    set_: Overrides = None,
+) -> None:
+    """Measure the critiques stage against its bare engine on the same prompts, as a ratio."""
+    from vlgenrm_ray.report.bench import bench_critiques
+
+    typer.echo(bench_critiques(config, run, overrides=tuple(set_ or ())))
+
+
+if __name__ == "__main__":
+    main()

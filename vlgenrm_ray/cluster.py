@@ -1,0 +1,196 @@
+"""The Ray cluster: connecting to one, what it has, and whether a run's stages fit on it."""
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlgenrm_ray.errors import ResourceError
+
+_OURS = {
+    # Threads that spin while they wait take the cores from each other; see engines/environment.py. How many threads a
+    # worker has is not said here: Ray sets OMP_NUM_THREADS from what each actor asks for.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # An actor that asks for no GPU must see none, or engines would find one and fill it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_DATA_LOG_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "YOLO_VERBOSE": "false",
+}
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job."""
+_KNOCK_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What one pool of actors needs. Asks of one stage are needed at the same time."""
+
+    stage: str
+    count: int = 1
+    """Actors, each of which must find its place on one node."""
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One machine of a cluster."""
+
+    num_cpus: float
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What a cluster has, in use or not."""
+
+    nodes: tuple[Node, ...]
+    grows: bool = False
+    """Whether an autoscaler may add nodes; then nobody can say now that an ask will never be met."""
+
+    @property
+    def num_cpus(self) -> float:
+        return sum(node.num_cpus for node in self.nodes)
+
+    @property
+    def num_gpus(self) -> float:
+        return sum(node.num_gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        counted = f"{_many(self.num_cpus, 'CPU')} and {_many(self.num_gpus, 'GPU')} on {_many(len(self.nodes), 'node')}"
+        return f"{counted}{', and may grow' if self.grows else ''}"
+
+
+def _many(count: float, noun: str) -> str:
+    return f"{count:g} {noun}{'' if count == 1 else 's'}"
+
+
+def connect(
+    address: str | None = None, *, num_cpus: int | None = None, offline: bool = False, quiet: bool = True
+) -> Cluster:
+    """Connect this process to Ray and return what the cluster has.
+
+    `address`: "local" starts a Ray of `num_cpus` (default: the machine's) that ends with this process; anything else
+    is a running cluster's; None takes RAY_ADDRESS, which Ray itself sets in a submitted job, and "local" without it.
+    `offline`: all models are local folders, so the Hugging Face hub is never asked. `quiet`: workers' own output goes
+    to Ray's log files only. Raises ResourceError where none answers.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    variables = _OURS | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+    # The user's own values win, and the driver needs the variables as well: it loads tokenizers, and Ray Data's log.
+    variables = {name: os.environ.setdefault(name, value) for name, value in variables.items()}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    arguments: dict[str, Any] = {
+        "address": address,
+        "log_to_driver": not quiet,
+        "logging_level": logging.WARNING if quiet else logging.INFO,
+    }
+    if address == "local":
+        # Its workers inherit this process' environment. That Ray guards its ports by a token needs no warning.
+        arguments |= {"include_dashboard": False, "num_cpus": num_cpus}
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    else:
+        # Ray refuses a variable that the job's submitter has set: the submitter wins.
+        arguments["runtime_env"] = {"env_vars": {k: v for k, v in variables.items() if k not in _submitted()}}
+    try:
+        if not ray.is_initialized():
+            _knock(address)
+            ray.init(**arguments)
+    except OSError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at '{address}' ({error}); start one with 'ray start --head', correct the address,"
+            " or use 'local' to run on this machine alone"
+        ) from error
+    _quieten_ray_data(quiet)
+    return survey()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nobody listens at a host:port. Ray itself would try for two minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+
+
+def survey() -> Cluster:
+    """The connected cluster's nodes, as they are now."""
+    import ray
+    from ray._private.state import state
+
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(
+        nodes=tuple(Node(num_cpus=r.get("CPU", 0.0), num_gpus=r.get("GPU", 0.0)) for r in resources),
+        # No public call says whether an autoscaler runs; Ray Train and Ray Data ask this one, too.
+        grows=state.get_max_resources_from_cluster_config() is not None,
+    )
+
+
+def check_resources(asks: Sequence[Ask], cluster: Cluster) -> None:
+    """Raise ResourceError if a stage could never start on this cluster, rather than let it wait for ever."""
+    if problems := lacking(asks, cluster):
+        raise ResourceError("\n".join(problems))
+
+
+def lacking(asks: Sequence[Ask], cluster: Cluster) -> list[str]:
+    """One line for each stage that cannot get what it asks for: stage, resource, asked, there, remedy."""
+    if cluster.grows:
+        return []
+    stages = list(dict.fromkeys(ask.stage for ask in asks))
+    found = (_lack(stage, [ask for ask in asks if ask.stage == stage], cluster) for stage in stages)
+    return [line for line in found if line]
+
+
+def _lack(stage: str, asks: Sequence[Ask], cluster: Cluster) -> str:
+    """Place a stage's actors on the nodes, largest first; say which could not be placed."""
+    cpus = [node.num_cpus for node in cluster.nodes]
+    gpus = [node.num_gpus for node in cluster.nodes]
+    for ask in sorted(asks, key=lambda ask: (ask.num_gpus, ask.num_cpus), reverse=True):
+        for placed in range(ask.count):
+            # Sums of shares such as 0.1 are off by a rounding error, which must not cost a place.
+            fits = (i for i in range(len(cpus)) if ask.num_cpus <= cpus[i] + 1e-6 and ask.num_gpus <= gpus[i] + 1e-6)
+            if (i := next(fits, None)) is None:
+                return _explain(stage, ask, placed, asks, cluster)
+            cpus[i] -= ask.num_cpus
+            gpus[i] -= ask.num_gpus
+    return ""
+
+
+def _explain(stage: str, ask: Ask, placed: int, asks: Sequence[Ask], cluster: Cluster) -> str:
+    total_cpus = sum(a.count * a.num_cpus for a in asks)
+    total_gpus = sum(a.count * a.num_gpus for a in asks)
+    gpus_lack = total_gpus > cluster.num_gpus or ask.num_gpus > max((n.num_gpus for n in cluster.nodes), default=0)
+    name, each, total = ("GPU", ask.num_gpus, total_gpus) if gpus_lack else ("CPU", ask.num_cpus, total_cpus)
+    if gpus_lack and not cluster.num_gpus:
+        remedy = "take a recipe for CPUs (jobs/recipes/shapes.yaml) or a cluster with GPUs"
+    else:
+        remedy = f"ask for fewer actors or num_{name.lower()}s in section '{stage}' of the recipe, or add nodes"
+    return (
+        f"stage '{stage}': asks for {_many(total, name)} at once ({each:g} for each of {_many(ask.count, 'actor')}),"
+        f" and the cluster has {cluster}: room for {placed} of {ask.count}; {remedy}"
+    )
+
+
+def _submitted() -> set[str]:
+    """Names of the environment variables that this job was submitted with."""
+    runtime_env = json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("runtime_env") or {}
+    return set(runtime_env.get("env_vars") or {})
+
+
+def _quieten_ray_data(quiet: bool) -> None:
+    """Stages show their own progress (progress.py); Ray Data's bars would draw over it."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = not quiet

@@ -1,0 +1,134 @@
+"""What `vlgenrm` and the scripts in jobs/ call: read the recipe, connect, do the work, print."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vlgenrm_ray import cluster, config, pipeline, plan, recipe
+from vlgenrm_ray.config import RunConfig
+from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.report import summary
+from vlgenrm_ray.reward.rounds import Round
+
+RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
+
+
+def shipped_recipe(name: str) -> Path:
+    """A recipe of this repository. Raises InputError where the package was installed without it."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.exists():
+        raise InputError(f"{path}: not there; clone the repository and run its cluster/setup.sh")
+    return path
+
+
+def train_reward(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Make, or finish, the run of a recipe; print how it goes and what came of it. Returns the summary."""
+    settings = config.load(path, tuple(overrides))
+    folder = run or Path("runs") / path.stem
+    console = Console(highlight=False)
+    asked = plan.asks(settings)
+    if dry_run:
+        console.print(recipe.dump(settings), markup=False)
+        console.print(plan.table(asked, cluster.connect(address)))
+        return {}
+    # A job's output is no terminal; line buffering keeps its log in step with the work.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    console.print(f"run {folder}  recipe {path.name}  seed {settings.seed}", markup=False)
+    cluster.check_resources(asked, cluster.connect(address, offline=_offline(settings)))
+    done = pipeline.run(settings, folder, report=lambda finished: _tell(console, finished))
+    console.print(summary.funnel(done))
+    console.print(summary.table(done))
+    _conclude(console, folder, done)
+    return done
+
+
+def _tell(console: Console, done: Round) -> None:
+    name = f"round {done.round}" if done.round else "base"
+    console.print(f"{name}: held-out pairwise accuracy {done.accuracy:.3f}")
+
+
+def _conclude(console: Console, folder: Path, done: Mapping[str, Any]) -> None:
+    best = max(done["rounds"], key=lambda r: (r["pairwise_accuracy"], -r["round"]))
+    if gain := best.get("gain"):
+        console.print(
+            f"best round {best['round']}: {gain['value'] * 100:+.1f} points over the base "
+            f"(95 %: {gain['ci95'][0] * 100:+.1f} to {gain['ci95'][1] * 100:+.1f}, {gain['num']} pairs)"
+        )
+    console.print(f"{done['seconds']:.0f} s in all; summary.json, lineage and models are in {folder}", markup=False)
+
+
+def _offline(settings: RunConfig) -> bool:
+    """Whether every model is a folder here, so that no worker needs to ask the hub."""
+    models = [settings.base, *(g.engine.model for g in settings.responses.generators)]
+    return all(Path(model).is_dir() for model in models)
+
+
+def evaluate(
+    path: Path, *, model: str, overrides: Sequence[str] = (), run: Path, address: str | None = None
+) -> Mapping[str, Any]:
+    """Judge a recipe's held-out pairs with a model; print and return the figures."""
+    from vlgenrm_ray.curation import pool
+    from vlgenrm_ray.evaluation import heldout, pairs
+    from vlgenrm_ray.store import StageFolder
+
+    settings = config.load(path, tuple(overrides))
+    folder = model_folder.locate(recipe.resolve(model))
+    asked = [replace(ask, stage="evaluation") for ask in plan.asks(settings) if ask.stage == "evaluation"]
+    cluster.check_resources(asked, cluster.connect(address, offline=True))
+    labelled, target = StageFolder(run / "heldout-pool"), StageFolder(run / "heldout")
+    pool.run(settings.heldout, target=labelled)
+    heldout.run(source=labelled, target=target)
+    manifest = pairs.run(
+        settings.evaluation, judge=settings.judge, model=folder, source=target, target=StageFolder(run / "evaluation")
+    )
+    Console(highlight=False).print(summary.figures(manifest.metrics))
+    return manifest.metrics
+
+
+def score(
+    image: Path, question: str, response: str, *, model: str, path: Path | None, num_critiques: int | None
+) -> None:
+    """Print one response's reward and critiques, judged in this process without Ray."""
+    from vlgenrm_ray import images
+    from vlgenrm_ray.engines.vllm import VllmGenerator
+    from vlgenrm_ray.images import ImageError
+    from vlgenrm_ray.judge.judge import Item, Judge
+
+    settings = config.load(path or shipped_recipe("shapes"))
+    limits = settings.evaluation.limits
+    try:
+        ref = images.probe(str(image), limits)
+    except ImageError as error:
+        raise InputError(f"IMAGE: {error.detail}") from error
+    asked = settings.judge.model_copy(update={"num_critiques": num_critiques} if num_critiques else {})
+    folder = str(model_folder.locate(recipe.resolve(model)))
+    judge = Judge(asked, VllmGenerator(settings.evaluation.engine.model_copy(update={"model": folder})), limits)
+    (judged,) = judge.score([Item(id="cli", image=ref, question=question, response=response)])
+    console = Console(highlight=False)
+    reward = "none" if judged.reward is None else f"{judged.reward:.4f}"
+    console.print(
+        f"reward {reward}  status {judged.status}  critiques {judged.num_critiques}  "
+        f"verdict mass {judged.verdict_mass:.3f}"
+    )
+    for number, text in enumerate(judged.critiques):
+        console.print(f"\n-- critique {number}\n{text}", markup=False)
+
+
+def examine(path: Path | None, *, overrides: Sequence[str] = (), address: str | None = None) -> int:
+    """Print the doctor's findings; 0 if nothing failed."""
+    from vlgenrm_ray import doctor
+
+    asked = plan.asks(config.load(path, tuple(overrides))) if path else []
+    return doctor.report(doctor.diagnose(asked, address=address))

@@ -1,0 +1,46 @@
+"""A run's configuration: one section a stage, each defined beside its stage. A recipe file fills it in."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from vlgenrm_ray import recipe
+from vlgenrm_ray.curation.experts import ExpertsConfig
+from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.curation.preferences import PreferencesConfig
+from vlgenrm_ray.curation.responses import ResponsesConfig
+from vlgenrm_ray.evaluation.pairs import EvaluationConfig
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.reward.critiques import CritiquesConfig
+from vlgenrm_ray.reward.rounds import RoundsConfig
+from vlgenrm_ray.reward.selection import SelectionConfig
+from vlgenrm_ray.reward.training_config import TrainingConfig
+from vlgenrm_ray.settings import Settings
+
+
+class RunConfig(Settings):
+    """Everything a run is decided by, apart from its folder."""
+
+    base: str
+    """The GenRM to start from: a model folder, a hub name, or `pack:vlm`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every stage that names none of its own."""
+    pool: PoolConfig
+    """Images and questions to learn from."""
+    heldout: PoolConfig
+    """Labelled pairs to measure on; never learned from."""
+    responses: ResponsesConfig
+    experts: ExpertsConfig
+    preferences: PreferencesConfig = PreferencesConfig()
+    judge: JudgeConfig = JudgeConfig()
+    """How the GenRM is asked, for critiques and evaluation alike."""
+    critiques: CritiquesConfig
+    selection: SelectionConfig = SelectionConfig()
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    rounds: RoundsConfig = RoundsConfig()
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
+    """Read a recipe. Raises ConfigError with one line per mistake."""
+    return recipe.load(RunConfig, path, overrides)

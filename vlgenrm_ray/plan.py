@@ -1,0 +1,45 @@
+"""What a run will do and what it asks for, before it does anything."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlgenrm_ray.cluster import Ask, Cluster, lacking
+from vlgenrm_ray.config import RunConfig
+from vlgenrm_ray.flow import Pool
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def asks(config: RunConfig) -> list[Ask]:
+    """What each stage's actors need. Stages run one after another; pools of one stage run together."""
+    pools = [("responses", generator.pool) for generator in config.responses.generators]
+    pools += [("experts", config.experts.detectors), ("experts", config.experts.matchers)]
+    if config.rounds.num_rounds:
+        pools.append(("critiques", config.critiques.pool))
+    pools.append(("evaluation", config.evaluation.pool))
+    wanted = [_ask(stage, pool) for stage, pool in pools]
+    if config.rounds.num_rounds:
+        training = config.training
+        wanted.append(
+            Ask(stage="training", count=training.workers, num_cpus=training.num_cpus, num_gpus=training.num_gpus)
+        )
+    return wanted
+
+
+def _ask(stage: str, pool: Pool) -> Ask:
+    return Ask(stage=stage, count=pool.actors, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
+
+
+def table(asked: Sequence[Ask], cluster: Cluster) -> "Table":
+    """What is asked beside what is there, at most 80 columns wide."""
+    from rich.table import Table
+
+    drawn = Table(title=f"the cluster has {cluster}", title_style="bold", pad_edge=False)
+    for name in ("stage", "actors", "CPUs each", "GPUs each", "fits"):
+        drawn.add_column(name, justify="left" if name == "stage" else "right")
+    for ask in asked:
+        together = [other for other in asked if other.stage == ask.stage]
+        fits = "no" if lacking(together, cluster) else "yes"
+        drawn.add_row(ask.stage, str(ask.count), f"{ask.num_cpus:g}", f"{ask.num_gpus:g}", fits)
+    return drawn
