@@ -111,7 +111,10 @@ def _poisoned(base: Path, made: list[Example]) -> list[tuple[int, int]]:
 
     encoder = VlmEncoder(base, ImageLimits())
     learner = Learner(base, CONFIGS["zero-2"], seed=0)
-    rows = [(encoder.encode(e.image, e.prompt, e.completion), e.image, w) for e, w in zip(made, (1.0, float("nan")))]
+    rows = [
+        (encoder.encode(e.image, e.prompt, e.completion), e.image, w)
+        for e, w in zip(made[:2], (1.0, float("nan")), strict=True)
+    ]
     with pytest.raises(NonFiniteLoss) as caught:
         learner.step([encoder.batch(rows)], denominator=10.0, lr=LEARNING_RATE)
     return list(caught.value.rows)

@@ -46,8 +46,8 @@ def test_nms_equals_brute_force(fallback: ModuleType, seed: int, limit: float) -
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(60, 2, generator=generator) * 50
-    boxes = torch.cat([corners, corners + 5 + torch.rand(60, 2, generator=generator) * 30], dim=1)
+    corners = torch.rand(60, 2, generator=generator) * 20
+    boxes = torch.cat([corners, corners + 20 + torch.rand(60, 2, generator=generator) * 10], dim=1)
     scores = torch.rand(60, generator=generator)
     kept = fallback.nms(boxes, scores, limit).tolist()
     assert 0 < len(kept) < 60

@@ -13,6 +13,7 @@ def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(vllm_config, "_on_cpu", lambda: True)
     arguments = vllm_config.engine_arguments(VllmConfig(max_model_len=8192, kv_cache_gib=0.5))
     assert arguments["enable_chunked_prefill"] is False
+    assert arguments["block_size"] == 32
     assert arguments["max_num_batched_tokens"] == 8192
     assert arguments["kv_cache_memory_bytes"] == 1 << 29
     assert arguments["enforce_eager"] is True

@@ -98,7 +98,7 @@ def engine_arguments(config: VllmConfig) -> dict[str, Any]:
         # A prompt prefilled in two steps rewinds its random generator, which CPU generators cannot: with seeds, vLLM
         # 0.29 then dies with "CPU Generator does not use offset".
         arguments["enable_chunked_prefill"] = False
-        # Samples of a prompt share whole blocks of its prefill; with vLLM's 128 tokens a block, short prompts share none.
+        # Samples of a prompt share whole blocks of its prefill; of vLLM's 128 tokens, short prompts fill none.
         arguments["block_size"] = 32
         arguments["max_num_batched_tokens"] = max(config.max_num_batched_tokens or 4096, config.max_model_len)
     return arguments | config.engine

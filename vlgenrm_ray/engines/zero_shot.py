@@ -48,15 +48,20 @@ class ZeroShotDetector:
             target_sizes=[(image.height, image.width) for image in images],
             text_labels=texts,
         )
-        return [self._boxes(result, nouns) for result in results]
+        return [_boxes(result, nouns, image.size) for result, image in zip(results, images, strict=True)]
 
-    def _boxes(self, result: dict[str, Any], nouns: Sequence[str]) -> tuple[Box, ...]:
-        found = []
-        rows = zip(result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), strict=True)
-        for text, score, (x0, y0, x1, y1) in rows:
-            if noun := _noun_in(text, nouns):
-                found.append(Box(label=noun, score=score, x0=x0, y0=y0, x1=x1, y1=y1))
-        return tuple(sorted(found, key=lambda box: -box.score))
+
+def _boxes(result: dict[str, Any], nouns: Sequence[str], size: tuple[int, int]) -> tuple[Box, ...]:
+    """One image's boxes, cut to the image (these models put them beyond its borders), best first."""
+    width, height = size
+    found = []
+    rows = zip(result["text_labels"], result["scores"].tolist(), result["boxes"].tolist(), strict=True)
+    for text, score, corners in rows:
+        x0, x1 = (min(max(x, 0.0), float(width)) for x in corners[0::2])
+        y0, y1 = (min(max(y, 0.0), float(height)) for y in corners[1::2])
+        if (noun := _noun_in(text, nouns)) and x1 - x0 >= 1 and y1 - y0 >= 1:
+            found.append(Box(label=noun, score=score, x0=x0, y0=y0, x1=x1, y1=y1))
+    return tuple(sorted(found, key=lambda box: -box.score))
 
 
 def _noun_in(text: str, nouns: Sequence[str]) -> str:

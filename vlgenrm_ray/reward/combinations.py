@@ -59,7 +59,7 @@ RULES = {
 
 
 FAULTS = {
-    DropReason.UNREADABLE_VERDICT: "no verdict to read",
+    DropReason.UNREADABLE_VERDICT: "no verdict to read, or more than one",
     DropReason.CONTRADICTED_CRITIQUE: "says of the image what the experts refute",
     DropReason.WRONG_VERDICT: "the verdict is wrong",
 }
@@ -112,7 +112,7 @@ def _logit(p: float) -> float:
 
 
 def is_readable(critique: Critique, min_mass: float) -> bool:
-    """Whether a verdict was read, with enough probability on Yes and No together; otherwise it abstains."""
+    """Whether one verdict was read, with enough probability on Yes and No together; otherwise it abstains."""
     p_yes = critique.p_yes
     return (
         critique.verdict is not None

@@ -22,8 +22,8 @@ SPECIAL = (
 )
 VOCABULARY = 512
 """Tokens in all: 256 bytes, merges, special ones. Room enough for every word of the world to be one token."""
-import os
-PATCH = int(os.environ.get("PATCH", "8"))
+
+PATCH = 12
 MERGE = 2
 
 CHAT_TEMPLATE = """\

@@ -1,0 +1,183 @@
+"""The training stage under Ray Train: it finishes, it is finished by the same command after any interruption."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.world_examples import examples, stage_folder
+from vlgenrm_ray import images
+from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
+from vlgenrm_ray.errors import InputError, ResourceError
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.records import Checkpoint, Example
+from vlgenrm_ray.reward.training import TrainingConfig, TrainingResult, run
+from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.store import StageFolder
+
+CONFIG = TrainingConfig(
+    workers=2,
+    num_cpus=1,
+    epochs=2,
+    examples_per_step=10,
+    tokens_per_batch=512,
+    checkpoint_every=2,
+    num_probes=4,
+    engine=DeepSpeedConfig(zero_stage=2, precision="fp32", learning_rate=3e-4),
+)
+TOO_LONG = "p-long"
+GONE = "p-gone"
+
+
+@pytest.fixture(scope="module")
+def selection(tmp_path_factory: pytest.TempPathFactory) -> StageFolder:
+    """Thirty examples that can be learnt, one that is too long and one whose image is gone."""
+    folder = tmp_path_factory.mktemp("selection")
+    made = examples(folder / "images", 6)
+    too_long = replace(made[0], id=TOO_LONG, completion=made[0].completion * 40)
+    gone = replace(made[1], id=GONE, image=replace(made[1].image, uri=str(folder / "gone.png")))
+    return stage_folder(folder / "selection", [*made, too_long, gone])
+
+
+def train(selection: StageFolder, target: Path) -> TrainingResult:
+    return run(CONFIG, base=pack_path("vlm"), examples=selection, target=target, round=1)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ray_local: None, selection: StageFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("uninterrupted") / "training"
+    train(selection, target)
+    return target
+
+
+def metrics(target: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_example_is_learnt_or_dropped_with_its_reason(uninterrupted: Path, selection: StageFolder) -> None:
+    report = StageFolder(uninterrupted).manifest()
+    assert report is not None
+    assert report.metrics["num_examples"] == 30
+    assert report.metrics["dropped"] == {"example_too_long": 1, "image_missing": 1}
+    assert {d.id for d in StageFolder(uninterrupted).dropped()} == {TOO_LONG, GONE}
+    steps = metrics(uninterrupted)
+    assert [s["step"] for s in steps] == list(range(1, 7))
+    assert sum(s["examples"] for s in steps) == 60
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[0]["lr"] == pytest.approx(3e-4)
+
+
+def test_a_finished_training_is_returned_as_it_stands(uninterrupted: Path, selection: StageFolder) -> None:
+    before = (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns
+    again = train(selection, uninterrupted)
+    assert again.model == uninterrupted / "model"
+    assert (again.model / "model.safetensors").stat().st_mtime_ns == before
+    (checkpoint,) = StageFolder(uninterrupted).records(Checkpoint)
+    assert (checkpoint.uri, checkpoint.round, checkpoint.parent) == (str(again.model), 1, str(pack_path("vlm")))
+    assert not (uninterrupted / "ray").exists()
+
+
+def test_the_export_gives_the_probes_rewards(uninterrupted: Path) -> None:
+    from tests.integration.test_learner import rewards_in_transformers
+
+    probes = json.loads((uninterrupted / "probes.json").read_text())["probes"]
+    assert len(probes) == 4
+    asked = [_as_example(p) for p in probes]
+    # The pack's weights are bf16, and so are its exports: an fp32 training is rounded to 8 bits once.
+    assert rewards_in_transformers(uninterrupted / "model", asked) == pytest.approx(
+        [p["p_yes"] for p in probes], abs=0.03
+    )
+
+
+def test_ctrl_c_then_a_killed_worker_then_the_same_result(
+    uninterrupted: Path, selection: StageFolder, tmp_path: Path
+) -> None:
+    target = tmp_path / "training"
+    with once_steps_are_done(target, 3, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        train(selection, target)
+    assert not (target / "manifest.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with once_steps_are_done(target, 5, kill_a_worker):
+        train(selection, target)
+    whole, pieces = metrics(uninterrupted), metrics(target)
+    assert [s["step"] for s in pieces] == [s["step"] for s in whole]
+    assert [s["loss"] for s in pieces] == pytest.approx([s["loss"] for s in whole], rel=1e-4)
+    assert weights(target) == pytest.approx(weights(uninterrupted), abs=2e-3)
+
+
+@contextmanager
+def once_steps_are_done(target: Path, steps: int, then: Callable[[], None]) -> Iterator[None]:
+    """Do `then`, from another thread, when the metrics have so many lines."""
+
+    def watch() -> None:
+        path = target / "metrics.jsonl"
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if path.exists() and len(path.read_text().splitlines()) >= steps:
+                then()
+                return
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    yield
+    watcher.join(timeout=5)
+    assert not watcher.is_alive(), f"step {steps} was never seen"
+
+
+def kill_a_worker() -> None:
+    mine = psutil.Process().children(recursive=True)
+    worker = next(p for p in mine if "RayTrainWorker" in " ".join(p.cmdline()))
+    worker.kill()
+
+
+def weights(target: Path) -> list[float]:
+    """Some of the exported weights."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(target / "model" / "model.safetensors")
+    return [float(v) for name in sorted(tensors)[:20] for v in tensors[name].flatten()[:10]]
+
+
+def test_resources_the_cluster_lacks_are_named(ray_local: None, selection: StageFolder, tmp_path: Path) -> None:
+    for wrong, word in (({"workers": 999}, "999"), ({"num_gpus": 1, "workers": 9}, "GPU")):
+        config = CONFIG.model_copy(update=wrong)
+        with pytest.raises(ResourceError, match=word):
+            run(config, base=pack_path("vlm"), examples=selection, target=tmp_path / word, round=1)
+
+
+def test_a_base_that_does_not_load_is_an_input_error(ray_local: None, selection: StageFolder, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in pack_path("vlm").iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    (base / "model.safetensors").write_bytes(b"not weights")
+    config = CONFIG.model_copy(update={"workers": 1, "retries": 0})
+    with pytest.raises(InputError, match="cannot load"):
+        run(config, base=base, examples=selection, target=tmp_path / "training", round=1)
+
+
+def _as_example(probe: dict[str, Any]) -> Example:
+    from vlgenrm_ray.records import ExampleKind, ImageRef
+
+    image = ImageRef(**probe["image"])
+    assert images.verify(image, ImageLimits())
+    return Example(
+        id=probe["id"],
+        image=image,
+        prompt=probe["prompt"],
+        completion=probe["prefix"],
+        kind=ExampleKind.CRITIQUE,
+        label="",
+        weight=1.0,
+        round=1,
+    )

@@ -1,0 +1,195 @@
+"""Detectors and matchers hold to their contracts; what cannot be loaded is named."""
+
+import os
+import pickle
+import random
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlgenrm_ray.engines.contracts import Detector
+from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
+from vlgenrm_ray.engines.matcher import MatcherConfig, build_matcher
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.shapes.render import boxes, render
+from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, draw_in
+
+YOLO = DetectorConfig(model=str(pack_path("detector")), image_size=96, min_score=0.01)
+CLIP = MatcherConfig(model=str(pack_path("matcher")), template="{}")
+
+
+def checked(detector: Detector, images: Sequence[Image.Image], nouns: Sequence[str]) -> int:
+    """Detect, hold the result to the contract, return the number of boxes."""
+    found = detector.detect(images, nouns)
+    assert len(found) == len(images)
+    for image, seen in zip(images, found, strict=True):
+        assert list(seen) == sorted(seen, key=lambda box: -box.score)
+        for box in seen:
+            assert box.label in nouns
+            assert 0 <= box.x0 < box.x1 <= image.width
+            assert 0 <= box.y0 < box.y1 <= image.height
+    return sum(map(len, found))
+
+
+def test_the_packs_detector_finds_shapes_in_scenes_it_has_not_seen() -> None:
+    from vlgenrm_ray.engines.yolo import average_precision
+
+    rng = random.Random(9)
+    scenes = [draw_in("test", rng) for _ in range(80)]
+    pictures = [render(scene) for scene in scenes]
+    detector = build_detector(YOLO)
+    assert detector.labels == SHAPES
+    assert checked(detector, pictures[:3], SHAPES) >= 3
+    assert checked(detector, [pictures[0], pictures[1].resize((100, 50))], ["star", "unicorn"]) >= 0
+    assert checked(detector, pictures[:2], ["unicorn"]) == 0
+    assert detector.detect([], SHAPES) == []
+    found = [one for i in range(0, 80, 20) for one in detector.detect(pictures[i : i + 20], SHAPES)]
+    assert average_precision(found, [boxes(scene) for scene in scenes])["map50"] >= 0.95
+
+
+def test_ultralytics_stays_quiet_and_offline(capfd: pytest.CaptureFixture[str]) -> None:
+    detector = build_detector(YOLO)
+    detector.detect([Image.new("RGB", (64, 64))], SHAPES)
+    from ultralytics.utils import AUTOINSTALL, ONLINE, SETTINGS_FILE
+
+    assert (ONLINE, AUTOINSTALL) == (False, False)
+    assert Path(os.environ["YOLO_CONFIG_DIR"]) in Path(SETTINGS_FILE).parents
+    assert capfd.readouterr().out == ""
+
+
+def test_the_packs_matcher_tells_colours_and_rows_sum_to_one() -> None:
+    matcher = build_matcher(CLIP)
+    rng = random.Random(10)
+    crops, names = [], []
+    for scene in (draw_in("test", rng) for _ in range(40)):
+        picture = render(scene)
+        for thing, box in zip(scene.things, boxes(scene), strict=True):
+            crops.append(picture.crop((box.x0, box.y0, box.x1, box.y1)))
+            names.append(thing)
+    right = 0
+    for shape in SHAPES:
+        mine = [(crop, thing.colour) for crop, thing in zip(crops, names, strict=True) if thing.shape == shape]
+        texts = [f"{'an' if c == 'orange' else 'a'} {c} {shape}" for c in COLOURS]
+        rows = matcher.match([crop for crop, _ in mine], texts)
+        turned = matcher.match([crop for crop, _ in mine], texts[::-1])
+        for row, back, (_, colour) in zip(rows, turned, mine, strict=True):
+            assert sum(row) == pytest.approx(1, abs=1e-4)
+            assert row == pytest.approx(back[::-1], abs=1e-4)
+            right += COLOURS[row.index(max(row))] == colour
+    assert right / len(names) >= 0.95
+    assert matcher.match([], ["a star"]) == []
+    assert matcher.match(crops[:1], []) == [[]]
+
+
+class Harmful:
+    """A pickle that runs code when it is read."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (self.path,)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "harmful"])
+def test_an_unreadable_detector_is_named_and_no_code_of_it_runs(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "garbage":
+        (folder / "model.pt").write_bytes(b"not a model")
+    if kind == "harmful":
+        (folder / "model.pt").write_bytes(pickle.dumps({"model": Harmful(str(tmp_path / "ran"))}))
+    with pytest.raises(InputError, match=r"detector\.model: .*model.*; give a"):
+        build_detector(DetectorConfig(model=str(folder)))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "no weights"])
+def test_an_unreadable_matcher_is_named(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    if kind != "missing":
+        folder.mkdir()
+    if kind == "no weights":
+        config = (pack_path("matcher") / "open_clip_config.json").read_text()
+        (folder / "open_clip_config.json").write_text(config)
+    with pytest.raises(InputError, match=r"matcher\.model: .*model.*; give a folder"):
+        build_matcher(MatcherConfig(model=str(folder)))
+
+
+def test_an_unreadable_zero_shot_detector_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"detector\.model: .* is no zero-shot detector"):
+        build_detector(DetectorConfig(kind="zero_shot", model=str(tmp_path)))
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match=r"device: 'cuda:0', but this process sees no GPU; use 'auto'"):
+        build_detector(YOLO.model_copy(update={"device": "cuda:0"}))
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}"])
+def test_a_template_without_its_gap_is_refused(template: str) -> None:
+    with pytest.raises(ValueError, match="exactly once"):
+        MatcherConfig(model="x", template=template)
+
+
+def grounding_dino(folder: Path) -> None:
+    """A Grounding DINO of a few thousand random weights."""
+    import transformers as t
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "a", "dog", "traffic", "light"]
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    image = {"image_size": 64, "embed_dim": 16, "depths": [1] * 4, "num_heads": [2] * 4, "window_size": 4}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 10, "max_text_len": 16}
+    config = t.GroundingDinoConfig(
+        backbone_config=t.SwinConfig(out_features=["stage2", "stage3", "stage4"], **image),
+        text_config={"model_type": "bert", "vocab_size": len(words), **text},
+        d_model=32,
+        **layers,
+        **heads,
+    )
+    t.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    tokenizer = t.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    pixels = t.GroundingDinoImageProcessor(size={"height": 64, "width": 64})
+    t.GroundingDinoProcessor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(folder)
+
+
+def owlv2(folder: Path) -> None:
+    """An OWLv2 of a few thousand random weights."""
+    import transformers as t
+
+    letters = string.ascii_lowercase
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": len(pieces) - 2, "eos_token_id": len(pieces) - 1, "pad_token_id": 0}
+    config = t.Owlv2Config(
+        text_config={**small, **ends, "vocab_size": len(pieces), "max_position_embeddings": 16},
+        vision_config={**small, "image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    )
+    t.Owlv2ForObjectDetection(config).save_pretrained(folder)
+    tokenizer = t.CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    pixels = t.Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    t.Owlv2Processor(image_processor=pixels, tokenizer=tokenizer).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("make", [grounding_dino, owlv2])
+def test_zero_shot_detectors_of_transformers_hold_to_the_contract(make: object, tmp_path: Path) -> None:
+    import torch
+
+    assert callable(make)
+    torch.manual_seed(0)
+    make(tmp_path)
+    detector = build_detector(DetectorConfig(kind="zero_shot", model=str(tmp_path), min_score=0.01))
+    assert detector.labels == ()
+    pictures = [Image.new("RGB", (120, 80), "red"), Image.new("RGB", (50, 90), "blue")]
+    number = checked(detector, pictures, ["dog", "traffic light"])
+    # Random weights: OWLv2's boxes have no height and are dropped, Grounding DINO's stay.
+    assert number > 0 or make is owlv2
+    assert detector.detect(pictures, []) == [(), ()]
