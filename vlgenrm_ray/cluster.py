@@ -20,7 +20,6 @@ _OURS = {
     # An actor that asks for no GPU must see none, or engines would find one and fill it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_DATA_LOG_LEVEL": "WARNING",
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "YOLO_VERBOSE": "false",

@@ -16,7 +16,7 @@ from vlgenrm_ray.evidence.matching import MatchingConfig
 from vlgenrm_ray.evidence.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Checked, ClaimKind, Question, Response, Truth
 from vlgenrm_ray.shapes import pack_path
-from vlgenrm_ray.shapes.phrases import RELATIONS, counted, sentence
+from vlgenrm_ray.shapes.phrases import HORIZONTAL, VERTICAL, counted, sentence
 from vlgenrm_ray.shapes.questions import describe, existence
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene
 from vlgenrm_ray.shapes.truth import holds
@@ -52,7 +52,9 @@ def statements(scene: Scene, rng: random.Random) -> Iterator[str]:
         yield f"The {sole.shape} is {rng.choice([c for c in COLOURS if c != sole.colour])}."
     yield describe([(thing.name, thing.cell)])
     yield describe([(thing.name, rng.choice(empty)), (absent_name, thing.cell)])
-    for relation in rng.sample(RELATIONS, 2):
+    # Of things in one column neither is left nor right: nothing definite is said of those either.
+    beside = HORIZONTAL if thing.column != other.column else ()
+    for relation in (*beside, *(VERTICAL if thing.row != other.row else ())):
         yield f"The {thing.name} is {relation} the {other.name}."
 
 

@@ -2,7 +2,7 @@
 
 1.  A call returns one outcome per prompt, in order; an outcome is `n` samples, or `Refused`.
 2.  A sample's token texts joined are its text; no special token is among them; there are at most `max_tokens`.
-3.  `finish` is `length` exactly where the text was cut.
+3.  `finish` is `length` exactly where `max_tokens` came before the end of turn.
 4.  Seeds decide: equal seeds say the same in whatever batch; equal prompts of one call differ.
 5.  Temperature 0 is deterministic; several samples of it are a user's mistake.
 6.  A prompt that is too long is refused, and the others say what they say without it.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,12 +114,3 @@ def test_logits_that_are_no_numbers_become_no_numbers(generator: VllmGenerator) 
     refused, after = generator.generate([ask("Is there a purple circle?"), good], SAMPLING, [2, 1])
     assert refused == Refused(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
     assert after == before
-
-
-def test_a_second_engine_starts_where_the_first_was_closed(tmp_path: Path) -> None:
-    """One process may hold one engine after another, as tests and small jobs do."""
-    for _ in range(2):
-        engine = VllmGenerator(VllmConfig(model=str(pack_path("vlm")), max_model_len=128, kv_cache_gib=0.01))
-        (outcome,) = engine.generate([ask("Is there a star?")], SAMPLING)
-        assert not isinstance(outcome, Refused)
-        engine.close()

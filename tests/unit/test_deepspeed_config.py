@@ -72,3 +72,10 @@ def test_a_cpu_worker_is_told_so_and_its_threads_sleep() -> None:
     assert there["DS_ACCELERATOR"] == "cpu"
     assert (there["OMP_NUM_THREADS"], there["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
     assert "DS_ACCELERATOR" not in worker_environment(2, gpu=True)
+
+
+def test_precision_follows_the_device_unless_named() -> None:
+    for gpu in (True, False):
+        assert engine_settings(DeepSpeedConfig(), gpu=gpu)["bf16"]["enabled"] is gpu
+        assert engine_settings(DeepSpeedConfig(precision="bf16"), gpu=gpu)["bf16"]["enabled"]
+        assert not engine_settings(DeepSpeedConfig(precision="fp32"), gpu=gpu)["bf16"]["enabled"]

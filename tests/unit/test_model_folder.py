@@ -10,11 +10,19 @@ from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import InputError
 
 
+def weights(last: int = 0) -> bytes:
+    """A safetensors file of one tensor of 300,000 bytes."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [300_000], "data_offsets": [0, 300_000]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(299_999) + bytes([last])
+
+
 def whole(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
-    (folder / "model.safetensors").write_bytes(bytes(300_000))
+    configuration = {"model_type": "qwen3_vl", "text_config": {"max_position_embeddings": 512}}
+    (folder / "config.json").write_text(json.dumps(configuration))
+    (folder / "model.safetensors").write_bytes(weights())
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "processor_config.json").write_text("{}")
     return folder
 
 
@@ -24,7 +32,12 @@ def test_a_whole_folder_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "said"),
-    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokenizer"),
+        ("processor_config.json", "no image processor"),
+    ],
 )
 def test_a_missing_part_is_named(tmp_path: Path, lost: str, said: str) -> None:
     (whole(tmp_path / "m") / lost).unlink()
@@ -40,6 +53,24 @@ def test_an_unreadable_configuration_is_named(tmp_path: Path, text: str) -> None
         model_folder.locate(str(tmp_path / "m"))
 
 
+@pytest.mark.parametrize("kept", [4, 20, 1000])
+def test_weights_cut_short_are_named(tmp_path: Path, kept: int) -> None:
+    (whole(tmp_path / "m") / "model.safetensors").write_bytes(weights()[:kept])
+    with pytest.raises(InputError, match=r"model\.safetensors is cut short"):
+        model_folder.locate(str(tmp_path / "m"))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    index = {"weight_map": {"w": "model.safetensors", "v": "model-2.safetensors"}}
+    (whole(tmp_path / "m") / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"model-2\.safetensors is missing"):
+        model_folder.locate(str(tmp_path / "m"))
+
+
+def test_how_long_a_sequence_may_be(tmp_path: Path) -> None:
+    assert model_folder.max_positions(whole(tmp_path / "m")) == 512
+
+
 def test_no_folder_stops_the_engine_before_it_starts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         VllmGenerator(VllmConfig(model=str(tmp_path / "nowhere")))
@@ -53,7 +84,5 @@ def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
     assert model_folder.digest(whole(tmp_path / "copy")) == first
     (folder / "notes.md").write_text("not part of the model")
     assert model_folder.digest(folder) == first
-    weights = bytearray(300_000)
-    weights[-1] = 1
-    (folder / "model.safetensors").write_bytes(bytes(weights))
+    (folder / "model.safetensors").write_bytes(weights(last=1))
     assert model_folder.digest(folder) != first

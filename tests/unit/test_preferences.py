@@ -77,7 +77,9 @@ def place_in_world(index: int) -> tuple[Scene, Asked, Question]:
 def case(index: int, texts: list[tuple[str, str]], *, blind: bool = False, **config: object) -> Case:
     scene, _, question = place_in_world(index)
     checked = check_all(scene, question, texts, blind=blind)
-    return Case.of(checked, Witness(checked, VOCABULARY, BANDS), EvidenceConfig.model_validate(config), 0)
+    return Case.of(
+        checked, Witness(checked, VOCABULARY, BANDS), EvidenceConfig.model_validate(config), BalanceConfig(), 0
+    )
 
 
 def wrongs(index: int, count: int) -> list[str]:
@@ -95,7 +97,7 @@ INDEX = st.integers(0, 20_000)
 # -- with perfect experts every label is right -----------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(INDEX, st.integers(0, 4), st.booleans(), st.randoms(use_true_random=False))
 def test_every_label_is_true_and_no_question_vanishes(
     index: int, num_wrong: int, with_right: bool, chance: random.Random
@@ -123,7 +125,7 @@ def test_every_label_is_true_and_no_question_vanishes(
     assert prefer(backwards, config, VOCABULARY, BANDS, 0) == made
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(INDEX)
 def test_a_true_response_can_always_be_edited(index: int) -> None:
     (pair,) = edited(case(index, [("policy", right(index))]))
@@ -136,7 +138,7 @@ def test_a_true_response_can_always_be_edited(index: int) -> None:
 def test_edits_do_not_favour_one_direction() -> None:
     """Counts go up as well as down, and every colour comes up: or the text alone would tell the sides apart."""
     more, less, colours = 0, 0, Counter[str]()
-    for index in range(600):
+    for index in range(400):
         _, asked, _ = place_in_world(index)
         if asked.kind not in ("count", "attribute"):
             continue
@@ -146,12 +148,12 @@ def test_edits_do_not_favour_one_direction() -> None:
             more, less = more + (now.value > was.value), less + (now.value < was.value)
         else:
             colours[pair.rejected.split()[-1]] += 1
-    assert min(more, less) > 30
+    assert min(more, less) > 20
     assert len(colours) == 6
-    assert max(colours.values()) < 2.5 * min(colours.values())
+    assert max(colours.values()) < 3 * min(colours.values())
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(INDEX)
 def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
     (wrong,) = wrongs(index, 1)
@@ -166,7 +168,7 @@ def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
 
 def test_descriptions_are_repaired_or_shortened() -> None:
     repairs = Counter[str]()
-    for index in range(0, 400, 5):
+    for index in range(0, 300, 5):
         scene, asked, _ = place_in_world(index)
         if len(scene.things) < 2:
             continue
@@ -175,13 +177,13 @@ def test_descriptions_are_repaired_or_shortened() -> None:
             assert is_true(scene, asked.text, pair.chosen)
             assert pair.chosen.count(".") <= wrong.count(".")
             repairs["shortened" if pair.chosen.count(".") < wrong.count(".") else "mended"] += 1
-    assert repairs["mended"] > 20
+    assert repairs["mended"] > 15
 
 
 # -- with experts that know nothing, nothing is claimed ---------------------------------------------------------------
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(INDEX)
 def test_unknown_never_makes_a_negative(index: int) -> None:
     texts = [("policy", right(index)), *[("policy", t) for t in wrongs(index, 2)]]

@@ -21,12 +21,18 @@ def selection(tmp_path: Path) -> StageFolder:
     return folder
 
 
+def weights(data: bytes) -> bytes:
+    """A safetensors file that names no tensor."""
+    return (2).to_bytes(8, "little") + b"{}" + data
+
+
 def model(folder: Path) -> Path:
     """A folder that passes for a model as long as nobody loads it."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(weights(b"some"))
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "processor_config.json").write_text("{}")
     return folder
 
 
@@ -76,7 +82,7 @@ def test_a_folder_trained_otherwise_is_not_mixed(tmp_path: Path, selection: Stag
     target = trained(tmp_path, base, selection)
     with pytest.raises(ConfigError, match="other settings or inputs"):
         run(TrainingConfig(epochs=2), base=base, examples=selection, target=target, round=1)
-    (base / "model.safetensors").write_bytes(b"other weights")
+    (base / "model.safetensors").write_bytes(weights(b"other"))
     with pytest.raises(ConfigError, match="other settings or inputs"):
         run(TrainingConfig(), base=base, examples=selection, target=target, round=1)
 

@@ -11,7 +11,7 @@ from vlgenrm_ray.engines.vllm import VllmConfig, spread
 
 def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_config, "_on_cpu", lambda: True)
-    arguments = vllm_config.engine_arguments(VllmConfig(max_model_len=8192, kv_cache_gib=0.5))
+    arguments = vllm_config.engine_arguments(VllmConfig(max_model_len=8192, kv_cache_gib=0.5), 262_144)
     assert arguments["enable_chunked_prefill"] is False
     assert arguments["block_size"] == 32
     assert arguments["max_num_batched_tokens"] == 8192
@@ -21,7 +21,7 @@ def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch)
 
 def test_on_a_gpu_the_rest_is_vllms_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_config, "_on_cpu", lambda: False)
-    arguments = vllm_config.engine_arguments(VllmConfig(engine={"load_format": "dummy"}))
+    arguments = vllm_config.engine_arguments(VllmConfig(engine={"load_format": "dummy"}), None)
     assert "kv_cache_memory_bytes" not in arguments
     assert "enable_chunked_prefill" not in arguments
     assert (arguments["dtype"], arguments["enforce_eager"], arguments["load_format"]) == ("auto", False, "dummy")
@@ -31,8 +31,12 @@ def test_on_a_gpu_the_rest_is_vllms_choice(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_cpu_without_bfloat16_uses_float32(monkeypatch: pytest.MonkeyPatch, computes: bool, dtype: str) -> None:
     monkeypatch.setattr(vllm_config, "_on_cpu", lambda: True)
     monkeypatch.setattr(vllm_config, "has_cpu_bfloat16", lambda: computes)
-    assert vllm_config.engine_arguments(VllmConfig())["dtype"] == dtype
-    assert vllm_config.engine_arguments(VllmConfig(dtype="bfloat16"))["dtype"] == "bfloat16"
+    assert vllm_config.engine_arguments(VllmConfig(), None)["dtype"] == dtype
+    assert vllm_config.engine_arguments(VllmConfig(dtype="bfloat16"), None)["dtype"] == "bfloat16"
+
+
+def test_no_model_is_asked_for_more_than_it_was_made_for() -> None:
+    assert vllm_config.engine_arguments(VllmConfig(max_model_len=4096), 512)["max_model_len"] == 512
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])

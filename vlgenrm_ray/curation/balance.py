@@ -28,10 +28,10 @@ def gap(pair: Preference) -> int:
     return len(pair.chosen) - len(pair.rejected)
 
 
-def is_even(pair: Preference, config: BalanceConfig) -> bool:
-    """Whether a pair's sides are near enough in length."""
-    longer = max(len(pair.chosen), len(pair.rejected))
-    return abs(gap(pair)) <= max(config.free_gap, config.max_gap * longer)
+def is_even(one: str, other: str, config: BalanceConfig) -> bool:
+    """Whether two texts are near enough in length to stand against each other."""
+    longer = max(len(one), len(other))
+    return abs(len(one) - len(other)) <= max(config.free_gap, config.max_gap * longer)
 
 
 def skewing(pairs: Sequence[Preference], config: BalanceConfig) -> list[Preference]:

@@ -109,11 +109,9 @@ def group(rows: "pa.Table") -> "pa.Table":
 
     rows = rows.append_column("name", pc.struct_field(rows.column("response"), "id"))
     rows = rows.sort_by([("id", "ascending"), ("name", "ascending")])
-    counts = rows.group_by("id", use_threads=False).aggregate([("id", "count")])
-    offsets = pa.concat_arrays(
-        [pa.array([0], pa.int64()), pc.cumulative_sum(counts.column("id_count")).combine_chunks()]
-    )
+    # Not Table.group_by: its groups come in no promised order, and here the k-th list must belong to the k-th id.
+    runs = pc.run_end_encode(rows.column("id").combine_chunks(), run_end_type=pa.int32())
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), runs.run_ends])
     kind = pa.struct(list(arrow_schema(Response)))
     responses = pa.concat_arrays([chunk.cast(kind) for chunk in rows.column("response").chunks] or [pa.array([], kind)])
-    lists = pa.ListArray.from_arrays(offsets.cast(pa.int32()), responses)
-    return pa.table({"id": counts.column("id"), "responses": lists})
+    return pa.table({"id": runs.values, "responses": pa.ListArray.from_arrays(offsets, responses)})

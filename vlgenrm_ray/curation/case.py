@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from vlgenrm_ray.curation.asked import Asked, asked
+from vlgenrm_ray.curation.balance import BalanceConfig
 from vlgenrm_ray.curation.witness import Standing, Witness
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Checked, ClaimKind, Finding, Origin, Preference
@@ -64,17 +65,20 @@ class Case:
     witness: Witness
     asked: Asked
     config: EvidenceConfig
+    balance: BalanceConfig
     seed: int
 
     @classmethod
-    def of(cls, checked: Sequence[Checked], witness: Witness, config: EvidenceConfig, seed: int) -> "Case":
+    def of(
+        cls, checked: Sequence[Checked], witness: Witness, config: EvidenceConfig, balance: BalanceConfig, seed: int
+    ) -> "Case":
         """The case of one question's responses; at least one."""
         about = asked(checked[0].response.question.text, witness.vocabulary)
         judged = tuple(
             Judged(c, Standing.of(c.findings, config.min_score), about.answered_by(f.claim for f in c.findings))
             for c in sorted(checked, key=lambda c: c.id)
         )
-        return cls(judged, witness, about, config, seed)
+        return cls(judged, witness, about, config, balance, seed)
 
     def standing(self, text: str) -> Standing:
         """How a text nobody has checked stands."""

@@ -5,6 +5,7 @@ Nothing here calls a statement false because the experts do not know: it takes a
 
 from collections.abc import Iterator
 
+from vlgenrm_ray.curation.balance import is_even
 from vlgenrm_ray.curation.case import Case, Judged, Lost, told
 from vlgenrm_ray.curation.responses import CHOSEN, REJECTED
 from vlgenrm_ray.errors import DropReason
@@ -17,7 +18,8 @@ FLIPPED = "flipped: "
 def verified(case: Case) -> Iterator[Preference]:
     """Best against worst, then second best against second worst, and so on.
 
-    Better: more of it supported. Worse: more of it contradicted; of equally bad ones the one nearest in length.
+    Better: more of it supported. Worse: more of it contradicted, among those even with it in length if there are such;
+    of equally bad ones the one nearest in length.
     """
     sampled = [j for j in case.responses if j.checked.response.sampler not in (CHOSEN, REJECTED)]
     good = [j for j in sampled if case.can_be_chosen(j)]
@@ -26,7 +28,8 @@ def verified(case: Case) -> Iterator[Preference]:
     for best in good:
         if not bad:
             return
-        worst = min(bad, key=lambda j: (*_badness(j), abs(len(j.text) - len(best.text)), j.id))
+        even = [j for j in bad if is_even(best.text, j.text, case.balance)]
+        worst = min(even or bad, key=lambda j: (*_badness(j), abs(len(j.text) - len(best.text)), j.id))
         bad.remove(worst)
         finding = worst.standing.worst
         yield case.pair(

@@ -80,7 +80,7 @@ def contrast(case: Case, config: PreferencesConfig) -> Outcome:
             lost.append(pair)
         elif any((p.chosen, p.rejected) == (pair.chosen, pair.rejected) for p in pairs):
             continue
-        elif not is_even(pair, config.balance):
+        elif not is_even(pair.chosen, pair.rejected, config.balance):
             lost.append(
                 Lost(
                     DropReason.LENGTH_UNBALANCED,
@@ -136,7 +136,8 @@ def prefer(
         by_question.setdefault(checked.response.question.id, []).append(checked)
     witness = Witness(unit.records, vocabulary, bands)
     outcomes = [
-        contrast(Case.of(by_question[id], witness, config.evidence, seed), config) for id in sorted(by_question)
+        contrast(Case.of(by_question[id], witness, config.evidence, config.balance, seed), config)
+        for id in sorted(by_question)
     ]
     skewed = {id(p) for p in skewing([p for o in outcomes for p in o.pairs], config.balance)}
     records: list[Preference] = []

@@ -61,7 +61,8 @@ class Learner:
         deepspeed.init_distributed()
         self.config = config
         self.model_folder = model
-        self.device = torch.device(get_accelerator().current_device_name())
+        self._accelerator = get_accelerator()
+        self.device = torch.device(self._accelerator.current_device_name())
         self.world_size: int = torch.distributed.get_world_size()
         self._grad_norm = math.nan
         torch.manual_seed(seed)
@@ -80,7 +81,7 @@ class Learner:
         from transformers import AutoModelForImageTextToText
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-        halved = self.config.precision == "bf16" and self.config.zero_stage > 0
+        halved = bool(settings["bf16"]["enabled"])
         # While this object lives, transformers loads a model already shared out (ZeRO 3), never whole on one worker.
         shared_out = HfDeepSpeedConfig(settings) if self.config.zero_stage == 3 else None
         try:
@@ -187,14 +188,17 @@ class Learner:
         import torch
 
         self.engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._partly_frozen())
-        torch.save(torch.get_rng_state(), folder / f"random-{torch.distributed.get_rank()}.pt")
+        states = {"cpu": torch.get_rng_state(), "device": self._accelerator.get_rng_state()}
+        torch.save(states, folder / f"random-{torch.distributed.get_rank()}.pt")
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; the same number of workers and the same configuration are needed."""
         import torch
 
         self.engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._partly_frozen())
-        torch.set_rng_state(torch.load(folder / f"random-{torch.distributed.get_rank()}.pt"))
+        states = torch.load(folder / f"random-{torch.distributed.get_rank()}.pt")
+        torch.set_rng_state(states["cpu"])
+        self._accelerator.set_rng_state(states["device"])
 
     def _partly_frozen(self) -> bool:
         return self.config.lora is not None or self.config.freeze_vision

@@ -25,8 +25,9 @@ class DeepSpeedConfig(Settings):
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What the workers share out: nothing, optimizer states (1), also gradients (2), also weights (3)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16 keeps an fp32 master copy of the weights (ZeRO 1-3), or runs under autocast (ZeRO 0)."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 keeps an fp32 master copy of the weights (ZeRO 1-3), or runs under autocast (ZeRO 0). `auto`: bf16 on GPUs,
+    fp32 on CPUs, since most of them only emulate bf16, many times slower."""
     offload: Literal["none", "cpu", "nvme"] = "none"
     """Where optimizer states (and, under ZeRO 3, weights) live while unused; cpu needs ZeRO 2 or 3, nvme ZeRO 3."""
     nvme_path: str = ""
@@ -57,6 +58,11 @@ class DeepSpeedConfig(Settings):
         return self
 
 
+def in_bf16(config: DeepSpeedConfig, *, gpu: bool) -> bool:
+    """Whether the forward pass computes in bf16."""
+    return config.precision == "bf16" or (config.precision == "auto" and gpu)
+
+
 def lr_share(step: int, total: int, config: DeepSpeedConfig) -> float:
     """Learning rate of step 0 <= step < total, as a share of the highest: linear warm-up, then constant or cosine."""
     warmup = math.ceil(total * config.warmup_share)
@@ -82,7 +88,7 @@ def worker_environment(num_cpus: int, *, gpu: bool) -> dict[str, str]:
 
 def engine_settings(config: DeepSpeedConfig, *, gpu: bool) -> dict[str, Any]:
     """DeepSpeed's own configuration dictionary."""
-    bf16 = config.precision == "bf16"
+    bf16 = in_bf16(config, gpu=gpu)
     zero: dict[str, Any] = {"stage": config.zero_stage, "contiguous_gradients": True, "overlap_comm": False}
     if gpu and config.zero_stage >= 2:
         zero["overlap_comm"] = True

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any, cast
 
 from vlgenrm_ray.errors import InputError
 
@@ -41,22 +42,62 @@ def _fetch(name: str) -> Path:
 
 
 def check(folder: Path) -> None:
-    """Raise InputError unless `folder` holds a configuration, weights and a tokenizer."""
+    """Raise InputError unless `folder` holds a configuration, whole weights, a tokenizer and an image processor."""
     if not folder.is_dir():
         raise InputError(f"model folder {folder}: no such folder; check the path (every node must see it)")
-    configuration = folder / "config.json"
+    _configuration(folder)
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not weights:
+        raise InputError(f"model folder {folder}: no weights (*.safetensors); export or download the model again")
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    if missing := sorted(named - {file.name for file in weights}):
+        raise InputError(f"model folder {folder}: {missing[0]} is missing; export or download the model again")
+    for file in weights:
+        if file.suffix == ".safetensors" and not _is_whole(file):
+            raise InputError(f"model folder {folder}: {file.name} is cut short; export or download the model again")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise InputError(f"model folder {folder}: no tokenizer (tokenizer.json); save the processor into it as well")
+    if not any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise InputError(
+            f"model folder {folder}: no image processor (preprocessor_config.json); name a model that sees images, "
+            "or save its processor into the folder as well"
+        )
+
+
+def max_positions(folder: Path) -> int | None:
+    """Longest sequence, in tokens, that the model was made for; None if its configuration does not say."""
+    configuration = _configuration(folder)
+    text = configuration.get("text_config") or configuration
+    found = text.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
     try:
-        json.loads(configuration.read_text())["model_type"]
+        read = json.loads((folder / "config.json").read_text())
+        read["model_type"]
     except FileNotFoundError:
         raise InputError(f"model folder {folder}: no config.json; give a folder in the Hugging Face format") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"model folder {folder}: config.json cannot be read ({error!r}); export the model again"
         ) from error
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise InputError(f"model folder {folder}: no weights (*.safetensors); export or download the model again")
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise InputError(f"model folder {folder}: no tokenizer (tokenizer.json); save the processor into it as well")
+    return cast("dict[str, Any]", read)
+
+
+def _is_whole(file: Path) -> bool:
+    """A safetensors file begins with its header's length, and the header says where its last tensor ends."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size - 8:
+            return False
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError:
+            return False
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0) <= file.stat().st_size
 
 
 def digest(folder: Path) -> str:

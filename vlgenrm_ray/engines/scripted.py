@@ -55,7 +55,8 @@ class ScriptedGenerator:
         return Sample(
             text="".join(kept),
             tokens=tuple(self._token(piece, sampling.watch) for piece in kept),
-            finish="length" if len(pieces) > len(kept) else "stop",
+            # The end of turn is a token as well: a text of just `max_tokens` never came to it.
+            finish="stop" if len(pieces) < sampling.max_tokens else "length",
         )
 
     def _token(self, piece: str, watch: tuple[str, ...]) -> Token:

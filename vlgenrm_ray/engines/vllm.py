@@ -29,14 +29,21 @@ class VllmGenerator:
     """
 
     def __init__(self, config: VllmConfig) -> None:
-        """Start the engine. Raises InputError, before it starts, for a model folder that cannot be used."""
+        """Start the engine.
+
+        Raises InputError, before it starts, for a model folder that cannot be used; ConfigError where vLLM will not
+        start on that folder with these settings.
+        """
         folder = model_folder.locate(config.model)
         set_environment(config)
 
         import vllm
 
         self.config = config
-        self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config))
+        try:
+            self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config, model_folder.max_positions(folder)))
+        except ValueError as error:
+            raise ConfigError(f"vLLM does not start with model folder {folder}: {_summary(error)}") from error
         tokenizer = self._llm.get_tokenizer()
         self.vocabulary = Vocabulary(tokenizer.backend_tokenizer)
         hf_config = self._llm.model_config.hf_config.to_dict()
@@ -195,8 +202,7 @@ def _is_about_length(error: "VLLMValidationError") -> bool:
 
 
 def _summary(error: Exception) -> str:
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first[:300]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 _MARK = "vlgenrm text goes here"

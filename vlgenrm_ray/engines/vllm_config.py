@@ -20,7 +20,7 @@ class VllmConfig(Settings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """`auto`: the model's own on a GPU; on a CPU bfloat16 if it computes in it, else float32."""
     max_model_len: int = Field(default=4096, ge=16)
-    """Longest prompt and answer together, in tokens, image tokens included."""
+    """Longest prompt and answer together, in tokens, image tokens included; never more than the model was made for."""
     max_num_seqs: int = Field(default=256, ge=1)
     """Most sequences decoded at once."""
     max_num_batched_tokens: int | None = Field(default=None, ge=16)
@@ -61,8 +61,10 @@ def _on_cpu() -> bool:
 
 def set_environment(config: VllmConfig) -> None:
     """Environment that vLLM reads when it is imported. What the user has set already stays."""
-    wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if _on_cpu():
+        # It warns at every prompt that threads are bound, which they are not.
+        wanted |= {"VLLM_LOGGING_LEVEL": "ERROR"}
         allowed = len(os.sched_getaffinity(0))
         limit_threads(config.threads or min(int(os.environ.get("OMP_NUM_THREADS", allowed)), allowed))
         # In this process, on the threads stated above: a second process and pinned threads only fight for few cores.
@@ -74,12 +76,13 @@ def set_environment(config: VllmConfig) -> None:
         os.environ.setdefault(name, value)
 
 
-def engine_arguments(config: VllmConfig) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`, the model apart."""
+def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`, the model apart, for one made for sequences of up to `max_positions` tokens."""
     on_cpu = _on_cpu()
+    max_model_len = min(config.max_model_len, max_positions or config.max_model_len)
     arguments: dict[str, Any] = {
         "dtype": "float32" if config.dtype == "auto" and on_cpu and not has_cpu_bfloat16() else config.dtype,
-        "max_model_len": config.max_model_len,
+        "max_model_len": max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "tensor_parallel_size": config.tensor_parallel_size,
@@ -100,5 +103,5 @@ def engine_arguments(config: VllmConfig) -> dict[str, Any]:
         arguments["enable_chunked_prefill"] = False
         # Samples of a prompt share whole blocks of its prefill; of vLLM's 128 tokens, short prompts fill none.
         arguments["block_size"] = 32
-        arguments["max_num_batched_tokens"] = max(config.max_num_batched_tokens or 4096, config.max_model_len)
+        arguments["max_num_batched_tokens"] = max(config.max_num_batched_tokens or 4096, max_model_len)
     return arguments | config.engine

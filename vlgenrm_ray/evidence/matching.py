@@ -93,24 +93,29 @@ def glances_of(
     config: MatchingConfig,
 ) -> list[tuple[Glance, ...]]:
     """For each image and each of its windows, how likely it shows each of the image's phrases."""
-    cuts = [
-        list(windows(image.width, image.height, config.grids)) if phrases[i] else [] for i, image in enumerate(images)
-    ]
-    crops = [_crop(images[i], window, 0.0) for i, cut in enumerate(cuts) for window in cut]
-    parts = {phrase: vocabulary.phrase(phrase) for some in phrases for phrase in some}
-    families = sorted({vocabulary.family(a) for part in parts.values() if part for a in part.attributes})
-    rows = {family: _matched(crops, family, matcher, vocabulary) for family in ["", *families]} if crops else {}
+    known = [{p: part for p in some if (part := vocabulary.phrase(p))} for some in phrases]
+    cuts = [list(windows(image.width, image.height, config.grids)) for image in images]
+    rows: dict[tuple[int, int, str], Mapping[tuple[str, str], float]] = {}
+    for family in ("", *vocabulary.attributes):
+        asked = [i for i, parts in enumerate(known) if family in _families(parts.values(), vocabulary)]
+        places = [(i, j) for i in asked for j in range(len(cuts[i]))]
+        crops = [_crop(images[i], cuts[i][j], 0.0) for i, j in places]
+        answers = _matched(crops, family, matcher, vocabulary) if crops else []
+        rows |= {(i, j, family): row for (i, j), row in zip(places, answers, strict=True)}
     found: list[tuple[Glance, ...]] = []
-    at = 0
-    for i, cut in enumerate(cuts):
+    for i, parts in enumerate(known):
+        families = _families(parts.values(), vocabulary)
         glances = []
-        for window in cut:
-            here = {family: row[at] for family, row in rows.items()}
-            scores = {p: _likelihood(part, here, vocabulary) for p in phrases[i] if (part := parts[p])}
-            glances.append(Glance(window, scores))
-            at += 1
+        for j, window in enumerate(cuts[i] if parts else ()):
+            here = {family: rows[i, j, family] for family in families}
+            glances.append(Glance(window, {p: _likelihood(part, here, vocabulary) for p, part in parts.items()}))
         found.append(tuple(glances))
     return found
+
+
+def _families(phrases: Iterable[Phrase], vocabulary: Vocabulary) -> set[str]:
+    """The families of the phrases' attributes, "" for a phrase that has none."""
+    return {vocabulary.family(word) if word else "" for phrase in phrases for word in phrase.attributes or ("",)}
 
 
 def _matched(

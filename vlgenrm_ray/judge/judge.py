@@ -117,7 +117,7 @@ class Judge:
 
     def critique(self, items: Sequence[Item]) -> list[tuple[Rationale, ...] | Refused]:
         """For each item, in order, its K rationales (one in the direct mode), or why there are none."""
-        prompts = [self._prompt(item) for item in items]
+        prompts = self._prompts(items, [""] * len(items))
         seeds = [self._seed(item) for item in items]
         direct = self.config.mode == "direct"
         sampling = Sampling(
@@ -136,7 +136,7 @@ class Judge:
     def reread(self, items: Sequence[Item], texts: Sequence[str]) -> list[Verdict | Refused]:
         """The verdict the judge gives each item after a rationale already written, whose own verdict goes."""
         prefixes = [strip_verdict(text) for text in texts]
-        prompts = [self._prompt(i, p or "") for i, p in zip(items, prefixes, strict=True)]
+        prompts = self._prompts(items, [prefix or "" for prefix in prefixes])
         sampling = Sampling(temperature=0.0, max_tokens=_LOOK, watch=WATCH)
         outcomes = self._generate(prompts, sampling, [self._seed(i) for i in items])
         verdicts: list[Verdict | Refused] = []
@@ -157,14 +157,26 @@ class Judge:
         outcomes = iter(self.generator.generate([p for _, p in asked], sampling, [seeds[i] for i, _ in asked]))
         return [p if isinstance(p, Refused) else next(outcomes) for p in prompts]
 
-    def _prompt(self, item: Item, prefix: str = "") -> Prompt | Refused:
-        template = prompt.load(self.config.hint_prompt) if item.hint else self._template
+    def _prompts(self, items: Sequence[Item], prefixes: Sequence[str]) -> list[Prompt | Refused]:
+        """What the generator is asked; an image that several items share is opened once."""
+        refs = {item.image for item in items if isinstance(item.image, ImageRef)}
+        opened = {ref: self._open(ref) for ref in refs}
+        prompts: list[Prompt | Refused] = []
+        for item, prefix in zip(items, prefixes, strict=True):
+            image = opened[item.image] if isinstance(item.image, ImageRef) else item.image
+            if isinstance(image, Refused):
+                prompts.append(image)
+                continue
+            template = prompt.load(self.config.hint_prompt) if item.hint else self._template
+            text = prompt.render(template, item.question, item.response, item.hint)
+            prompts.append(Prompt(image=image, text=text, prefix=prefix))
+        return prompts
+
+    def _open(self, ref: ImageRef) -> "PIL.Image.Image | Refused":
         try:
-            image = images.read(item.image, self.limits) if isinstance(item.image, ImageRef) else item.image
+            return images.read(ref, self.limits)
         except ImageError as error:
             return Refused(reason=error.reason, detail=error.detail)
-        text = prompt.render(template, item.question, item.response, item.hint)
-        return Prompt(image=image, text=text, prefix=prefix)
 
     def _seed(self, item: Item) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{item.id}".encode()).digest()[:4], "big")

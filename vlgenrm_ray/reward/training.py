@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
 import threading
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ __all__ = ["TrainingConfig", "TrainingResult", "run"]
 
 _RAY = "ray"
 _POLL_S = 0.5
+_ABORT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +113,19 @@ def _fit(job: TrainingJob) -> None:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+    # Left to itself, Ray Train answers Ctrl-C by exiting with 0, and keeps the signal when it is done.
+    controllers: list[Any] = []
+    trainer._register_sigint_handler = controllers.append
     failure: Exception | None = None
-    with _shown(job), _own_interrupt():
+    with _shown(job):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             failure = error
+        except KeyboardInterrupt:
+            for controller in controllers:
+                _abort(controller)
+            raise
     if job.failure.exists():
         told = read_json(job.failure)
         raise (InputError if told["kind"] == "InputError" else StageError)(told["message"]) from failure
@@ -146,19 +153,15 @@ def _ray_train_settings() -> dict[str, str]:
     return settings
 
 
-@contextmanager
-def _own_interrupt() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt as anywhere else: Ray Train takes the signal, exits with 0, and keeps it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
+def _abort(controller: Any) -> None:
+    """End a training's workers, so that their CPUs and GPUs are free at once."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
     try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGINT, before)
+        ray.get(controller.abort.remote(), timeout=_ABORT_S)
+    except (RayActorError, GetTimeoutError):
+        return  # The controller ends its own process; there is nothing more to hear from it.
 
 
 @contextmanager

@@ -61,10 +61,13 @@ def measure(
     """Measure the examples at `share`; those that cannot be learnt are dropped with their reason, none is cut."""
     fit: list[Measured] = []
     dropped: list[Dropped] = []
+    verified: set[str] = set()
     for index in share:
         example = examples[index]
         try:
-            images.verify(example.image, limits)
+            if example.image.uri not in verified:
+                images.verify(example.image, limits)
+                verified.add(example.image.uri)
             tokens = encoder.encode(example.image, example.prompt, example.completion)
         except ImageError as error:
             dropped.append(_dropped(example, error.reason, error.detail))
