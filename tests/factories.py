@@ -29,20 +29,14 @@ def question(id: str = "q0", **over: Any) -> Question:
 
 def response(id: str = "q0/r0", **over: Any) -> Response:
     return Response(
-        **(
-            {"id": id, "question": question(), "text": "Yes, there is a red circle.", "sampler": "test"}
-            | over
-        )
+        **({"id": id, "question": question(), "text": "Yes, there is a red circle.", "sampler": "test"} | over)
     )
 
 
 def claim(**over: Any) -> Claim:
     text = "there is a red circle"
     return Claim(
-        **(
-            {"kind": ClaimKind.EXISTENCE, "subject": "red circle", "text": text, "start": 0, "end": len(text)}
-            | over
-        )
+        **({"kind": ClaimKind.EXISTENCE, "subject": "red circle", "text": text, "start": 0, "end": len(text)} | over)
     )
 
 

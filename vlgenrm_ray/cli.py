@@ -59,7 +59,7 @@ def run(
     run: RunFolder = None,
     set_: Overrides = None,
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option(help="Print stages, resources asked and resources there; do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the stages, what they ask for and what is there.")] = False,
 ) -> None:
     """Make, or finish, a run: curate, critique, select, train, evaluate, round after round."""
     from vlgenrm_ray.commands import train_reward
@@ -121,14 +121,15 @@ def doctor(
 
 @app.command()
 def bench(
-    config: Recipe,
     run: Annotated[Path, typer.Option("--run", help="A run whose preferences are the prompts.")],
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe; default: shapes.")] = None,
     set_: Overrides = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Preference pairs to critique.")] = 64,
 ) -> None:
-    """Measure the critiques stage against its bare engine on the same prompts, as a ratio."""
-    from vlgenrm_ray.report.bench import bench_critiques
+    """Measure the critiques stage's actor against its bare engine on the same prompts, as a ratio."""
+    from vlgenrm_ray.commands import bench as bench_stage
 
-    typer.echo(bench_critiques(config, run, overrides=tuple(set_ or ())))
+    bench_stage(config, run=run, overrides=tuple(set_ or ()), pairs=pairs)
 
 
 if __name__ == "__main__":

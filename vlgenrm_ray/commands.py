@@ -126,6 +126,27 @@ def score(
         console.print(f"\n-- critique {number}\n{text}", markup=False)
 
 
+def bench(path: Path | None, *, run: Path, overrides: Sequence[str] = (), pairs: int) -> None:
+    """Print the critiques actor's speed as a ratio to its bare engine's; in this process, without Ray."""
+    from vlgenrm_ray.engines.vllm import VllmGenerator
+    from vlgenrm_ray.report.bench import bench_critiques
+    from vlgenrm_ray.store import StageFolder
+
+    settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
+    folder = str(model_folder.locate(settings.base))
+    generator = VllmGenerator(settings.critiques.engine.model_copy(update={"model": folder}))
+    found = bench_critiques(
+        generator,
+        settings.judge,
+        StageFolder(run / "preferences"),
+        limits=settings.critiques.limits,
+        pairs=pairs,
+    )
+    console = Console(highlight=False)
+    for name, value in found.items():
+        console.print(f"{name:<24} {value}")
+
+
 def examine(path: Path | None, *, overrides: Sequence[str] = (), address: str | None = None) -> int:
     """Print the doctor's findings; 0 if nothing failed."""
     from vlgenrm_ray import doctor

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.arrow import arrow_schema
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.progress import Progress
-from vlgenrm_ray.records import arrow_schema
 from vlgenrm_ray.settings import Settings
 from vlgenrm_ray.store import Manifest, StageFolder
 

@@ -48,9 +48,7 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
     """
     scheme = urlparse(uri).scheme
     if scheme in ("http", "https", "ftp"):
-        raise ImageError(
-            DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first"
-        )
+        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first")
     try:
         if scheme in ("", "file"):
             path = Path(urlparse(uri).path if scheme else uri)
@@ -89,9 +87,7 @@ def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             pixels = image.width * image.height
             if pixels > limits.max_pixels:
-                raise ImageError(
-                    DropReason.IMAGE_TOO_LARGE, f"{name}: {pixels} pixels, limit {limits.max_pixels}"
-                )
+                raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {pixels} pixels, limit {limits.max_pixels}")
             if min(image.size) < limits.min_side:
                 raise ImageError(
                     DropReason.IMAGE_UNREADABLE,

@@ -1,12 +1,12 @@
 """The table of contents: every stage of a run, in order. Each is resumable, so a run is, too.
 
-    pool -> responses -> experts -> preferences              heldout-pool -> heldout
-        then, for round 1 ... T:  critiques -> selection -> training -> evaluation
+pool -> responses -> experts -> preferences              heldout-pool -> heldout
+    then, for round 1 ... T:  critiques -> selection -> training -> evaluation
 
-    <run>/config.yaml                     the resolved configuration
-    <run>/<stage>/                        see store.py
-    <run>/round-<t>/<stage>/, lineage.json
-    <run>/summary.json, best.json, best   the best round's model, by held-out accuracy
+<run>/config.yaml                     the resolved configuration
+<run>/<stage>/                        see store.py
+<run>/round-<t>/<stage>/, lineage.json
+<run>/summary.json, best.json, best   the best round's model, by held-out accuracy
 """
 
 import time
@@ -84,9 +84,7 @@ def prepare(run: Run) -> dict[str, Manifest]:
     config, stage = run.config, run.stage
     done = {
         "pool": pool.run(config.pool, target=stage("pool")),
-        "responses": responses.run(
-            config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")
-        ),
+        "responses": responses.run(config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")),
         "experts": experts.run(config.experts, source=stage("responses"), target=stage("experts")),
         "preferences": preferences.run(
             config.preferences,
@@ -150,9 +148,7 @@ def _steps(run: Run) -> Steps:
         return Trained(model=result.model, seconds=result.seconds, report=result.report)
 
     def evaluate(model: Path, target: StageFolder) -> Manifest:
-        return pairs.run(
-            config.evaluation, judge=config.judge, model=model, source=run.stage("heldout"), target=target
-        )
+        return pairs.run(config.evaluation, judge=config.judge, model=model, source=run.stage("heldout"), target=target)
 
     return Steps(critiques=criticise, selection=select, training=train, evaluation=evaluate)
 

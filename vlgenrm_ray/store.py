@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from vlgenrm_ray.arrow import arrow_schema, from_row, to_row
 from vlgenrm_ray.errors import ConfigError, StageError
-from vlgenrm_ray.records import Dropped, arrow_schema, from_row, to_row
+from vlgenrm_ray.records import Dropped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -228,11 +229,7 @@ class StageFolder:
         """Ids of all units already committed; reads that one column only."""
         import pyarrow.parquet as pq
 
-        return {
-            i
-            for shard in self.shards()
-            for i in pq.read_table(shard, columns=["id"]).column("id").to_pylist()
-        }
+        return {i for shard in self.shards() for i in pq.read_table(shard, columns=["id"]).column("id").to_pylist()}
 
     def units(self, cls: type[R]) -> Iterator[Unit[R]]:
         """All units, shard by shard."""

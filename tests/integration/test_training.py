@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -118,21 +117,24 @@ def test_ctrl_c_then_a_killed_worker_then_the_same_result(
 @contextmanager
 def once_steps_are_done(target: Path, steps: int, then: Callable[[], None]) -> Iterator[None]:
     """Do `then`, from another thread, when the metrics have so many lines."""
+    over, done = threading.Event(), threading.Event()
 
     def watch() -> None:
         path = target / "metrics.jsonl"
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
+        while not over.wait(0.02):
             if path.exists() and len(path.read_text().splitlines()) >= steps:
+                done.set()
                 then()
                 return
-            time.sleep(0.02)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    yield
-    watcher.join(timeout=5)
-    assert not watcher.is_alive(), f"step {steps} was never seen"
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+    assert done.is_set(), f"step {steps} was never seen"
 
 
 def kill_a_worker() -> None:

@@ -3,16 +3,15 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlgenrm_ray.arrow import arrow_schema, to_row
 from vlgenrm_ray.curation.by_image import group
-from vlgenrm_ray.records import Response, arrow_schema, to_row
+from vlgenrm_ray.records import Response
 
 
 def rows(images: list[str]) -> pa.Table:
     """One response per entry, to a question about that image."""
-    responses = [
-        to_row(factories.response(f"q{i}/r0", question=factories.question(f"q{i}", image=factories.image(sha256=sha256))))
-        for i, sha256 in enumerate(images)
-    ]
+    questions = [factories.question(f"q{i}", image=factories.image(sha256=sha256)) for i, sha256 in enumerate(images)]
+    responses = [to_row(factories.response(f"{question.id}/r0", question=question)) for question in questions]
     kind = pa.struct(list(arrow_schema(Response)))
     return pa.table({"id": pa.array(images, pa.string()), "response": pa.array(responses, kind)})
 
@@ -24,4 +23,5 @@ def test_every_response_comes_under_its_own_image_once(images: list[str]) -> Non
     assert sorted(row["id"] for row in grouped) == sorted(set(images))
     for row in grouped:
         assert {r["question"]["image"]["sha256"] for r in row["responses"]} == {row["id"]}
-    assert sorted(r["id"] for row in grouped for r in row["responses"]) == sorted(f"q{i}/r0" for i in range(len(images)))
+    found = sorted(response["id"] for row in grouped for response in row["responses"])
+    assert found == sorted(f"q{i}/r0" for i in range(len(images)))

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from tests import factories
+from vlgenrm_ray.arrow import arrow_schema
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.flow import Pool
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
-from vlgenrm_ray.records import Critique, ImageRef, Preference, Side, arrow_schema
+from vlgenrm_ray.records import Critique, ImageRef, Preference, Side
 from vlgenrm_ray.reward import critiques
 from vlgenrm_ray.store import StageFolder, units_table, write_units
 
@@ -106,7 +107,7 @@ def test_what_is_written_decides_the_fingerprint_and_how_many_write_does_not() -
 
 
 def test_the_actor_maps_a_table_to_units(pair: Preference) -> None:
-    from vlgenrm_ray.records import to_table
+    from vlgenrm_ray.arrow import to_table
 
     actor = critiques.CritiqueActor(critiques.CritiquesConfig(), JUDGE, 1, lambda config: ScriptedGenerator(looks))
     made = actor(to_table(Preference, [pair]))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlgenrm_ray import records
+from vlgenrm_ray import arrow, records
 from vlgenrm_ray.records import Checked, Critique, Finding, Preference, Response, Truth
 
 
@@ -14,9 +14,7 @@ def checked() -> Checked:
     finding = Finding(
         claim=factories.claim(), truth=Truth.SUPPORTED, expert="detector", score=0.5, boxes=(factories.box(),)
     )
-    return Checked(
-        id="q0/r0", response=factories.response(), findings=(finding,), sightings=(factories.sighting(),)
-    )
+    return Checked(id="q0/r0", response=factories.response(), findings=(finding,), sightings=(factories.sighting(),))
 
 
 @pytest.mark.parametrize(
@@ -25,35 +23,35 @@ def checked() -> Checked:
     ids=lambda r: type(r).__name__,
 )
 def test_a_record_survives_arrow(record: object) -> None:
-    table = records.to_table(type(record), [record])
-    assert records.from_table(type(record), table) == [record]
+    table = arrow.to_table(type(record), [record])
+    assert arrow.from_table(type(record), table) == [record]
 
 
 def test_an_empty_table_keeps_its_schema() -> None:
-    assert records.to_table(Checked, []).schema == records.to_table(Checked, [checked()]).schema
+    assert arrow.to_table(Checked, []).schema == arrow.to_table(Checked, [checked()]).schema
 
 
 @given(text=st.text(), seed=st.none() | st.integers(-(2**63), 2**63 - 1))
 def test_any_text_and_seed_survive(text: str, seed: int | None) -> None:
     text = text.encode("utf-8", "ignore").decode()
     response = factories.response(text=text, seed=seed)
-    assert records.from_table(Response, records.to_table(Response, [response])) == [response]
+    assert arrow.from_table(Response, arrow.to_table(Response, [response])) == [response]
 
 
 def test_an_abstaining_critique_survives() -> None:
     silent = factories.critique(verdict=None, p_yes=None, verdict_mass=0.0)
-    assert records.from_table(Critique, records.to_table(Critique, [silent])) == [silent]
+    assert arrow.from_table(Critique, arrow.to_table(Critique, [silent])) == [silent]
 
 
 def test_a_missing_field_is_an_error_not_a_default() -> None:
-    row = records.to_row(factories.preference())
+    row = arrow.to_row(factories.preference())
     del row["chosen"]
     with pytest.raises(KeyError, match="chosen"):
-        records.from_row(Preference, row)
+        arrow.from_row(Preference, row)
 
 
 def test_every_record_has_an_arrow_schema() -> None:
     found = [c for c in vars(records).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
     assert {Response, Checked, Preference, Critique} <= set(found)
     for cls in found:
-        assert isinstance(records.arrow_schema(cls), pa.Schema)
+        assert isinstance(arrow.arrow_schema(cls), pa.Schema)

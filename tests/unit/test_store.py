@@ -13,9 +13,7 @@ def unit(id: str) -> Unit[Question]:
 
 
 def lost(id: str) -> Unit[Question]:
-    return Unit(
-        id=id, dropped=(Dropped(stage="pool", id=id, reason=DropReason.IMAGE_MISSING, detail="gone"),)
-    )
+    return Unit(id=id, dropped=(Dropped(stage="pool", id=id, reason=DropReason.IMAGE_MISSING, detail="gone"),))
 
 
 def folder(path: Path, *shards: list[Unit[Question]]) -> StageFolder:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray import flow
-from vlgenrm_ray.records import Response, arrow_schema
+from vlgenrm_ray.arrow import arrow_schema
+from vlgenrm_ray.records import Response
 from vlgenrm_ray.store import StageFolder
 
 if TYPE_CHECKING:

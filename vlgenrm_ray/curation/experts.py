@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from vlgenrm_ray import flow, images
+from vlgenrm_ray.arrow import from_row, from_table, to_table
 from vlgenrm_ray.curation.by_image import grouped
 from vlgenrm_ray.engines.contracts import Detector, Matcher
 from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
@@ -23,18 +24,7 @@ from vlgenrm_ray.evidence.matching import MatchingConfig, glances_of, known_phra
 from vlgenrm_ray.evidence.view import Glance, View, distinct
 from vlgenrm_ray.evidence.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.images import ImageError, ImageLimits
-from vlgenrm_ray.records import (
-    Box,
-    Checked,
-    ClaimKind,
-    Dropped,
-    Response,
-    Sighting,
-    Truth,
-    from_row,
-    from_table,
-    to_table,
-)
+from vlgenrm_ray.records import Box, Checked, ClaimKind, Dropped, Response, Sighting, Truth
 from vlgenrm_ray.settings import Settings
 from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 

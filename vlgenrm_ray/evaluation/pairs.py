@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from vlgenrm_ray import flow, images
+from vlgenrm_ray.arrow import from_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, Refused
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
@@ -21,7 +22,7 @@ from vlgenrm_ray.evaluation.metrics import Estimate, blind, outcomes_by_id, pair
 from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig, Rationale, judgement
-from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side, from_table
+from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
 from vlgenrm_ray.settings import Settings, digest
 from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 

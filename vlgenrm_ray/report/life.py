@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from vlgenrm_ray.arrow import from_row
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import (
     Checked,
@@ -19,7 +20,6 @@ from vlgenrm_ray.records import (
     Preference,
     Question,
     Response,
-    from_row,
 )
 from vlgenrm_ray.store import StageFolder
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray import flow
+from vlgenrm_ray.arrow import from_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, Refused
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
@@ -17,7 +18,7 @@ from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig, Rationale
 from vlgenrm_ray.judge.verdict import NO, YES
-from vlgenrm_ray.records import Critique, Dropped, Preference, Side, from_table
+from vlgenrm_ray.records import Critique, Dropped, Preference, Side
 from vlgenrm_ray.settings import Settings, digest
 from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 

@@ -121,4 +121,6 @@ def parse(question: str) -> tuple[str, str, str]:
 def is_true(scene: Scene, question: str, response: str) -> bool:
     """Whether a response answers the question, in the world's language, and everything it claims is true."""
     made = claims(response)
-    return bool(made) and answers(question, made) and all(holds(scene, claim) for claim in made)
+    if not made:
+        return False
+    return answers(question, made) and all(holds(scene, claim) for claim in made)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Self
 from vlgenrm_ray.shapes.critiques import critique, verdict_word
 from vlgenrm_ray.shapes.judging import cot_prompt, direct_prompt
 from vlgenrm_ray.shapes.pairs import corrupt
-from vlgenrm_ray.shapes.phrases import sentence, with_article
 from vlgenrm_ray.shapes.questions import KINDS, ask
 from vlgenrm_ray.shapes.render import render
-from vlgenrm_ray.shapes.scenes import CELLS, Scene, draw_in
+from vlgenrm_ray.shapes.scenes import Scene, draw_in
+from vlgenrm_ray.shapes.vlm_exercises import exercise
 
 if TYPE_CHECKING:
     import torch
@@ -67,15 +67,10 @@ class Album:
                 return index, turn, corrupt(scene, asked, rng)
 
     def exercise(self, rng: random.Random) -> Turn:
-        """Reading what stands where: one cell, or all in order. No question of the world asks it; it teaches to see."""
+        """A random exercise in seeing."""
         index = rng.randrange(len(self.scenes))
-        scene = self.scenes[index]
-        names = [with_article(t.name) if (t := scene.at(cell)) else "nothing" for cell in range(len(CELLS))]
-        if rng.random() < 0.5:
-            cell = rng.randrange(len(CELLS))
-            return Turn(scene=index, prompt=f"What is at the {CELLS[cell]}?", completion=sentence(names[cell]))
-        lines = (f"{place}: {name}." for place, name in zip(CELLS, names, strict=True))
-        return Turn(scene=index, prompt="What is where?", completion=" ".join(lines))
+        prompt, completion = exercise(self.scenes[index], rng)
+        return Turn(scene=index, prompt=prompt, completion=completion)
 
     def judgements(self, count: int, rng: random.Random) -> tuple[list[Turn], list[Turn]]:
         """`count` critiques, half of right answers, half of wrong ones to the same questions; their bare verdicts."""

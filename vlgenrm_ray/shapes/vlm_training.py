@@ -30,8 +30,10 @@ class Lessons:
     judge_from: int = 600
     """First step with judgements."""
     exercise_share: float = 0.6
-    """Share of each batch that reads what stands where; a quarter of it from step `exercise_until` on."""
+    """Share of each batch that are exercises, before step `exercise_until`."""
     exercise_until: int = 600
+    late_exercise_share: float = 0.3
+    """The same from then on."""
 
 
 def teach(model: "Qwen3VLForConditionalGeneration", album: Album, lessons: Lessons, seed: int) -> dict[str, float]:
@@ -85,7 +87,7 @@ def _turns(
 ) -> list[Turn]:
     """One batch: judgements, exercises, and for the rest the five kinds of question in turn."""
     judged = round(lessons.batch * lessons.judge_share) if step >= lessons.judge_from else 0
-    drill = lessons.exercise_share if step < lessons.exercise_until else lessons.exercise_share / 4
+    drill = lessons.exercise_share if step < lessons.exercise_until else lessons.late_exercise_share
     turns = rng.sample(critiques, (judged + 1) // 2) + rng.sample(verdicts, judged // 2)
     turns += [album.exercise(rng) for _ in range(round(lessons.batch * drill))]
     first = step * lessons.batch
