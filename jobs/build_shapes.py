@@ -19,9 +19,7 @@ from vlgenrm_ray.shapes.experts_pack import build_detector, build_matcher
 from vlgenrm_ray.shapes.vlm_figures import answered, judged
 from vlgenrm_ray.shapes.vlm_pack import build_vlm
 
-SEED = 0
-HELD_OUT_SEED = 1
-COUNT = 1000
+SEED, HELD_OUT_SEED, COUNT = 0, 1, 1000
 
 
 def measure_vlm(folder: Path) -> dict[str, Any]:
@@ -35,19 +33,16 @@ def measure_vlm(folder: Path) -> dict[str, Any]:
         direct = Judge(JudgeConfig(mode="direct", direct_prompt="shapes_direct"), engine)
         right = np.array([float(true) for _, true in answers])
         kinds = np.array([question.kind for question, _ in answers])
+        by_kind = {kind: plain(wilson(right[kinds == kind])) for kind in dict.fromkeys(kinds.tolist())}
         return {
-            "answers": plain(wilson(right))
-            | {"by_kind": {kind: plain(wilson(right[kinds == kind])) for kind in dict.fromkeys(kinds.tolist())}},
+            "answers": plain(wilson(right)) | {"by_kind": by_kind},
             "judge": summary(judged(cot, Path(pictures), seed=HELD_OUT_SEED, count=COUNT)),
             "judge_direct": summary(judged(direct, Path(pictures), seed=HELD_OUT_SEED, count=COUNT)),
         }
 
 
-BUILD: dict[str, Callable[[Path, int], dict[str, Any]]] = {
-    "vlm": build_vlm,
-    "detector": build_detector,
-    "matcher": build_matcher,
-}
+Build = Callable[[Path, int], dict[str, Any]]
+BUILD: dict[str, Build] = {"vlm": build_vlm, "detector": build_detector, "matcher": build_matcher}
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def test_with_faultless_experts_no_definite_verdict_is_wrong_and_few_stay_open()
 def test_without_the_matcher_nothing_is_found_absent_but_what_is_there_still_counts() -> None:
     rng = random.Random(1)
     definite = 0
-    for _ in range(40):
+    for _ in range(80):
         scene = draw(rng)
         view = perfect(scene, glances=False)
         for text in (statements(rng) for _ in range(8)):

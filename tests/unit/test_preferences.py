@@ -94,9 +94,6 @@ def right(index: int) -> str:
 INDEX = st.integers(0, 20_000)
 
 
-# -- with perfect experts every label is right -----------------------------------------------------------------------
-
-
 @settings(deadline=None, max_examples=40)
 @given(INDEX, st.integers(0, 4), st.booleans(), st.randoms(use_true_random=False))
 def test_every_label_is_true_and_no_question_vanishes(
@@ -180,9 +177,6 @@ def test_descriptions_are_repaired_or_shortened() -> None:
     assert repairs["mended"] > 15
 
 
-# -- with experts that know nothing, nothing is claimed ---------------------------------------------------------------
-
-
 @settings(deadline=None, max_examples=40)
 @given(INDEX)
 def test_unknown_never_makes_a_negative(index: int) -> None:
@@ -199,8 +193,6 @@ def test_a_response_below_the_score_limit_counts_as_unknown() -> None:
     assert list(verified(case(1, texts)))
     assert not list(verified(case(1, texts, min_score=1.0)))
 
-
-# -- imported pairs ---------------------------------------------------------------------------------------------------
 
 CHOSEN, REJECTED = "imported/chosen", "imported/rejected"
 
@@ -243,9 +235,6 @@ def test_a_contradicted_chosen_is_not_flipped_for_a_side_that_is_only_unknown() 
     lost = one(1, wrongs(1, 1)[0], "It is lovely.")
     assert isinstance(lost, Lost)
     assert lost.reason == "contradicted_chosen"
-
-
-# -- limits and lengths -----------------------------------------------------------------------------------------------
 
 
 def test_limits_per_question_and_kind() -> None:
