@@ -19,7 +19,7 @@ _OURS = {
     "TOKENIZERS_PARALLELISM": "false",
     # An actor that asks for no GPU must see none, or engines would find one and fill it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_DATA_LOG_LEVEL": "WARNING",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "YOLO_VERBOSE": "false",

@@ -10,6 +10,7 @@ from vlgenrm_ray.shapes.judging import cot_prompt, direct_prompt
 from vlgenrm_ray.shapes.phrases import NUMBERS, placed
 from vlgenrm_ray.shapes.questions import KINDS, ask
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, draw
+from vlgenrm_ray.shapes.vlm_exercises import exercise
 
 if TYPE_CHECKING:
     from transformers import Qwen3VLProcessor
@@ -55,11 +56,12 @@ def corpus() -> Iterator[str]:
             yield cot_prompt(asked.text, asked.reference)
             yield direct_prompt(asked.text, asked.reference)
             yield critique(scene, asked.text, asked.reference)
+            yield from exercise(scene, rng)
     for _ in range(100):
         yield from (f" no {colour} {shape}s" for colour in COLOURS for shape in (*SHAPES, "shape"))
         yield from (f" {number} {shape}s, nothing at" for number in NUMBERS for shape in SHAPES)
         yield from (placed(f"{colour} star", 4) for colour in COLOURS)
-        yield "user assistant system. What is where? What is at the top left? A red. An orange. Nothing."
+        yield "user assistant system"
         yield from ("Yes No yes no Verdict: Yes", "Verdict: No", "Right. Wrong.", "left of right of above below")
 
 

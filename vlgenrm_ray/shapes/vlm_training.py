@@ -1,4 +1,4 @@
-"""Teaching the tiny VLM: enough to answer some questions and to have seen the judge's format, no more."""
+"""Teaching the tiny VLM: to see first, then to answer, and of judging no more than the format."""
 
 import math
 import random
@@ -14,30 +14,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of training with one mix: of each batch so many of these, and for the rest questions."""
+
+    steps: int
+    exercises: int
+    critiques: int = 0
+    verdicts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lessons:
     """How long and on what. The defaults made the committed weights."""
 
-    steps: int = 2000
+    phases: tuple[Phase, ...] = (
+        Phase(steps=800, exercises=20),
+        Phase(steps=1200, exercises=6, critiques=2, verdicts=2),
+        Phase(steps=1000, exercises=4, critiques=6, verdicts=2),
+    )
     batch: int = 32
     peak_rate: float = 2e-3
     warmup: int = 350
     """Steps; much less, and the loss never falls."""
-    scenes: int = 12_000
+    scenes: int = 8_000
     num_judgements: int = 400
     """Critiques in all, each also given as a bare verdict; the same ones again and again."""
-    judge_share: float = 0.25
-    """Share of each batch that are judgements, half of them critiques."""
-    judge_from: int = 600
-    """First step with judgements."""
-    exercise_share: float = 0.6
-    """Share of each batch that are exercises, before step `exercise_until`."""
-    exercise_until: int = 600
-    late_exercise_share: float = 0.3
-    """The same from then on."""
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
 
 
 def teach(model: "Qwen3VLForConditionalGeneration", album: Album, lessons: Lessons, seed: int) -> dict[str, float]:
-    """Train in place on one thread's worth of arithmetic; return the last losses and the seconds it took."""
+    """Train in place; return the mean loss of the last 100 steps and the seconds it took."""
     import torch
 
     rng = random.Random(f"lessons/{seed}")
@@ -45,27 +54,35 @@ def teach(model: "Qwen3VLForConditionalGeneration", album: Album, lessons: Lesso
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lessons.peak_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
-
-    def rate(step: int) -> float:
-        if step < lessons.warmup:
-            return (step + 1) / lessons.warmup
-        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - lessons.warmup) / (lessons.steps - lessons.warmup)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, lessons))
     began = time.monotonic()
     model.train()
     losses: list[float] = []
-    for step in range(lessons.steps):
-        turns = _turns(album, critiques, verdicts, lessons, step, rng)
-        loss = _backward(model, album, turns)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        losses.append(loss)
-        if (step + 1) % 100 == 0:
-            print(f"step {step + 1} loss {sum(losses[-100:]) / 100:.4f} {time.monotonic() - began:.0f} s", flush=True)
+    for phase in lessons.phases:
+        for _ in range(phase.steps):
+            turns = rng.sample(critiques, phase.critiques) + rng.sample(verdicts, phase.verdicts)
+            turns += [album.exercise(rng) for _ in range(phase.exercises)]
+            first = len(losses) * lessons.batch
+            turns += [
+                album.question(KINDS[(first + i) % len(KINDS)], rng)[1] for i in range(lessons.batch - len(turns))
+            ]
+            losses.append(_backward(model, album, turns))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            if len(losses) % 100 == 0:
+                loss = sum(losses[-100:]) / 100
+                print(f"step {len(losses)} loss {loss:.4f} {time.monotonic() - began:.0f} s", flush=True)
     return {"loss": sum(losses[-100:]) / len(losses[-100:]), "seconds": time.monotonic() - began}
+
+
+def _rate(step: int, lessons: Lessons) -> float:
+    """Share of the peak rate: up in a line, down in half a cosine to a twentieth."""
+    if step < lessons.warmup:
+        return (step + 1) / lessons.warmup
+    done = (step - lessons.warmup) / max(lessons.steps - lessons.warmup, 1)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _backward(model: "Qwen3VLForConditionalGeneration", album: Album, turns: list[Turn]) -> float:
@@ -80,15 +97,3 @@ def _backward(model: "Qwen3VLForConditionalGeneration", album: Album, turns: lis
         loss.backward()
         total += float(loss.detach())
     return total
-
-
-def _turns(
-    album: Album, critiques: list[Turn], verdicts: list[Turn], lessons: Lessons, step: int, rng: random.Random
-) -> list[Turn]:
-    """One batch: judgements, exercises, and for the rest the five kinds of question in turn."""
-    judged = round(lessons.batch * lessons.judge_share) if step >= lessons.judge_from else 0
-    drill = lessons.exercise_share if step < lessons.exercise_until else lessons.late_exercise_share
-    turns = rng.sample(critiques, (judged + 1) // 2) + rng.sample(verdicts, judged // 2)
-    turns += [album.exercise(rng) for _ in range(round(lessons.batch * drill))]
-    first = step * lessons.batch
-    return turns + [album.question(KINDS[(first + i) % len(KINDS)], rng)[1] for i in range(lessons.batch - len(turns))]

@@ -1,0 +1,53 @@
+"""Every recipe in jobs/recipes builds, asks for what its heading says, and is refused by name where that is missing."""
+
+from pathlib import Path
+
+import pytest
+
+from vlgenrm_ray import config, plan
+from vlgenrm_ray.cluster import Cluster, Node, check_resources
+from vlgenrm_ray.commands import RECIPES, shipped_recipe
+from vlgenrm_ray.errors import ConfigError, InputError, ResourceError
+
+LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
+NODE = Node(num_cpus=64, num_gpus=8)
+NEEDS = {"shapes": LAPTOP, "qwen3_vl_4b": Cluster(nodes=(NODE,)), "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4)}
+
+
+def test_every_recipe_is_listed_here() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS)
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_recipe_fits_the_cluster_it_names(name: str) -> None:
+    check_resources(plan.asks(config.load(shipped_recipe(name))), NEEDS[name])
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_4b", "qwen2_5_vl_7b"])
+def test_a_gpu_recipe_without_gpus_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ResourceError, match=r"stage 'responses'.*GPUs.*jobs/recipes/shapes\.yaml"):
+        check_resources(plan.asks(config.load(shipped_recipe(name))), LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("judge.num_critiques=0", "judge.num_critiques: got 0; input should be greater than or equal to 1"),
+        ("selection.tau=1.5", "selection.tau: got 1.5; input should be less than or equal to 1"),
+        ("selection.tau=-0.1", "selection.tau: got -0.1; input should be greater than or equal to 0"),
+        ("selection.taw=0.1", "selection.taw: unknown key; did you mean 'tau'?"),
+        ("poool.count=3", "poool: unknown key; did you mean 'pool'?"),
+        ("training.engine.zero_stage=4", "training.engine.zero_stage: got 4"),
+    ],
+)
+def test_a_newcomers_mistake_names_field_value_and_remedy(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(shipped_recipe("shapes"), (override,))
+    assert words in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"none\.yaml"):
+        shipped_recipe("none")
+    with pytest.raises(ConfigError, match="No such file"):
+        config.load(Path("none.yaml"))
