@@ -25,7 +25,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lessons:
-    """How long and on what. The defaults made the committed weights."""
+    """How long and on what."""
 
     phases: tuple[Phase, ...] = (
         Phase(steps=800, exercises=20),
