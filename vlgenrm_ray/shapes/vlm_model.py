@@ -52,7 +52,7 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Qwen3VLForC
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
-            # One learned position per patch of a 48 x 48 picture: with rotary ones alone it does not learn where.
+            # One learned position per patch of a 6 x 6 grid: with rotary ones alone it does not learn where.
             "num_position_embeddings": 36,
             "deepstack_visual_indexes": [0],
         },

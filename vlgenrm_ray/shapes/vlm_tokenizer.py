@@ -66,7 +66,7 @@ def corpus() -> Iterator[str]:
 
 
 def build_processor() -> "Qwen3VLProcessor":
-    """Tokenizer trained on `corpus`, images brought to 48 x 48 pixels (square ones exactly), Qwen's chat template."""
+    """Tokenizer trained on `corpus`, images brought to 72 x 72 pixels (square ones exactly), Qwen's chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
