@@ -31,11 +31,12 @@ _KNOCK_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What one pool of actors needs. Asks of one stage are needed at the same time."""
+    """What one pool of actors (or a task beside it) needs. Asks of one stage are needed at the same time."""
 
     stage: str
+    role: str = "actor"
     count: int = 1
-    """Actors, each of which must find its place on one node."""
+    """How many, each of which must find its place on one node."""
     num_cpus: float = 1.0
     num_gpus: float = 0.0
 
@@ -65,11 +66,12 @@ class Cluster:
         return sum(node.num_gpus for node in self.nodes)
 
     def __str__(self) -> str:
-        counted = f"{_many(self.num_cpus, 'CPU')} and {_many(self.num_gpus, 'GPU')} on {_many(len(self.nodes), 'node')}"
+        counted = f"{many(self.num_cpus, 'CPU')} and {many(self.num_gpus, 'GPU')} on {many(len(self.nodes), 'node')}"
         return f"{counted}{', and may grow' if self.grows else ''}"
 
 
-def _many(count: float, noun: str) -> str:
+def many(count: float, noun: str) -> str:
+    """A number of things: "1 CPU", "2 nodes"."""
     return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
@@ -175,7 +177,7 @@ def _explain(stage: str, ask: Ask, placed: int, asks: Sequence[Ask], cluster: Cl
     else:
         remedy = f"ask for fewer actors or num_{name.lower()}s in section '{stage}' of the recipe, or add nodes"
     return (
-        f"stage '{stage}': asks for {_many(total, name)} at once ({each:g} for each of {_many(ask.count, 'actor')}),"
+        f"stage '{stage}': asks for {many(total, name)} at once ({each:g} for each of {many(ask.count, ask.role)}),"
         f" and the cluster has {cluster}: room for {placed} of {ask.count}; {remedy}"
     )
 

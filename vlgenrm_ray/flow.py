@@ -50,7 +50,9 @@ class Pool(Settings):
         }
 
 
-LIGHT = {"num_cpus": 0.25, "batch_format": "pyarrow", "zero_copy_batch": True}
+LIGHT_CPUS = 0.25
+
+LIGHT = {"num_cpus": LIGHT_CPUS, "batch_format": "pyarrow", "zero_copy_batch": True}
 """`map_batches` arguments of an operator that only moves or checks records."""
 
 

@@ -3,22 +3,27 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray.cluster import Ask, Cluster, lacking
+from vlgenrm_ray.cluster import Ask, Cluster, lacking, many
 from vlgenrm_ray.config import RunConfig
-from vlgenrm_ray.flow import Pool
+from vlgenrm_ray.flow import LIGHT_CPUS, Pool
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def asks(config: RunConfig) -> list[Ask]:
-    """What each stage's actors need. Stages run one after another; pools of one stage run together."""
+    """What each stage's actors need. Stages run one after another; pools of one stage run together.
+
+    Beside a stage's actors there must be room for one of the tasks that bring them rows and write down what they made:
+    without it, Ray Data waits for ever.
+    """
     pools = [("responses", generator.pool) for generator in config.responses.generators]
     pools += [("experts", config.experts.detectors), ("experts", config.experts.matchers)]
     if config.rounds.num_rounds:
         pools.append(("critiques", config.critiques.pool))
     pools.append(("evaluation", config.evaluation.pool))
     wanted = [_ask(stage, pool) for stage, pool in pools]
+    wanted += [Ask(stage=stage, role="task", num_cpus=LIGHT_CPUS) for stage in dict(pools)]
     if config.rounds.num_rounds:
         training = config.training
         wanted.append(
@@ -36,10 +41,10 @@ def table(asked: Sequence[Ask], cluster: Cluster) -> "Table":
     from rich.table import Table
 
     drawn = Table(title=f"the cluster has {cluster}", title_style="bold", pad_edge=False)
-    for name in ("stage", "actors", "CPUs each", "GPUs each", "fits"):
+    for name in ("stage", "at once", "CPUs each", "GPUs each", "fits"):
         drawn.add_column(name, justify="left" if name == "stage" else "right")
     for ask in asked:
         together = [other for other in asked if other.stage == ask.stage]
         fits = "no" if lacking(together, cluster) else "yes"
-        drawn.add_row(ask.stage, str(ask.count), f"{ask.num_cpus:g}", f"{ask.num_gpus:g}", fits)
+        drawn.add_row(ask.stage, many(ask.count, ask.role), f"{ask.num_cpus:g}", f"{ask.num_gpus:g}", fits)
     return drawn

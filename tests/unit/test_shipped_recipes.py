@@ -29,6 +29,12 @@ def test_a_gpu_recipe_without_gpus_is_refused_by_name(name: str) -> None:
         check_resources(plan.asks(config.load(shipped_recipe(name))), LAPTOP)
 
 
+def test_an_actor_that_leaves_no_room_for_the_tasks_beside_it_is_refused() -> None:
+    settings = config.load(shipped_recipe("shapes"), ("critiques.pool.actors=1", "critiques.pool.num_cpus=2"))
+    with pytest.raises(ResourceError, match=r"stage 'critiques'.*0\.25 for each of 1 task.*room for 0 of 1"):
+        check_resources(plan.asks(settings), LAPTOP)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -113,19 +114,12 @@ def _fit(job: TrainingJob) -> None:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    # Left to itself, Ray Train answers Ctrl-C by exiting with 0, and keeps the signal when it is done.
-    controllers: list[Any] = []
-    trainer._register_sigint_handler = controllers.append
     failure: Exception | None = None
-    with _shown(job):
+    with _shown(job), _interruptible(trainer):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             failure = error
-        except KeyboardInterrupt:
-            for controller in controllers:
-                _abort(controller)
-            raise
     if job.failure.exists():
         told = read_json(job.failure)
         raise (InputError if told["kind"] == "InputError" else StageError)(told["message"]) from failure
@@ -151,6 +145,42 @@ def _ray_train_settings() -> dict[str, str]:
         # An actor that watches for nodes being taken away; with the only node, it goes as well.
         settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     return settings
+
+
+@contextmanager
+def _interruptible(trainer: Any) -> Iterator[None]:
+    """Let Ctrl-C end a trainer's workers and then raise KeyboardInterrupt.
+
+    Left to itself, Ray Train answers Ctrl-C by exiting with 0, and keeps the signal when it is done. And an exception
+    that a signal handler raises is lost where the handler happens to run inside a finaliser. So the handler itself
+    ends the workers, which ends `fit`, and remembers that it did.
+    """
+    controllers: list[Any] = []
+    trainer._register_sigint_handler = controllers.append
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Signals reach the main thread only.
+        return
+    interrupted = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal interrupted
+        again, interrupted = interrupted, True
+        if not again:
+            for controller in controllers:
+                _abort(controller)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _abort(controller: Any) -> None:
