@@ -1,0 +1,163 @@
+"""What travels between a served judge and its clients: `POST /v1/score`, `/v1/compare`, `/v1/rank`. JSON only.
+
+An item that could not be scored has `reward: null` and a status that says why. It is never 0: 0 is a verdict.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+MAX_TEXT = 64_000
+"""Characters of a question, response or reference."""
+MAX_ITEMS = 512
+"""Items of a request."""
+MAX_CRITIQUES = 64
+
+
+class Status(StrEnum):
+    """Why an item has, or has not, a reward."""
+
+    OK = "ok"
+    UNREADABLE_VERDICT = "unreadable_verdict"
+    TIMEOUT = "timeout"
+    BAD_IMAGE = "bad_image"
+    TOO_LARGE = "too_large"
+    OVERLOADED = "overloaded"
+    INTERNAL = "internal"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScoreItem(_Strict):
+    """One response to be judged."""
+
+    image: str | None = Field(default=None, max_length=64 * 1024 * 1024)
+    """`data:image/...;base64,...`, plain base64, `sha256:<64 hex digits>` of one sent before, or a path
+    under a root that the operator allowed. None: the judge is asked without an image."""
+    images: list[str] = Field(default_factory=list, max_length=16)
+    """Several images, in place of `image`."""
+    question: str | None = Field(default=None, max_length=MAX_TEXT)
+    messages: list[dict[str, Any]] | None = Field(default=None, max_length=64)
+    """The conversation in OpenAI's form, in place of `question`; its image parts count as `images`."""
+    response: str = Field(max_length=MAX_TEXT)
+    reference: str | None = Field(default=None, max_length=MAX_TEXT)
+    """A right answer, shown to the judge where there is one."""
+    mode: Literal["cot", "direct"] | None = None
+    """None: as the server is configured. So with the following."""
+    num_critiques: int | None = Field(
+        default=None, ge=1, le=MAX_CRITIQUES, validation_alias=AliasChoices("num_critiques", "K", "k")
+    )
+    """K, critiques to sample; `direct` takes one look only."""
+    aggregator: Literal["mean", "vote"] | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if (self.question is None) == (self.messages is None):
+            raise ValueError("give exactly one of `question` and `messages`")
+        if self.image is not None and self.images:
+            raise ValueError("give `image` or `images`, not both")
+        return self
+
+
+class ScoreRequest(_Strict):
+    """`POST /v1/score`."""
+
+    items: list[ScoreItem] = Field(max_length=MAX_ITEMS)
+    deadline_s: float | None = Field(default=None, gt=0, le=3600)
+    """Seconds from arrival after which the reply goes out with what is finished by then."""
+
+
+class WireCritique(_Strict):
+    """One critique of a reply."""
+
+    text: str
+    p_yes: float | None
+    """p(Yes) / (p(Yes) + p(No)) at its verdict; None where that cannot be read."""
+
+
+class Timings(_Strict):
+    """Where an item's time went, in seconds."""
+
+    queued_s: float = 0.0
+    engine_s: float = 0.0
+    total_s: float = 0.0
+
+
+class ScoreReply(_Strict):
+    """What became of one item."""
+
+    reward: float | None
+    """In [0, 1]; None unless `status` is `ok`."""
+    status: Status
+    detail: str = ""
+    """What to do about it, where there is no reward."""
+    critiques: list[WireCritique] = Field(default_factory=list)
+    num_asked: int = 0
+    """K: how many critiques were asked for. Fewer in `critiques`: the deadline came first."""
+    verdict_mass: float = 0.0
+    """Mean p(Yes) + p(No) over the critiques: small means that the judge was not answering."""
+    model_version: str = ""
+    """Name of the weights that judged."""
+    cached: bool = False
+    timings: Timings = Timings()
+
+    @model_validator(mode="after")
+    def _reward_means_ok(self) -> Self:
+        if (self.reward is not None) != (self.status is Status.OK):
+            raise ValueError(f"status {self.status.value} with reward {self.reward}")
+        return self
+
+
+class ScoreResponse(_Strict):
+    """Reply to `POST /v1/score`: one entry per item, in order."""
+
+    items: list[ScoreReply]
+
+
+class CompareRequest(_Strict):
+    """`POST /v1/compare`: two responses to one question; `response` of `item` is replaced by each."""
+
+    item: ScoreItem
+    first: str = Field(max_length=MAX_TEXT)
+    second: str = Field(max_length=MAX_TEXT)
+    deadline_s: float | None = Field(default=None, gt=0, le=3600)
+
+
+class CompareResponse(_Strict):
+    """Which of two responses is better."""
+
+    better: Literal["first", "second", "tie"] | None
+    """None where either has no reward."""
+    margin: float | None
+    """reward(first) - reward(second)."""
+    first: ScoreReply
+    second: ScoreReply
+
+
+class RankRequest(_Strict):
+    """`POST /v1/rank`: N responses to one question; best-of-N."""
+
+    item: ScoreItem
+    responses: list[str] = Field(min_length=1, max_length=MAX_ITEMS)
+    deadline_s: float | None = Field(default=None, gt=0, le=3600)
+
+
+class RankResponse(_Strict):
+    """Responses from best to worst."""
+
+    order: list[int]
+    """Indices into `responses`; those without a reward come last, in their order."""
+    best: int | None
+    """None where no response has a reward."""
+    items: list[ScoreReply]
+    """One per response, in the request's order."""
+
+
+class ImageResponse(_Strict):
+    """Reply to `POST /v1/images` (the encoded image as the request's body)."""
+
+    sha256: str
