@@ -4,7 +4,7 @@ import factories
 import pytest
 
 from vlgenrm_ray.evidence.checking import Bands
-from vlgenrm_ray.reward.critique_text import cut_after_verdict, image_statements
+from vlgenrm_ray.reward.critique_text import Step, cut_after_verdict, steps
 from vlgenrm_ray.reward.refutation import Evidence
 
 EVIDENCE = Evidence.of("shapes", Bands())
@@ -27,15 +27,21 @@ def test_a_critique_ends_with_its_one_verdict(text: str, cut: str | None) -> Non
     assert cut_after_verdict(text) == cut
 
 
-def test_only_what_follows_image_is_said_of_it() -> None:
+def test_a_step_is_a_claim_what_the_image_shows_and_what_the_claim_is_called() -> None:
     text = (
         "Claim: a red circle at the top left. Image: a blue star at the top left. Wrong.\n"
         "Claim: there are no dogs. Image: a dog on the right, two cats. Right.\n"
         "- **Claim:** x. **Image:** nothing at the right\n"
-        "Claim: y. Image: a cup. Wrong. Verdict: No"
+        "Claim: y. Image: a cup. Wrong. Verdict: No\n"
+        "Image: a spoon."
     )
-    expected = ("a blue star at the top left", "a dog on the right, two cats", "nothing at the right", "a cup")
-    assert image_statements(text) == expected
+    assert steps(text) == (
+        Step("a red circle at the top left", "a blue star at the top left", False),
+        Step("there are no dogs", "a dog on the right, two cats", True),
+        Step("x", "nothing at the right", None),
+        Step("y", "a cup", False),
+        Step("", "a spoon", None),
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,10 +52,16 @@ def test_only_what_follows_image_is_said_of_it() -> None:
         ("Claim: there are two circles. Image: no circles. Wrong.", True),
         # One detector that missed it is no proof of absence: that takes both experts.
         ("Claim: there is a green star. Image: a green star at the bottom right. Right.", False),
+        # The experts saw the red circle: to call it wrong is as false as to see something else.
+        ("Claim: a red circle at the top left. Image: something. Wrong.", True),
+        ("Claim: a red circle at the top left. Image: something. Right.", False),
+        ("Claim: a blue star at the top left. Image: something. Right.", True),
+        ("Claim: a blue star at the top left. Image: something. Wrong.", False),
+        ("Claim: a blue star at the top left. Image: something.", False),
         ("The picture is lovely.", False),
     ],
 )
-def test_a_critique_is_refuted_by_its_own_false_statements_only(said: str, refuted: bool) -> None:
+def test_a_critique_is_refuted_by_its_own_false_steps_only(said: str, refuted: bool) -> None:
     preference = factories.preference(sightings=(factories.sighting(),))
     assert EVIDENCE.refutes(factories.critique(preference=preference, text=f"{said}\nVerdict: Yes")) is refuted
 

@@ -1,15 +1,32 @@
 """What stands in a critique's text: where its verdict ends, and what it says of the image."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from vlgenrm_ray.judge.verdict import strip_verdict
 
 _LABEL = re.compile(r"\bverdict\b[\s*_]*:", re.IGNORECASE)
 _WORD = re.compile(r"[\W_]*(?:yes|no)\b", re.IGNORECASE)
+_AROUND = " \t*_."
+_CLAIM = re.compile(r"\bclaim[*_]*:(.*?)(?=\bimage[*_]*:|$)", re.IGNORECASE)
 _IMAGE = re.compile(
     r"\bimage[*_]*:(.*?)(?=[.;][\s*_]*\b(?:right|wrong)\b|\b(?:claim|verdict)[*_]*:|$)",
     re.IGNORECASE | re.MULTILINE,
 )
+_CALLED = re.compile(r"[.;][\s*_]*\b(right|wrong)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a critique that looks at the image: "Claim: ... Image: ... Right."."""
+
+    claim: str
+    """What the critique repeats of the response; may be empty."""
+    image: str
+    """What it says the image shows."""
+    right: bool | None
+    """What it calls the claim; None where it does not."""
 
 
 def cut_after_verdict(text: str) -> str | None:
@@ -24,6 +41,17 @@ def cut_after_verdict(text: str) -> str | None:
     return text[: word.end()] if word else None
 
 
-def image_statements(text: str) -> tuple[str, ...]:
-    """What each line says the image shows: the part between "Image:" and the line's own Right or Wrong."""
-    return tuple(found for match in _IMAGE.finditer(text) if (found := match[1].strip(" \t*_.")))
+def steps(text: str) -> tuple[Step, ...]:
+    """The lines that say what the image shows, each with the claim before it and the judgement after it."""
+    return tuple(step for line in text.splitlines() for step in _steps(line))
+
+
+def _steps(line: str) -> Iterator[Step]:
+    begin = 0
+    for match in _IMAGE.finditer(line):
+        claims = _CLAIM.findall(line, begin, match.start())
+        called = _CALLED.match(line, match.end())
+        begin = match.end()
+        if image := match[1].strip(_AROUND):
+            right = called[1].casefold() == "right" if called else None
+            yield Step(claims[-1].strip(_AROUND) if claims else "", image, right)
