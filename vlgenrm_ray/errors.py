@@ -5,6 +5,8 @@
     |-- InputError         a file or model folder the user named cannot be used
     |-- ResourceError      the cluster cannot give what a stage asks for
     |-- StageError         a stage cannot go on (empty input, too many rows dropped)
+    |-- EngineLostError    an engine died; whoever holds it must start another and ask that one
+    |-- RemoteError        a served judge cannot be reached, or does not answer as it should
 
 A user's mistake raises one of these. A row that cannot be used never raises: it becomes a `Dropped` record
 whose reason is one of `DropReason`, and the run goes on.
@@ -31,6 +33,14 @@ class ResourceError(VlGenRMError, RuntimeError):
 
 class StageError(VlGenRMError, RuntimeError):
     """A stage ended without what the next one needs."""
+
+
+class RemoteError(VlGenRMError, RuntimeError):
+    """A served judge did not answer, refused the request, or gave no reward where one is needed."""
+
+
+class EngineLostError(VlGenRMError, RuntimeError):
+    """An engine's process died or failed beyond repair. What it was asked may be asked again, of another."""
 
 
 class DropReason(StrEnum):

@@ -90,7 +90,7 @@ def test_an_image_it_cannot_take_is_refused_alone(generator: VllmGenerator) -> N
 
 
 def test_placeholders_are_never_sampled(generator: VllmGenerator) -> None:
-    (params,) = [generator._params(SAMPLING, {}, 0)]
+    params = generator.requests.params(SAMPLING, {}, 0)
     assert params.logit_bias
     names = generator._llm.get_tokenizer().convert_ids_to_tokens(sorted(params.logit_bias))
     assert set(names) == {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"}

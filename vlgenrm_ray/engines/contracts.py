@@ -1,6 +1,6 @@
 """The verbs the other rooms depend on. A vendor's engine and the scripted one are held to the same contract tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -73,6 +73,20 @@ class Generator(Protocol):
         """For each prompt, in order, `sampling.n` samples, or why none.
 
         `seeds` (one per prompt) override `sampling.seed`.
+        """
+        ...
+
+
+class LiveGenerator(Protocol):
+    """A vision-language model that writes for many callers at once, as their requests come."""
+
+    def as_finished(
+        self, prompt: Prompt, sampling: Sampling, seed: int
+    ) -> AsyncIterator[tuple[int, Sample | Refused]]:
+        """`sampling.n` samples of a prompt in the order they are finished, each with its number 0 ... n - 1.
+
+        Sample k is the k-th that a `Generator` gives with that seed. Closing the iterator aborts what is not finished.
+        Raises EngineLostError where the engine is gone.
         """
         ...
 

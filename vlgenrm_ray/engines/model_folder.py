@@ -9,6 +9,8 @@ from typing import Any, cast
 from vlgenrm_ray.errors import InputError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_INCIDENTAL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
+"""Entries of a configuration that change with who saved it, not with what it is."""
 _PIECES = 16
 _PIECE_BYTES = 64 * 1024
 
@@ -84,6 +86,26 @@ def _configuration(folder: Path) -> dict[str, Any]:
             f"model folder {folder}: config.json cannot be read ({error!r}); export the model again"
         ) from error
     return cast("dict[str, Any]", read)
+
+
+def difference(one: Path, other: Path) -> str:
+    """In what two whole model folders differ apart from weights, so that one's weights do not suit the other; "" if not.
+
+    Looks at what decides shapes and tokens: the configuration and the tokenizer.
+    """
+    first, second = _configuration(one), _configuration(other)
+    names = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    if names := [name for name in names if name not in _INCIDENTAL]:
+        return f"its config.json has another {names[0]} than {one.name}"
+    for file in ("tokenizer.json", "tokenizer.model", "vocab.json"):
+        if (one / file).exists() and (other / file).exists():
+            return "" if (one / file).read_bytes() == (other / file).read_bytes() else f"its {file} is another"
+    return "its tokenizer is of another kind"
+
+
+def version(folder: Path) -> str:
+    """What these weights are called: the folder's name and the first 8 digits of its digest."""
+    return f"{folder.name}-{digest(folder)[:8]}"
 
 
 def _is_whole(file: Path) -> bool:

@@ -4,9 +4,10 @@ For tests, and to try a run's data flow without a model. It keeps the contract o
 both): samples per prompt, seeds, cut at `max_tokens`, refusals, watched words.
 """
 
+import asyncio
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token
 from vlgenrm_ray.errors import ConfigError, DropReason
@@ -67,6 +68,35 @@ class ScriptedGenerator:
             watched = {w: self.confidence if w.casefold() == written else rest for w in watch}
         # Not `hash`, which differs from process to process.
         return Token(id=int.from_bytes(piece.encode()[-4:], "big"), text=piece, watched=watched)
+
+
+class LiveScripted:
+    """A `LiveGenerator` over a `ScriptedGenerator`."""
+
+    def __init__(self, generator: ScriptedGenerator, delay_s: Callable[[Prompt, int], float] | None = None) -> None:
+        """`delay_s`: seconds until sample k of a prompt is finished; default none."""
+        self.generator = generator
+        self.delay_s = delay_s or (lambda prompt, place: 0.0)
+        self.num_asked = 0
+        self.num_aborted = 0
+
+    async def as_finished(
+        self, prompt: Prompt, sampling: Sampling, seed: int
+    ) -> AsyncIterator[tuple[int, Sample | Refused]]:
+        """See `contracts.LiveGenerator`."""
+        self.num_asked += 1
+        (outcome,) = self.generator.generate([prompt], sampling, [seed])
+        places = sorted(range(sampling.n), key=lambda place: self.delay_s(prompt, place))
+        passed = 0.0
+        try:
+            for place in places:
+                delay = self.delay_s(prompt, place)
+                await asyncio.sleep(delay - passed)
+                passed = delay
+                yield place, outcome if isinstance(outcome, Refused) else outcome[place]
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_aborted += 1
+            raise
 
 
 def _from_table(table: Mapping[str, str]) -> Script:

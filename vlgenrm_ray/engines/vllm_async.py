@@ -1,0 +1,174 @@
+"""The generator on vLLM for requests that come one by one: its engine runs in a process of its own and batches them."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment
+from vlgenrm_ray.engines.vllm_requests import Requests, check_sampling, refusal, spread, summary
+from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, InputError
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import RequestOutputCollector
+
+
+class AsyncVllmGenerator:
+    """A `contracts.LiveGenerator` on vLLM's `AsyncLLM`.
+
+    The n samples of a prompt are n requests of vLLM, as they would be inside its own n > 1 as well: rendered once,
+    sharing the image and, through the prefix cache, the prefill. So each can be had, and given up, by itself. Seeds are
+    those of `VllmGenerator`: both say the same.
+    """
+
+    def __init__(self, config: VllmConfig) -> None:
+        """Start the engine; seconds to minutes.
+
+        Raises InputError, before it starts, for a model folder that cannot be used; ConfigError where vLLM will not
+        start on that folder with these settings.
+        """
+        folder = model_folder.locate(config.model)
+        set_environment(config)
+
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self.folder = folder
+        arguments = engine_arguments(config, model_folder.max_positions(folder))
+        # `vllm.LLM`'s own way to say it.
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        try:
+            self._llm: AsyncLLM = AsyncLLM.from_engine_args(
+                AsyncEngineArgs(model=str(folder), disable_log_stats=True, **arguments)
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
+        self.requests = Requests(
+            self._llm.get_tokenizer(),
+            self._llm.model_config.hf_config.to_dict(),
+            self._llm.renderer.get_mm_processor().info.get_hf_processor(),
+            folder.name,
+        )
+        self._numbers = itertools.count()
+
+    async def generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refused:
+        """The n samples of a prompt, or why there are none. Cancelled, it aborts what is still running."""
+        found: dict[int, Sample] = {}
+        async for place, outcome in self.as_finished(prompt, sampling, seed):
+            if isinstance(outcome, Refused):
+                return outcome
+            found[place] = outcome
+        return [found[place] for place in range(sampling.n)]
+
+    async def as_finished(
+        self, prompt: Prompt, sampling: Sampling, seed: int
+    ) -> AsyncIterator[tuple[int, Sample | Refused]]:
+        """See `contracts.LiveGenerator`."""
+        check_sampling(sampling)
+        watched = self.requests.vocabulary.ids_of(sampling.watch)
+        params = self.requests.params(sampling, watched, spread(seed))
+        running: list[asyncio.Task[tuple[int, Sample | Refused]]] = []
+        # Not to be cancelled half-way: vLLM would believe its engine to have an image that never went there.
+        submitting = asyncio.ensure_future(self._submit(prompt, params))
+        try:
+            submitted = await asyncio.shield(submitting)
+            if isinstance(submitted, Refused):
+                for place in range(sampling.n):
+                    yield place, submitted
+                return
+            running = [
+                asyncio.ensure_future(self._wait(place, queue, watched)) for place, queue in enumerate(submitted)
+            ]
+            for finished in asyncio.as_completed(running):
+                yield await finished
+        finally:
+            for task in running:
+                task.cancel()
+            if not submitting.done() or any(not task.done() for task in running):
+                _keep(asyncio.ensure_future(self._abort(submitting)))
+
+    def is_alive(self) -> bool:
+        """Whether the engine's process runs and has not failed."""
+        return not self._llm.errored
+
+    async def reload(self, folder: Path) -> None:
+        """Take the weights of another model folder of the same architecture and vocabulary.
+
+        No sample may be under way. Raises InputError, and leaves all as it is, for a folder that is not such.
+        """
+        model_folder.check(folder)
+        if difference := model_folder.difference(self.folder, folder):
+            raise InputError(f"model folder {folder}: {difference}; start a service of its own for it")
+        await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        # What the old weights computed of prompts and images is of no use to the new ones.
+        await self._llm.reset_prefix_cache()
+        await self._llm.reset_encoder_cache()
+        self.folder = folder
+
+    def close(self) -> None:
+        """Stop the engine and its process. The generator is of no use afterwards."""
+        self._llm.shutdown()
+
+    # -- requests ----------------------------------------------------------------------------------------------
+
+    async def _submit(self, prompt: Prompt, params: "SamplingParams") -> "list[RequestOutputCollector] | Refused":
+        """Hand a prompt to the engine, once per sample."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        number = next(self._numbers)
+        queues: list[RequestOutputCollector] = []
+        try:
+            (rendered,) = await self._llm.renderer.render_cmpl_async([self.requests.request(prompt)])
+            for place in range(params.n):
+                one = params.clone()
+                # As vLLM seeds the samples of one request.
+                one.n, one.seed = 1, params.seed + place
+                queues.append(await self._llm.add_request(f"{number}-{place}", rendered, one))
+        except EngineDeadError as error:
+            raise EngineLostError(summary(error)) from error
+        # vLLM's own refusals, and whatever the model's image processor raises for an image it cannot take.
+        except Exception as error:
+            if queues:
+                await self._llm.abort([queue.request_id for queue in queues], internal=True)
+            return refusal(error)
+        return queues
+
+    async def _wait(
+        self, place: int, queue: "RequestOutputCollector", watched: Mapping[str, Sequence[int]]
+    ) -> tuple[int, Sample | Refused]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            output: Any = await queue.get()
+        except EngineDeadError as error:
+            raise EngineLostError(summary(error)) from error
+        except Exception as error:
+            return place, Refused(reason=DropReason.ENGINE_ERROR, detail=summary(error))
+        return place, self.requests.sample(output.outputs[0], watched)
+
+    async def _abort(self, submitting: "asyncio.Future[list[RequestOutputCollector] | Refused]") -> None:
+        submitted = await submitting
+        if not isinstance(submitted, Refused):
+            await self._llm.abort([queue.request_id for queue in submitted], internal=True)
+
+
+_background: set[asyncio.Future[None]] = set()
+
+
+def _keep(task: "asyncio.Future[None]") -> None:
+    """Hold a task that nobody awaits until it is done; asyncio itself would let it be collected."""
+    _background.add(task)
+    task.add_done_callback(_done)
+
+
+def _done(task: "asyncio.Future[None]") -> None:
+    _background.discard(task)
+    # Nobody is left to hear of an engine that died while a request was taken back.
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,131 @@
+"""What both vLLM engines ask and read alike: prompt -> vLLM's request, vLLM's completion -> sample."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token
+from vlgenrm_ray.engines.tokens import Vocabulary
+from vlgenrm_ray.errors import ConfigError, DropReason, InputError
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput
+
+_IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+_MARK = "vlgenrm text goes here"
+
+
+class Requests:
+    """Writes vLLM's requests for one model, and reads its completions.
+
+    A prompt is one user turn: the image, then the text, in the model's own chat template. Image placeholders are never
+    sampled.
+    """
+
+    def __init__(self, tokenizer: Any, configuration: Mapping[str, Any], processor: Any, name: str) -> None:
+        """Of a model: its tokenizer, configuration and processor (all of transformers), and its name for messages.
+
+        Raises InputError where its chat template does not write the user's text as it is.
+        """
+        self.vocabulary = Vocabulary(tokenizer.backend_tokenizer)
+        self._banned = {configuration[k]: -math.inf for k in _IMAGE_TOKENS if isinstance(configuration.get(k), int)}
+        self._turns = {seen: _turn(processor, name, with_image=seen) for seen in (True, False)}
+
+    def request(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt in vLLM's form."""
+        before, after = self._turns[prompt.image is not None]
+        neutral = self.vocabulary.neutral
+        text = f"{before}{neutral(prompt.text)}{after}{neutral(prompt.prefix)}"
+        if prompt.image is None:
+            return {"prompt": text}
+        return {"prompt": text, "multi_modal_data": {"image": prompt.image}}
+
+    def params(self, sampling: Sampling, watched: Mapping[str, Sequence[int]], seed: int) -> "SamplingParams":
+        """How vLLM is to sample `sampling.n` completions; `seed` as vLLM is to have it (see `spread`)."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        ids = sorted({i for forms in watched.values() for i in forms})
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            # The sampled token's own log-probability comes with either; NaN there means broken logits.
+            logprobs=None if ids else 0,
+            logprob_token_ids=ids or None,
+            flat_logprobs=True,
+            detokenize=False,
+            logit_bias=self._banned or None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def sample(self, completion: "CompletionOutput", watched: Mapping[str, Sequence[int]]) -> Sample | Refused:
+        """A finished completion as a sample; Refused where the engine gave up on it or its numbers are none."""
+        if completion.finish_reason not in ("stop", "length"):
+            return Refused(reason=DropReason.ENGINE_ERROR, detail=f"vLLM ended with {completion.finish_reason!r}")
+        found = completion.logprobs
+        if any(math.isnan(found.logprobs[start]) for start in found.start_indices):
+            return Refused(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
+        special = self.vocabulary.special
+        kept = [(at, token) for at, token in enumerate(completion.token_ids) if token not in special]
+        text, pieces = self.vocabulary.pieces([token for _, token in kept])
+        tokens = []
+        for (at, token), piece in zip(kept, pieces, strict=True):
+            # First comes the sampled token, then the watched ones.
+            start, end = found.start_indices[at] + 1, found.end_indices[at]
+            logprob = dict(zip(found.token_ids[start:end], found.logprobs[start:end], strict=True))
+            chances = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in watched.items()}
+            tokens.append(Token(id=token, text=piece, watched=chances))
+        return Sample(text=text, tokens=tuple(tokens), finish=completion.finish_reason)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise ConfigError for several samples at temperature 0."""
+    if sampling.n > 1 and sampling.temperature == 0:
+        raise ConfigError(f"n = {sampling.n} at temperature 0 would be {sampling.n} times the same text; use n = 1")
+
+
+def spread(seed: int) -> int:
+    """A prompt's seed -> a number in [0, 2^62) far from those of its neighbours (the finaliser of splitmix64).
+
+    vLLM gives the k-th sample of a prompt its seed + k; with neighbouring seeds, sample 1 of one prompt and sample 0 of
+    the next would draw the same chances.
+    """
+    mask = (1 << 64) - 1
+    value = (seed + 0x9E3779B97F4A7C15) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return (value ^ (value >> 31)) >> 2
+
+
+def refusal(error: Exception) -> Refused:
+    """Why a prompt was not taken, from what vLLM or the model's image processor raised for it."""
+    from vllm.exceptions import VLLMValidationError
+
+    too_long = isinstance(error, VLLMValidationError) and (
+        error.parameter in ("input_text", "input_tokens") or "maximum model length" in str(error)
+    )
+    reason = DropReason.PROMPT_TOO_LONG if too_long else DropReason.ENGINE_ERROR
+    return Refused(reason=reason, detail=summary(error))
+
+
+def summary(error: Exception) -> str:
+    """An error on one line of moderate length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _turn(processor: Any, name: str, *, with_image: bool) -> tuple[str, str]:
+    """What the chat template writes before and after the user's text."""
+    content = [{"type": "image"}] * with_image + [{"type": "text", "text": _MARK}]
+    rendered = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    parts = rendered.split(_MARK)
+    if len(parts) != 2:
+        raise InputError(
+            f"model {name}: its chat template does not write the user's text once, as it is; fix the template"
+        )
+    return parts[0], parts[1]
