@@ -89,7 +89,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def difference(one: Path, other: Path) -> str:
-    """In what two whole model folders differ apart from weights, so that one's weights do not suit the other; "" if not.
+    """In what two whole model folders differ, weights apart; "" if the weights of one suit the other.
 
     Looks at what decides shapes and tokens: the configuration and the tokenizer.
     """
