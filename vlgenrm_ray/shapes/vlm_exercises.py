@@ -13,7 +13,7 @@ from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, MAX_THINGS, SHAPES, Scene,
 
 def exercise(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """One exercise on a scene: what is asked, and what to answer."""
-    return rng.choices((places, everything, finding, repeating), weights=(3, 1, 3, 2))[0](scene, rng)
+    return rng.choices((places, everything, finding, repeating), weights=(3, 1, 5, 1))[0](scene, rng)
 
 
 def places(scene: Scene, rng: random.Random) -> tuple[str, str]:

@@ -31,5 +31,6 @@ def build_vlm(folder: Path, seed: int, lessons: Lessons | None = None) -> dict[s
         "batch": lessons.batch,
         "scenes": lessons.scenes,
         "judge_examples": lessons.num_judgements,
+        "misled": lessons.misled,
         **figures,
     }
