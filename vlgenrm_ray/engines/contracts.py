@@ -80,9 +80,7 @@ class Generator(Protocol):
 class LiveGenerator(Protocol):
     """A vision-language model that writes for many callers at once, as their requests come."""
 
-    def as_finished(
-        self, prompt: Prompt, sampling: Sampling, seed: int
-    ) -> AsyncIterator[tuple[int, Sample | Refused]]:
+    def as_finished(self, prompt: Prompt, sampling: Sampling, seed: int) -> AsyncIterator[tuple[int, Sample | Refused]]:
         """`sampling.n` samples of a prompt in the order they are finished, each with its number 0 ... n - 1.
 
         Sample k is the k-th that a `Generator` gives with that seed. Closing the iterator aborts what is not finished.

@@ -25,6 +25,8 @@ class Judged:
     """One per critique; None where its verdict cannot be read."""
     num_tokens: int = 0
     engine_s: float = 0.0
+    detail: str = ""
+    """What the engine said where it refused."""
 
 
 async def judge(
@@ -70,4 +72,5 @@ async def judge(
         p_yes=() if refused else tuple(r.verdict.p_yes for r in rationales),
         num_tokens=sum(r.num_tokens for r in rationales),
         engine_s=time.monotonic() - begin,
+        detail=refused.detail if refused else "",
     )

@@ -1,0 +1,47 @@
+"""Who may ask: the API token, and the operator's. Only their hashes travel; the tokens stay in the environment."""
+
+import hashlib
+import hmac
+import os
+from enum import IntEnum
+
+from vlgenrm_ray.settings import Settings
+
+API_TOKEN = "VLGENRM_API_TOKEN"
+OPERATOR_TOKEN = "VLGENRM_OPERATOR_TOKEN"
+_BEARER = "bearer "
+
+
+class Caller(IntEnum):
+    """What a caller may do; each may do what those before it may."""
+
+    STRANGER = 0
+    USER = 1
+    OPERATOR = 2
+
+
+class Tokens(Settings):
+    """SHA-256 of the tokens; "" where there is none. Without an API token everybody is a user, and without an operator
+    token nobody is an operator."""
+
+    api: str = ""
+    operator: str = ""
+
+    @classmethod
+    def from_environment(cls) -> "Tokens":
+        """The tokens in VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN."""
+        return cls(api=_hash(os.environ.get(API_TOKEN, "")), operator=_hash(os.environ.get(OPERATOR_TOKEN, "")))
+
+    def caller(self, authorization: str) -> Caller:
+        """Who sent an `Authorization: Bearer ...` header ("" for none)."""
+        given = authorization[len(_BEARER) :].strip() if authorization[: len(_BEARER)].casefold() == _BEARER else ""
+        found = _hash(given)
+        # Both are compared, each in constant time, so that the time taken tells neither which nor how much.
+        operator, user = (hmac.compare_digest(found, token) and bool(found) for token in (self.operator, self.api))
+        if operator:
+            return Caller.OPERATOR
+        return Caller.USER if user or not self.api else Caller.STRANGER
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest() if token else ""

@@ -1,0 +1,168 @@
+"""An engine replica's work: tasks -> outcomes, on weights that can be exchanged. No Ray in here."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vlgenrm_ray import images
+from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines.contracts import LiveGenerator
+from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
+from vlgenrm_ray.images import ImageError
+from vlgenrm_ray.judge.inquiry import Inquiry, Item
+from vlgenrm_ray.judge.live import Judged, judge
+from vlgenrm_ray.judge.wire import Status
+from vlgenrm_ray.serving.canary import Canary, Finding
+from vlgenrm_ray.serving.config import ServingConfig
+from vlgenrm_ray.serving.image_store import Stored
+from vlgenrm_ray.serving.tasks import Model, Outcome, Task
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+_log = logging.getLogger("vlgenrm.serving")
+_PIXELS = 64 * 1024 * 1024
+"""Decoded images kept: a group of responses to one image comes at once, and needs it decoded once."""
+
+_STATUS = {
+    DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
+    DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
+    DropReason.IMAGE_TOO_LARGE: Status.TOO_LARGE,
+    DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
+    DropReason.UNREADABLE_VERDICT: Status.UNREADABLE_VERDICT,
+}
+
+
+class Exchangeable(LiveGenerator, Protocol):
+    """A live generator whose weights can be exchanged."""
+
+    async def reload(self, folder: Path) -> None:
+        """Raises InputError where the folder's weights do not suit."""
+        ...
+
+
+class Replica:
+    """One engine with its judge."""
+
+    def __init__(self, config: ServingConfig, generator: Exchangeable, model: Model) -> None:
+        """`model`: what the generator was started with. Raises InputError where the canary cannot be read."""
+        self.config = config
+        self.model = model
+        self.canary = Canary(config.canary, config.images)
+        self._generator = generator
+        self._inquiry = lru_cache(256)(Inquiry)
+        self._pictures: OrderedDict[str, PIL.Image.Image] = OrderedDict()
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._exchanging = asyncio.Lock()
+
+    async def judge(self, tasks: Sequence[Task], wanted: Model) -> list[Outcome]:
+        """One outcome per task, in order, by the wanted weights or later ones. Raises EngineLostError."""
+        begin = asyncio.get_running_loop().time()
+        if self._exchanging.locked() or wanted.number > self.model.number:
+            async with self._exchanging:
+                if wanted.number > self.model.number:
+                    await self._exchange(wanted)
+        self._running += 1
+        self._idle.clear()
+        try:
+            return await asyncio.gather(*(self._one(task, begin + task.deadline_s) for task in tasks))
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def examine(self) -> Finding:
+        """Have the present weights judge the canary."""
+        return await self.canary.examine(self._ask)
+
+    async def trial(self, wanted: Model) -> Finding:
+        """Take other weights if they pass the canary; else go on with the present ones.
+
+        Requests wait meanwhile. Raises InputError, and changes nothing, where the folder's weights do not suit.
+        """
+        async with self._exchanging:
+            before = self.model
+            try:
+                await self._exchange(wanted)
+                finding = await self.examine()
+            except InputError:
+                raise
+            except Exception:
+                await self._exchange(before)
+                raise
+            if finding.problem:
+                await self._exchange(before)
+            return finding
+
+    async def _exchange(self, model: Model) -> None:
+        await self._idle.wait()
+        folder = Path(model.folder)
+        await self._generator.reload(folder)
+        self.model = model
+        _log.warning("serving version %s", model.version)
+
+    # -- one task ----------------------------------------------------------------------------------------------
+
+    async def _one(self, task: Task, deadline: float) -> Outcome:
+        version = self.model.version
+        try:
+            image = None if task.image is None else await self._picture(task.image)
+            item = Item(id=task.id(), image=None, question=task.question, response=task.response)
+            judged = await judge(self._inquiry(task.config), self._generator, item, image, deadline=deadline)
+        except EngineLostError:
+            raise
+        except ImageError as error:
+            return Outcome(reward=None, status=_STATUS[error.reason], version=version, detail=error.detail)
+        # Whatever one task does to the code must not cost the others of its call their rewards.
+        except Exception as error:
+            _log.exception("a task failed")
+            return Outcome(reward=None, status=Status.INTERNAL, version=version, detail=type(error).__name__)
+        return _outcome(judged, version)
+
+    async def _ask(self, item: Item, image: "PIL.Image.Image") -> Judged:
+        return await judge(self._inquiry(self.config.judge), self._generator, item, image)
+
+    async def _picture(self, stored: Stored) -> "PIL.Image.Image":
+        if (image := self._pictures.get(stored.sha256)) is None:
+            image = await asyncio.to_thread(images.decode, stored.data, self.config.images)
+            self._pictures[stored.sha256] = image
+            while len(self._pictures) > 1 and sum(i.width * i.height for i in self._pictures.values()) > _PIXELS:
+                self._pictures.popitem(last=False)
+        else:
+            self._pictures.move_to_end(stored.sha256)
+        return image
+
+
+def first_model(config: ServingConfig) -> Model:
+    """The weights that the configuration names. Raises InputError."""
+    folder = model_folder.locate(config.engine.model)
+    return Model(number=0, folder=str(folder), version=model_folder.version(folder))
+
+
+def _outcome(judged: Judged, version: str) -> Outcome:
+    made = judged.judgement
+    known = {status.value: status for status in Status}
+    status = known.get(made.status) or _STATUS.get(DropReason(made.status), Status.INTERNAL)
+    detail = judged.detail
+    if status is Status.TIMEOUT:
+        detail = "no critique was finished by the deadline"
+    elif status is Status.UNREADABLE_VERDICT:
+        detail = "no critique ended in a verdict that counts"
+    return Outcome(
+        reward=made.reward,
+        status=status,
+        version=version,
+        detail=detail,
+        critiques=made.critiques,
+        p_yes=judged.p_yes,
+        num_asked=judged.num_asked,
+        verdict_mass=made.verdict_mass,
+        num_tokens=judged.num_tokens,
+        engine_s=judged.engine_s,
+    )
