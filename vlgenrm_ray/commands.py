@@ -14,6 +14,8 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.report import summary
 from vlgenrm_ray.reward.rounds import Round
+from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.config import ServingConfig
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 
@@ -124,6 +126,54 @@ def score(
     )
     for number, text in enumerate(judged.critiques):
         console.print(f"\n-- critique {number}\n{text}", markup=False)
+
+
+def serve(
+    model: str,
+    *,
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    replicas: int | None = None,
+    image_roots: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    address: str | None = None,
+    wait: bool = True,
+) -> str:
+    """Serve a judge over HTTP; returns its address at once if not to `wait` until interrupted.
+
+    The tokens are read from the environment: VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN.
+    """
+    from vlgenrm_ray.serving import running
+
+    settings = serving(model, path=path, overrides=overrides, replicas=replicas, image_roots=image_roots)
+    cluster.connect(address, offline=True)
+    url = running.start(settings, host=host, port=port)
+    console = Console(highlight=False)
+    console.print(f"serving {settings.engine.model} at {url}  docs: {url}/docs  ready: {url}/ready", markup=False)
+    if wait:
+        running.wait()
+    return url
+
+
+def serving(
+    model: str,
+    *,
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    replicas: int | None = None,
+    image_roots: Sequence[str] = (),
+) -> ServingConfig:
+    """How `model` is served by a recipe (default: shapes), with the tokens of the environment."""
+    settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
+    folder = str(model_folder.locate(recipe.resolve(model)))
+    changes: dict[str, Any] = {"tokens": Tokens.from_environment()}
+    if replicas is not None:
+        changes["replicas"] = replicas
+    if image_roots:
+        changes["image_roots"] = tuple(image_roots)
+    found = config.serving(settings, **changes)
+    return found.model_copy(update={"engine": found.engine.model_copy(update={"model": folder})})
 
 
 def bench(path: Path | None, *, run: Path, overrides: Sequence[str] = (), pairs: int) -> None:

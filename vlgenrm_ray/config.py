@@ -1,6 +1,7 @@
 """A run's configuration: one section a stage, each defined beside its stage. A recipe file fills it in."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -15,6 +16,7 @@ from vlgenrm_ray.reward.critiques import CritiquesConfig
 from vlgenrm_ray.reward.rounds import RoundsConfig
 from vlgenrm_ray.reward.selection import SelectionConfig
 from vlgenrm_ray.reward.training_config import TrainingConfig
+from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.settings import Settings
 
 
@@ -39,8 +41,24 @@ class RunConfig(Settings):
     training: TrainingConfig
     evaluation: EvaluationConfig
     rounds: RoundsConfig = RoundsConfig()
+    serving: ServingConfig = ServingConfig()
+    """What it leaves out is as in the sections `judge` and `evaluation`."""
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Read a recipe. Raises ConfigError with one line per mistake."""
     return recipe.load(RunConfig, path, overrides)
+
+
+def serving(settings: RunConfig, **changes: Any) -> ServingConfig:
+    """How a recipe's judge is served, with `changes` on top."""
+    evaluation = settings.evaluation
+    inherited = {
+        "engine": evaluation.engine,
+        "judge": settings.judge,
+        "images": evaluation.limits,
+        "num_cpus": evaluation.pool.num_cpus,
+        "num_gpus": evaluation.pool.num_gpus,
+    }
+    stated = {name: getattr(settings.serving, name) for name in settings.serving.model_fields_set}
+    return ServingConfig.model_validate(inherited | stated | changes)

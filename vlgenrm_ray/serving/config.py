@@ -56,7 +56,7 @@ class CanaryConfig(Settings):
 class ServingConfig(Settings):
     """A served judge."""
 
-    engine: VllmConfig
+    engine: VllmConfig = VllmConfig()
     """Its model is the one served first; a folder that every node sees."""
     judge: JudgeConfig = JudgeConfig()
     images: ImageLimits = ImageLimits()

@@ -1,0 +1,49 @@
+"""Serve a judge over HTTP.
+
+    ray job submit --working-dir . -- python jobs/serve.py --model /mnt/shared/runs/a/best --config RECIPE
+    serve run jobs.serve:application model=pack:vlm config=jobs/recipes/shapes.yaml
+    serve deploy cluster/serve.yaml
+
+Tokens are read from VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN. See `vlgenrm serve --help`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from vlgenrm_ray.commands import serve, serving
+from vlgenrm_ray.errors import VlGenRMError
+
+
+def application(args: dict[str, str]) -> Any:
+    """The Serve application, for `serve run`, `serve deploy` and KubeRay. `args`: model, config, replicas."""
+    from vlgenrm_ray.serving.app import application
+
+    replicas = args.get("replicas", "auto")
+    path = Path(args["config"]) if "config" in args else None
+    return application(serving(args["model"], path=path, replicas=None if replicas == "auto" else int(replicas)))
+
+
+def main() -> int:
+    """Exit code: 0 stopped, 1 an error that says what to do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="GenRM: a model folder that all nodes see, or pack:vlm")
+    parser.add_argument("--config", type=Path, help="recipe (YAML); default: shapes")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="override")
+    parser.add_argument("--replicas", type=int, help="engines; default: by the queue's depth")
+    parser.add_argument("--image-root", dest="image_roots", action="append", default=[], help="folder of images")
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--address", help="Ray cluster; default: the job's own")
+    asked = vars(parser.parse_args())
+    try:
+        serve(asked.pop("model"), path=asked.pop("config"), **asked)
+    except VlGenRMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Starting the service on the connected Ray cluster, and stopping it."""
+
+import logging
+import signal
+import socket
+import threading
+from typing import Any
+
+from vlgenrm_ray import cluster
+from vlgenrm_ray.cluster import Ask, Cluster
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.serving.config import ServingConfig
+
+NAME = "vlgenrm"
+
+
+def start(config: ServingConfig, *, host: str, port: int) -> str:
+    """Deploy the service; returns its address when its first engine is up.
+
+    Raises ResourceError where the cluster has no room for an engine; ConfigError for a port that is taken.
+    """
+    from ray import serve
+
+    from vlgenrm_ray.serving.app import application
+
+    there = cluster.survey()
+    count = 1 if config.replicas == "auto" else config.replicas
+    ask = Ask(stage="serving", role="engine", count=count, num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+    cluster.check_resources([ask], there)
+    _check_port(host, port)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(http_options={"host": host, "port": port})
+    fitting = config.model_copy(update={"max_replicas": _room(config, there)})
+    serve.run(application(fitting), name=NAME, route_prefix="/", logging_config=_quiet())
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://{shown}:{port}"
+
+
+def wait() -> None:
+    """Until interrupted or told to end; then the service is stopped."""
+    from ray import serve
+
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    done.wait()
+    serve.shutdown()
+
+
+def _quiet() -> dict[str, Any]:
+    # A line per request would say who asked what, and cost more than the cache takes to answer.
+    return {"log_level": "WARNING", "enable_access_log": False}
+
+
+def _room(config: ServingConfig, there: Cluster) -> int:
+    """How many engines the cluster can hold, at most as many as configured."""
+    if there.grows:
+        return config.max_replicas
+    each = [(config.num_cpus, "num_cpus"), (config.num_gpus, "num_gpus")]
+    fits = [sum(int(getattr(node, name) // asked) for node in there.nodes) for asked, name in each if asked]
+    return max(1, min([config.max_replicas, *fits]))
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"--port {port}: {error.strerror}; give another port, or stop what listens there"
+            ) from None
