@@ -22,8 +22,9 @@ def openai_form(messages: Sequence[Message], refer: Callable[[Any], str] = str) 
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InputError(f"messages[{number}]: must be an object with a `role`")
-        content = message.get("content")
-        turns.append({"role": message["role"], "content": _content(content, refer, f"messages[{number}].content")})
+        name = f"messages[{number}]"
+        content = _content(message.get("content"), refer, f"{name}.content")
+        turns.append({"role": _text(message["role"], f"{name}.role"), "content": content})
     return turns
 
 
@@ -45,7 +46,7 @@ def split_answer(messages: Sequence[Message]) -> tuple[list[Message], str]:
 
 def _content(content: Any, refer: Callable[[Any], str], name: str) -> str | list[dict[str, Any]]:
     if content is None or isinstance(content, str):
-        return content or ""
+        return _text(content or "", name)
     if not isinstance(content, Sequence):
         raise InputError(f"{name}: must be a text or a list of parts")
     parts = [_part(part, refer, f"{name}[{i}]") for i, part in enumerate(content)]
@@ -54,13 +55,22 @@ def _content(content: Any, refer: Callable[[Any], str], name: str) -> str | list
 
 def _part(part: Any, refer: Callable[[Any], str], name: str) -> dict[str, Any] | None:
     if isinstance(part, str):
-        return {"type": "text", "text": part}
+        return {"type": "text", "text": _text(part, name)}
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in _TEXT and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+        return {"type": "text", "text": _text(part["text"], name)}
     if kind not in ("image", "image_url", "input_image"):
         raise InputError(f"{name}: a part of type {kind!r}; there are text, image_url, image and their variants")
     # Arrow gives every part every column, so that text parts have an empty image and image parts an empty text.
     found = part.get("image_url") if part.get("image") is None else part["image"]
     url = found.get("url") if isinstance(found, Mapping) and "url" in found else found
     return None if url is None else {"type": "image_url", "image_url": {"url": refer(url)}}
+
+
+def _text(text: str, name: str) -> str:
+    try:
+        text.encode()
+    # Half a surrogate pair, which JSON can spell and nothing can carry on.
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: not a valid text: {error.reason}") from error
+    return text
