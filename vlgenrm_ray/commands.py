@@ -150,7 +150,9 @@ def serve(
     cluster.connect(address, offline=True)
     url = running.start(settings, host=host, port=port)
     console = Console(highlight=False)
-    console.print(f"serving {settings.engine.model} at {url}  docs: {url}/docs  ready: {url}/ready", markup=False)
+    console.print(
+        f"serving {settings.engine.model} at {url}  docs: {url}/docs  ready: {url}/ready", markup=False, soft_wrap=True
+    )
     if wait:
         running.wait()
     return url

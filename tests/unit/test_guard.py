@@ -1,0 +1,158 @@
+"""Who may ask, how much, and how refusals read: the HTTP face over a scripted engine."""
+
+import asyncio
+import base64
+from typing import Any
+
+import httpx
+import pytest
+
+from serving_examples import png, service
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.serving import api
+from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Caller, Tokens
+from vlgenrm_ray.serving.canary import Finding
+
+GOOD = {"items": [{"question": "What is there?", "response": "There is a star."}]}
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch) -> Tokens:
+    monkeypatch.setenv(API_TOKEN, "user-secret")
+    monkeypatch.setenv(OPERATOR_TOKEN, "operator-secret")
+    return Tokens.from_environment()
+
+
+async def exchange(folder: str) -> Finding:
+    if folder == "/none":
+        raise InputError("model folder /none: no such folder")
+    return Finding(problem="it does not look" if folder == "/blind" else "", margin=0.5, change=0.25)
+
+
+def call(
+    method: str, path: str, *, tokens: Tokens | None = None, token: str = "", max_mib: float = 0.01, **more: Any
+) -> httpx.Response:
+    served = service(max_body_mib=max_mib)
+    served.config = served.config.model_copy(update={"tokens": tokens or Tokens()})
+    application = api.build(served, ready=lambda: True, exchange=exchange)
+
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            return await http.request(method, path, headers=headers | more.pop("headers", {}), **more)
+
+    return asyncio.run(run())
+
+
+def test_only_hashes_of_tokens_are_kept(tokens: Tokens) -> None:
+    assert "secret" not in repr(tokens)
+    assert tokens.caller("Bearer user-secret") is Caller.USER
+    assert tokens.caller("bearer operator-secret") is Caller.OPERATOR
+    for wrong in ("", "Bearer ", "Bearer user", "Basic user-secret", "user-secret"):
+        assert tokens.caller(wrong) is Caller.STRANGER
+
+
+def test_without_tokens_everybody_is_a_user_and_nobody_an_operator() -> None:
+    assert Tokens().caller("") is Tokens().caller("Bearer x") is Caller.USER
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "status"),
+    [
+        ("/v1/score", "", 401),
+        ("/v1/score", "wrong", 401),
+        ("/v1/score", "user-secret", 200),
+        ("/v1/score", "operator-secret", 200),
+        ("/v1/model", "user-secret", 401),
+    ],
+)
+def test_scores_need_the_token_and_models_the_operators(path: str, token: str, status: int, tokens: Tokens) -> None:
+    body = GOOD if path == "/v1/score" else {"model": "/new"}
+    assert call("POST", path, json=body, tokens=tokens, token=token).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/docs", "/openapi.json"])
+def test_probes_need_no_token(path: str, tokens: Tokens) -> None:
+    assert call("GET", path, tokens=tokens).status_code == 200
+
+
+def test_no_operator_without_a_token_for_one() -> None:
+    reply = call("POST", "/v1/model", json={"model": "/new"})
+    assert reply.status_code == 403
+    assert "operator" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "status", "said"), [("/new", 200, "first-0"), ("/blind", 409, "does not look"), ("/none", 422, "model:")]
+)
+def test_an_operator_exchanges_the_model(folder: str, status: int, said: str, tokens: Tokens) -> None:
+    reply = call("POST", "/v1/model", json={"model": folder}, tokens=tokens, token="operator-secret")
+    assert reply.status_code == status
+    assert said in reply.text
+
+
+def test_a_body_is_bounded_whether_or_not_it_says_its_size() -> None:
+    async def pieces() -> Any:
+        for _ in range(20):
+            yield b" " * 1000
+
+    for content in (b" " * 20_000, pieces()):
+        reply = call("POST", "/v1/score", content=content)
+        assert reply.status_code == 413
+        assert "body" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "items"),
+        ({"items": [{"question": "q"}]}, "items.0.response"),
+        ({"items": [{"question": "q", "response": "r", "colour": 1}]}, "items.0.colour"),
+        ({"items": [{"question": "q", "response": "r", "K": 0}]}, "items.0.K"),
+        ({"items": [{"response": "r"}]}, "items.0: give exactly one of `question` and `messages`"),
+        ({"items": [], "deadline_s": -1}, "deadline_s"),
+        ([], "body"),
+    ],
+)
+def test_a_mistake_is_named_by_its_field(body: Any, field: str) -> None:
+    reply = call("POST", "/v1/score", json=body)
+    assert reply.status_code == 422
+    assert reply.json()["detail"].startswith(field)
+
+
+def test_no_body_and_broken_bodies_are_the_callers_mistake() -> None:
+    for content in (b"", b"{", b"\xff\xfe", b'{"items": [' * 2000, b'{"items": NaN}'):
+        assert call("POST", "/v1/score", content=content, max_mib=1).status_code in (400, 422)
+
+
+def test_images_are_kept_once_they_decode() -> None:
+    reply = call("POST", "/v1/images", content=png())
+    assert reply.status_code == 200
+    assert len(reply.json()["sha256"]) == 64
+    assert call("POST", "/v1/images", content=png()[:50]).status_code == 422
+    assert call("POST", "/v1/images", content=b"").status_code == 422
+
+
+def test_an_echo_never_holds_the_value() -> None:
+    image = base64.b64encode(png()).decode()
+    reply = call("POST", "/v1/score", json={"items": [{"image": image, "question": "q", "response": 3}]})
+    assert image not in reply.text
+    assert "items.0.response" in reply.text
+
+
+def test_a_full_queue_is_503_with_retry_after() -> None:
+    served = service(delay_s=1.0, max_queue=1, retry_after_s=2)
+    application = api.build(served, ready=lambda: False, exchange=exchange)
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
+            busy = asyncio.ensure_future(http.post("/v1/score", json=GOOD))
+            await asyncio.sleep(0.1)
+            other = {"items": [GOOD["items"][0] | {"response": "Other."}]}
+            answers = [await http.post("/v1/score", json=other), await http.get("/ready")]
+            busy.cancel()
+            return answers
+
+    full, unready = asyncio.run(run())
+    assert (full.status_code, full.headers["retry-after"]) == (503, "2")
+    assert (unready.status_code, unready.json()["ready"]) == (503, False)

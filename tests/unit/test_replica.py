@@ -1,0 +1,184 @@
+"""Weights that are exchanged under way, and calls that are lost with their replica."""
+
+import asyncio
+import contextvars
+import random
+
+import pytest
+
+from serving_examples import FIRST, JUDGE, replica, sees, yes
+from vlgenrm_ray.engines.contracts import Prompt
+from vlgenrm_ray.errors import EngineLostError, InputError
+from vlgenrm_ray.judge.wire import Status
+from vlgenrm_ray.serving.dispatch import Dispatcher
+from vlgenrm_ray.serving.metrics import Metrics
+from vlgenrm_ray.serving.replica import Replica
+from vlgenrm_ray.serving.tasks import Model, Outcome, Task
+
+TASK = Task(image=None, question="What is there?", response="A star.", config=JUDGE, deadline_s=10.0)
+SECOND = Model(number=1, folder="/second", version="second-1")
+
+
+def says(word: str) -> object:
+    return lambda prompt, chance: f"Verdict: {word}"
+
+
+def trial(script: object, first: object = yes) -> tuple[Replica, object]:
+    async def run() -> tuple[Replica, object]:
+        made = replica(first, scripts={"/second": script})  # type: ignore[arg-type]
+        return made, await made.trial(SECOND)
+
+    return asyncio.run(run())
+
+
+def test_a_version_that_sees_is_taken() -> None:
+    made, finding = trial(sees)
+    assert finding.problem == ""  # type: ignore[attr-defined]
+    assert made.model == SECOND
+
+
+def mumbles(prompt: Prompt, chance: random.Random) -> str:
+    return "I cannot tell."
+
+
+def blind(prompt: Prompt, chance: random.Random) -> str:
+    return f"Verdict: {'Yes' if 'yellow' in prompt.text else 'No'}"
+
+
+def upside_down(prompt: Prompt, chance: random.Random) -> str:
+    return f"Verdict: {'No' if 'yellow' in prompt.text else 'Yes'}"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"), [(mumbles, "no reward"), (blind, "does not look"), (upside_down, "does not prefer")]
+)
+def test_a_version_that_fails_is_refused_and_the_old_one_stays(script: object, said: str) -> None:
+    made, finding = trial(script)
+    assert said in finding.problem  # type: ignore[attr-defined]
+    assert made.model == FIRST
+    (outcome,) = asyncio.run(made.judge([TASK], FIRST))
+    assert (outcome.version, outcome.reward) == ("first-0", pytest.approx(0.9))
+
+
+def test_weights_that_do_not_suit_change_nothing() -> None:
+    async def run() -> None:
+        made = replica()
+        with pytest.raises(InputError, match="another architecture"):
+            await made.trial(SECOND)
+        assert made.model == FIRST
+
+    asyncio.run(run())
+
+
+def test_requests_wait_for_an_exchange_and_name_who_judged() -> None:
+    async def run() -> list[Outcome]:
+        made = replica(says("Yes"), scripts={"/second": sees}, delay_s=lambda prompt, place: 0.05)  # type: ignore[arg-type]
+        before = asyncio.ensure_future(made.judge([TASK], FIRST))
+        await asyncio.sleep(0.01)
+        exchange = asyncio.ensure_future(made.trial(SECOND))
+        await asyncio.sleep(0.01)
+        after = asyncio.ensure_future(made.judge([TASK], FIRST))
+        await exchange
+        return [(await before)[0], (await after)[0]]
+
+    before, after = asyncio.run(run())
+    assert (before.version, before.reward) == ("first-0", pytest.approx(0.9))
+    assert (after.version, after.reward) == ("second-1", pytest.approx(0.1))
+
+
+def test_a_replica_that_is_behind_catches_up() -> None:
+    async def run() -> list[Outcome]:
+        made = replica(scripts={"/second": sees})
+        outcomes = await asyncio.gather(*(made.judge([TASK], SECOND) for _ in range(5)))
+        assert made._generator.num_reloads == 1  # type: ignore[attr-defined]
+        return [outcome for (outcome,) in outcomes]
+
+    assert {outcome.version for outcome in asyncio.run(run())} == {"second-1"}
+
+
+OUTCOME = Outcome(reward=1.0, status=Status.OK, version="first-0")
+
+
+def dispatcher(call: object, max_chunk: int = 4) -> Dispatcher:
+    return Dispatcher(call, lambda e: isinstance(e, EngineLostError), Metrics(), max_chunk=max_chunk)  # type: ignore[arg-type]
+
+
+def test_tasks_of_one_turn_share_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    inherited = contextvars.ContextVar[str]("inherited", default="nothing")
+    seen: list[str] = []
+
+    async def call(tasks: list[Task], model: Model) -> list[Outcome]:
+        sizes.append(len(tasks))
+        seen.append(inherited.get())
+        return [OUTCOME] * len(tasks)
+
+    async def run() -> None:
+        inherited.set("a request's")
+        dispatch = dispatcher(call)
+        assert await asyncio.gather(*(dispatch.ask(TASK, FIRST) for _ in range(10))) == [OUTCOME] * 10
+
+    asyncio.run(run())
+    assert sizes == [4, 4, 2]
+    assert set(seen) == {"nothing"}, "a call must not end with the request that happened to cause it"
+
+
+def test_a_lost_call_is_made_again_and_a_killer_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlgenrm_ray.serving.dispatch._FIRST_PAUSE_S", 0.001)
+
+    async def call(tasks: list[Task], model: Model) -> list[Outcome]:
+        if any(task.response == "killer" for task in tasks):
+            raise EngineLostError("gone")
+        return [OUTCOME] * len(tasks)
+
+    async def run() -> list[object]:
+        dispatch = dispatcher(call)
+        killer = Task(image=None, question="", response="killer", config=JUDGE, deadline_s=10.0)
+        asked = [dispatch.ask(task, FIRST) for task in (TASK, killer, TASK)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, killed, last = asyncio.run(run())
+    assert (first, last) == (OUTCOME, OUTCOME)
+    assert isinstance(killed, EngineLostError)
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    calls = 0
+
+    async def call(tasks: list[Task], model: Model) -> list[Outcome]:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        asyncio.run(_ask(call))
+    assert calls == 1
+
+
+async def _ask(call: object) -> Outcome:
+    return await dispatcher(call).ask(TASK, FIRST)
+
+
+def test_a_call_that_nobody_waits_for_is_cancelled() -> None:
+    cancelled: list[int] = []
+
+    async def call(tasks: list[Task], model: Model) -> list[Outcome]:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(len(tasks))
+            raise
+        return []
+
+    async def run() -> None:
+        dispatch = dispatcher(call)
+        asked = [asyncio.ensure_future(dispatch.ask(TASK, FIRST)) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        asked[0].cancel()
+        await asyncio.sleep(0.02)
+        assert not cancelled
+        asked[1].cancel()
+        await asyncio.sleep(0.02)
+
+    asyncio.run(run())
+    assert cancelled == [2]
