@@ -79,12 +79,20 @@ class TooLateError(Exception):
 class Exchange:
     """The rules of the talk, and what is known of the server: which images it has."""
 
-    def __init__(self, url: str, *, timeout_s: float, retries: int, limits: ImageLimits | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        retries: int,
+        limits: ImageLimits | None = None,
+        known: set[str] | None = None,
+    ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self.retries = retries
         self.limits = limits or ImageLimits()
-        self.known: set[str] = set()
+        self.known = set() if known is None else known
 
     def score(self, asks: Sequence[Ask], deadline_s: float | None = None) -> Generator[Any, Any, list[ScoreReply]]:
         """One reply per ask, in order. What the server was too busy for, or lacked an image for, is asked again."""

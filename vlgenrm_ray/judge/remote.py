@@ -110,10 +110,11 @@ class AsyncRemoteJudge:
         retries: int = 5,
         max_connections: int = 64,
         limits: ImageLimits | None = None,
+        known: set[str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As `RemoteJudge`."""
-        self._exchange = Exchange(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits)
+        """As `RemoteJudge`. `known`: a set that clients of one service share, of the images it has been sent."""
+        self._exchange = Exchange(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits, known=known)
         self._http = httpx.AsyncClient(transport=transport, **_settings(url, token, max_connections))
         self._uploading: dict[str, asyncio.Lock] = {}
 
@@ -175,6 +176,8 @@ def _settings(url: str, token: str | None, max_connections: int) -> dict[str, An
     return {
         "base_url": url.rstrip("/"),
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        # Reading the certificates takes longer than many a call, and plain HTTP needs none.
+        "verify": url.startswith("https://"),
         "limits": httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
     }
 

@@ -1,0 +1,221 @@
+"""Adapters of trainers that call a function with the sample: TRL, verl, EasyR1, ms-swift, AReaL, verifiers."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripted_service import ScriptedService, listening
+
+from vlgenrm_ray.adapters import areal, connection, easyr1, failures, ms_swift, trl, verifiers, verl
+from vlgenrm_ray.errors import ConfigError, InputError, RemoteError
+from vlgenrm_ray.judge.label import write
+
+PICTURE = Image.new("RGB", (16, 16), "red")
+OTHER = Image.new("RGB", (16, 16), "blue")
+URL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def user(text: str, image: Any = None) -> dict[str, Any]:
+    parts = [] if image is None else [{"type": "image", "image": image}]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
+    """A served judge that the environment names."""
+    found = ScriptedService()
+    failures.forget()
+    with listening(found) as url:
+        monkeypatch.setenv(connection.URL, url)
+        monkeypatch.setenv(connection.TOKEN, "secret")
+        yield found
+    failures.forget()
+
+
+def test_trl_masks_what_has_no_reward(service: ScriptedService, caplog: pytest.LogCaptureFixture) -> None:
+    logged: dict[str, float] = {}
+    prompts = [[user("What is it?", PICTURE)]] * 2 + [[user("And this?", OTHER)]] * 2
+    completions = [[{"role": "assistant", "content": c}] for c in ("0.25", "fails:timeout", "1", "0")]
+    with caplog.at_level(logging.WARNING):
+        rewards = trl.vlgenrm_reward(
+            prompts=prompts,
+            completions=completions,
+            completion_ids=[[1]] * 4,
+            trainer_state=None,
+            log_extra=None,
+            log_metric=logged.__setitem__,
+            image=[PICTURE, PICTURE, OTHER, OTHER],
+            reference=["a star", None, None, None],
+        )
+    assert rewards == [0.25, None, 1.0, 0.0]
+    assert "1 of 4 samples without a reward: {'timeout': 1}" in caplog.text
+    assert list(service.uploads.values()) == [1, 1]
+    assert [item.reference for item in service.items] == ["a star", None, None, None]
+    assert all(item.images == [] for item in service.items), "the prompts' messages carry them already"
+    assert service.requests[0].headers["authorization"] == "Bearer secret"
+    assert logged["vlgenrm/verdict_mass"] == pytest.approx(0.675)
+
+
+def test_trl_takes_images_from_columns_and_plain_prompts(service: ScriptedService) -> None:
+    assert trl.vlgenrm_reward(["What?"] * 2, ["0.5", "1"], image=[PICTURE, None]) == [0.5, 1.0]
+    assert trl.vlgenrm_reward([[user("What?")]], ["0"], images=[[OTHER]]) == [0.0]
+    assert asyncio.run(trl.vlgenrm_reward_async(["What?"], ["1"], images=[[OTHER]])) == [1.0]
+    assert [len(item.images) for item in service.items] == [1, 0, 1, 1]
+
+
+def test_a_service_that_has_failed_most_samples_stops_the_run(service: ScriptedService) -> None:
+    assert trl.vlgenrm_reward(["q"] * 20, ["fails:internal"] * 20) == [None] * 20
+    with pytest.raises(RemoteError, match="of the latest 40 samples have no reward; the last said internal"):
+        trl.vlgenrm_reward(["q"] * 20, ["fails:internal"] * 20)
+
+
+def test_a_number_for_failures_is_the_operators_choice(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"response": r, "response_length": 1, "ground_truth": write(question="q")} for r in ("1", "fails:timeout")]
+    with pytest.raises(RemoteError, match="timeout as scripted; VLGENRM_FAILED_REWARD"):
+        easyr1.compute_score(rows)
+    monkeypatch.setenv(failures.FAILED_REWARD, "0.5")
+    with caplog.at_level(logging.WARNING):
+        told = easyr1.compute_score(rows)
+    assert told == [
+        {"overall": 1.0, "verdict_mass": 0.9, "scored": 1.0},
+        {"overall": 0.5, "verdict_mass": 0.0, "scored": 0.0},
+    ]
+    assert failures.counted == {"ok": 2, "timeout": 2}
+    assert "1 of 2 samples without a reward" in caplog.text
+    monkeypatch.setenv(failures.FAILED_REWARD, "nan")
+    with pytest.raises(ConfigError, match="VLGENRM_FAILED_REWARD"):
+        easyr1.compute_score(rows)
+
+
+def test_easyr1_finds_question_and_image_in_the_ground_truth(service: ScriptedService, tmp_path: Any) -> None:
+    path = tmp_path / "a.png"
+    PICTURE.save(path)
+    truth = write(question="What?", images=[str(path)], reference="a star")
+    easyr1.compute_score([{"response": "1", "response_length": 3, "ground_truth": truth}], weight=2)
+    (item,) = service.items
+    assert (item.question, item.reference, len(item.images)) == ("What?", "a star", 1)
+    assert (easyr1.REWARD_NAME, easyr1.REWARD_TYPE) == ("vlgenrm", "batch")
+    with pytest.raises(InputError, match="question"):
+        easyr1.compute_score([{"response": "1", "response_length": 3, "ground_truth": "a star"}])
+
+
+def test_verl_function(service: ScriptedService) -> None:
+    extra = {"question": "What?", "images": np.array([{"bytes": b"\x89PNG", "path": None}], dtype=object), "index": 3}
+    told = asyncio.run(verl.compute_score("geo3k", "0.75", "a star", extra, reward_router_address="x"))
+    assert told == {"score": 0.75, "verdict_mass": 0.9, "scored": 1.0}
+    (item,) = service.items
+    assert (item.question, item.reference, len(item.images)) == ("What?", "a star", 1)
+    with pytest.raises(RemoteError, match="bad_image"):
+        asyncio.run(verl.compute_score("d", "fails:bad_image", write(question="q")))
+
+
+def test_verl_manager_shows_the_judge_what_the_policy_saw(service: ScriptedService) -> None:
+    class Data:
+        """As much of DataProto as a manager needs."""
+
+        def __init__(self, response: list[int], mask: list[int], **fields: Any) -> None:
+            self.batch = {"responses": np.array(response), "attention_mask": np.array(mask)}
+            self.non_tensor_batch = fields
+
+        def __getitem__(self, index: int) -> "Data":
+            assert index == -1
+            return self
+
+    decoded: list[list[int]] = []
+
+    def decode(ids: Any, skip_special_tokens: bool) -> str:
+        decoded.append(list(ids))
+        return "0.25"
+
+    prompt = np.array([user("What?", PICTURE)], dtype=object)
+    data = Data([7, 8, 0], [1, 1, 1, 1, 0], raw_prompt=prompt, reward_model={"ground_truth": "a star"}, extra_info={})
+    manager = verl.JudgeRewardManager(None, SimpleNamespace(decode=decode), None, reward_router_address=None)
+    told = asyncio.run(manager.run_single(data))
+    assert told == {"reward_score": 0.25, "reward_extra_info": {"score": 0.25, "verdict_mass": 0.9, "scored": 1.0}}
+    assert decoded == [[7, 8]]
+    (item,) = service.items
+    assert item.messages[0]["content"][0]["image_url"]["url"] in service.images
+    assert item.reference == "a star"
+
+
+def test_ms_swift(service: ScriptedService, tmp_path: Any) -> None:
+    PICTURE.save(tmp_path / "a.png")
+    conversation = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "0"}]
+    reward = ms_swift.JudgeReward(args=None)
+    told = asyncio.run(
+        reward(
+            completions=["0.5", "1"],
+            messages=[conversation, conversation[:1]],
+            images=[[{"bytes": None, "path": str(tmp_path / "a.png")}], str(tmp_path / "a.png")],
+            reference=["a star", None],
+            trainer_state=None,
+        )
+    )
+    assert told == [0.5, 1.0]
+    assert [item.messages for item in service.items] == [[{"role": "user", "content": "What?"}]] * 2
+    assert list(service.uploads.values()) == [1]
+    assert service.items[0].reference == "a star"
+    with pytest.raises(RemoteError):
+        asyncio.run(reward(completions=["fails:internal"], messages=[conversation]))
+
+
+def test_areal_answers_or_raises_before_areal_gives_up(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
+    assert areal.vlgenrm_reward(rendered, "0.5", [1], [2], images=[PICTURE], answer="a star", messages=rendered) == 0.5
+    (item,) = service.items
+    assert (item.question, item.reference, len(item.images)) == ("What?", "a star", 1)
+    assert b'"deadline_s":1' in service.requests[-1].content
+    with pytest.raises(RemoteError, match="timeout"):
+        areal.vlgenrm_reward("What?", "fails:timeout")
+    monkeypatch.setenv(areal.DEADLINE, "soon")
+    with pytest.raises(ConfigError, match="VLGENRM_DEADLINE_S"):
+        areal.vlgenrm_reward("What?", "1")
+
+
+def test_verifiers(service: ScriptedService) -> None:
+    message = SimpleNamespace(model_dump=lambda: user("What?", URL))
+    task = SimpleNamespace(prompt=[message], answer="a star")
+    assert asyncio.run(verifiers.reward(task=task, trace=SimpleNamespace(last_reply="0.75"))) == 0.75
+    assert asyncio.run(verifiers.reward(SimpleNamespace(prompt="What?"), SimpleNamespace(last_reply="1"))) == 1.0
+    completion = [{"role": "assistant", "content": "0.5"}]
+    asked = {"prompt": [user("What?")], "completion": completion, "answer": "a star", "info": {"image": URL}}
+    assert asyncio.run(verifiers.rubric_reward(**asked, state={})) == 0.5
+    assert [item.reference for item in service.items] == ["a star", None, "a star"]
+    with pytest.raises(RemoteError):
+        asyncio.run(verifiers.reward(task, SimpleNamespace(last_reply="fails:unreadable_verdict")))
+
+
+def test_one_client_a_process_and_one_an_event_loop(service: ScriptedService) -> None:
+    assert connection.judge() is connection.judge()
+    assert connection.judge() is not connection.judge(token="other")
+
+    async def same() -> bool:
+        return connection.async_judge() is connection.async_judge()
+
+    assert asyncio.run(same())
+    assert asyncio.run(same())
+
+
+def test_without_an_address_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(connection.URL, raising=False)
+    with pytest.raises(ConfigError, match="VLGENRM_URL"):
+        trl.vlgenrm_reward(["q"], ["1"])
+
+
+def test_importing_every_adapter_imports_nothing_heavy() -> None:
+    names = "areal, easyr1, ms_swift, nemo_rl, roll, skyrl, slime, trl, verifiers, verl"
+    heavy = ("torch", "ray", "vllm", "transformers")
+    code = f"import sys\nfrom vlgenrm_ray.adapters import {names}\nprint([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

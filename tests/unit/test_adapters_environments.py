@@ -1,0 +1,169 @@
+"""Adapters that are workers or environments, or change the sample: slime, ROLL, NeMo-RL, SkyRL."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from scripted_service import ScriptedService, listening
+
+from vlgenrm_ray.adapters import asking, connection, failures, nemo_rl, roll, skyrl, slime
+from vlgenrm_ray.errors import InputError, RemoteError
+from vlgenrm_ray.judge.label import write
+
+PICTURE = Image.new("RGB", (16, 16), "red")
+PROMPT = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
+    """A served judge that the environment names."""
+    found = ScriptedService()
+    failures.forget()
+    with listening(found) as url:
+        monkeypatch.setenv(connection.URL, url)
+        yield found
+    failures.forget()
+
+
+@dataclass
+class Sample:
+    """As much of slime's as a reward function sees."""
+
+    response: str
+    prompt: Any = PROMPT
+    label: Any = None
+    group_index: int = 0
+    remove_sample: bool = False
+    multimodal_inputs: dict[str, Any] | None = field(default_factory=lambda: {"images": [PICTURE]})
+
+
+def judged(args: Any, samples: Any) -> Any:
+    return asyncio.run(slime.reward(args, samples))
+
+
+def test_slime_alone_and_in_a_group(service: ScriptedService) -> None:
+    plain, keyed = SimpleNamespace(reward_key=None), SimpleNamespace(reward_key="score")
+    assert judged(plain, Sample("0.25")) == 0.25
+    assert judged(plain, [Sample("0.25"), Sample("1", label=write(question="q"))]) == [0.25, 1.0]
+    assert judged(keyed, Sample("0.25")) == {"score": 0.25}
+    assert [item.question for item in service.items] == ["What?", "What?", "q", "What?"]
+    assert list(service.uploads.values()) == [1]
+
+
+def test_slime_masks_within_a_group_and_moves_no_mean(service: ScriptedService) -> None:
+    group = [Sample("0"), Sample("fails:timeout"), Sample("1")]
+    assert judged(SimpleNamespace(), group) == [0.0, 0.5, 1.0]
+    assert [sample.remove_sample for sample in group] == [False, True, False]
+
+
+def test_slime_raises_where_nothing_stands_for_the_sample(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = [Sample("1", group_index=0), Sample("fails:timeout", group_index=1)]
+    for samples in (Sample("fails:timeout"), [Sample("fails:timeout")], several):
+        with pytest.raises(RemoteError, match="timeout"):
+            judged(SimpleNamespace(), samples)
+    monkeypatch.setenv(failures.FAILED_REWARD, "0")
+    assert judged(SimpleNamespace(), sample := Sample("fails:timeout")) == 0.0
+    assert sample.remove_sample
+
+
+def test_roll_scores_a_batch_at_once(service: ScriptedService) -> None:
+    truths = [write(question="What is drawn?", images=["sha256:" + "0" * 64]), "a star"]
+    with pytest.raises(RemoteError, match="unknown image"):
+        roll.rewards([PROMPT] * 2, ["0.5", "1"], truths, [1, 2])
+    assert roll.rewards([PROMPT] * 2, ["0.5", "1"], ["a star", None], [1, 2]) == [0.5, 1.0]
+    assert len(service.requests) == 2
+    assert [item.question for item in service.items] == ["What is drawn?", "What?", "What?", "What?"]
+    with pytest.raises(ValueError, match="one length"):
+        roll.rewards([PROMPT], ["0", "1"], [None] * 2, [1, 2])
+
+
+def tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists in torch's place: unit tests import no torch."""
+    made = SimpleNamespace(
+        tensor=list,
+        ones=lambda n: [1.0] * n,
+        zeros_like=lambda x, dtype: [[0.0] * len(row) for row in x],
+        float32="f32",
+    )
+    monkeypatch.setitem(sys.modules, "torch", made)
+
+
+def test_roll_worker_answers_in_rolls_three_forms(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors(monkeypatch)
+
+    class DataProto(SimpleNamespace):
+        @classmethod
+        def from_dict(cls, tensors: dict[str, Any]) -> "DataProto":
+            return cls(batch=tensors)
+
+    worker = roll.JudgeRewardWorker(worker_config=None)
+    worker.tokenizer = SimpleNamespace(batch_decode=lambda rows, skip_special_tokens: list(rows))
+    fields = {"id": [0, 1], "ground_truth": ["a star", "a circle"]}
+    data = DataProto(batch={"prompts": [PROMPT] * 2, "responses": ["0.5", "1"]}, non_tensor_batch=fields)
+    told = worker.compute_rewards(data).batch
+    assert told["response_level_rewards"] == told["scores"] == [0.5, 1.0]
+    assert told["token_level_rewards"] == [[0.0] * 3, [0.0]]
+
+
+def test_nemo_rl_steps_a_batch(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors(monkeypatch)
+    log = [{"role": "user", "content": "What?", "token_ids": object()}, {"role": "assistant", "content": "0.5"}]
+    info = {"ground_truth": "a star", "image": "data:image/png;base64,iVBORw0KGgo="}
+    told = nemo_rl.Environment({"url": None}).step([log, [log[0], {"role": "assistant", "content": "1"}]], [info, None])
+    assert told["rewards"] == [0.5, 1.0]
+    assert told["terminateds"] == [1.0, 1.0]
+    assert told["metadata"] == [info, None]
+    assert len(told["observations"]) == len(told["next_stop_strings"]) == 2
+    assert [item.reference for item in service.items] == ["a star", None]
+    assert len(service.items[0].images) == 1
+    assert service.items[0].messages == [{"role": "user", "content": "What?"}]
+    with pytest.raises(RemoteError):
+        nemo_rl.Environment().step([[log[0], {"role": "assistant", "content": "fails:internal"}]], [None])
+
+
+def test_nemo_rl_has_its_actor_made_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    ray = SimpleNamespace(remote=lambda **how: lambda cls: made.append((how, cls)) or "actor")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert nemo_rl.JudgeEnvironment == "actor"
+    assert made == [({"max_restarts": 3}, nemo_rl.Environment)]
+    with pytest.raises(AttributeError):
+        _ = nemo_rl.Another
+
+
+def test_skyrl_judges_one_turn(service: ScriptedService) -> None:
+    env = skyrl.JudgeEnv(env_config=None, extras={"reward_spec": {"method": "judge", "ground_truth": "a star"}})
+    url = "data:image/png;base64,iVBORw0KGgo="
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    prompt = [{"role": "user", "content": parts}]
+    assert env.init(prompt) == (prompt, {})
+    told = env.step("0.5")
+    assert (told["reward"], told["done"], told["observations"]) == (0.5, True, [])
+    assert told["metadata"] == {"verdict_mass": 0.9, "scored": True}
+    assert service.items[0].reference == "a star"
+    with pytest.raises(RemoteError):
+        env.step("fails:unreadable_verdict")
+
+
+def test_a_peer_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asking.peer("no_such_trainer.base:Base") is object
+    module = ModuleType("some_trainer")
+    module.Base = dict
+    module.__spec__ = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "some_trainer", module)
+    assert asking.peer("some_trainer:Base") is dict
+    with pytest.raises(AttributeError):
+        asking.peer("some_trainer:Gone")
+
+
+def test_a_sample_must_say_what_was_asked() -> None:
+    for prompt in (None, "", []):
+        with pytest.raises(InputError, match="label"):
+            asking.ask("0.5", prompt=prompt)

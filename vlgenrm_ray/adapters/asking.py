@@ -1,0 +1,51 @@
+"""What trainers hold of a sample -> what is asked of the judge; and base classes of trainers that may be absent."""
+
+import importlib
+import importlib.util
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.conversation import text_of
+from vlgenrm_ray.judge.exchange import Ask
+from vlgenrm_ray.judge.label import Label
+from vlgenrm_ray.judge.transcript import asked
+
+
+def ask(response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (), label: Label | None = None) -> Ask:
+    """One ask. `prompt`: messages, or text in a chat template; what the label says goes before it.
+
+    Raises InputError where there is neither a prompt nor a question in the label.
+    """
+    label = label or Label()
+    # Data frames keep lists as arrays.
+    prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    shown = label.images or tuple(images or ())
+    fields: dict[str, Any] = {"response": said(response), "images": shown, "reference": label.reference}
+    if label.question is not None:
+        return Ask(question=label.question, **fields)
+    if isinstance(prompt, str) and prompt:
+        return Ask(question=asked(prompt), **fields)
+    if isinstance(prompt, Sequence) and len(prompt):
+        return Ask(messages=[plain(message) for message in prompt], **fields)
+    raise InputError("a sample with neither a prompt nor a `question` in its label: see vlgenrm_ray/judge/label.py")
+
+
+def said(response: Any) -> str:
+    """A response's text, be it a text or messages."""
+    if isinstance(response, str):
+        return response
+    return "\n".join(text_of(plain(message)) for message in response)
+
+
+def plain(message: Any) -> Any:
+    """A message as a mapping, be it one or a pydantic model."""
+    return message.model_dump() if hasattr(message, "model_dump") else message
+
+
+def peer(path: str, otherwise: Any = object) -> Any:
+    """`package.module:Name` of another trainer, or `otherwise` where that package is not installed."""
+    module, _, name = path.partition(":")
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return otherwise
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,49 @@
+"""The clients that adapters share: one a process (blocking), one an event loop (asynchronous)."""
+
+import asyncio
+import os
+import weakref
+from functools import cache
+
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.judge.remote import AsyncRemoteJudge, RemoteJudge
+
+URL = "VLGENRM_URL"
+TOKEN = "VLGENRM_TOKEN"
+RETRIES = 10
+"""A service that restarts is waited for, for a minute or two, rather than the training ended."""
+
+_loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], AsyncRemoteJudge]]" = (
+    weakref.WeakKeyDictionary()
+)
+_known: dict[str, set[str]] = {}
+"""Address -> images sent there, whatever the event loop: some trainers have a new one every batch."""
+
+
+def judge(url: str | None = None, token: str | None = None) -> RemoteJudge:
+    """The blocking client of this process. Raises ConfigError where neither `url` nor VLGENRM_URL is given."""
+    # A forked worker must not share its parent's sockets.
+    return _judge(os.getpid(), *_address(url, token))
+
+
+def async_judge(url: str | None = None, token: str | None = None) -> AsyncRemoteJudge:
+    """The asynchronous client of the running event loop. Raises ConfigError as `judge`."""
+    address = _address(url, token)
+    clients = _loops.setdefault(asyncio.get_running_loop(), {})
+    if address not in clients:
+        clients[address] = AsyncRemoteJudge(
+            address[0], token=address[1], retries=RETRIES, known=_known.setdefault(address[0], set())
+        )
+    return clients[address]
+
+
+@cache
+def _judge(pid: int, url: str, token: str | None) -> RemoteJudge:
+    return RemoteJudge(url, token=token, retries=RETRIES)
+
+
+def _address(url: str | None, token: str | None) -> tuple[str, str | None]:
+    found = url or os.environ.get(URL)
+    if not found:
+        raise ConfigError(f"no served judge named: set {URL}, for instance to http://127.0.0.1:8000")
+    return found, token or os.environ.get(TOKEN)
