@@ -1,8 +1,12 @@
-"""Connecting to a Ray of our own."""
+"""Connecting to a Ray of our own, and what Ray reads of us."""
 
+import importlib
 import os
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -29,3 +33,18 @@ def test_survey_counts_what_ray_counts() -> None:
     assert found.num_cpus == ray.cluster_resources()["CPU"]
     assert len(found.nodes) == 1
     assert not found.grows
+
+
+def test_the_serve_file_is_valid_by_rays_own_schema_and_builds() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    root = Path(__file__).parents[2]
+    schema = ServeDeploySchema.model_validate(yaml.safe_load((root / "cluster" / "serve.yaml").read_text()))
+    (application,) = schema.applications
+    module, _, name = application.import_path.partition(":")
+    sys.path.insert(0, str(root))
+    try:
+        build = getattr(importlib.import_module(module), name)
+    finally:
+        sys.path.remove(str(root))
+    assert build(application.args)._bound_deployment.name == "gate"

@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-
 from serving_examples import png, service
+
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.serving import api
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Caller, Tokens

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-
 from serving_examples import png
+
 from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.serving.image_store import ImageStore
@@ -43,7 +43,7 @@ def test_base64_may_begin_like_a_path() -> None:
 def test_the_longest_unused_is_given_up() -> None:
     pictures = [png(shade) for shade in range(4)]
     kept = store(max_bytes=sum(map(len, pictures[:3])))
-    a, b, c = (kept.add(data) for data in pictures[:3])
+    a, b, _ = (kept.add(data) for data in pictures[:3])
     kept.resolve(f"sha256:{a.sha256}")
     kept.add(pictures[3])
     assert refusal(kept, f"sha256:{b.sha256}").detail.startswith("unknown image")

@@ -5,8 +5,8 @@ import contextvars
 import random
 
 import pytest
-
 from serving_examples import FIRST, JUDGE, replica, sees, yes
+
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.judge.wire import Status

@@ -5,8 +5,8 @@ import base64
 import random
 
 import pytest
-
 from serving_examples import item, png, request, service, yes
+
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.judge.exchange import UNKNOWN_IMAGE
 from vlgenrm_ray.judge.wire import CompareRequest, RankRequest, ScoreReply, Status

@@ -29,22 +29,27 @@ def start(config: ServingConfig, *, host: str, port: int) -> str:
     cluster.check_resources([ask], there)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options={"host": host, "port": port})
+    serve.start(http_options={"host": host, "port": port}, logging_config=_quiet())
     fitting = config.model_copy(update={"max_replicas": _room(config, there)})
     serve.run(application(fitting), name=NAME, route_prefix="/", logging_config=_quiet())
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     return f"http://{shown}:{port}"
 
 
-def wait() -> None:
-    """Until interrupted or told to end; then the service is stopped."""
+def stop() -> None:
+    """End the service."""
     from ray import serve
 
+    serve.shutdown()
+
+
+def wait() -> None:
+    """Until interrupted or told to end; then the service is stopped."""
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
     done.wait()
-    serve.shutdown()
+    stop()
 
 
 def _quiet() -> dict[str, Any]:

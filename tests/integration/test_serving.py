@@ -1,0 +1,177 @@
+"""The service on real engines: one replica on the embedded world's model, spoken to over HTTP."""
+
+import asyncio
+import base64
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from serving_examples import png
+
+from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.serving import running
+from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens
+from vlgenrm_ray.serving.canary import Canary
+from vlgenrm_ray.serving.config import CanaryConfig, Limits, ServingConfig
+from vlgenrm_ray.shapes import pack_path
+
+CONFIG = ServingConfig(
+    engine=VllmConfig(model=str(pack_path("vlm")), max_model_len=512, kv_cache_gib=0.25, threads=1),
+    judge=JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4, max_tokens=160),
+    limits=Limits(max_body_mib=1.0),
+    replicas=1,
+    num_cpus=0.5,
+)
+CANARY = Canary(CanaryConfig(), CONFIG.images)
+USER, OPERATOR = ({"Authorization": f"Bearer {token}"} for token in ("user-secret", "operator-secret"))
+START_S = 300.0
+
+
+@pytest.fixture(scope="module")
+def http(ray_local: None) -> Iterator[httpx.Client]:
+    os.environ |= {API_TOKEN: "user-secret", OPERATOR_TOKEN: "operator-secret"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = running.start(CONFIG.model_copy(update={"tokens": Tokens.from_environment()}), host="127.0.0.1", port=port)
+    with httpx.Client(base_url=url, headers=USER, timeout=START_S) as client:
+        until_ready(client)
+        yield client
+    running.stop()
+
+
+def until_ready(http: httpx.Client) -> None:
+    end = time.monotonic() + START_S
+    while http.get("/ready").status_code != 200:
+        assert time.monotonic() < end, "not ready in time"
+        time.sleep(0.2)
+
+
+def item(response: str = CANARY.better[0], **more: object) -> dict[str, object]:
+    image = base64.b64encode(CANARY.data).decode()
+    return {"image": image, "question": CANARY.question, "response": response} | more
+
+
+def score(http: httpx.Client, *items: dict[str, object]) -> list[dict[str, object]]:
+    reply = http.post("/v1/score", json={"items": items})
+    assert reply.status_code == 200, reply.text
+    return list(reply.json()["items"])
+
+
+def metric(http: httpx.Client, name: str) -> float:
+    lines = http.get("/metrics").text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+
+def test_a_real_image_is_scored(http: httpx.Client) -> None:
+    better, worse = score(http, item(), item(CANARY.worse[0]))
+    assert better["status"] == worse["status"] == "ok"
+    assert better["reward"] > worse["reward"]  # type: ignore[operator]
+    assert len(better["critiques"]) == better["num_asked"] == 4  # type: ignore[arg-type]
+    assert str(better["model_version"]).startswith("vlm-")
+    ranked = http.post("/v1/rank", json={"item": item(""), "responses": [*CANARY.worse, *CANARY.better]}).json()
+    assert ranked["best"] == len(CANARY.worse)
+
+
+def test_an_image_is_sent_once_and_then_named(http: httpx.Client) -> None:
+    sha256 = http.post("/v1/images", content=CANARY.data).json()["sha256"]
+    (named,) = score(http, item(image=f"sha256:{sha256}", seed=1))
+    (sent,) = score(http, item(seed=1))
+    assert (named["reward"], sent["cached"]) == (sent["reward"], True)
+
+
+def test_a_failure_stays_with_its_item(http: httpx.Client) -> None:
+    broken = base64.b64encode(png()[:50]).decode()
+    replies = score(http, item(seed=2), item(image=broken), item("word " * 5000), item(seed=3))
+    assert [reply["status"] for reply in replies] == ["ok", "bad_image", "too_large", "ok"]
+
+
+def test_strangers_and_giants_are_turned_away(http: httpx.Client) -> None:
+    body = {"items": [item()]}
+    assert http.post("/v1/score", json=body, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert http.post("/v1/model", json={"model": "/x"}).status_code == 401
+    assert http.post("/v1/score", content=b" " * (1 << 21)).status_code == 413
+    assert http.get("/docs").status_code == http.get("/health").status_code == 200
+
+
+def test_a_client_that_goes_away_takes_its_work_along(http: httpx.Client) -> None:
+    many = {"items": [item(seed=100 + i, num_critiques=64) for i in range(16)]}
+    with pytest.raises(httpx.ReadTimeout):
+        http.post("/v1/score", json=many, timeout=1.0)
+    end = time.monotonic() + 10.0
+    while metric(http, "vlgenrm_queue_items"):
+        assert time.monotonic() < end, "its work goes on"
+        time.sleep(0.1)
+
+
+def test_an_operator_exchanges_the_model(http: httpx.Client, tmp_path: Path) -> None:
+    before = http.get("/v1/model").json()["version"]
+    (old,) = score(http, item())
+    blind = tmp_path / "blind"
+    shutil.copytree(pack_path("vlm"), blind)
+    erase(blind / "model.safetensors")
+    refused = http.post("/v1/model", json={"model": str(blind)}, headers=OPERATOR)
+    assert refused.status_code == 409, refused.text
+    assert http.get("/v1/model").json()["version"] == before
+    (still,) = score(http, item(seed=50))
+    assert (still["status"], still["model_version"]) == ("ok", before)
+
+    shutil.copytree(pack_path("vlm"), tmp_path / "next")
+    taken = http.post("/v1/model", json={"model": str(tmp_path / "next")}, headers=OPERATOR)
+    assert taken.status_code == 200, taken.text
+    assert taken.json()["margin"] > 0
+    (new,) = score(http, item())
+    assert str(new["model_version"]).startswith("next-")
+    assert (new["cached"], new["reward"]) == (False, pytest.approx(old["reward"], abs=1e-3))
+    missing = http.post("/v1/model", json={"model": str(tmp_path / "none")}, headers=OPERATOR)
+    assert missing.status_code == 422
+
+
+def test_kill_9_under_load_loses_no_request(http: httpx.Client) -> None:
+    """Last: the service begins again with the version that was exchanged."""
+    until_ready(http)
+
+    async def run() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=http.base_url, headers=USER, timeout=START_S, limits=limits) as client:
+            bodies = [{"items": [item(seed=1000 + i)]} for i in range(60)]
+            asked = [asyncio.ensure_future(client.post("/v1/score", json=body)) for body in bodies]
+            await asyncio.sleep(1.0)
+            assert not all(task.done() for task in asked), "killed too late to matter"
+            os.kill(engine().pid, signal.SIGKILL)
+            return await asyncio.gather(*asked)
+
+    cores = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    replies = asyncio.run(run())
+    assert {reply.status_code for reply in replies} == {200}
+    statuses = {reply.json()["items"][0]["status"] for reply in replies}
+    assert statuses == {"ok"}
+    assert metric(http, "vlgenrm_replica_losses_total") >= 1
+    until_ready(http)
+    assert http.get("/v1/model").json()["version"].startswith("next-")
+    assert cores
+    assert not psutil.wait_procs(cores, timeout=30)[1], "the dead replica's engine lives on"
+
+
+def engine() -> psutil.Process:
+    """The replica's process."""
+    children = psutil.Process().children(recursive=True)
+    (found,) = [p for p in children if "ServeReplica:vlgenrm:engine" in " ".join(p.cmdline())]
+    return found
+
+
+def erase(weights: Path) -> None:
+    """Weights that are all zero: whatever is shown and asked, every token is as likely as any other."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
