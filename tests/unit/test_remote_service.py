@@ -1,0 +1,127 @@
+"""Client and gateways against the service as it is served, over a scripted engine: both sides of one wire."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import fastapi
+import httpx
+import pytest
+from PIL import Image
+from serving_examples import png, service
+
+from vlgenrm_ray.engines.contracts import Prompt
+from vlgenrm_ray.errors import RemoteError
+from vlgenrm_ray.judge.label import write
+from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge
+from vlgenrm_ray.judge.wire import Status
+from vlgenrm_ray.serving import api
+from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.serving.service import Service
+
+_T = TypeVar("_T")
+
+
+async def exchange(folder: str) -> Finding:
+    return Finding(problem="not here", margin=0.0, change=0.0)
+
+
+def application(served: Service) -> fastapi.FastAPI:
+    return api.build(served, ready=lambda: True, exchange=exchange)
+
+
+def talk(served: Service, about: Callable[[AsyncRemoteJudge], Awaitable[_T]], **how: Any) -> _T:
+    async def run() -> _T:
+        transport = httpx.ASGITransport(application(served))
+        async with AsyncRemoteJudge("http://judge", transport=transport, **how) as judge:
+            return await about(judge)
+
+    return asyncio.run(run())
+
+
+def is_red(prompt: Prompt, chance: object) -> str:
+    red = prompt.image is not None and prompt.image.getpixel((0, 0))[0] > 128
+    return f"Claim: it is red.\nVerdict: {'Yes' if red else 'No'}"
+
+
+def ask(image: Any = None, response: str = "It is red.") -> Ask:
+    return Ask(image=image, question="Which colour?", response=response)
+
+
+def test_the_picture_that_was_sent_is_the_picture_that_is_judged() -> None:
+    pictures = [Image.new("RGB", (16, 16), shade) for shade in ("red", "blue", "red")]
+    replies = talk(service(is_red), lambda judge: judge.score([ask(p) for p in pictures]))
+    assert [r.reward for r in replies] == [pytest.approx(0.9), pytest.approx(0.1), pytest.approx(0.9)]
+    assert replies[0].model_version == "first-0"
+
+
+def test_images_the_service_gave_up_are_sent_again() -> None:
+    served = service(is_red)
+    served.images.max_bytes = max(len(png(0)), len(png(255)))
+
+    async def about(judge: AsyncRemoteJudge) -> list[float | None]:
+        return [(await judge.score([ask(png(shade))]))[0].reward for shade in (0, 255, 0, 255)]
+
+    assert talk(served, about) == [pytest.approx(p) for p in (0.1, 0.9, 0.1, 0.9)]
+
+
+def test_what_the_service_refuses_harms_its_own_item() -> None:
+    gone = "sha256:" + hashlib.sha256(b"gone").hexdigest()
+    tiny = Image.new("RGB", (4, 4))
+    replies = talk(service(), lambda judge: judge.score([ask(png()[:50]), ask(gone), ask(tiny), ask(png())]))
+    assert [r.status for r in replies] == [Status.BAD_IMAGE] * 3 + [Status.OK]
+
+
+def test_a_deadline_is_kept_on_both_sides() -> None:
+    (reply,) = talk(service(delay_s=5.0), lambda judge: judge.score([ask()], deadline_s=0.2))
+    assert (reply.reward, reply.status) == (None, Status.TIMEOUT)
+
+
+def test_a_queue_that_is_full_is_waited_for() -> None:
+    served = service(delay_s=0.05, max_queue=2, retry_after_s=0)
+    asks = [ask(response=f"Response {i}.") for i in range(6)]
+    replies = talk(served, lambda judge: judge.score(asks), retries=20)
+    assert {r.status for r in replies} == {Status.OK}
+
+
+def test_the_token_opens_the_service() -> None:
+    served = service()
+    tokens = Tokens(api=hashlib.sha256(b"secret").hexdigest())
+    served.config = served.config.model_copy(update={"tokens": tokens})
+    assert talk(served, lambda judge: judge.score([ask(png())]), token="secret")[0].status is Status.OK
+    with pytest.raises(RemoteError, match="401"):
+        talk(served, lambda judge: judge.score([ask(png())]))
+
+
+def test_a_gateway_shows_the_same_judge_the_same_picture() -> None:
+    app = application(service(is_red))
+    prompt = "<|im_start|>user\nWhich colour?<|im_end|>\n<|im_start|>assistant\n"
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://judge") as client:
+            answers = []
+            for shade in (255, 0):
+                sha256 = (await client.post("/v1/images", content=png(shade))).json()["sha256"]
+                label = write(question="Which colour?", images=[f"sha256:{sha256}"])
+                body = {"prompt": prompt, "response": "It is red.", "label": label}
+                answers.append(await client.post("/rm", json=body))
+            return answers
+
+    assert [answer.json() for answer in asyncio.run(run())] == [pytest.approx(0.9), pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize(
+    "path", ["/rm", "/get_reward", "/v1/score/evaluation", "/v1/chat/completions", "/verify", "/score"]
+)
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"query": [3]}', b"[" * 50_000, b'"\\ud800"', b'{"messages": [{}]}']
+)
+def test_nonsense_is_a_4xx(path: str, body: bytes) -> None:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(application(service()), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://judge") as client:
+            return await client.post(path, content=body, headers={"content-type": "application/json"})
+
+    assert 400 <= asyncio.run(run()).status_code < 500
