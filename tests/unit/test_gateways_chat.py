@@ -1,8 +1,10 @@
 """Gateways of clients that send conversations: OpenAI chat, NeMo Gym, UniRL."""
 
+import asyncio
 import json
 import math
 
+import httpx
 import pytest
 from asgi import Gateway
 
@@ -142,3 +144,27 @@ def test_every_gateway_is_listed_and_their_paths_differ() -> None:
     apps = [Gateway(router).app.openapi()["paths"] for router in ROUTERS]
     paths = [path for app in apps for path in app]
     assert len(paths) == len(set(paths)) == 8
+
+
+def test_openais_own_client_reads_the_answer_and_raises_on_a_failure() -> None:
+    openai = pytest.importorskip("openai")
+    gateway = Gateway(openai_chat.router)
+
+    async def talk() -> None:
+        transport = httpx.ASGITransport(gateway.app)
+        async with openai.AsyncOpenAI(
+            api_key="x",
+            base_url="http://judge/v1",
+            max_retries=0,
+            http_client=httpx.AsyncClient(transport=transport),
+        ) as client:
+            told = await client.chat.completions.create(**judged("0.25", n=2, logprobs=True, max_tokens=64))
+            assert [choice.message.content for choice in told.choices] == ["Claim: 0.25.\nVerdict: No"] * 2
+            assert told.choices[0].logprobs.content[0].token == "No"
+            assert told.model_extra["reward"] == 0.25
+            with pytest.raises(openai.InternalServerError, match="overloaded"):
+                await client.chat.completions.create(**judged("fails:overloaded"))
+            with pytest.raises(openai.UnprocessableEntityError, match="bad_image"):
+                await client.chat.completions.create(**judged("fails:bad_image"))
+
+    asyncio.run(talk())
