@@ -121,6 +121,15 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A part of the image, and how likely it shows anything at all that the vocabulary has a noun for."""
+
+    box: Box
+    anything: float
+    """The matcher's probability; 1 where the detector did not look for all of those nouns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
     """A response with the experts' finding on each of its claims. Has the response's id."""
 
@@ -128,6 +137,7 @@ class Checked:
     response: Response
     findings: tuple[Finding, ...]
     sightings: tuple[Sighting, ...] = ()
+    windows: tuple[Window, ...] = ()
 
 
 class Origin(StrEnum):
@@ -160,6 +170,8 @@ class Preference:
     """Ids of the responses the texts came from; an edited text has its parent's id with `/e`."""
     sightings: tuple[Sighting, ...] = ()
     """What the experts saw in the image, against which critiques may be checked."""
+    windows: tuple[Window, ...] = ()
+    """Where they saw nothing."""
 
 
 class Side(StrEnum):

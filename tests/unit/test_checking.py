@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.evidence.checking import Bands, check, check_text
-from vlgenrm_ray.evidence.claims import VocabularyExtractor, extract
+from vlgenrm_ray.evidence.checking import Bands, check
+from vlgenrm_ray.evidence.claims import extract
 from vlgenrm_ray.evidence.view import Glance, View, windows
 from vlgenrm_ray.evidence.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Box, Claim, ClaimKind, Finding, Sighting, Truth
@@ -36,6 +36,11 @@ def perfect(scene: Scene, *, glances: bool = True) -> View:
     return View(SIDE, SIDE, sightings, tuple(cells) if glances else ())
 
 
+def findings(text: str, view: View) -> list[Finding]:
+    """What the experts say of every claim in a text."""
+    return [check(claim, view, SHAPES_WORDS, BANDS) for claim in extract(text, SHAPES_WORDS)]
+
+
 def statements(rng: random.Random) -> str:
     """A random sentence of the world."""
     name, other = (f"{rng.choice(COLOURS)} {rng.choice(SHAPES)}" for _ in range(2))
@@ -59,7 +64,7 @@ def test_with_faultless_experts_no_definite_verdict_is_wrong_and_few_stay_open()
         view = perfect(scene)
         asked = [ask(scene, kind, rng) for kind in KINDS]
         for text in [*(a.reference for a in asked if a), *(statements(rng) for _ in range(8))]:
-            for finding in check_text(text, view, VocabularyExtractor(SHAPES_WORDS), SHAPES_WORDS, BANDS):
+            for finding in findings(text, view):
                 total += 1
                 open_verdicts += finding.truth is Truth.UNKNOWN
                 expected = Truth.SUPPORTED if holds(scene, finding.claim) else Truth.CONTRADICTED
@@ -93,7 +98,7 @@ def test_what_a_true_critique_says_of_the_image_is_never_contradicted_by_sightin
         if asked := ask(scene, kind, rng):
             for line in critique(scene, asked.text, asked.reference).splitlines()[:-1]:
                 image = line.split("Image: ")[1]
-                found = check_text(image, view, VocabularyExtractor(SHAPES_WORDS), SHAPES_WORDS, BANDS)
+                found = findings(image, view)
                 assert found, image
                 assert Truth.CONTRADICTED not in {f.truth for f in found}, image
 

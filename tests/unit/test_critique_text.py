@@ -1,11 +1,23 @@
 """Reading a critique: where its verdict ends, what it says of the image, and whether evidence refutes that."""
 
+import random
+
 import factories
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vlgenrm_ray.evidence.checking import Bands
+from vlgenrm_ray.evidence.view import windows as cut
+from vlgenrm_ray.records import Box, Preference, Sighting, Window
 from vlgenrm_ray.reward.critique_text import Step, cut_after_verdict, steps
 from vlgenrm_ray.reward.refutation import Evidence
+from vlgenrm_ray.shapes.critiques import critique
+from vlgenrm_ray.shapes.pairs import corrupt
+from vlgenrm_ray.shapes.phrases import placed
+from vlgenrm_ray.shapes.questions import KINDS, ask
+from vlgenrm_ray.shapes.render import SIDE, boxes
+from vlgenrm_ray.shapes.scenes import CELLS, Scene, draw
 
 EVIDENCE = Evidence.of("shapes", Bands())
 
@@ -58,6 +70,9 @@ def test_a_step_is_a_claim_what_the_image_shows_and_what_the_claim_is_called() -
         ("Claim: a blue star at the top left. Image: something. Right.", True),
         ("Claim: a blue star at the top left. Image: something. Wrong.", False),
         ("Claim: a blue star at the top left. Image: something.", False),
+        # One red circle was seen, so a list of two circles, or of none of them, is no answer to how many there are.
+        ("Claim: there are no circles. Image: a red circle at the top left. Wrong.", False),
+        ("Claim: there are no circles. Image: a blue star at the centre. Wrong.", True),
         ("The picture is lovely.", False),
     ],
 )
@@ -66,6 +81,43 @@ def test_a_critique_is_refuted_by_its_own_false_steps_only(said: str, refuted: b
     assert EVIDENCE.refutes(factories.critique(preference=preference, text=f"{said}\nVerdict: Yes")) is refuted
 
 
+@pytest.mark.parametrize(("anything", "refuted"), [(0.01, True), (0.6, False), (1.0, False)])
+def test_what_is_said_of_an_empty_window_is_false(anything: float, refuted: bool) -> None:
+    middle = Window(box=Box(label="", score=1.0, x0=80, y0=80, x1=160, y1=160), anything=anything)
+    preference = factories.preference(sightings=(factories.sighting(),), windows=(middle,))
+    text = "Claim: x. Image: a green star at the centre. Right.\nVerdict: Yes"
+    assert EVIDENCE.refutes(factories.critique(preference=preference, text=text)) is refuted
+
+
 def test_nothing_seen_refutes_nothing() -> None:
     text = "Claim: x. Image: a red circle at the top left. Right.\nVerdict: Yes"
     assert not EVIDENCE.refutes(factories.critique(preference=factories.preference(sightings=()), text=text))
+
+
+def seen(scene: Scene) -> Preference:
+    """A preference with what faultless experts would leave in it."""
+    things = zip(scene.things, boxes(scene), strict=True)
+    cells = enumerate(cut(SIDE, SIDE, (3,)))
+    return factories.preference(
+        question=factories.question(image=factories.image(width=SIDE, height=SIDE)),
+        sightings=tuple(Sighting(box=b, attribute=t.colour, attribute_score=0.99) for t, b in things),
+        windows=tuple(Window(box=w, anything=0.99 if scene.at(i) else 0.01) for i, w in cells),
+    )
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_a_perfect_critique_is_never_refuted_and_a_thing_moved_always(seed: int) -> None:
+    rng = random.Random(seed)
+    scene = draw(rng)
+    kind = rng.choice(KINDS)
+    while (asked := ask(scene, kind, rng)) is None:
+        scene = draw(rng)
+    response = rng.choice((asked.reference, corrupt(scene, asked, rng)))
+    text = critique(scene, asked.text, response)
+    preference = seen(scene)
+    assert not EVIDENCE.refutes(factories.critique(preference=preference, text=text))
+    thing = rng.choice(scene.things)
+    elsewhere = rng.choice([c for c in range(len(CELLS)) if (t := scene.at(c)) is None or t.name != thing.name])
+    false = f"Claim: x. Image: {placed(thing.name, elsewhere)}. Right.\n{text}"
+    assert EVIDENCE.refutes(factories.critique(preference=preference, text=false))

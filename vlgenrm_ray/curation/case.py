@@ -118,6 +118,7 @@ class Case:
             chosen_id=chosen[0],
             rejected_id=rejected[0],
             sightings=first.sightings,
+            windows=first.windows,
         )
 
 

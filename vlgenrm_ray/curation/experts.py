@@ -21,10 +21,10 @@ from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.evidence.checking import Bands, check
 from vlgenrm_ray.evidence.claims import VocabularyExtractor
 from vlgenrm_ray.evidence.matching import MatchingConfig, glances_of, known_phrases, nouns_of, phrases_of, sightings_of
-from vlgenrm_ray.evidence.view import Glance, View, distinct
+from vlgenrm_ray.evidence.view import ANYTHING, Glance, View, distinct
 from vlgenrm_ray.evidence.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.images import ImageError, ImageLimits
-from vlgenrm_ray.records import Box, Checked, ClaimKind, Dropped, Response, Sighting, Truth
+from vlgenrm_ray.records import Box, Checked, ClaimKind, Dropped, Response, Sighting, Truth, Window
 from vlgenrm_ray.settings import Settings
 from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 
@@ -57,11 +57,12 @@ class ExpertsConfig(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """A glance as a row: the window, and a score for each of its image's phrases in their order."""
+class Glanced:
+    """A glance as a row: the window, a score for each of its image's phrases in their order, and for anything."""
 
     box: Box
     scores: tuple[float, ...]
+    anything: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,9 @@ class Look:
     """RGB, row by row."""
     boxes: tuple[Box, ...] = ()
     sightings: tuple[Sighting, ...] = ()
-    windows: tuple[Window, ...] = ()
+    looked_for_all: bool = False
+    """The detector was asked for every noun of the vocabulary: where it found nothing, it might have found anything."""
+    windows: tuple[Glanced, ...] = ()
     reason: str = ""
     """Why this image's responses are dropped; "" while all is well."""
     detail: str = ""
@@ -126,7 +129,11 @@ def detected(looks: Sequence[Look], detector: Detector, vocabulary: Vocabulary, 
         def detect(some: Sequence[Look], nouns: tuple[str, ...] = nouns) -> list[Look]:
             answers = detector.detect([look.image() for look in some], nouns)
             limits = config.same_label_overlap, config.any_label_overlap
-            return [replace(look, boxes=distinct(boxes, *limits)) for look, boxes in zip(some, answers, strict=True)]
+            whole = set(vocabulary.nouns) <= set(nouns)
+            return [
+                replace(look, boxes=distinct(boxes, *limits), looked_for_all=whole)
+                for look, boxes in zip(some, answers, strict=True)
+            ]
 
         found |= {look.id: look for look in each_alone(detect, group)}
     return [found[look.id] for look in looks]
@@ -151,7 +158,11 @@ def _scaled(look: Look, sightings: Sequence[Sighting], glances: Sequence[Glance]
         boxes=tuple(_stretched(box, look.scale) for box in look.boxes),
         sightings=tuple(replace(s, box=_stretched(s.box, look.scale)) for s in sightings),
         windows=tuple(
-            Window(box=_stretched(g.window, look.scale), scores=tuple(g.scores[p] for p in look.phrases))
+            Glanced(
+                box=_stretched(g.window, look.scale),
+                scores=tuple(g.scores[p] for p in look.phrases),
+                anything=g.scores[ANYTHING] if look.looked_for_all else 1.0,
+            )
             for g in glances
         ),
     )
@@ -169,6 +180,7 @@ def checked(look: Look, vocabulary: Vocabulary, bands: Bands) -> Unit[Checked]:
         return Unit(id=look.id, dropped=tuple(lost))
     original = look.responses[0].question.image
     glances = tuple(Glance(w.box, dict(zip(look.phrases, w.scores, strict=True))) for w in look.windows)
+    windows = tuple(Window(box=w.box, anything=w.anything) for w in look.windows)
     view = View(original.width, original.height, look.sightings, glances)
     extractor = VocabularyExtractor(vocabulary)
     records = [
@@ -177,6 +189,7 @@ def checked(look: Look, vocabulary: Vocabulary, bands: Bands) -> Unit[Checked]:
             response=response,
             findings=tuple(check(claim, view, vocabulary, bands) for claim in extractor.extract(response.text)),
             sightings=look.sightings,
+            windows=windows,
         )
         for response in look.responses
     ]

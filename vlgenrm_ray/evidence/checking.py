@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from vlgenrm_ray.evidence.claims import ClaimExtractor
 from vlgenrm_ray.evidence.view import Glance, View, area, shared_area
 from vlgenrm_ray.evidence.vocabulary import Phrase, Vocabulary
 from vlgenrm_ray.records import Box, Claim, ClaimKind, Finding, Truth
@@ -88,13 +87,6 @@ def check(claim: Claim, view: View, vocabulary: Vocabulary, bands: Bands) -> Fin
     return Finding(claim=claim, truth=truth, expert=expert, score=answer.score, boxes=answer.boxes)
 
 
-def check_text(
-    text: str, view: View, extractor: ClaimExtractor, vocabulary: Vocabulary, bands: Bands
-) -> tuple[Finding, ...]:
-    """What the experts say of every claim in a text."""
-    return tuple(check(claim, view, vocabulary, bands) for claim in extractor.extract(text))
-
-
 _DENIED = {
     Truth.SUPPORTED: Truth.CONTRADICTED,
     Truth.CONTRADICTED: Truth.SUPPORTED,
@@ -151,9 +143,10 @@ class _Checker:
     def _hint(self, subject: str, apart_from: Sequence[_Thing], glances: Sequence[Glance]) -> float | None:
         """The likeliest the phrase gets in any window that shows none of some things; None if no window can tell."""
         scores = [
-            glance.scores[subject]
+            score
             for glance in glances
-            if subject in glance.scores and not any(_shows(glance.window, thing.box) for thing in apart_from)
+            if (score := glance.score(subject)) is not None
+            and not any(_shows(glance.window, thing.box) for thing in apart_from)
         ]
         return max(scores) if scores else None
 

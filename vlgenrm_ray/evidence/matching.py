@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from vlgenrm_ray.engines.contracts import Matcher
-from vlgenrm_ray.evidence.view import Glance, windows
+from vlgenrm_ray.evidence.view import ANYTHING, Glance, windows
 from vlgenrm_ray.evidence.vocabulary import Phrase, Vocabulary, described
 from vlgenrm_ray.records import Box, Claim, Sighting
 from vlgenrm_ray.settings import Settings
@@ -92,7 +92,7 @@ def glances_of(
     vocabulary: Vocabulary,
     config: MatchingConfig,
 ) -> list[tuple[Glance, ...]]:
-    """For each image and each of its windows, how likely it shows each of the image's phrases."""
+    """For each image and each of its windows, how likely it shows each of the image's phrases, and anything at all."""
     known = [{p: part for p in some if (part := vocabulary.phrase(p))} for some in phrases]
     cuts = [list(windows(image.width, image.height, config.grids)) for image in images]
     rows: dict[tuple[int, int, str], Mapping[tuple[str, str], float]] = {}
@@ -108,7 +108,10 @@ def glances_of(
         glances = []
         for j, window in enumerate(cuts[i] if parts else ()):
             here = {family: rows[i, j, family] for family in families}
-            glances.append(Glance(window, {p: _likelihood(part, here, vocabulary) for p, part in parts.items()}))
+            likely = {p: _likelihood(part, here, vocabulary) for p, part in parts.items()}
+            # What the backgrounds left; of several families' answers the one that leaves most room for something.
+            likely[ANYTHING] = max(sum(row.values()) for row in here.values())
+            glances.append(Glance(window, likely))
         found.append(tuple(glances))
     return found
 

@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vlgenrm_ray.records import Box, ImageRef, Sighting
+from vlgenrm_ray.records import Box, ImageRef, Sighting, Window
+
+ANYTHING = ""
+"""The phrase that any noun of the vocabulary fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +15,10 @@ class Glance:
 
     window: Box
     scores: Mapping[str, float]
+
+    def score(self, phrase: str) -> float | None:
+        """How likely it shows the phrase, at most; None if the matcher was asked neither this nor for anything."""
+        return self.scores.get(phrase, self.scores.get(ANYTHING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +32,10 @@ class View:
     glances: tuple[Glance, ...] = field(default=())
 
     @classmethod
-    def of(cls, image: ImageRef, sightings: tuple[Sighting, ...]) -> "View":
-        """The view that a record's sightings give."""
-        return cls(image.width, image.height, sightings)
+    def of(cls, image: ImageRef, sightings: tuple[Sighting, ...], windows: Sequence[Window] = ()) -> "View":
+        """The view that a record's sightings and windows give."""
+        glances = tuple(Glance(window.box, {ANYTHING: window.anything}) for window in windows)
+        return cls(image.width, image.height, sightings, glances)
 
     def middle(self, box: Box) -> tuple[float, float]:
         """A box's middle, in fractions of the image."""

@@ -1,13 +1,14 @@
 """Whether a critique is refuted by what the experts saw: it may have the right verdict for a wrong reason."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Self
 
-from vlgenrm_ray.evidence.checking import Bands, check_text
+from vlgenrm_ray.evidence.checking import Bands, check
 from vlgenrm_ray.evidence.claims import ClaimExtractor, VocabularyExtractor
 from vlgenrm_ray.evidence.view import View
 from vlgenrm_ray.evidence.vocabulary import Vocabulary, load_vocabulary
-from vlgenrm_ray.records import Critique, Truth
+from vlgenrm_ray.records import Claim, ClaimKind, Critique, Truth
 from vlgenrm_ray.reward.critique_text import Step, steps
 from vlgenrm_ray.settings import digest
 
@@ -37,17 +38,40 @@ class Evidence:
         is anything that the experts cannot tell.
         """
         preference = critique.preference
-        view = View.of(preference.question.image, preference.sightings)
+        view = View.of(preference.question.image, preference.sightings, preference.windows)
         return any(
-            Truth.CONTRADICTED in self._truths(step.image, view) or self._miscalls(step, view)
+            Truth.CONTRADICTED in self._truths(self.extractor.extract(step.image), view)
+            or self._miscalls(step, view)
+            or self._overlooks(step, view)
             for step in steps(critique.text)
         )
 
     def _miscalls(self, step: Step, view: View) -> bool:
         if step.right is None:
             return False
-        truths = self._truths(step.claim, view)
+        truths = self._truths(self.extractor.extract(step.claim), view)
         return Truth.CONTRADICTED in truths if step.right else truths == {Truth.SUPPORTED}
 
-    def _truths(self, text: str, view: View) -> set[Truth]:
-        return {f.truth for f in check_text(text, view, self.extractor, self.vocabulary, self.bands)}
+    def _overlooks(self, step: Step, view: View) -> bool:
+        """Whether, where the claim is a number of things, the step lists another number of them by their places."""
+        listed = {(c.subject, c.value) for c in self.extractor.extract(step.image) if _is_placed(c)}
+        counted = [c for c in self.extractor.extract(step.claim) if c.kind is ClaimKind.COUNT]
+        said = [
+            replace(c, value=str(sum(self._fits(subject, c.subject) for subject, _ in listed)), negated=False)
+            for c in counted
+        ]
+        return bool(listed) and Truth.CONTRADICTED in self._truths(said, view)
+
+    def _fits(self, subject: str, wanted: str) -> bool:
+        """Whether a thing called `subject` ("red circle") is one of the `wanted` ("circle", "red shape")."""
+        one, other = self.vocabulary.phrase(subject), self.vocabulary.phrase(wanted)
+        if one is None or other is None:
+            return False
+        return other.noun in ("", one.noun) and set(other.attributes) <= set(one.attributes)
+
+    def _truths(self, claims: Iterable[Claim], view: View) -> set[Truth]:
+        return {check(claim, view, self.vocabulary, self.bands).truth for claim in claims}
+
+
+def _is_placed(claim: Claim) -> bool:
+    return claim.kind is ClaimKind.SPATIAL and not claim.other and not claim.negated

@@ -1,0 +1,31 @@
+"""The pieces by which the tiny VLM is trained. What they made is tested in test_pack.py."""
+
+import pytest
+
+from vlgenrm_ray.shapes.vlm_data import Album
+from vlgenrm_ray.shapes.vlm_model import build_model
+from vlgenrm_ray.shapes.vlm_optimizer import Muon
+from vlgenrm_ray.shapes.vlm_seeing import see
+from vlgenrm_ray.shapes.vlm_tokenizer import build_processor
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
+def test_muon_moves_a_matrix_equally_far_in_every_direction(shape: tuple[int, int]) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    matrix = torch.nn.Parameter(torch.zeros(shape))
+    matrix.grad = torch.randn(shape) * 100
+    Muon([matrix], rate=0.5).step(share=0.1)
+    moved = torch.linalg.svdvals(matrix.detach()) / (0.05 * max(1.0, shape[0] / shape[1]) ** 0.5)
+    assert 0.5 < float(moved.min()) <= float(moved.max()) < 1.3
+    assert matrix.grad is None
+
+
+def test_the_tower_learns_to_name_what_it_sees() -> None:
+    processor = build_processor()
+    model = build_model(processor.tokenizer, seed=0)
+    album = Album.drawn(processor, size=64, seed=0)
+    before = model.lm_head.weight.detach().clone()
+    assert see(model, album, steps=80, batch=32, seed=0) > 0.8
+    assert bool((model.lm_head.weight == before).all())
