@@ -92,9 +92,6 @@ def connect(
     # The user's own values win, and the driver needs the variables as well: it loads tokenizers, and Ray Data's log.
     variables = {name: os.environ.setdefault(name, value) for name, value in variables.items()}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if quiet:
-        # Of every Ray Data actor Ray's core writes an "error" that its restart could fail; its errors reach us as such.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     arguments: dict[str, Any] = {
         "address": address,
         "log_to_driver": not quiet,
