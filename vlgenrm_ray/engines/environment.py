@@ -6,7 +6,9 @@ while they wait.
 """
 
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -48,3 +50,13 @@ def limit_threads(threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def end_with_this_process(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """See to it that processes end with this one, even by SIGKILL, and when what is returned is closed.
+
+    An engine that outlives whoever asked it keeps its memory, and the next one on that GPU would not start.
+    """
+    # A shell that waits for the end of a pipe whose other side only this process holds.
+    script = 'read _; kill -9 "$@" 2>/dev/null'
+    return subprocess.Popen(["/bin/sh", "-c", script, "sh", *map(str, pids)], stdin=subprocess.PIPE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.environment import end_with_this_process
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment
 from vlgenrm_ray.engines.vllm_requests import Requests, check_sampling, refusal, spread, summary
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, InputError
@@ -39,7 +40,7 @@ class AsyncVllmGenerator:
 
         self.folder = folder
         arguments = engine_arguments(config, model_folder.max_positions(folder))
-        # `vllm.LLM`'s own way to say it.
+        # Where `vllm.LLM` takes None for its default, this takes no argument.
         arguments = {name: value for name, value in arguments.items() if value is not None}
         try:
             self._llm: AsyncLLM = AsyncLLM.from_engine_args(
@@ -54,6 +55,8 @@ class AsyncVllmGenerator:
             folder.name,
         )
         self._numbers = itertools.count()
+        processes = self._llm.engine_core.resources.engine_manager.processes
+        self._watch = end_with_this_process([process.pid for process in processes])
 
     async def generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refused:
         """The n samples of a prompt, or why there are none. Cancelled, it aborts what is still running."""
@@ -112,6 +115,7 @@ class AsyncVllmGenerator:
     def close(self) -> None:
         """Stop the engine and its process. The generator is of no use afterwards."""
         self._llm.shutdown()
+        self._watch.communicate()
 
     # -- requests ----------------------------------------------------------------------------------------------
 

@@ -68,6 +68,7 @@ def set_environment(config: VllmConfig) -> None:
         allowed = len(os.sched_getaffinity(0))
         limit_threads(config.threads or min(int(os.environ.get("OMP_NUM_THREADS", allowed)), allowed))
         # In this process, on the threads stated above: a second process and pinned threads only fight for few cores.
+        # AsyncLLM's engine has a process of its own nevertheless; by this its worker is in it, not in a third one.
         wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         if config.enforce_eager is not False:
             # vLLM compiles its little sampling functions even in eager mode: seconds at the first batch, for nothing.
