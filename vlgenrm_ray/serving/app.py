@@ -185,17 +185,29 @@ def application(config: ServingConfig) -> "Application":
     return gate.bind(config, engine.bind(config))
 
 
+def forget(config: ServingConfig) -> None:
+    """Let a service that is started anew begin with the model that it names, not with what its forerunner ended on."""
+    import ray
+
+    try:
+        ray.kill(ray.get_actor(_standing_name(config), namespace=_NAMESPACE))
+    except ValueError:
+        return
+
+
 def _standing(config: ServingConfig) -> Any:
     """The actor that remembers which version serves; made by whoever comes first."""
     import ray
 
+    name = _standing_name(config)
     try:
         model = first_model(config)
     except InputError:
         # The folder that was served first may be gone by the time that another one is.
-        model = None
-    name = f"serving-{config.fingerprint()}"
-    if model is None:
         return ray.get_actor(name, namespace=_NAMESPACE)
     options = {"name": name, "namespace": _NAMESPACE, "lifetime": "detached", "get_if_exists": True, "num_cpus": 0}
     return ray.remote(Standing).options(**options).remote(model)
+
+
+def _standing_name(config: ServingConfig) -> str:
+    return f"serving-{config.fingerprint()}"

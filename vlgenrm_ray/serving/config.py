@@ -1,6 +1,6 @@
 """How a judge is served."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -65,7 +65,7 @@ class ServingConfig(Settings):
     limits: Limits = Limits()
     canary: CanaryConfig = CanaryConfig()
     tokens: Tokens = Tokens()
-    replicas: int | Literal["auto"] = "auto"
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Engines; `auto`: from 1 to `max_replicas`, by the queue's depth."""
     max_replicas: int = Field(default=8, ge=1)
     num_cpus: float = Field(default=1.0, ge=0.0)

@@ -21,7 +21,7 @@ def start(config: ServingConfig, *, host: str, port: int) -> str:
     """
     from ray import serve
 
-    from vlgenrm_ray.serving.app import application
+    from vlgenrm_ray.serving.app import application, forget
 
     there = cluster.survey()
     count = 1 if config.replicas == "auto" else config.replicas
@@ -31,6 +31,7 @@ def start(config: ServingConfig, *, host: str, port: int) -> str:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": host, "port": port}, logging_config=_quiet())
     fitting = config.model_copy(update={"max_replicas": _room(config, there)})
+    forget(fitting)
     serve.run(application(fitting), name=NAME, route_prefix="/", logging_config=_quiet())
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     return f"http://{shown}:{port}"

@@ -1,0 +1,80 @@
+"""How a recipe's judge is served, and how many engines a cluster holds."""
+
+import socket
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from vlgenrm_ray import cli, config
+from vlgenrm_ray.cluster import Cluster, Node
+from vlgenrm_ray.commands import serving, shipped_recipe
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.serving import running
+from vlgenrm_ray.serving.canary import Canary
+from vlgenrm_ray.serving.config import CanaryConfig, ServingConfig
+from vlgenrm_ray.shapes import pack_path
+
+RECIPE = shipped_recipe("shapes")
+
+
+def test_what_the_section_leaves_out_is_as_in_judge_and_evaluation() -> None:
+    settings = config.load(RECIPE, ("serving.limits.max_queue=7", "evaluation.engine.threads=3"))
+    found = config.serving(settings)
+    assert found.judge == settings.judge
+    assert (found.engine.threads, found.limits.max_queue) == (3, 7)
+    assert config.serving(settings, replicas=2).replicas == 2
+
+
+def test_tokens_come_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLGENRM_API_TOKEN", "secret")
+    monkeypatch.delenv("VLGENRM_OPERATOR_TOKEN", raising=False)
+    found = serving("pack:vlm", path=RECIPE, replicas=3, image_roots=["/images"])
+    assert found.engine.model == str(pack_path("vlm"))
+    assert (found.replicas, found.image_roots) == (3, ("/images",))
+    assert found.tokens.api
+    assert not found.tokens.operator
+    assert "secret" not in found.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "cpus", "gpus", "room"),
+    [
+        (Cluster(nodes=(Node(num_cpus=2),)), 1.0, 0.0, 2),
+        (Cluster(nodes=(Node(num_cpus=64, num_gpus=8),) * 2), 4.0, 1.0, 5),
+        (Cluster(nodes=(Node(num_cpus=64, num_gpus=2),)), 4.0, 1.0, 2),
+        (Cluster(nodes=(Node(num_cpus=1),), grows=True), 1.0, 1.0, 5),
+    ],
+)
+def test_automatic_replicas_stop_at_what_fits(cluster: Cluster, cpus: float, gpus: float, room: int) -> None:
+    assert running._room(ServingConfig(num_cpus=cpus, num_gpus=gpus, max_replicas=5), cluster) == room
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}"):
+            running._check_port("127.0.0.1", port)
+
+
+def test_replicas_are_a_number_or_auto() -> None:
+    result = CliRunner().invoke(cli.app, ["serve", "--replicas", "many"])
+    assert result.exit_code == 2
+    assert "a number above 0, or auto" in " ".join(result.output.split())
+
+
+def test_no_replicas_are_none() -> None:
+    with pytest.raises(ConfigError, match=r"serving\.replicas"):
+        config.load(RECIPE, ("serving.replicas=0",))
+
+
+def test_a_canary_is_whole_and_its_own_one_is_there() -> None:
+    with pytest.raises(ValidationError, match="a canary needs image, question, better and worse"):
+        CanaryConfig(question="What is there?")
+    canary = Canary(CanaryConfig(), ImageLimits())
+    assert canary.image.size == (240, 240)
+    assert canary.better
+    assert canary.worse
