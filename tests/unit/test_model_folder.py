@@ -1,6 +1,7 @@
 """A model folder that cannot be used is named before any engine starts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.shapes import pack_path
 
 
 def weights(last: int = 0) -> bytes:
@@ -86,3 +88,17 @@ def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
     assert model_folder.digest(folder) == first
     (folder / "model.safetensors").write_bytes(weights(last=1))
     assert model_folder.digest(folder) != first
+
+
+def test_models_of_equal_traits_differ_in_weights_only(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        shutil.copytree(pack_path("vlm"), folder)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"transformers_version": "0.0"}))
+    (other / "model.safetensors").write_bytes(b"other weights")
+    assert model_folder.traits(one) == model_folder.traits(other)
+    assert model_folder.version(one).startswith("one-")
+    assert model_folder.version(one).removeprefix("one") != model_folder.version(other).removeprefix("other")
+    (other / "tokenizer.json").write_text("{}")
+    assert model_folder.traits(one) != model_folder.traits(other)

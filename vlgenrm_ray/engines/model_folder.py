@@ -88,19 +88,12 @@ def _configuration(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", read)
 
 
-def difference(one: Path, other: Path) -> str:
-    """In what two whole model folders differ, weights apart; "" if the weights of one suit the other.
-
-    Looks at what decides shapes and tokens: the configuration and the tokenizer.
-    """
-    first, second = _configuration(one), _configuration(other)
-    names = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
-    if names := [name for name in names if name not in _INCIDENTAL]:
-        return f"its config.json has another {names[0]} than {one.name}"
-    for file in ("tokenizer.json", "tokenizer.model", "vocab.json"):
-        if (one / file).exists() and (other / file).exists():
-            return "" if (one / file).read_bytes() == (other / file).read_bytes() else f"its {file} is another"
-    return "its tokenizer is of another kind"
+def traits(folder: Path) -> dict[str, Any]:
+    """What decides a model's shapes and tokens, by name; models of equal traits can exchange their weights."""
+    found = {name: value for name, value in _configuration(folder).items() if name not in _INCIDENTAL}
+    files = (folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    tokenizer = next(file for file in files if file.exists())
+    return found | {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 
 def version(folder: Path) -> str:

@@ -38,7 +38,7 @@ class AsyncVllmGenerator:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self.folder = folder
+        self._traits = model_folder.traits(folder)
         arguments = engine_arguments(config, model_folder.max_positions(folder))
         # Where `vllm.LLM` takes None for its default, this takes no argument.
         arguments = {name: value for name, value in arguments.items() if value is not None}
@@ -104,13 +104,13 @@ class AsyncVllmGenerator:
         No sample may be under way. Raises InputError, and leaves all as it is, for a folder that is not such.
         """
         model_folder.check(folder)
-        if difference := model_folder.difference(self.folder, folder):
-            raise InputError(f"model folder {folder}: {difference}; start a service of its own for it")
+        traits = model_folder.traits(folder)
+        if names := sorted(n for n in traits.keys() | self._traits.keys() if traits.get(n) != self._traits.get(n)):
+            raise InputError(f"model folder {folder}: not the same {names[0]} as now; it needs an engine of its own")
         await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         # What the old weights computed of prompts and images is of no use to the new ones.
         await self._llm.reset_prefix_cache()
         await self._llm.reset_encoder_cache()
-        self.folder = folder
 
     def close(self) -> None:
         """Stop the engine and its process. The generator is of no use afterwards."""
@@ -132,6 +132,8 @@ class AsyncVllmGenerator:
                 # As vLLM seeds the samples of one request.
                 one.n, one.seed = 1, params.seed + place
                 queues.append(await self._llm.add_request(f"{number}-{place}", rendered, one))
+                if not place and params.n > 1:
+                    rendered = self._without_pixels(rendered)
         except EngineDeadError as error:
             raise EngineLostError(summary(error)) from error
         # vLLM's own refusals, and whatever the model's image processor raises for an image it cannot take.
@@ -140,6 +142,22 @@ class AsyncVllmGenerator:
                 await self._llm.abort([queue.request_id for queue in queues], internal=True)
             return refusal(error)
         return queues
+
+    def _without_pixels(self, rendered: Any) -> Any:
+        """The same input for further samples: the engine has the image by then, and takes its hash for it.
+
+        As vLLM itself does for a prompt that comes again; otherwise each sample would carry the image's pixels to the
+        engine's process.
+        """
+        from vllm.multimodal.cache import MultiModalProcessorSenderCache
+
+        sent = self._llm.renderer.mm_processor_cache
+        hashes = rendered.get("mm_hashes", {})
+        if not isinstance(sent, MultiModalProcessorSenderCache):
+            return rendered
+        if not all(sent.is_cached_item(one) for several in hashes.values() for one in several):
+            return rendered
+        return rendered | {"mm_kwargs": {kind: [None] * len(several) for kind, several in hashes.items()}}
 
     async def _wait(
         self, place: int, queue: "RequestOutputCollector", watched: Mapping[str, Sequence[int]]

@@ -65,7 +65,9 @@ class Engine:
         return await self._replica.judge(tasks, wanted)
 
     async def trial(self, wanted: Model) -> Finding:
-        """See `Replica.trial`."""
+        """See `Replica.trial`. Raises InputError also where the present weights' folder is gone."""
+        # Without it there would be no way back.
+        await asyncio.to_thread(model_folder.check, Path(self._replica.model.folder))
         return await self._replica.trial(wanted)
 
     def check_health(self) -> None:

@@ -1,0 +1,116 @@
+"""The generator of many callers on real vLLM: says what it should, as it is finished, and gives up on request."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+from PIL import Image
+
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.vllm_async import AsyncVllmGenerator
+from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
+from vlgenrm_ray.shapes import pack_path
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, T]], T]
+CONFIG = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, threads=1)
+SAMPLING = Sampling(n=3, max_tokens=6, watch=("Yes", "No"))
+
+
+def ask(shade: int, text: str = "Is there a red circle?") -> Prompt:
+    return Prompt(image=Image.new("RGB", (48, 48), (shade, 80, 120)), text=text)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """One event loop for all, as vLLM's engine belongs to the first that asks."""
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def run(loop: asyncio.AbstractEventLoop) -> Run[Any]:
+    return loop.run_until_complete
+
+
+@pytest.fixture(scope="module")
+def generator(loop: asyncio.AbstractEventLoop) -> Iterator[AsyncVllmGenerator]:
+    engine = AsyncVllmGenerator(CONFIG)
+    yield engine
+    engine.close()
+
+
+async def _many(generator: AsyncVllmGenerator, shades: list[int]) -> list[list[Sample] | Refused]:
+    return await asyncio.gather(*(generator.generate_one(ask(s), SAMPLING, s) for s in shades))
+
+
+def texts(outcomes: list[list[Sample] | Refused]) -> list[list[str]]:
+    return [[sample.text for sample in outcome] for outcome in outcomes if not isinstance(outcome, Refused)]
+
+
+def test_seeds_decide_whatever_else_is_asked(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+    together = texts(run(_many(generator, list(range(12)))))
+    assert len(together) == 12
+    assert together[:2] == texts(run(_many(generator, [0, 1])))
+    assert texts(run(_many(generator, [5, 5, 5]))) == [together[5]] * 3
+    assert len({tuple(said) for said in together}) > 1
+
+
+def test_a_refusal_is_an_outcome(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+    async def both() -> list[Any]:
+        long = generator.generate_one(ask(1, "word " * 8000), SAMPLING, 1)
+        return await asyncio.gather(long, generator.generate_one(ask(2), SAMPLING, 2))
+
+    refused, good = run(both())
+    assert refused.reason is DropReason.PROMPT_TOO_LONG
+    assert texts([good]) == texts(run(_many(generator, [2])))
+
+
+def test_what_is_given_up_is_aborted(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+    async def give_up() -> int:
+        sampling = Sampling(n=8, max_tokens=300)
+        task = asyncio.ensure_future(generator.generate_one(ask(3), sampling, 3))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        samples = cast("AsyncIterator[Any]", generator.as_finished(ask(4), sampling, 4))
+        async with aclosing(cast("Any", samples)):
+            await anext(samples)
+        for _ in range(100):
+            if not (left := generator._llm.get_num_unfinished_requests()):
+                break
+            await asyncio.sleep(0.1)
+        return left
+
+    assert run(give_up()) == 0
+
+
+def test_weights_are_exchanged_if_they_suit(generator: AsyncVllmGenerator, run: Run[Any], tmp_path: Path) -> None:
+    before = texts(run(_many(generator, [7])))
+    shutil.copytree(pack_path("vlm"), tmp_path / "next")
+    run(generator.reload(tmp_path / "next"))
+    assert texts(run(_many(generator, [7]))) == before
+    config = (tmp_path / "next" / "config.json").read_text()
+    (tmp_path / "next" / "config.json").write_text(config.replace('"rms_norm_eps": ', '"rms_norm_eps": 1'))
+    with pytest.raises(InputError, match="text_config"):
+        run(generator.reload(tmp_path / "next"))
+
+
+def test_an_engine_that_is_gone_is_said_so(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+    """Last of this engine."""
+    run(_many(generator, [1]))
+    (process,) = generator._llm.engine_core.resources.engine_manager.processes
+    process.kill()
+
+    async def until_lost() -> None:
+        for _ in range(100):
+            await generator.generate_one(ask(9), SAMPLING, 9)
+
+    with pytest.raises(EngineLostError):
+        run(asyncio.wait_for(until_lost(), 60))
+    assert not generator.is_alive()
