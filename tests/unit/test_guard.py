@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from base64 import b64encode
 from typing import Any
 
 import httpx
@@ -48,7 +49,8 @@ def test_only_hashes_of_tokens_are_kept(tokens: Tokens) -> None:
     assert "secret" not in repr(tokens)
     assert tokens.caller("Bearer user-secret") is Caller.USER
     assert tokens.caller("bearer operator-secret") is Caller.OPERATOR
-    for wrong in ("", "Bearer ", "Bearer user", "Basic user-secret", "user-secret"):
+    assert tokens.caller(f"Basic {b64encode(b'anyone:user-secret').decode()}") is Caller.USER
+    for wrong in ("", "Bearer ", "Bearer user", "Basic user-secret", "Basic dXNlcg==", "Basic \xff", "user-secret"):
         assert tokens.caller(wrong) is Caller.STRANGER
 
 

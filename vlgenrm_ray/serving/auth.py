@@ -1,5 +1,6 @@
 """Who may ask: the API token, and the operator's. Only their hashes travel; the tokens stay in the environment."""
 
+import base64
 import hashlib
 import hmac
 import os
@@ -9,7 +10,6 @@ from vlgenrm_ray.settings import Settings
 
 API_TOKEN = "VLGENRM_API_TOKEN"
 OPERATOR_TOKEN = "VLGENRM_OPERATOR_TOKEN"
-_BEARER = "bearer "
 
 
 class Caller(IntEnum):
@@ -33,14 +33,28 @@ class Tokens(Settings):
         return cls(api=_hash(os.environ.get(API_TOKEN, "")), operator=_hash(os.environ.get(OPERATOR_TOKEN, "")))
 
     def caller(self, authorization: str) -> Caller:
-        """Who sent an `Authorization: Bearer ...` header ("" for none)."""
-        given = authorization[len(_BEARER) :].strip() if authorization[: len(_BEARER)].casefold() == _BEARER else ""
-        found = _hash(given)
+        """Who sent an `Authorization: Bearer TOKEN` header ("" for none).
+
+        Or `Basic`, with the token as the password: trainers that know no tokens still take `http://any:TOKEN@host`.
+        """
+        found = _hash(_token(authorization))
         # Both are compared, each in constant time, so that the time taken tells neither which nor how much.
         operator, user = (hmac.compare_digest(found, token) and bool(found) for token in (self.operator, self.api))
         if operator:
             return Caller.OPERATOR
         return Caller.USER if user or not self.api else Caller.STRANGER
+
+
+def _token(authorization: str) -> str:
+    scheme, _, rest = authorization.strip().partition(" ")
+    if scheme.casefold() == "bearer":
+        return rest.strip()
+    if scheme.casefold() == "basic":
+        try:
+            return base64.b64decode(rest, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return ""
+    return ""
 
 
 def _hash(token: str) -> str:
