@@ -51,6 +51,8 @@ class Pool(Settings):
 
 
 LIGHT_CPUS = 0.25
+LIGHT_TASKS = 4
+"""Light tasks for which a stage's actors must leave room. On two CPUs, actors of 1.5 made Ray Data wait for ever."""
 
 LIGHT = {"num_cpus": LIGHT_CPUS, "batch_format": "pyarrow", "zero_copy_batch": True}
 """`map_batches` arguments of an operator that only moves or checks records."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vlgenrm_ray.cluster import Ask, Cluster, lacking, many
 from vlgenrm_ray.config import RunConfig
-from vlgenrm_ray.flow import LIGHT_CPUS, Pool
+from vlgenrm_ray.flow import LIGHT_CPUS, LIGHT_TASKS, Pool
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 def asks(config: RunConfig) -> list[Ask]:
     """What each stage's actors need. Stages run one after another; pools of one stage run together.
 
-    Beside a stage's actors there must be room for one of the tasks that bring them rows and write down what they made:
-    without it, Ray Data waits for ever.
+    Beside a stage's actors there must be room for the tasks that bring them rows and write down what they made.
     """
     pools = [("responses", generator.pool) for generator in config.responses.generators]
     pools += [("experts", config.experts.detectors), ("experts", config.experts.matchers)]
@@ -23,7 +22,7 @@ def asks(config: RunConfig) -> list[Ask]:
         pools.append(("critiques", config.critiques.pool))
     pools.append(("evaluation", config.evaluation.pool))
     wanted = [_ask(stage, pool) for stage, pool in pools]
-    wanted += [Ask(stage=stage, role="task", num_cpus=LIGHT_CPUS) for stage in dict(pools)]
+    wanted += [Ask(stage=stage, role="task", count=LIGHT_TASKS, num_cpus=LIGHT_CPUS) for stage in dict(pools)]
     if config.rounds.num_rounds:
         training = config.training
         wanted.append(
