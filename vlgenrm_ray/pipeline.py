@@ -83,7 +83,7 @@ def prepare(run: Run) -> dict[str, Manifest]:
     """From images and questions to preference pairs with evidence, and the labelled pairs to measure on."""
     config, stage = run.config, run.stage
     done = {
-        "pool": pool.run(config.pool, target=stage("pool")),
+        "pool": pool.run(config.pool, target=stage("pool"), seed=config.seed),
         "responses": responses.run(config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")),
         "experts": experts.run(config.experts, source=stage("responses"), target=stage("experts")),
         "preferences": preferences.run(
@@ -93,7 +93,7 @@ def prepare(run: Run) -> dict[str, Manifest]:
             source=stage("experts"),
             target=stage("preferences"),
         ),
-        "heldout-pool": pool.run(config.heldout, target=stage("heldout-pool")),
+        "heldout-pool": pool.run(config.heldout, target=stage("heldout-pool"), seed=config.seed),
         "heldout": heldout.run(source=stage("heldout-pool"), target=stage("heldout")),
     }
     if config.pool.source == "shapes":

@@ -28,6 +28,7 @@ def build_vlm(folder: Path, seed: int, lessons: Lessons | None = None) -> dict[s
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": seed,
         "steps": lessons.steps,
+        "horizon": lessons.horizon,
         "batch": lessons.batch,
         "scenes": lessons.scenes,
         "judge_examples": lessons.num_judgements,

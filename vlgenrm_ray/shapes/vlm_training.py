@@ -32,8 +32,9 @@ class Lessons:
     phases: tuple[Phase, ...] = (
         Phase(steps=1000, exercises=20),
         Phase(steps=1000, exercises=14, critiques=2, verdicts=2),
-        Phase(steps=1000, exercises=12, critiques=6, verdicts=2),
     )
+    horizon: int = 3000
+    """Steps for which the fall of the rates is laid out. It stops before, seeing well and judging poorly."""
     batch: int = 32
     seeing: int = 100
     """Steps, before all others, in which the vision tower alone learns to name what it sees; of twice the pictures."""
@@ -93,7 +94,7 @@ def _rate(step: int, lessons: Lessons) -> float:
     """Share of the peak rates: up in a line, down in half a cosine to a twentieth."""
     if step < lessons.warmup:
         return (step + 1) / lessons.warmup
-    done = (step - lessons.warmup) / max(lessons.steps - lessons.warmup, 1)
+    done = (step - lessons.warmup) / max(lessons.horizon - lessons.warmup, 1)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
 
