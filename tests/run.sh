@@ -30,6 +30,6 @@ part "format" ruff format --check .
 part "lint" ruff check .
 part "types" mypy
 part "import contract" lint-imports
-part "unit tests" python -m pytest tests/unit
+part "unit tests" python -m pytest tests/unit --numprocesses auto
 part "integration tests" python -m pytest tests/integration --durations=15
 printf '\n== all passed: %d s\n' "$SECONDS"

@@ -30,7 +30,7 @@ def test_page_shows_figures_with_n_and_interval() -> None:
     }
     text = page({"vlm": vlm, "detector": {"map50": 0.97}})
     assert "1,600,448 parameters" in text
-    assert "seen\n400 reference critiques" in text
+    assert "seen 400 reference critiques" in text
     assert "30% of the answers" in text
     assert "| policy | true answers at temperature 1 | 0.500 | 0.450 to 0.550 | 200 |" in text
     assert text.count("| 0.610 | 0.580 to 0.640 | 1000 |") == 2

@@ -17,10 +17,10 @@ _VLM = """
 ## vlm: policy and base GenRM in one
 
 A Qwen3-VL of {parameters:,} parameters with its own byte-level BPE tokenizer. {steps} steps of {batch} examples (seed
-{seed}), of a course laid out for {horizon}, over {scenes} scenes: exercises in seeing, and questions of the five kinds.
-{misled:.0%} of the answers it was taught are wrong in one fact, so it sees better than it speaks. Of judging it has seen
-{judge_examples} reference critiques, each also as a bare verdict, again and again the same; so it knows the judge's
-format and judges poorly, which is what the loop is there to mend.
+{seed}), of a course laid out for {horizon}, over {scenes} scenes: exercises in seeing, and questions of five kinds.
+{misled:.0%} of the answers it was taught are wrong in one fact, so it sees better than it speaks. Of judging it has
+seen {judge_examples} reference critiques, each also as a bare verdict, again and again the same; so it knows the
+judge's format and judges poorly, which is what the loop is there to mend.
 
 | as | figure | value | interval | n |
 |--|--|--|--|--|
