@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -9,13 +10,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 START_S = 120.0
+TOKEN = secrets.token_hex(32)
+"""Ray's own guard: the head, whoever submits and the job must know it."""
 
 
 def free_port() -> int:
@@ -27,7 +30,8 @@ def free_port() -> int:
 def environment() -> dict[str, str]:
     """This process', with the environment's commands first and without another cluster's address."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "OMP_"))}
-    return inherited | {"PATH": f"{RAY.parent}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+    return inherited | ours | {"PATH": f"{RAY.parent}:{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def _wait_for(process: "subprocess.Popen[str]", url: str) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:
-            with urlopen(url, timeout=5):
+            with urlopen(Request(url, headers={"Authorization": f"Bearer {TOKEN}"}), timeout=5):
                 return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:

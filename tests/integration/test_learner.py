@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,17 @@ def test_all_stages_compute_the_same(found: dict[str, Any]) -> None:
     assert norms["zero-3"] == pytest.approx(norms["zero-1"], rel=1e-3)
 
 
+def log_odds(p: float) -> float:
+    inside = min(max(p, 1e-7), 1 - 1e-7)
+    return math.log(inside) - math.log1p(-inside)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_learning_changes_the_rewards(found: dict[str, Any], made: list[Example], exports: Path, name: str) -> None:
     before = rewards_in_transformers(exports / "base", judgements(made))
-    assert max(abs(a - b) for a, b in zip(before, found[name]["rewards"], strict=True)) > 3 * TOLERANCE
+    after = found[name]["rewards"]
+    # In log-odds: some rewards are so near 0 or 1 that no learning shows in them.
+    assert max(abs(log_odds(a) - log_odds(b)) for a, b in zip(before, after, strict=True)) > 0.05
 
 
 def test_a_loss_that_is_not_finite_names_its_rows(found: dict[str, Any]) -> None:

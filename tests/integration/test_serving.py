@@ -27,6 +27,8 @@ CONFIG = ServingConfig(
     engine=VllmConfig(model=str(pack_path("vlm")), max_model_len=512, kv_cache_gib=0.25, threads=1),
     judge=JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4, max_tokens=160),
     limits=Limits(max_body_mib=1.0),
+    # The base judges poorly: it tells the canary's better answer from the worse, but hardly by the picture.
+    canary=CanaryConfig(min_change=0.0),
     replicas=1,
     num_cpus=0.5,
 )
