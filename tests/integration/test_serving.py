@@ -144,9 +144,9 @@ def test_kill_9_under_load_loses_no_request(http: httpx.Client) -> None:
     async def run() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=http.base_url, headers=USER, timeout=START_S, limits=limits) as client:
-            bodies = [{"items": [item(seed=1000 + i)]} for i in range(60)]
+            bodies = [{"items": [item(seed=1000 + i)]} for i in range(120)]
             asked = [asyncio.ensure_future(client.post("/v1/score", json=body)) for body in bodies]
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.5)
             assert not all(task.done() for task in asked), "killed too late to matter"
             os.kill(engine().pid, signal.SIGKILL)
             await asyncio.sleep(10.0)
