@@ -10,7 +10,7 @@ FILE = pack_path("card.json")
 _HEAD = """\
 # The pack: tiny models of the embedded world
 
-Made from nothing but this world's train split by `python jobs/build_shapes.py`, which also wrote this page.
+Made from nothing but this world's train split, by the code that `python jobs/build_shapes.py` runs.
 All figures are on held-out scenes, none of which is in the train split; intervals are 95 %.
 """
 _VLM = """

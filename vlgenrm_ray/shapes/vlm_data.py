@@ -45,7 +45,7 @@ class Album:
             batch = processor.image_processor(images=pictures, return_tensors="pt")
             patches.append(batch["pixel_values"].half().view(len(pictures), -1, batch["pixel_values"].shape[-1]))
         self.patches = torch.cat(patches)
-        """[scenes, 36 patches, 3 x 2 x 8 x 8 values]"""
+        """[scenes, 36 patches, 3 x 2 x 12 x 12 values]"""
         self.grid = batch["image_grid_thw"][:1]
         self.num_image_tokens = int(self.grid.prod()) // processor.image_processor.merge_size**2
 
