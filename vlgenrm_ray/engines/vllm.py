@@ -38,12 +38,7 @@ class VllmGenerator:
             self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config, model_folder.max_positions(folder)))
         except ValueError as error:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(
-            self._llm.get_tokenizer(),
-            self._llm.model_config.hf_config.to_dict(),
-            self._llm.renderer.get_mm_processor().info.get_hf_processor(),
-            folder.name,
-        )
+        self.requests = Requests(self._llm, folder.name)
         self.vocabulary = self.requests.vocabulary
 
     def generate(

@@ -48,12 +48,7 @@ class AsyncVllmGenerator:
             )
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(
-            self._llm.get_tokenizer(),
-            self._llm.model_config.hf_config.to_dict(),
-            self._llm.renderer.get_mm_processor().info.get_hf_processor(),
-            folder.name,
-        )
+        self.requests = Requests(self._llm, folder.name)
         self._numbers = itertools.count()
         processes = self._llm.engine_core.resources.engine_manager.processes
         self._watch = end_with_this_process([process.pid for process in processes])

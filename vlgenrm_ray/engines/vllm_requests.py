@@ -23,12 +23,14 @@ class Requests:
     sampled.
     """
 
-    def __init__(self, tokenizer: Any, configuration: Mapping[str, Any], processor: Any, name: str) -> None:
-        """Of a model: its tokenizer, configuration and processor (all of transformers), and its name for messages.
+    def __init__(self, llm: Any, name: str) -> None:
+        """Of a started engine (`LLM` or `AsyncLLM`) and its model's name, for messages.
 
-        Raises InputError where its chat template does not write the user's text as it is.
+        Raises InputError where the model's chat template does not write the user's text as it is.
         """
-        self.vocabulary = Vocabulary(tokenizer.backend_tokenizer)
+        self.vocabulary = Vocabulary(llm.get_tokenizer().backend_tokenizer)
+        configuration = llm.model_config.hf_config.to_dict()
+        processor = llm.renderer.get_mm_processor().info.get_hf_processor()
         self._banned = {configuration[k]: -math.inf for k in _IMAGE_TOKENS if isinstance(configuration.get(k), int)}
         self._turns = {seen: _turn(processor, name, with_image=seen) for seen in (True, False)}
 
