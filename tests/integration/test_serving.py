@@ -144,9 +144,9 @@ def test_kill_9_under_load_loses_no_request(http: httpx.Client) -> None:
     async def run() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=http.base_url, headers=USER, timeout=START_S, limits=limits) as client:
-            bodies = [{"items": [item(seed=1000 + i)]} for i in range(120)]
+            bodies = [{"items": [item(seed=1000 + i, num_critiques=1)]} for i in range(500)]
             asked = [asyncio.ensure_future(client.post("/v1/score", json=body)) for body in bodies]
-            await asyncio.sleep(0.5)
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
             assert not all(task.done() for task in asked), "killed too late to matter"
             os.kill(engine().pid, signal.SIGKILL)
             await asyncio.sleep(10.0)
