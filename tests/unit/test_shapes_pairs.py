@@ -1,6 +1,7 @@
 """Gold pairs: nothing but the picture tells the better side."""
 
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 from vlgenrm_ray.records import Origin, Preference
@@ -11,6 +12,7 @@ from vlgenrm_ray.shapes.world import draw, rng_of
 COUNT = 3000
 
 
+@cache
 def pairs() -> list[tuple[str, str, str, str]]:
     """(kind, question, chosen, rejected), without the cost of pictures."""
     found = []
