@@ -16,6 +16,7 @@ from vlgenrm_ray.engines.detector import DetectorConfig
 from vlgenrm_ray.engines.matcher import MatcherConfig
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.evidence.witness import Witness
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import Box, ImageRef, Response, Truth
 
@@ -156,3 +157,15 @@ def test_limits_are_the_configurations_own(tmp_path: Path) -> None:
     ref = stored(tmp_path)
     strict = CONFIG.model_copy(update={"limits": ImageLimits(max_pixels=100)})
     assert experts.opened(ref.sha256, answers(ref, "A star."), WORDS, strict).reason == DropReason.IMAGE_TOO_LARGE
+
+
+def test_a_witness_says_of_one_image_what_the_stage_says(tmp_path: Path) -> None:
+    texts = ("There is a red circle.", "The circle is blue.", "There is a blue square. There is a blue star.", "Hello.")
+    look = looked(tmp_path, *texts)
+    (seen,) = experts.matched(experts.detected([look], Finder(), WORDS, CONFIG), Redmatcher(), WORDS, CONFIG)
+    records = experts.checked(seen, WORDS, CONFIG.bands).records
+    with PIL.Image.open(look.responses[0].question.image.uri) as picture:
+        told = Witness(CONFIG, WORDS, Finder(), Redmatcher()).testify(picture, texts)
+    assert told.findings == tuple(record.findings for record in records)
+    assert told.sightings == records[0].sightings
+    assert (told.width, told.height) == (120, 60)

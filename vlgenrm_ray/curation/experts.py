@@ -9,23 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from vlgenrm_ray import flow, images
 from vlgenrm_ray.arrow import from_row, from_table, to_table
 from vlgenrm_ray.curation.by_image import grouped
 from vlgenrm_ray.engines.contracts import Detector, Matcher
-from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
-from vlgenrm_ray.engines.matcher import MatcherConfig, build_matcher
+from vlgenrm_ray.engines.detector import build_detector
+from vlgenrm_ray.engines.matcher import build_matcher
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.evidence.checking import Bands, check
 from vlgenrm_ray.evidence.claims import VocabularyExtractor
-from vlgenrm_ray.evidence.matching import MatchingConfig, glances_of, known_phrases, nouns_of, phrases_of, sightings_of
+from vlgenrm_ray.evidence.matching import glances_of, known_phrases, nouns_of, phrases_of, sightings_of
 from vlgenrm_ray.evidence.view import ANYTHING, Glance, View, distinct
 from vlgenrm_ray.evidence.vocabulary import Vocabulary, load_vocabulary
+from vlgenrm_ray.evidence.witness import WitnessConfig, stretched
 from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.records import Box, Checked, ClaimKind, Dropped, Response, Sighting, Truth, Window
-from vlgenrm_ray.settings import Settings
 from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 
 if TYPE_CHECKING:
@@ -36,23 +34,11 @@ if TYPE_CHECKING:
 STAGE = "experts"
 
 
-class ExpertsConfig(Settings):
+class ExpertsConfig(WitnessConfig):
     """Which experts, how many of each, and how their word is taken."""
 
-    vocabulary: str = "coco"
-    """Name or path of the vocabulary claims are read with; see `evidence.vocabulary`."""
-    detector: DetectorConfig
     detectors: flow.Pool = flow.Pool(num_cpus=0.5, batch_size=32)
-    matcher: MatcherConfig
     matchers: flow.Pool = flow.Pool(num_cpus=0.5, batch_size=32)
-    matching: MatchingConfig = MatchingConfig()
-    bands: Bands = Bands()
-    same_label_overlap: float = Field(default=0.5, gt=0, le=1)
-    """Of two boxes of one noun that overlap more (intersection over union), the weaker is dropped."""
-    any_label_overlap: float = Field(default=0.8, gt=0, le=1)
-    """The same for boxes of different nouns."""
-    max_side: int = Field(default=1024, ge=32)
-    """Larger images are scaled down to this side, in pixels, before the experts see them."""
     limits: ImageLimits = ImageLimits()
 
 
@@ -155,22 +141,17 @@ def matched(looks: Sequence[Look], matcher: Matcher, vocabulary: Vocabulary, con
 def _scaled(look: Look, sightings: Sequence[Sighting], glances: Sequence[Glance]) -> Look:
     return replace(
         look,
-        boxes=tuple(_stretched(box, look.scale) for box in look.boxes),
-        sightings=tuple(replace(s, box=_stretched(s.box, look.scale)) for s in sightings),
+        boxes=tuple(stretched(box, *look.scale) for box in look.boxes),
+        sightings=tuple(replace(s, box=stretched(s.box, *look.scale)) for s in sightings),
         windows=tuple(
             Glanced(
-                box=_stretched(g.window, look.scale),
+                box=stretched(g.window, *look.scale),
                 scores=tuple(g.scores[p] for p in look.phrases),
                 anything=g.scores[ANYTHING] if look.looked_for_all else 1.0,
             )
             for g in glances
         ),
     )
-
-
-def _stretched(box: Box, scale: tuple[float, float]) -> Box:
-    x, y = scale
-    return replace(box, x0=box.x0 * x, y0=box.y0 * y, x1=box.x1 * x, y1=box.y1 * y)
 
 
 def checked(look: Look, vocabulary: Vocabulary, bands: Bands) -> Unit[Checked]:

@@ -22,8 +22,9 @@ from vlgenrm_ray.judge.wire import (
     ScoreRequest,
     ScoreResponse,
 )
-from vlgenrm_ray.serving import gateways
-from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.serving import gateways, playground
+from vlgenrm_ray.serving.canary import Canary, Finding
+from vlgenrm_ray.serving.evidence import Evidence, EvidenceRequest, EvidenceResponse
 from vlgenrm_ray.serving.guard import Guard
 from vlgenrm_ray.serving.score import OverloadedError
 from vlgenrm_ray.serving.service import Service
@@ -52,8 +53,15 @@ class ModelResponse(BaseModel):
     change: float | None = None
 
 
-def build(service: Service, *, ready: Callable[[], bool], exchange: Exchange) -> FastAPI:
-    """The application of a service."""
+def build(
+    service: Service,
+    *,
+    ready: Callable[[], bool],
+    exchange: Exchange,
+    canary: Canary | None = None,
+    evidence: Evidence | None = None,
+) -> FastAPI:
+    """The application of a service; without `evidence`, of one that has no experts."""
     api = FastAPI(title="VL-GenRM", summary="Rewards with reasons, for responses about images.", version=__version__)
     config = service.config
     api.add_middleware(Guard, tokens=config.tokens, max_bytes=int(config.limits.max_body_mib * 2**20))
@@ -74,6 +82,13 @@ def build(service: Service, *, ready: Callable[[], bool], exchange: Exchange) ->
     async def rank(request: RankRequest) -> Response:
         """Best-of-N: responses from best to worst."""
         return _json(await service.rank(request))
+
+    @api.post("/v1/evidence", response_model=EvidenceResponse)
+    async def examine(request: EvidenceRequest) -> Response:
+        """What detector and matcher see, and what they make of each claim of the responses. 404 without experts."""
+        if evidence is None:
+            return _refused(404, "this service has no experts; its configuration names none under serving.experts")
+        return _json(await evidence.examine(request))
 
     @api.post("/v1/images", response_model=ImageResponse, openapi_extra=_BINARY)
     async def add_image(request: Request) -> Response:
@@ -118,6 +133,7 @@ def build(service: Service, *, ready: Callable[[], bool], exchange: Exchange) ->
         """Counters, for Prometheus."""
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    api.include_router(playground.router(config, canary or Canary(config.canary, config.images), evidence is not None))
     for router in gateways.ROUTERS:
         api.include_router(router(service.score))
     return api

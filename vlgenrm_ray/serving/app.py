@@ -6,15 +6,19 @@ version serves is told to every engine with every call, so a replica that was st
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import EngineLostError, InputError
+from vlgenrm_ray.evidence.witness import Witness
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
 from vlgenrm_ray.serving.canary import Canary, Finding
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.dispatch import Dispatcher
+from vlgenrm_ray.serving.evidence import Evidence, EvidenceResponse, Look
+from vlgenrm_ray.serving.examiner import Examiner
 from vlgenrm_ray.serving.metrics import Metrics
 from vlgenrm_ray.serving.replica import Replica, first_model
 from vlgenrm_ray.serving.service import Service
@@ -76,10 +80,24 @@ class Engine:
             raise EngineLostError("vLLM's engine process is gone")
 
 
+class Experts:
+    """A deployment: detector and matcher, in a process of their own, so that they never hold up an engine."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        assert config.experts is not None
+        self._examiner = Examiner(Witness.build(config.experts), config.images)
+
+    async def look(self, look: Look) -> EvidenceResponse:
+        """See `Examiner.look`."""
+        return await self._examiner.look(look)
+
+
 class Gate:
     """The ingress deployment: HTTP in front of a `Service` whose tasks go to the engines."""
 
-    async def __init__(self, config: ServingConfig, engines: "DeploymentHandle") -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config: ServingConfig, engines: "DeploymentHandle", experts: "DeploymentHandle | None" = None
+    ) -> None:
         self._standing = _standing(config)
         self._engines = engines
         self._exchanging = asyncio.Lock()
@@ -88,6 +106,9 @@ class Gate:
         dispatcher = Dispatcher(self._call, self._is_loss, metrics, max_chunk=config.limits.max_chunk)
         self.service = Service(config, dispatcher.ask, metrics, await self._standing.get.remote())
         self._canary = Canary(config.canary, config.images)
+        self._evidence = None
+        if config.experts is not None and experts is not None:
+            self._evidence = Evidence(config.experts, self.service.images, partial(_look, experts), metrics)
         metrics.watch("vlgenrm_queue_items", "Items under way.", lambda: self.service.flights.num_under_way)
         metrics.watch("vlgenrm_cache_bytes", "Bytes of cached results.", lambda: self.service.cache.num_bytes)
         metrics.watch("vlgenrm_image_bytes", "Bytes of kept images.", lambda: self.service.images.num_bytes)
@@ -97,7 +118,13 @@ class Gate:
     def __serve_build_asgi_app__(self) -> Any:
         from vlgenrm_ray.serving import api
 
-        return api.build(self.service, ready=lambda: self._ready, exchange=self._exchange)
+        return api.build(
+            self.service,
+            ready=lambda: self._ready,
+            exchange=self._exchange,
+            canary=self._canary,
+            evidence=self._evidence,
+        )
 
     async def _call(self, tasks: list[Task], model: Model) -> list[Outcome]:
         response = self._engines.judge.remote(tasks, model)
@@ -184,7 +211,27 @@ def application(config: ServingConfig) -> "Application":
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=10.0,
     )(serve.ingress()(Gate))
-    return gate.bind(config, engine.bind(config))
+    if config.experts is None:
+        return gate.bind(config, engine.bind(config))
+    experts = serve.deployment(
+        name="experts",
+        num_replicas=1,
+        # No CPU of their own: they must find room beside the engines, however many those are.
+        ray_actor_options={"num_cpus": 0, "num_gpus": config.experts.num_gpus},
+        max_ongoing_requests=config.experts.max_queue,
+        graceful_shutdown_timeout_s=10.0,
+    )(Experts)
+    return gate.bind(config, engine.bind(config), experts.bind(config))
+
+
+async def _look(experts: "DeploymentHandle", look: Look) -> EvidenceResponse:
+    response = experts.look.remote(look)
+    try:
+        found: EvidenceResponse = await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    return found
 
 
 def forget(config: ServingConfig) -> None:

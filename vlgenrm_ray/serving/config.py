@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.evidence.witness import WitnessConfig
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.serving.auth import Tokens
@@ -53,6 +54,16 @@ class CanaryConfig(Settings):
         return self
 
 
+class ServedExperts(WitnessConfig):
+    """Detector and matcher beside the judge, for `POST /v1/evidence`."""
+
+    max_queue: int = Field(default=16, ge=1)
+    """Most requests under way, waiting ones included; beyond it the answer is `overloaded` at once."""
+    deadline_s: float = Field(default=30.0, gt=0.0)
+    """Longest a request may take."""
+    num_gpus: float = Field(default=0.0, ge=0.0)
+
+
 class ServingConfig(Settings):
     """A served judge."""
 
@@ -64,6 +75,8 @@ class ServingConfig(Settings):
     """Folders below which requests may name image files; none: no files."""
     limits: Limits = Limits()
     canary: CanaryConfig = CanaryConfig()
+    experts: ServedExperts | None = None
+    """None: the service judges, and nothing else."""
     tokens: Tokens = Tokens()
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Engines; `auto`: from 1 to `max_replicas`, by the queue's depth."""

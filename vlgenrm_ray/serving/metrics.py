@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vlgenrm_ray.judge.wire import ScoreReply
+from vlgenrm_ray.judge.wire import ScoreReply, Status
 from vlgenrm_ray.serving.tasks import Outcome
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -27,6 +27,8 @@ class Metrics:
         self._batch = Histogram("vlgenrm_batch_items", "Items per call.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=r)
         self._mass = Histogram("vlgenrm_verdict_mass", "Mean p(Yes) + p(No) per item.", buckets=_MASS, registry=r)
         self._lost = Counter("vlgenrm_replica_losses", "Calls that were lost with an engine replica.", registry=r)
+        self._looks = Counter("vlgenrm_evidence", "Requests for evidence, by status.", ["status"], registry=r)
+        self._look = Histogram("vlgenrm_evidence_seconds", "From arrival to reply.", buckets=_SECONDS, registry=r)
 
     def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
         """Show a number that is read when the metrics are."""
@@ -57,6 +59,11 @@ class Metrics:
     def lost(self) -> None:
         """A replica died with a call."""
         self._lost.inc()
+
+    def examined(self, status: Status, seconds: float) -> None:
+        """A request for evidence has its reply."""
+        self._looks.labels(status.value).inc()
+        self._look.observe(seconds)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

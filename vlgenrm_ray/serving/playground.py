@@ -1,0 +1,75 @@
+"""`GET /`: a page to try the judge on, in one file without any other; and the example it can be filled with."""
+
+import base64
+import hashlib
+import re
+from importlib.resources import files
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from vlgenrm_ray.images import suffix
+from vlgenrm_ray.serving.canary import Canary
+from vlgenrm_ray.serving.config import ServingConfig
+
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+
+
+class Example(BaseModel):
+    """The canary, as something to begin with."""
+
+    image: str
+    """A data URL."""
+    question: str
+    better: str
+    worse: str
+
+
+def router(config: ServingConfig, canary: Canary, has_experts: bool) -> APIRouter:
+    """`GET /`, for everybody, and `GET /v1/example`, for users."""
+    routes = APIRouter()
+    page = (files("vlgenrm_ray.serving") / "playground.html").read_text()
+    headers = _headers(page)
+    page = page.replace('data-experts=""', f'data-experts="{"yes" if has_experts else "no"}"')
+    page = page.replace('data-critiques=""', f'data-critiques="{config.judge.num_critiques}"')
+    page = page.replace('data-mode=""', f'data-mode="{config.judge.mode}"')
+    kind = {"jpg": "jpeg"}.get(found := suffix(canary.data) or "png", found)
+    example = Example(
+        image=f"data:image/{kind};base64,{base64.b64encode(canary.data).decode()}",
+        question=canary.question,
+        better=canary.better[0],
+        worse=canary.worse[0],
+    )
+
+    @routes.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
+
+    @routes.get("/v1/example")
+    async def show() -> Example:
+        """A picture with a better and a worse response, to try the service with."""
+        return example
+
+    return routes
+
+
+def _headers(page: str) -> dict[str, str]:
+    """Nothing runs but the page's own text, and it speaks to nobody but this service."""
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, text in _INLINE.findall(page):
+        hashes[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
+    policy = [
+        "default-src 'none'",
+        *(f"{kind}-src {' '.join(found)}" for kind, found in hashes.items()),
+        "img-src data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    return {
+        "Content-Security-Policy": "; ".join(policy),
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
