@@ -15,6 +15,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+benches = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
+app.add_typer(benches, name="bench")
 
 Recipe = Annotated[Path, typer.Option("--config", help="Recipe (YAML); see jobs/recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
@@ -147,17 +149,47 @@ def doctor(
     raise typer.Exit(examine(config, overrides=tuple(set_ or ()), address=address))
 
 
-@app.command()
-def bench(
+@benches.command("critiques")
+def bench_critiques(
     run: Annotated[Path, typer.Option("--run", help="A run whose preferences are the prompts.")],
     config: Annotated[Path | None, typer.Option("--config", help="Recipe; default: shapes.")] = None,
     set_: Overrides = None,
     pairs: Annotated[int, typer.Option(min=1, help="Preference pairs to critique.")] = 64,
 ) -> None:
-    """Measure the critiques stage's actor against its bare engine on the same prompts, as a ratio."""
-    from vlgenrm_ray.commands import bench as bench_stage
+    """Measure the critiques stage's actor against its bare engine on the same prompts."""
+    from vlgenrm_ray.commands import bench_critiques as bench_stage
 
     bench_stage(config, run=run, overrides=tuple(set_ or ()), pairs=pairs)
+
+
+@benches.command("serving")
+def bench_serving(
+    model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")] = "pack:vlm",
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
+    set_: Overrides = None,
+    parts: Annotated[str, typer.Option(help="Any of vllm,cache,critiques,overhead,soak; default: all but soak.")] = "",
+    items: Annotated[int, typer.Option(min=8, help="Responses scored at each concurrency; a quarter at 1.")] = 256,
+    turns: Annotated[int, typer.Option(min=1, help="Of the service, and of vllm serve.")] = 2,
+    soak: Annotated[float, typer.Option(min=0, help="Seconds of full load, to see whether memory is flat.")] = 0.0,
+    data: Annotated[Path | None, typer.Option(help="JSON Lines: image, question, response. Default: shapes.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the shapes.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Measure the service: against vllm serve, with and without its cache, K = 8 against K = 1, overhead, memory."""
+    from vlgenrm_ray.commands import bench_serving as bench_service
+
+    bench_service(
+        model,
+        path=config,
+        overrides=tuple(set_ or ()),
+        parts=tuple(filter(None, parts.split(","))),
+        items=items,
+        turns=turns,
+        soak_s=soak,
+        data=data,
+        seed=seed,
+        out=out,
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlgenrm_ray.engines.environment import has_cpu_bfloat16, has_gpu, limit_threads
+from vlgenrm_ray.engines.environment import has_cpu_bfloat16, has_gpu, limit_threads, thread_variables
 from vlgenrm_ray.settings import Settings
 
 _GIB = 1 << 30
@@ -61,20 +61,30 @@ def _on_cpu() -> bool:
 
 def set_environment(config: VllmConfig) -> None:
     """Environment that vLLM reads when it is imported. What the user has set already stays."""
+    if _on_cpu():
+        limit_threads(_threads(config))
+    os.environ.update(environment(config))
+
+
+def environment(config: VllmConfig) -> dict[str, str]:
+    """What `set_environment` sets, for an engine in another process."""
     wanted = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if _on_cpu():
         # It warns at every prompt that threads are bound, which they are not.
         wanted |= {"VLLM_LOGGING_LEVEL": "ERROR"}
-        allowed = len(os.sched_getaffinity(0))
-        limit_threads(config.threads or min(int(os.environ.get("OMP_NUM_THREADS", allowed)), allowed))
-        # In this process, on the threads stated above: a second process and pinned threads only fight for few cores.
+        # In this process, on the threads stated below: a second process and pinned threads only fight for few cores.
         # AsyncLLM's engine has a process of its own nevertheless; by this its worker is in it, not in a third one.
         wanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         if config.enforce_eager is not False:
             # vLLM compiles its little sampling functions even in eager mode: seconds at the first batch, for nothing.
             wanted |= {"TORCH_COMPILE_DISABLE": "1"}
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
+    chosen = {name: os.environ.get(name, value) for name, value in wanted.items()}
+    return chosen | (thread_variables(_threads(config)) if _on_cpu() else {})
+
+
+def _threads(config: VllmConfig) -> int:
+    allowed = len(os.sched_getaffinity(0))
+    return config.threads or min(int(os.environ.get("OMP_NUM_THREADS", allowed)), allowed)
 
 
 def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str, Any]:

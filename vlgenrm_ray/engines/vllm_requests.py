@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import CompletionOutput
 
-_IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+"""Where a model's configuration names its image placeholders."""
 _MARK = "vlgenrm text goes here"
 
 
@@ -31,7 +32,7 @@ class Requests:
         self.vocabulary = Vocabulary(llm.get_tokenizer().backend_tokenizer)
         configuration = llm.model_config.hf_config.to_dict()
         processor = llm.renderer.get_mm_processor().info.get_hf_processor()
-        self._banned = {configuration[k]: -math.inf for k in _IMAGE_TOKENS if isinstance(configuration.get(k), int)}
+        self._banned = {configuration[k]: -math.inf for k in IMAGE_TOKENS if isinstance(configuration.get(k), int)}
         self._turns = {seen: _turn(processor, name, with_image=seen) for seen in (True, False)}
 
     def request(self, prompt: Prompt) -> dict[str, Any]:

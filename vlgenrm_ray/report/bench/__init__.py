@@ -1,0 +1,1 @@
+"""Speed as ratios: one side against another on the same work, in one run."""

@@ -1,0 +1,88 @@
+"""What the bench found, beside what was aimed at, within 80 columns."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measured figure."""
+
+    what: str
+    measured: float
+    unit: str = "x"
+    least: float | None = None
+    most: float | None = None
+    beside: str = ""
+    """What it was made of."""
+
+    @property
+    def target(self) -> str:
+        """As it is printed."""
+        if self.least is not None:
+            return f">= {self.least:g}"
+        return "" if self.most is None else f"<= {self.most:g}"
+
+    @property
+    def met(self) -> bool | None:
+        """None where nothing was aimed at."""
+        if self.least is not None:
+            return self.measured >= self.least
+        return None if self.most is None else self.measured <= self.most
+
+
+def rows(results: Mapping[str, Any]) -> Iterator[Row]:
+    """Every figure of the results, in order."""
+    if found := results.get("vllm"):
+        for level, at in found["levels"].items():
+            ours, theirs = at["ours"], at["vllm"]
+            beside = "\n".join(
+                f"{name} {side['scores_per_s']:.4g}/s p50 {side['p50_ms']:.0f} p99 {side['p99_ms']:.0f} ms"
+                for name, side in (("ours", ours), ("vllm", theirs))
+            )
+            yield Row(
+                what=f"scores/s to vllm serve's, {level} at a time", measured=at["ratio"], least=0.95, beside=beside
+            )
+    if found := results.get("cache"):
+        base = f"{found['without']['scores_per_s']:.4g}/s"
+        for name, what, least in (("half_repeated", "half repeated", 1.8), ("fully_cached", "all cached", 10.0)):
+            beside = f"{found[name]['scores_per_s']:.4g}/s, without cache {base}"
+            yield Row(what=f"scores/s by the cache, {what}", measured=found[name]["ratio"], least=least, beside=beside)
+    for level, at in results.get("critiques", {}).items():
+        for name, what in (("latency_ratio", "latency"), ("cost_ratio", "cost")):
+            beside = (
+                f"{at['k8']['p50_ms']:.0f} / {at['k1']['p50_ms']:.0f} ms"
+                if name == "latency_ratio"
+                else (f"{at['k1']['scores_per_s']:.4g} / {at['k8']['scores_per_s']:.4g} per s")
+            )
+            yield Row(what=f"{what} of K = 8 to K = 1, {level} at a time", measured=at[name], most=2.5, beside=beside)
+    if found := results.get("overhead"):
+        beside = f"of {found['round_trip_p50_ms']:g} ms; p99 {found['p99_ms']:g}"
+        yield Row(what="p50 beyond the engine's time", measured=found["p50_ms"], unit="ms", most=5.0, beside=beside)
+    if found := results.get("soak"):
+        for name, part in found["memory"].items():
+            rise = part["mib_per_min"]
+            beside = f"95 %: {rise['low']:.2f} to {rise['high']:.2f}; {part['mib']:.0f} MiB"
+            what = f"memory of {name} over {found['seconds']:.0f} s"
+            yield Row(what=what, measured=rise["value"], unit="MiB/min", beside=beside)
+
+
+def table(results: Mapping[str, Any]) -> "Table":
+    """For the terminal."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, width=80)
+    made.add_column("what", ratio=5)
+    made.add_column("measured", justify="right", no_wrap=True)
+    made.add_column("target", no_wrap=True)
+    made.add_column("", no_wrap=True)
+    made.add_column("made of", ratio=5)
+    for row in rows(results):
+        verdict = {True: "met", False: "MISSED", None: ""}[row.met]
+        measured = f"{row.measured:.2f} {row.unit}"
+        made.add_row(row.what, measured, row.target, verdict, row.beside)
+    return made
