@@ -1,4 +1,4 @@
-"""TRL's GRPO and RLOO (1.10): `GRPOTrainer(reward_funcs=vlgenrm_reward)`, or
+"""TRL's GRPO and RLOO (1.10 to 1.16): `GRPOTrainer(reward_funcs=vlgenrm_reward)`, or
 `trl grpo --reward_funcs vlgenrm_ray.adapters.trl.vlgenrm_reward`.
 
 The data set's column `image` (one) or `images` (a list) holds the pictures, unless the prompts' messages do. A column
