@@ -5,56 +5,16 @@ import base64
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from served import CANARY, OPERATOR, START_S, USER, until_ready
 from serving_examples import png
 
-from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.judge.inquiry import JudgeConfig
-from vlgenrm_ray.serving import running
-from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens
-from vlgenrm_ray.serving.canary import Canary
-from vlgenrm_ray.serving.config import CanaryConfig, Limits, ServingConfig
 from vlgenrm_ray.shapes import pack_path
-
-CONFIG = ServingConfig(
-    engine=VllmConfig(model=str(pack_path("vlm")), max_model_len=512, kv_cache_gib=0.25, threads=1),
-    judge=JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4, max_tokens=160),
-    limits=Limits(max_body_mib=1.0),
-    # The base judges poorly: it tells the canary's better answer from the worse, but hardly by the picture.
-    canary=CanaryConfig(min_change=0.0),
-    replicas=1,
-    num_cpus=0.5,
-)
-CANARY = Canary(CanaryConfig(), CONFIG.images)
-USER, OPERATOR = ({"Authorization": f"Bearer {token}"} for token in ("user-secret", "operator-secret"))
-START_S = 300.0
-
-
-@pytest.fixture(scope="module")
-def http(ray_local: None) -> Iterator[httpx.Client]:
-    os.environ |= {API_TOKEN: "user-secret", OPERATOR_TOKEN: "operator-secret"}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = running.start(CONFIG.model_copy(update={"tokens": Tokens.from_environment()}), host="127.0.0.1", port=port)
-    with httpx.Client(base_url=url, headers=USER, timeout=START_S) as client:
-        until_ready(client)
-        yield client
-    running.stop()
-
-
-def until_ready(http: httpx.Client) -> None:
-    end = time.monotonic() + START_S
-    while http.get("/ready").status_code != 200:
-        assert time.monotonic() < end, "not ready in time"
-        time.sleep(0.2)
 
 
 def item(response: str = CANARY.better[0], **more: object) -> dict[str, object]:

@@ -2,13 +2,13 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
 import pytest
 from factories import image, question, response
+from straw_experts import CIRCLE, Finder, Redmatcher
 
 from vlgenrm_ray.curation import experts
 from vlgenrm_ray.curation.experts import ExpertsConfig, Look
@@ -18,37 +18,12 @@ from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.evidence.vocabulary import load_vocabulary
 from vlgenrm_ray.evidence.witness import Witness
 from vlgenrm_ray.images import ImageLimits
-from vlgenrm_ray.records import Box, ImageRef, Response, Truth
+from vlgenrm_ray.records import ImageRef, Response, Truth
 
 WORDS = load_vocabulary("shapes")
 CONFIG = ExpertsConfig(
     vocabulary="shapes", detector=DetectorConfig(model="none"), matcher=MatcherConfig(model="none"), max_side=60
 )
-CIRCLE = Box(label="circle", score=0.9, x0=5.0, y0=5.0, x1=15.0, y1=15.0)
-
-
-class Finder:
-    """A detector that finds the same boxes in every image and fails where the top left pixel is black."""
-
-    labels: tuple[str, ...] = ("circle", "star")
-
-    def __init__(self, boxes: Sequence[Box] = (CIRCLE,)) -> None:
-        self.boxes = tuple(boxes)
-        self.calls: list[tuple[int, tuple[str, ...]]] = []
-
-    def detect(self, images: Sequence[PIL.Image.Image], nouns: Sequence[str]) -> list[tuple[Box, ...]]:
-        self.calls.append((len(images), tuple(nouns)))
-        if any(one.getpixel((0, 0)) == (0, 0, 0) for one in images):
-            raise RuntimeError("black")
-        return [self.boxes for _ in images]
-
-
-class Redmatcher:
-    """A matcher that sees red everywhere, and nothing else."""
-
-    def match(self, images: Sequence[PIL.Image.Image], texts: Sequence[str]) -> list[list[float]]:
-        row = [1.0 if " red " in text or text == "nothing" else 0.001 for text in texts]
-        return [[w / sum(row) for w in row] for _ in images]
 
 
 def stored(folder: Path, colour: str = "white", size: tuple[int, int] = (120, 60)) -> ImageRef:

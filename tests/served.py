@@ -1,0 +1,62 @@
+"""The service on real engines, as the tests of `tests/integration` share it."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from vlgenrm_ray.engines.detector import DetectorConfig
+from vlgenrm_ray.engines.matcher import MatcherConfig
+from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.evidence.matching import MatchingConfig
+from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.serving import running
+from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens
+from vlgenrm_ray.serving.canary import Canary
+from vlgenrm_ray.serving.config import CanaryConfig, Limits, ServedExperts, ServingConfig
+from vlgenrm_ray.shapes import pack_path
+
+CONFIG = ServingConfig(
+    engine=VllmConfig(model=str(pack_path("vlm")), max_model_len=512, kv_cache_gib=0.25, threads=1),
+    judge=JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4, max_tokens=160),
+    limits=Limits(max_body_mib=1.0),
+    # The base judges poorly: it tells the canary's better answer from the worse, but hardly by the picture.
+    canary=CanaryConfig(min_change=0.0),
+    experts=ServedExperts(
+        vocabulary="shapes",
+        detector=DetectorConfig(model=str(pack_path("detector")), image_size=96),
+        matcher=MatcherConfig(model=str(pack_path("matcher")), template="{}"),
+        matching=MatchingConfig(grids=(3,)),
+    ),
+    replicas=1,
+    num_cpus=0.5,
+)
+CANARY = Canary(CanaryConfig(), CONFIG.images)
+USER_SECRET, OPERATOR_SECRET = "user-secret", "operator-secret"
+USER, OPERATOR = ({"Authorization": f"Bearer {token}"} for token in (USER_SECRET, OPERATOR_SECRET))
+START_S = 300.0
+
+
+@contextmanager
+def service() -> Iterator[httpx.Client]:
+    """Serve on a free port of the connected Ray; a client of it."""
+    os.environ |= {API_TOKEN: USER_SECRET, OPERATOR_TOKEN: OPERATOR_SECRET}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = running.start(CONFIG.model_copy(update={"tokens": Tokens.from_environment()}), host="127.0.0.1", port=port)
+    with httpx.Client(base_url=url, headers=USER, timeout=START_S) as client:
+        until_ready(client)
+        yield client
+    running.stop()
+
+
+def until_ready(http: httpx.Client) -> None:
+    """Wait until the service judges."""
+    end = time.monotonic() + START_S
+    while http.get("/ready").status_code != 200:
+        assert time.monotonic() < end, "not ready in time"
+        time.sleep(0.2)

@@ -1,0 +1,90 @@
+"""`/v1/evidence`: bounded, by its deadline, and a status where the experts say nothing."""
+
+import asyncio
+import base64
+
+import httpx
+from serving_examples import png, service
+from straw_experts import WITNESS, evidence
+
+from vlgenrm_ray.judge.wire import Status
+from vlgenrm_ray.records import Truth
+from vlgenrm_ray.serving import api
+from vlgenrm_ray.serving.evidence import Evidence, EvidenceRequest, EvidenceResponse, Look
+from vlgenrm_ray.serving.examiner import Examiner
+
+IMAGE = base64.b64encode(png(9, side=32)).decode()
+BLACK = base64.b64encode(png(0, side=32)).decode()
+
+
+def request(*responses: str, image: str = IMAGE, deadline_s: float | None = None) -> EvidenceRequest:
+    return EvidenceRequest(image=image, responses=list(responses) or ["A red circle."], deadline_s=deadline_s)
+
+
+def test_each_claim_has_its_verdict_and_boxes() -> None:
+    reply = asyncio.run(evidence(service()).examine(request("There is a red circle. The circle is blue.", "Hello.")))
+    assert (reply.status, reply.width, reply.height) == (Status.OK, 32, 32)
+    first, silent = reply.claims
+    assert [claim.truth for claim in first] == [Truth.SUPPORTED, Truth.CONTRADICTED]
+    assert (first[0].boxes[0].label, first[0].boxes[0].x1) == ("circle", 15.0)
+    assert silent == []
+    assert [s.attribute for s in reply.sightings] == ["red"]
+    assert reply.total_s > 0
+
+
+def test_what_goes_wrong_is_a_status_without_a_verdict() -> None:
+    async def dies(look: Look) -> EvidenceResponse:
+        raise RuntimeError("the actor died")
+
+    async def run() -> list[EvidenceResponse]:
+        asked = evidence(service())
+        return [
+            await asked.examine(request(image=IMAGE[:60])),
+            await asked.examine(request(image="sha256:" + "0" * 64)),
+            await asked.examine(request(image=BLACK)),
+            await evidence(service(), dies).examine(request()),
+        ]
+
+    replies = asyncio.run(run())
+    assert [r.status.value for r in replies] == ["bad_image", "bad_image", "internal", "internal"]
+    assert all(r.detail and not r.claims for r in replies)
+
+
+def test_few_at_a_time_and_none_longer_than_allowed() -> None:
+    async def sleeps(look: Look) -> EvidenceResponse:
+        await asyncio.sleep(30.0)
+        raise AssertionError
+
+    async def run() -> list[EvidenceResponse]:
+        asked = evidence(service(), sleeps, deadline_s=0.2)
+        first = [asyncio.ensure_future(asked.examine(request(deadline_s=wanted))) for wanted in (None, 600.0)]
+        await asyncio.sleep(0.05)
+        third = await asked.examine(request())
+        return [third, *await asyncio.gather(*first)]
+
+    replies = asyncio.run(run())
+    assert [r.status.value for r in replies] == ["overloaded", "timeout", "timeout"]
+
+
+def test_a_look_that_nobody_waits_for_is_not_begun() -> None:
+    look = Look(image=service().images.add(png(9, side=32)), responses=("A star.",), deadline_s=-1.0)
+    assert asyncio.run(Examiner(WITNESS, service().config.images).look(look)).status is Status.TIMEOUT
+
+
+def test_a_service_without_experts_says_so_and_its_page_knows() -> None:
+    async def nothing(folder: str) -> object:
+        raise NotImplementedError
+
+    async def run(asked: Evidence | None) -> tuple[httpx.Response, str]:
+        application = api.build(service(), ready=lambda: True, exchange=nothing, evidence=asked)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
+            body = request().model_dump()
+            return await http.post("/v1/evidence", json=body), (await http.get("/")).text
+
+    reply, page = asyncio.run(run(None))
+    assert reply.status_code == 404
+    assert "serving.experts" in reply.json()["detail"]
+    assert 'data-experts="no"' in page
+    reply, page = asyncio.run(run(evidence(service())))
+    assert reply.json()["status"] == "ok"
+    assert 'data-experts="yes" data-critiques="4" data-mode="cot"' in page
