@@ -14,6 +14,7 @@ from vlgenrm_ray.engines.contracts import Detector
 from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
 from vlgenrm_ray.engines.matcher import MatcherConfig, build_matcher
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.images import ImageError, ImageLimits, decode
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.render import boxes, render
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, draw_in
@@ -49,6 +50,12 @@ def test_the_packs_detector_finds_shapes_in_scenes_it_has_not_seen() -> None:
     assert detector.detect([], SHAPES) == []
     found = [one for i in range(0, 80, 20) for one in detector.detect(pictures[i : i + 20], SHAPES)]
     assert average_precision(found, [boxes(scene) for scene in scenes])["map50"] >= 0.95
+
+
+def test_ultralytics_leaves_pillow_alone() -> None:
+    build_detector(YOLO)
+    with pytest.raises(ImageError, match="UnidentifiedImageError"):
+        decode(b"no image", ImageLimits())
 
 
 def test_ultralytics_stays_quiet_and_offline(capfd: pytest.CaptureFixture[str]) -> None:

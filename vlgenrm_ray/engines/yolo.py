@@ -30,9 +30,14 @@ _NMS_IOU = 0.5
 
 
 def _set_up() -> None:
-    """Settings that ultralytics reads once, when it is first imported."""
+    """Import ultralytics, by settings that it reads once, and leave Pillow as it was."""
     os.environ.update(_SETTINGS)
     os.environ.setdefault("YOLO_CONFIG_DIR", str(Path(tempfile.gettempdir()) / f"vlgenrm-yolo-{os.getuid()}"))
+    from PIL import Image
+    from ultralytics.utils import patches
+
+    # It replaces Pillow's, to look for a HEIF plugin (and install it) whenever a file is no image.
+    Image.open = patches._image_open
 
 
 class YoloDetector:
