@@ -78,6 +78,19 @@ def test_probes_need_no_token(path: str, tokens: Tokens) -> None:
     assert call("GET", path, tokens=tokens).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_the_page_and_what_unirls_client_asks_first_need_no_token(path: str, tokens: Tokens) -> None:
+    reply = call("GET", path, tokens=tokens)
+    if path == "/health":
+        assert reply.json() == {"status": "ok", "rewards": {"vlgenrm": ["ready"]}}
+    else:
+        assert "script-src 'sha256-" in reply.headers["content-security-policy"]
+        assert "secret" not in reply.text
+    assert call("GET", "/v1/example", tokens=tokens).status_code == 401
+    example = call("GET", "/v1/example", tokens=tokens, token="user-secret").json()
+    assert example["image"].startswith("data:image/png;base64,")
+
+
 def test_no_operator_without_a_token_for_one() -> None:
     reply = call("POST", "/v1/model", json={"model": "/new"})
     assert reply.status_code == 403

@@ -25,6 +25,7 @@ from vlgenrm_ray.judge.wire import (
 from vlgenrm_ray.serving import gateways, playground
 from vlgenrm_ray.serving.canary import Canary, Finding
 from vlgenrm_ray.serving.evidence import Evidence, EvidenceRequest, EvidenceResponse
+from vlgenrm_ray.serving.gateways import unirl
 from vlgenrm_ray.serving.guard import Guard
 from vlgenrm_ray.serving.score import OverloadedError
 from vlgenrm_ray.serving.service import Service
@@ -51,6 +52,14 @@ class ModelResponse(BaseModel):
     margin: float | None = None
     """What it showed at the canary."""
     change: float | None = None
+
+
+class Health(BaseModel):
+    """`GET /health`."""
+
+    status: str
+    rewards: dict[str, list[str]]
+    """Name of each reward -> the state of what computes it."""
 
 
 def build(
@@ -118,9 +127,9 @@ def build(
         return _json(ModelResponse(version=service.model.version, margin=finding.margin, change=finding.change))
 
     @api.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the service answers at all."""
-        return {"status": "ok"}
+    async def health() -> Health:
+        """Whether the service answers at all; and, as UniRL's client asks, which rewards it gives."""
+        return Health(status="ok", rewards={unirl.REWARD: ["ready" if ready() else "starting"]})
 
     @api.get("/ready")
     async def is_ready() -> Response:

@@ -26,7 +26,10 @@ def start(config: ServingConfig, *, host: str, port: int) -> str:
     there = cluster.survey()
     count = 1 if config.replicas == "auto" else config.replicas
     ask = Ask(stage="serving", role="engine", count=count, num_cpus=config.num_cpus, num_gpus=config.num_gpus)
-    cluster.check_resources([ask], there)
+    asks = [ask]
+    if config.experts is not None:
+        asks.append(Ask(stage="serving", role="experts", num_cpus=0.0, num_gpus=config.experts.num_gpus))
+    cluster.check_resources(asks, there)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options={"host": host, "port": port}, logging_config=_quiet())

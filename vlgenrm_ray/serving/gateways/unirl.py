@@ -1,4 +1,5 @@
-"""UniRL's reward service: `POST /score` and `GET /rewards`. The one reward served has the name `vlgenrm`.
+"""UniRL's reward service: `POST /score` and `GET /rewards`. The one reward served has the name `vlgenrm`, by which
+UniRL's client finds it in the service's `GET /health` before it asks for scores.
 
 The last turn of a history counts: its image, and its text as a description of that image; `metadata` with `question`
 and `response` says what is to be judged instead. Failures are the protocol's own: the reward is absent from
