@@ -9,7 +9,7 @@ import httpx
 import pytest
 from serving_examples import png, service
 
-from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.serving import api
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Caller, Tokens
 from vlgenrm_ray.serving.canary import Finding
@@ -27,6 +27,8 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> Tokens:
 async def exchange(folder: str) -> Finding:
     if folder == "/none":
         raise InputError("model folder /none: no such folder")
+    if folder == "/lost":
+        raise EngineLostError("the engine was lost while it tried the version")
     return Finding(problem="it does not look" if folder == "/blind" else "", margin=0.5, change=0.25)
 
 
@@ -98,7 +100,8 @@ def test_no_operator_without_a_token_for_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "status", "said"), [("/new", 200, "first-0"), ("/blind", 409, "does not look"), ("/none", 422, "model:")]
+    ("folder", "status", "said"),
+    [("/new", 200, "first-0"), ("/blind", 409, "does not look"), ("/none", 422, "model:"), ("/lost", 503, "ask again")],
 )
 def test_an_operator_exchanges_the_model(folder: str, status: int, said: str, tokens: Tokens) -> None:
     reply = call("POST", "/v1/model", json={"model": folder}, tokens=tokens, token="operator-secret")

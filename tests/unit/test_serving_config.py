@@ -27,6 +27,15 @@ def test_what_the_section_leaves_out_is_as_in_judge_and_evaluation() -> None:
     assert config.serving(settings, replicas=2).replicas == 2
 
 
+def test_the_shapes_recipe_serves_the_experts_that_its_stage_uses() -> None:
+    settings = config.load(RECIPE)
+    found = config.serving(settings).experts
+    assert found is not None
+    assert (found.detector, found.matcher) == (settings.experts.detector, settings.experts.matcher)
+    assert (found.vocabulary, found.matching) == (settings.experts.vocabulary, settings.experts.matching)
+    assert ServingConfig().experts is None
+
+
 def test_tokens_come_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLGENRM_API_TOKEN", "secret")
     monkeypatch.delenv("VLGENRM_OPERATOR_TOKEN", raising=False)

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlgenrm_ray import __version__, images
-from vlgenrm_ray.errors import DropReason, InputError
+from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
 from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.judge.wire import (
     CompareRequest,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel as Model
 
 Exchange = Callable[[str], Awaitable[Finding]]
-"""Takes a model folder into service, or not. Raises InputError."""
+"""Takes a model folder into service, or not. Raises InputError; EngineLostError where the trial came to no end."""
 
 
 class ModelRequest(BaseModel):
@@ -122,6 +122,9 @@ def build(
             finding = await exchange(request.model)
         except InputError as error:
             return _refused(422, f"model: {error}")
+        except EngineLostError as error:
+            detail = f"model: {error}; version {service.model.version} stays; ask again"
+            return JSONResponse({"detail": detail}, 503, {"Retry-After": str(config.limits.retry_after_s)})
         if finding.problem:
             return _refused(409, f"model: refused, version {service.model.version} stays: {finding.problem}")
         return _json(ModelResponse(version=service.model.version, margin=finding.margin, change=finding.change))

@@ -176,6 +176,10 @@ class Gate:
             except InputError as error:
                 # Ray's copy of it says the remote traceback as well.
                 raise InputError(str(getattr(error, "cause", error))) from error
+            except Exception as error:
+                if self._is_loss(error):
+                    raise EngineLostError("the engine was lost while it tried the version") from error
+                raise
             if not finding.problem:
                 await self._standing.put.remote(wanted)
                 self.service.model = wanted
