@@ -239,7 +239,8 @@ def bench_serving(
     finally:
         # What was measured before a failure is worth having.
         found["results"] = bench.results
-        console.print(table.table(bench.results))
+        for line in table.lines(bench.results):
+            console.print(line, markup=False)
         if out:
             out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if agreed := bench.results.get("vllm"):

@@ -175,7 +175,7 @@ class ServingBench:
 
     def _warm(self, url: str, dialect: Wire | OpenAi) -> None:
         """With pieces that are not measured: the last ones."""
-        requests = [dialect.request(piece) for piece in self._pieces[-LEVELS[-1] :]]
+        requests = [dialect.request(piece) for piece in self._pieces[-min(LEVELS[-1], self.bench.items) :]]
         load.put(url, requests[:8], concurrency=1)
         load.put(url, requests[8:], concurrency=LEVELS[1])
 

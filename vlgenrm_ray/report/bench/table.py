@@ -2,10 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +38,8 @@ def rows(results: Mapping[str, Any]) -> Iterator[Row]:
         for level, at in found["levels"].items():
             ours, theirs = at["ours"], at["vllm"]
             beside = "\n".join(
-                f"{name} {side['scores_per_s']:.4g}/s p50 {side['p50_ms']:.0f} p99 {side['p99_ms']:.0f} ms"
-                for name, side in (("ours", ours), ("vllm", theirs))
+                f"{name:<11} {side['scores_per_s']:>8.2f}/s  p50 {side['p50_ms']:>7.1f}  p99 {side['p99_ms']:>7.1f} ms"
+                for name, side in (("the service", ours), ("vllm serve", theirs))
             )
             yield Row(
                 what=f"scores/s to vllm serve's, {level} at a time", measured=at["ratio"], least=0.95, beside=beside
@@ -71,18 +68,9 @@ def rows(results: Mapping[str, Any]) -> Iterator[Row]:
             yield Row(what=what, measured=rise["value"], unit="MiB/min", beside=beside)
 
 
-def table(results: Mapping[str, Any]) -> "Table":
-    """For the terminal."""
-    from rich.table import Table
-
-    made = Table(box=None, pad_edge=False, width=80)
-    made.add_column("what", ratio=5)
-    made.add_column("measured", justify="right", no_wrap=True)
-    made.add_column("target", no_wrap=True)
-    made.add_column("", no_wrap=True)
-    made.add_column("made of", ratio=5)
+def lines(results: Mapping[str, Any]) -> Iterator[str]:
+    """For the terminal: each figure with its target, and below it what it was made of."""
     for row in rows(results):
         verdict = {True: "met", False: "MISSED", None: ""}[row.met]
-        measured = f"{row.measured:.2f} {row.unit}"
-        made.add_row(row.what, measured, row.target, verdict, row.beside)
-    return made
+        yield f"{row.what:<44}{row.measured:>9.2f} {row.unit:<7}  {row.target:<7} {verdict}".rstrip()
+        yield from (f"    {line}" for line in row.beside.splitlines())
