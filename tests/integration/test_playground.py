@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import USER_SECRET
+from served import CANARY, USER_SECRET
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
@@ -82,6 +82,23 @@ def test_a_broken_image_is_said_in_words_and_is_no_zero(page: Any, tmp_path: Pat
     page.get_by_text("No boxes: the image cannot be read.").wait_for()
     assert fits(page, 1280)
     assert fits(page, 390)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("drop", "circle.png"), ("paste", "pasted image")])
+def test_an_image_may_be_dropped_or_pasted(page: Any, kind: str, name: str) -> None:
+    page.evaluate(
+        """([bytes, kind]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([Uint8Array.from(bytes)], "circle.png", {type: "image/png"}));
+            const how = {bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data};
+            const event = kind === "drop" ? new DragEvent(kind, how) : new ClipboardEvent(kind, how);
+            document.getElementById("question").dispatchEvent(event);
+        }""",
+        [list(CANARY.data), kind],
+    )
+    page.get_by_text(f"{name}, 7 KiB, 240 \u00d7 240").wait_for()
+    page.get_by_role("button", name="Remove the image").click()
+    assert page.locator("#preview").is_hidden()
 
 
 def test_the_keyboard_will_do(page: Any) -> None:
