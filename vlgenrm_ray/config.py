@@ -1,9 +1,9 @@
 """A run's configuration: one section a stage, each defined beside its stage. A recipe file fills it in."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlgenrm_ray import recipe
 from vlgenrm_ray.curation.experts import ExpertsConfig
@@ -43,6 +43,15 @@ class RunConfig(Settings):
     rounds: RoundsConfig = RoundsConfig()
     serving: ServingConfig = ServingConfig()
     """What it leaves out is as in the sections `judge` and `evaluation`."""
+
+    @model_validator(mode="after")
+    def _several_critiques_need_chance(self) -> Self:
+        if self.judge.temperature == 0.0 and (self.critiques.num_critiques or 1) > 1:
+            raise ValueError(
+                f"critiques.num_critiques {self.critiques.num_critiques} with judge.temperature 0: all critiques would "
+                "be the same; set judge.temperature above 0"
+            )
+        return self
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from vlgenrm_ray import flow
 from vlgenrm_ray.arrow import from_table
 from vlgenrm_ray.engines import model_folder
@@ -35,6 +37,9 @@ _RIGHT = {Side.CHOSEN: YES, Side.REJECTED: NO}
 class CritiquesConfig(Settings):
     """How critiques are written. How the judge is asked is the run's, the model the round's: both come with `run`."""
 
+    num_critiques: int | None = Field(default=None, ge=1, le=256)
+    """K of each side here; None: the judge's. Selection finds the more to keep, the more there are to choose from, while
+    a reward is asked for more often than a judge is trained."""
     hint: bool = False
     """Hint-and-strip (STaR, arXiv 2203.14465): a side none of whose critiques is right gets K more, written by a
     judge that was told the verdict, and read by one that was not."""
@@ -60,6 +65,8 @@ def run(
     Raises InputError for a model folder or a prompt that cannot be used, before any actor starts; StageError if
     `source` is unfinished; ConfigError if `target` was made with other settings.
     """
+    if config.num_critiques:
+        judge = judge.model_copy(update={"num_critiques": config.num_critiques})
     Judge.check(judge)
     folder = Path(model) if build else model_folder.locate(str(model))
     engine = config.engine.model_copy(update={"model": str(folder)})
