@@ -38,8 +38,8 @@ class CritiquesConfig(Settings):
     """How critiques are written. How the judge is asked is the run's, the model the round's: both come with `run`."""
 
     num_critiques: int | None = Field(default=None, ge=1, le=256)
-    """K of each side here; None: the judge's. Selection finds the more to keep, the more there are to choose from, while
-    a reward is asked for more often than a judge is trained."""
+    """K of each side here; None: the judge's. The more there are to choose from, the more selection keeps, and a reward
+    is asked for more often than a judge is trained."""
     hint: bool = False
     """Hint-and-strip (STaR, arXiv 2203.14465): a side none of whose critiques is right gets K more, written by a
     judge that was told the verdict, and read by one that was not."""
