@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines.environment import end_with_this_process
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, environment
 from vlgenrm_ray.errors import EngineLostError
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN
@@ -83,11 +84,14 @@ def _running(command: Sequence[str], variables: Mapping[str, str], ready: str) -
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        # All of its group, should this process be killed: a server left behind would take the cores from what comes next.
+        watch = end_with_this_process([-process.pid])
         try:
             _await(process, " ".join(command[:4]), url + ready, log)
             yield url, process.pid
         finally:
             _end(process)
+            watch.communicate()
 
 
 def _await(process: "subprocess.Popen[bytes]", name: str, url: str, log: Any) -> None:
