@@ -84,7 +84,7 @@ def _running(command: Sequence[str], variables: Mapping[str, str], ready: str) -
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        # All of its group, should this process be killed: a server left behind would take the cores from what comes next.
+        # All of its group, should this process be killed: a server left behind takes the cores from what comes next.
         watch = end_with_this_process([-process.pid])
         try:
             _await(process, " ".join(command[:4]), url + ready, log)
