@@ -2,9 +2,10 @@
 
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -15,47 +16,68 @@ R = TypeVar("R")
 
 def to_row(record: Any) -> dict[str, Any]:
     """Record -> plain nested dicts and lists, as Arrow takes them."""
-    return {f.name: _plain(getattr(record, f.name)) for f in fields(record)}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return to_row(value)
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, StrEnum):
-        return value.value
-    return value
+    plan = _plan(type(record))
+    row = {name: getattr(record, name) for name in plan.hints}
+    for name, write in plan.writers.items():
+        if row[name] is not None:
+            row[name] = write(row[name])
+    return row
 
 
 def from_row(cls: type[R], row: dict[str, Any]) -> R:
-    """Plain row -> record of `cls`. Raises KeyError for a missing field, TypeError for a field of no such name."""
-    return cls(**{name: _typed(hint, row[name]) for name, hint in _hints(cls).items()})
+    """Plain row -> record of `cls`; names the record does not have are ignored. Raises KeyError for a missing field."""
+    plan = _plan(cls)
+    values = {name: row[name] for name in plan.hints}
+    for name, read in plan.readers.items():
+        if values[name] is not None:
+            values[name] = read(values[name])
+    return cls(**values)
 
 
-def _typed(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    hint = _without_none(hint)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the annotations of a record type ask for."""
+
+    hints: dict[str, Any]
+    """Of each field, `None` left out."""
+    readers: dict[str, Callable[[Any], Any]]
+    """Of the fields that are not taken as they are."""
+    writers: dict[str, Callable[[Any], Any]]
+    """Of the fields that are not written as they are."""
+
+
+_PLANS: dict[type[Any], _Plan] = {}
+"""Worked out once: doing it for every value took most of a stage's time on records."""
+
+
+def _plan(cls: type[Any]) -> _Plan:
+    if cls not in _PLANS:
+        resolved = typing.get_type_hints(cls)
+        hints = {f.name: _without_none(resolved[f.name]) for f in fields(cls)}
+        readers = {name: read for name, hint in hints.items() if (read := _reader(hint))}
+        writers = {name: write for name, hint in hints.items() if (write := _writer(hint))}
+        _PLANS[cls] = _Plan(hints, readers, writers)
+    return _PLANS[cls]
+
+
+def _reader(hint: Any) -> Callable[[Any], Any] | None:
     if is_dataclass(hint):
-        return from_row(typing.cast("type[Any]", hint), value)
+        return partial(from_row, typing.cast("type[Any]", hint))
     if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)[0]
-        return tuple(_typed(inner, v) for v in value)
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return hint(value)
-    return value
+        return _each(_reader(typing.get_args(hint)[0]), tuple)
+    return hint if isinstance(hint, type) and issubclass(hint, StrEnum) else None
 
 
-_HINTS: dict[type[Any], dict[str, Any]] = {}
-"""Resolved annotations of each record type; resolving them anew for every row would dominate `from_row`."""
+def _writer(hint: Any) -> Callable[[Any], Any] | None:
+    if is_dataclass(hint):
+        return to_row
+    if typing.get_origin(hint) is tuple:
+        return _each(_writer(typing.get_args(hint)[0]), list)
+    return str if isinstance(hint, type) and issubclass(hint, StrEnum) else None
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    if cls not in _HINTS:
-        hints = typing.get_type_hints(cls)
-        _HINTS[cls] = {f.name: hints[f.name] for f in fields(cls)}
-    return _HINTS[cls]
+def _each(convert: Callable[[Any], Any] | None, collect: Callable[[Iterable[Any]], Any]) -> Callable[[Any], Any]:
+    return collect if convert is None else lambda values: collect(map(convert, values))
 
 
 def _without_none(hint: Any) -> Any:
@@ -68,7 +90,7 @@ def arrow_schema(cls: type[Any]) -> "pa.Schema":
     """The Arrow schema of a record type, nested records as structs."""
     import pyarrow as pa
 
-    return pa.schema([pa.field(name, arrow_type(hint)) for name, hint in _hints(cls).items()])
+    return pa.schema([pa.field(name, arrow_type(hint)) for name, hint in _plan(cls).hints.items()])
 
 
 def arrow_type(hint: Any) -> "pa.DataType":

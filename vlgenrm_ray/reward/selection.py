@@ -52,7 +52,10 @@ class SelectionConfig(Settings):
 
 def choose(critiques: tuple[Critique, ...], config: SelectionConfig, evidence: Evidence | None) -> Selection:
     """What becomes of the critiques of one pair; without `evidence` none is checked against it."""
-    refuted = [c.id for c in critiques if evidence is not None and evidence.refutes(c)]
+    # Most samples of a sure judge are one and the same text, and texts are what takes time to check.
+    texts = {c.text: c for c in critiques} if evidence is not None else {}
+    refuted_texts = {text for text, critique in texts.items() if evidence is not None and evidence.refutes(critique)}
+    refuted = [c.id for c in critiques if c.text in refuted_texts]
     return select(
         critiques,
         refuted,
