@@ -31,7 +31,7 @@ class Lessons:
 
     phases: tuple[Phase, ...] = (
         Phase(steps=1000, exercises=20),
-        Phase(steps=1100, exercises=14, critiques=2, verdicts=2),
+        Phase(steps=1000, exercises=14, critiques=2, verdicts=2),
     )
     horizon: int = 3000
     """Steps for which the fall of the rates is laid out. It stops before, seeing well and judging poorly."""
