@@ -27,9 +27,9 @@ _OURS = {
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
 _KNOCK_S = 10.0
-_IDLE_WORKERS = ("RAY_num_workers_soft_limit", "4")
-"""Ray's own default is a process a CPU: idle ones beyond that are ended after a second. A stage's light tasks are more,
-and the next stage's would import Ray Data anew."""
+_IDLE_WORKERS = 4
+"""At least, of a Ray of our own. Ray keeps one a CPU and ends the others after a second; a stage has more light tasks
+than a laptop has CPUs, and the next stage's would import Ray Data anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,8 @@ def connect(
     if address == "local":
         # Its workers inherit this process' environment. That Ray guards its ports by a token needs no warning.
         arguments |= {"include_dashboard": False, "num_cpus": num_cpus}
-        os.environ.setdefault(*_IDLE_WORKERS)
+        idle = max(_IDLE_WORKERS, num_cpus or os.cpu_count() or 1)
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(idle))
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     else:
         # Ray refuses a variable that the job's submitter has set: the submitter wins.
