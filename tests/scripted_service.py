@@ -108,3 +108,10 @@ def listening(service: ScriptedService) -> Iterator[str]:
 def refuse(status: int, detail: str = "as scripted", **headers: str) -> Answer:
     """An answer with that HTTP status."""
     return lambda _: httpx.Response(status, content=json.dumps({"detail": detail}), headers=headers)
+
+
+class Looking(ScriptedService):
+    """Takes images as they are sent."""
+
+    def _reply(self, item: ScoreItem) -> ScoreReply:
+        return scripted(item)

@@ -96,7 +96,9 @@ def _explain(cls: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: required, but not set"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: got {error['input']!r}; {message[:1].lower()}{message[1:]}"
+    # A whole section is no value to show; what is wrong between its fields, the message names.
+    got = "" if isinstance(error["input"], Mapping) else f"got {error['input']!r}; "
+    return f"{where}: {got}{message[:1].lower()}{message[1:]}"
 
 
 def _keys(cls: type[BaseModel], location: Sequence[str | int]) -> list[str]:

@@ -2,39 +2,24 @@
 
 import json
 import math
-import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_service import ScriptedService, listening, refuse, scripted
+from scripted_service import Looking, listening, refuse
 from serving_examples import png
 
 from vlgenrm_ray.errors import InputError, RemoteError
 from vlgenrm_ray.judge.inquiry import JudgeConfig
-from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply
-from vlgenrm_ray.report.bench import load, servers, serving, soak, work
+from vlgenrm_ray.report.bench import load, servers, work
 from vlgenrm_ray.report.bench.dialects import OpenAi, Wire
 from vlgenrm_ray.report.bench.figures import percentile, slope
-from vlgenrm_ray.report.bench.serving import BenchConfig, ServingBench, needed
 from vlgenrm_ray.report.bench.table import lines, rows
 from vlgenrm_ray.report.bench.work import Piece
-from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.shapes import pack_path
 
 JUDGE = JudgeConfig(prompt="shapes_cot", num_critiques=2, max_tokens=160)
 PIECE = Piece(png(), "Is there a red circle?", "0.25")
-
-
-class Looking(ScriptedService):
-    """Takes images as they are sent."""
-
-    def _reply(self, item: ScoreItem) -> ScoreReply:
-        return scripted(item)
 
 
 def test_percentiles_are_values_that_occurred() -> None:
@@ -131,35 +116,6 @@ def test_a_reward_is_read_from_log_probabilities() -> None:
     openai = OpenAi(JUDGE, str(pack_path("vlm")))
     scored = openai.read(json.dumps({"choices": [said, choice(position("Claim"))]}).encode())
     assert (scored.reward, scored.num_critiques) == (pytest.approx(0.75), 2)
-
-
-def test_the_service_alone_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    caches: list[float] = []
-
-    @contextmanager
-    def scripted_service(arguments: Any, *, cache_mib: float) -> Iterator[tuple[str, int]]:
-        caches.append(cache_mib)
-        with listening(Looking()) as url:
-            yield url, os.getpid()
-
-    monkeypatch.setattr(servers, "service", scripted_service)
-    # As many as the scripted service takes on at once.
-    monkeypatch.setattr(serving, "LEVELS", (1, 4, 4))
-    monkeypatch.setattr(soak, "_EVERY_S", 0.05)
-    monkeypatch.setattr(soak, "_PARTS", {"ingress": "sleep 30"})
-    bench = BenchConfig(parts=("cache", "critiques", "overhead", "soak"), items=8, soak_s=0.5)
-    pieces = [replace(PIECE, response=str(i / 100)) for i in range(needed(8))]
-    sleeper = subprocess.Popen(["sleep", "30"])
-    try:
-        results = ServingBench(bench, ServingConfig(judge=JUDGE), (), pieces, lambda line: None).run()
-    finally:
-        sleeper.kill()
-        sleeper.wait()
-    assert caches == [0.0, 64.0, 1.0]
-    assert set(results) == {"cache", "critiques", "overhead", "soak"}
-    assert set(results["critiques"]) == {"1", "4"}
-    assert abs(results["soak"]["memory"]["ingress"]["mib_per_min"]["value"]) < 1.0
-    assert len(list(rows(results))) == 2 + 4 + 1 + 1
 
 
 def test_the_table_says_what_was_missed() -> None:

@@ -9,7 +9,7 @@ from vlgenrm_ray.shapes import world
 from vlgenrm_ray.shapes.pairs import corrupt, gold_pairs
 from vlgenrm_ray.shapes.world import draw, rng_of
 
-COUNT = 3000
+COUNT = 2000
 
 
 @cache

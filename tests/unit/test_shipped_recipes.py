@@ -53,10 +53,12 @@ def test_a_newcomers_mistake_names_field_value_and_remedy(override: str, words: 
 
 
 def test_several_critiques_at_temperature_zero_are_refused_wherever_they_are_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"judge: got .*; temperature 0 with num_critiques 4"):
+    with pytest.raises(ConfigError, match="judge: temperature 0 with num_critiques 4"):
         config.load(shipped_recipe("shapes"), ("judge.temperature=0",))
-    with pytest.raises(ConfigError, match=r"critiques\.num_critiques 8 with judge\.temperature 0"):
-        config.load(shipped_recipe("shapes"), ("judge.temperature=0", "judge.num_critiques=1"))
+    with pytest.raises(ConfigError, match=r"critiques\.num_critiques 3 with judge\.temperature 0"):
+        config.load(
+            shipped_recipe("shapes"), ("judge.temperature=0", "judge.num_critiques=1", "critiques.num_critiques=3")
+        )
 
 
 def test_a_recipe_that_is_not_there_is_named() -> None:
