@@ -52,10 +52,12 @@ class SelectionConfig(Settings):
 
 def choose(critiques: tuple[Critique, ...], config: SelectionConfig, evidence: Evidence | None) -> Selection:
     """What becomes of the critiques of one pair; without `evidence` none is checked against it."""
-    # Most samples of a sure judge are one and the same text, and texts are what takes time to check.
-    texts = {c.text: c for c in critiques} if evidence is not None else {}
-    refuted_texts = {text for text, critique in texts.items() if evidence is not None and evidence.refutes(critique)}
-    refuted = [c.id for c in critiques if c.text in refuted_texts]
+    refuted: list[str] = []
+    if evidence is not None:
+        # Most samples of a sure judge are one and the same text, and texts are what takes time to check.
+        texts = {critique.text: critique for critique in critiques}
+        false = {text for text, critique in texts.items() if evidence.refutes(critique)}
+        refuted = [critique.id for critique in critiques if critique.text in false]
     return select(
         critiques,
         refuted,
