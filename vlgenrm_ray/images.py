@@ -1,5 +1,6 @@
 """The only place that opens an image: size, format and bomb limits live here."""
 
+import base64
 import hashlib
 import io
 import os
@@ -113,6 +114,12 @@ def suffix(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def data_url(data: bytes) -> str:
+    """Encoded bytes as an RFC 2397 address, of PNG where they begin like no image we decode."""
+    name = suffix(data) or "png"
+    return f"data:image/{'jpeg' if name == 'jpg' else name};base64,{base64.b64encode(data).decode()}"
 
 
 def keep(data: bytes, folder: Path, limits: ImageLimits) -> ImageRef:

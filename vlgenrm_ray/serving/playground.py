@@ -8,7 +8,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from vlgenrm_ray.images import suffix
+from vlgenrm_ray.images import data_url
 from vlgenrm_ray.serving.canary import Canary
 from vlgenrm_ray.serving.config import ServingConfig
 
@@ -33,9 +33,8 @@ def router(config: ServingConfig, canary: Canary, has_experts: bool) -> APIRoute
     page = page.replace('data-experts=""', f'data-experts="{"yes" if has_experts else "no"}"')
     page = page.replace('data-critiques=""', f'data-critiques="{config.judge.num_critiques}"')
     page = page.replace('data-mode=""', f'data-mode="{config.judge.mode}"')
-    kind = {"jpg": "jpeg"}.get(found := suffix(canary.data) or "png", found)
     example = Example(
-        image=f"data:image/{kind};base64,{base64.b64encode(canary.data).decode()}",
+        image=data_url(canary.data),
         question=canary.question,
         better=canary.better[0],
         worse=canary.worse[0],

@@ -4,7 +4,6 @@ What goes over differs, the work does not: prompt, image, K, seeds, sampling, an
 words at every position. So both write the same critiques, up to the rounding of differently filled batches.
 """
 
-import base64
 import hashlib
 import json
 import math
@@ -48,7 +47,7 @@ class Wire:
     def request(self, piece: Piece, *, seed: int | None = None) -> Asked:
         """With `seed`, other critiques than without."""
         item = ScoreItem(
-            image=_data_url(piece.image),
+            image=images.data_url(piece.image),
             question=piece.question,
             response=piece.response,
             num_critiques=self.judge.num_critiques,
@@ -92,7 +91,7 @@ class OpenAi:
         item = Item(id=task.id(), image=None, question=piece.question, response=piece.response)
         text = self._vocabulary.neutral(self._inquiry.prompt(item, None).text)
         content = [
-            {"type": "image_url", "image_url": {"url": _data_url(piece.image)}},
+            {"type": "image_url", "image_url": {"url": images.data_url(piece.image)}},
             {"type": "text", "text": text},
         ]
         body = self._settings | {
@@ -124,7 +123,3 @@ def _watched(found: list[Mapping[str, Any]]) -> dict[str, float]:
         )
         for word in WATCH
     }
-
-
-def _data_url(image: bytes) -> str:
-    return f"data:image/{images.suffix(image) or 'png'};base64,{base64.b64encode(image).decode()}"
