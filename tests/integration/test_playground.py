@@ -17,8 +17,9 @@ PATIENCE_MS = 120_000.0
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as here:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as here:
         # Its sandbox does not run as root, which tests in containers do; nothing but our own page is opened.
         browser = here.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
