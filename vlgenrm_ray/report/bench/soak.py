@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.report.bench import load
 from vlgenrm_ray.report.bench.dialects import Wire
 from vlgenrm_ray.report.bench.figures import slope
@@ -51,9 +52,12 @@ class Watcher:
     """Resident memory of the service's processes, once a second."""
 
     def __init__(self, pid: int) -> None:
+        """Raises StageError for a part that is not there."""
         children = psutil.Process(pid).children(recursive=True)
         named = {name: [p for p in children if mark in _command(p)] for name, mark in _PARTS.items()}
-        self._processes = {name: found for name, found in named.items() if found}
+        if missing := [name for name, found in named.items() if not found]:
+            raise StageError(f"soak: no process of the service's {', '.join(missing)} is there to be watched")
+        self._processes = named
         self._times: list[float] = []
         self._sizes: dict[str, list[float]] = {name: [] for name in self._processes}
         self._over = threading.Event()
