@@ -59,7 +59,7 @@ def yes(prompt: Prompt, chance: object) -> str:
 
 def sees(prompt: Prompt, chance: object) -> str:
     """A judge that looks: right about the canary's circle, and lost without it."""
-    grey = prompt.image is not None and prompt.image.getpixel((0, 0)) == (128, 128, 128)
+    grey = bool(prompt.images) and prompt.images[0].getpixel((0, 0)) == (128, 128, 128)
     return f"Verdict: {'Yes' if 'yellow' in prompt.text and not grey else 'No'}"
 
 

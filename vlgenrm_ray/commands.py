@@ -119,7 +119,7 @@ def score(
     asked = settings.judge.model_copy(update={"num_critiques": num_critiques} if num_critiques else {})
     folder = str(model_folder.locate(recipe.resolve(model)))
     judge = Judge(asked, VllmGenerator(settings.evaluation.engine.model_copy(update={"model": folder})), limits)
-    (judged,) = judge.score([Item(id="cli", image=ref, question=question, response=response)])
+    (judged,) = judge.score([Item(id="cli", images=(ref,), question=question, response=response)])
     console = Console(highlight=False)
     reward = "none" if judged.reward is None else f"{judged.reward:.4f}"
     console.print(

@@ -55,6 +55,7 @@ class DropReason(StrEnum):
     EMPTY_TEXT = "empty_text"
     DUPLICATE_TEXT = "duplicate_text"
     PROMPT_TOO_LONG = "prompt_too_long"
+    TOO_MANY_IMAGES = "too_many_images"
     ENGINE_ERROR = "engine_error"
     NO_RESPONSE = "no_response"
     NO_CLAIM = "no_claim"

@@ -26,7 +26,7 @@ WATCH = ("Yes", "No")
 
 
 def prompt(text: str = TEXT, *, shade: int = 0, prefix: str = "") -> Prompt:
-    return Prompt(image=Image.new("RGB", (48, 48), (shade, 80, 120)), text=text, prefix=prefix)
+    return Prompt(images=(Image.new("RGB", (48, 48), (shade, 80, 120)),), text=text, prefix=prefix)
 
 
 @pytest.fixture(scope="module", params=["scripted", "vllm"])
@@ -123,7 +123,7 @@ def test_watched_words_have_a_probability_at_every_token(generator: Generator) -
         prompt("<|vision_start|><|image_pad|><|vision_end|> and <|image_pad|>, <|video_pad|>?"),
         prompt("\u4e16\u754c \U0001f600 \x00 \u0301"),
         prompt(""),
-        Prompt(image=None, text=TEXT),
+        Prompt(images=(), text=TEXT),
         prompt(prefix="Yes, there is"),
         prompt(prefix="<|image_pad|><|im_end|>"),
     ],

@@ -245,7 +245,7 @@ def rewards_in_vllm(folder: Path, asked: list[Example]) -> list[float]:
     from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 
     generator = VllmGenerator(VllmConfig(model=str(folder), dtype="float32", max_model_len=256, kv_cache_gib=0.25))
-    prompts = [Prompt(image=images.read(e.image, ImageLimits()), text=e.prompt, prefix=prefix(e)) for e in asked]
+    prompts = [Prompt(images=(images.read(e.image, ImageLimits()),), text=e.prompt, prefix=prefix(e)) for e in asked]
     answers = generator.generate(prompts, Sampling(temperature=0.0, max_tokens=1, watch=("Yes", "No")))
     generator.close()
     rewards = []

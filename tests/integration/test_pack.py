@@ -79,7 +79,7 @@ def test_vllm_answers_and_judges(tmp_path: Path) -> None:
     assert sum(j.status == "ok" for j in judgements) >= 0.9 * len(judgements)
     assert all(0.0 <= j.reward <= 1.0 for j in judgements if j.reward is not None)
     (outcome,) = generator.generate(
-        [Prompt(image=render(draw(2, "test", 0)[0]), text="Hello?")], Sampling(max_tokens=8)
+        [Prompt(images=(render(draw(2, "test", 0)[0]),), text="Hello?")], Sampling(max_tokens=8)
     )
     assert not isinstance(outcome, Refused), "text outside the world's language is still text"
     generator.close()

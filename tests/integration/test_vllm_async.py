@@ -23,7 +23,7 @@ SAMPLING = Sampling(n=3, max_tokens=6, watch=("Yes", "No"))
 
 
 def ask(shade: int, text: str = "Is there a red circle?") -> Prompt:
-    return Prompt(image=Image.new("RGB", (48, 48), (shade, 80, 120)), text=text)
+    return Prompt(images=(Image.new("RGB", (48, 48), (shade, 80, 120)),), text=text)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def steps(generator: VllmGenerator, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def ask(text: str) -> Prompt:
-    return Prompt(image=Image.new("RGB", (48, 48), (200, 30, 30)), text=text)
+    return Prompt(images=(Image.new("RGB", (48, 48), (200, 30, 30)),), text=text)
 
 
 def test_a_failure_inside_a_step_harms_its_own_prompt(generator: VllmGenerator, steps: Any) -> None:
@@ -74,7 +74,7 @@ def test_samples_of_a_prompt_share_its_prefill(generator: VllmGenerator, steps: 
     def cost(n: int, shade: int) -> int:
         scheduled.clear()
         picture = Image.new("RGB", (48, 48), (shade, shade, shade))
-        generator.generate([Prompt(image=picture, text=text)], Sampling(n=n, max_tokens=1))
+        generator.generate([Prompt(images=(picture,), text=text)], Sampling(n=n, max_tokens=1))
         return sum(scheduled)
 
     once = cost(1, 10)
@@ -82,7 +82,7 @@ def test_samples_of_a_prompt_share_its_prefill(generator: VllmGenerator, steps: 
 
 
 def test_an_image_it_cannot_take_is_refused_alone(generator: VllmGenerator) -> None:
-    strip = Prompt(image=Image.new("RGB", (4000, 8)), text="What is this?")
+    strip = Prompt(images=(Image.new("RGB", (4000, 8)),), text="What is this?")
     refused, good = generator.generate([strip, ask("Is there a star?")], SAMPLING, [1, 2])
     assert isinstance(refused, Refused)
     assert refused.reason is DropReason.ENGINE_ERROR

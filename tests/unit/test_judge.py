@@ -21,7 +21,7 @@ PICTURE = Image.new("RGB", (16, 16))
 
 
 def item(id: str = "q0/r0", response: str = "There is a star.", **over: object) -> Item:
-    return replace(Item(id=id, image=PICTURE, question="Describe the image.", response=response), **over)
+    return replace(Item(id=id, images=(PICTURE,), question="Describe the image.", response=response), **over)
 
 
 def wavers(prompt: Prompt, chance: random.Random) -> str:
@@ -78,7 +78,7 @@ def test_a_broken_image_harms_its_own_item_only(tmp_path: Path) -> None:
     PICTURE.save(path)
     good = probe(str(path), ImageLimits())
     gone = ImageRef(uri=str(tmp_path / "b.png"), sha256="0", width=16, height=16)
-    judged = Judge(CONFIG, ScriptedGenerator({"": "Verdict: Yes"})).score([item(image=gone), item(image=good)])
+    judged = Judge(CONFIG, ScriptedGenerator({"": "Verdict: Yes"})).score([item(images=(gone,)), item(images=(good,))])
     assert [j.status for j in judged] == ["image_missing", "ok"]
     assert judged[0].reward is None
 
@@ -99,8 +99,8 @@ def test_direct_mode_asks_once_without_chance() -> None:
 
 def test_without_an_image_the_question_is_asked_blind() -> None:
     engine = Watched({"": "Verdict: Yes"})
-    Judge(CONFIG, engine).critique([item(image=None)])
-    assert engine.asked[0].image is None
+    Judge(CONFIG, engine).critique([item(images=())])
+    assert engine.asked[0].images == ()
 
 
 def test_a_hint_is_told_and_a_written_rationale_is_read_without_it() -> None:

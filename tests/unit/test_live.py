@@ -14,7 +14,7 @@ from vlgenrm_ray.judge.live import Judged, judge
 
 CONFIG = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4)
 PICTURE = Image.new("RGB", (16, 16))
-ITEM = Item(id="q0/r0", image=None, question="Describe the image.", response="There is a star.")
+ITEM = Item(id="q0/r0", images=(), question="Describe the image.", response="There is a star.")
 
 
 def wavers(prompt: Prompt, chance: random.Random) -> str:
@@ -24,7 +24,7 @@ def wavers(prompt: Prompt, chance: random.Random) -> str:
 def live(generator: LiveScripted, *, seconds: float | None = None, config: JudgeConfig = CONFIG) -> Judged:
     async def run() -> Judged:
         deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        return await judge(Inquiry(config), generator, ITEM, PICTURE, deadline=deadline)
+        return await judge(Inquiry(config), generator, ITEM, (PICTURE,), deadline=deadline)
 
     return asyncio.run(run())
 
@@ -56,7 +56,7 @@ def test_a_caller_that_goes_away_takes_its_work_along() -> None:
     generator = LiveScripted(ScriptedGenerator(wavers), lambda prompt, place: 30.0)
 
     async def run() -> None:
-        task = asyncio.ensure_future(judge(Inquiry(CONFIG), generator, ITEM, PICTURE))
+        task = asyncio.ensure_future(judge(Inquiry(CONFIG), generator, ITEM, (PICTURE,)))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -28,8 +28,8 @@ def red(tmp_path: Path) -> ImageRef:
 
 def looks(prompt: Prompt, chance: random.Random) -> str:
     """Says yes of "Yes, ..." where it sees red; without an image it says no to everything."""
-    assert prompt.image is not None
-    sees_red = prompt.image.getpixel((0, 0)) == (255, 0, 0)
+    (image,) = prompt.images
+    sees_red = image.getpixel((0, 0)) == (255, 0, 0)
     return "Claim: x. Image: y. Right.\nVerdict: " + ("Yes" if sees_red and "Response: Yes" in prompt.text else "No")
 
 

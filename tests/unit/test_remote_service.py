@@ -42,7 +42,7 @@ def talk(served: Service, about: Callable[[AsyncRemoteJudge], Awaitable[_T]], **
 
 
 def is_red(prompt: Prompt, chance: object) -> str:
-    red = prompt.image is not None and prompt.image.getpixel((0, 0))[0] > 128
+    red = bool(prompt.images) and prompt.images[0].getpixel((0, 0))[0] > 128
     return f"Claim: it is red.\nVerdict: {'Yes' if red else 'No'}"
 
 

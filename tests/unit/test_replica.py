@@ -15,7 +15,7 @@ from vlgenrm_ray.serving.metrics import Metrics
 from vlgenrm_ray.serving.replica import Replica
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
 
-TASK = Task(image=None, question="What is there?", response="A star.", config=JUDGE, deadline_s=10.0)
+TASK = Task(images=(), question="What is there?", response="A star.", config=JUDGE, deadline_s=10.0)
 SECOND = Model(number=1, folder="/second", version="second-1")
 
 
@@ -133,7 +133,7 @@ def test_a_lost_call_is_made_again_and_a_killer_takes_nobody_along(monkeypatch: 
 
     async def run() -> list[object]:
         dispatch = dispatcher(call)
-        killer = Task(image=None, question="", response="killer", config=JUDGE, deadline_s=10.0)
+        killer = Task(images=(), question="", response="killer", config=JUDGE, deadline_s=10.0)
         asked = [dispatch.ask(task, FIRST) for task in (TASK, killer, TASK)]
         return await asyncio.gather(*asked, return_exceptions=True)
 

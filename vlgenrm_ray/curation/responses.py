@@ -125,7 +125,7 @@ def ask(
     seeds = {q.id: seed_of(seed, q.id, config.name) for q, _ in able}
     answers: dict[str, list[Sample] | Refused] = {}
     if able:
-        prompts = [Prompt(image=picture, text=q.text) for q, picture in able]
+        prompts = [Prompt(images=(picture,), text=q.text) for q, picture in able]
         said = generator.generate(prompts, config.sampling(), list(seeds.values()))
         answers = {q.id: answer for (q, _), answer in zip(able, said, strict=True)}
     units: list[Unit[Response]] = []

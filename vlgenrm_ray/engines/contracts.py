@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One user turn: image, then text. The engine applies the model's own chat template."""
+    """One user turn: images in order, then text. The engine applies the model's own chat template."""
 
-    image: "PIL.Image.Image | None"
+    images: "tuple[PIL.Image.Image, ...]"
+    """None to several, see `too_many`."""
     text: str
     prefix: str = ""
     """Beginning of the assistant's turn, already written (for instance a rationale, to read the verdict after it)."""
@@ -62,6 +63,14 @@ class Refused:
 
     reason: DropReason
     detail: str
+
+
+def too_many(num_images: int, most: int) -> Refused | None:
+    """The refusal of a prompt with more images than an engine takes (`VllmConfig.max_images`); None where it may be."""
+    if num_images <= most:
+        return None
+    detail = f"{num_images} images; the engine takes {most}, see its setting engine.max_images"
+    return Refused(reason=DropReason.TOO_MANY_IMAGES, detail=detail)
 
 
 class Generator(Protocol):

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token, too_many
 from vlgenrm_ray.errors import ConfigError, DropReason
 
 Script = Callable[[Prompt, random.Random], str]
@@ -22,15 +22,23 @@ _TOKEN = re.compile(r" ?\w+|\W")
 class ScriptedGenerator:
     """A deterministic `Generator` over a script. Tokens are words with their leading blank, and single signs."""
 
-    def __init__(self, script: Script | Mapping[str, str], *, confidence: float = 0.9, max_chars: int = 20_000) -> None:
+    def __init__(
+        self,
+        script: Script | Mapping[str, str],
+        *,
+        confidence: float = 0.9,
+        max_chars: int = 20_000,
+        max_images: int = 16,
+    ) -> None:
         """`script`: a function, or a table from a text that the prompt contains to what is then said (first match).
 
         Where a watched word is written, it has probability `confidence` and the other watched words share the rest
-        of it; elsewhere they have 0. Prompts of more than `max_chars` characters are refused as too long.
+        of it; elsewhere they have 0. Prompts of more than `max_chars` characters or `max_images` images are refused.
         """
         self.script = script if callable(script) else _from_table(script)
         self.confidence = confidence
         self.max_chars = max_chars
+        self.max_images = max_images
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
@@ -46,6 +54,8 @@ class ScriptedGenerator:
         length = len(prompt.text) + len(prompt.prefix)
         if length > self.max_chars:
             return Refused(reason=DropReason.PROMPT_TOO_LONG, detail=f"{length} characters, limit {self.max_chars}")
+        if refused := too_many(len(prompt.images), self.max_images):
+            return refused
         greedy = sampling.temperature == 0
         return [self._sample(prompt, sampling, f"{0 if greedy else seed}/{k}") for k in range(sampling.n)]
 

@@ -38,7 +38,7 @@ class VllmGenerator:
             self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config, model_folder.max_positions(folder)))
         except ValueError as error:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(self._llm, folder.name)
+        self.requests = Requests(self._llm, folder.name, config.max_images)
         self.vocabulary = self.requests.vocabulary
 
     def generate(
@@ -72,7 +72,7 @@ class VllmGenerator:
     # -- running -----------------------------------------------------------------------------------------------
 
     def _run_isolated(
-        self, requests: "Sequence[tuple[dict[str, Any], SamplingParams]]"
+        self, requests: "Sequence[tuple[dict[str, Any] | Refused, SamplingParams]]"
     ) -> "list[RequestOutput | Refused]":
         """Run all together; if the engine fails on them, each alone, so that only the culprits are refused."""
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -90,10 +90,15 @@ class VllmGenerator:
                 raise StageError(f"vLLM fails on every prompt: {summary(error)}") from error
             return outcomes
 
-    def _run(self, requests: "Sequence[tuple[dict[str, Any], SamplingParams]]") -> "list[RequestOutput | Refused]":
+    def _run(
+        self, requests: "Sequence[tuple[dict[str, Any] | Refused, SamplingParams]]"
+    ) -> "list[RequestOutput | Refused]":
         outcomes: dict[int, RequestOutput | Refused] = {}
         places: dict[str, int] = {}
         for place, (request, params) in enumerate(requests):
+            if isinstance(request, Refused):
+                outcomes[place] = request
+                continue
             try:
                 (internal,) = self._llm.enqueue(request, params, use_tqdm=False)
             # vLLM's own refusals, and whatever the model's image processor raises for an image it cannot take.

@@ -22,8 +22,8 @@ class AsyncVllmGenerator:
     """A `contracts.LiveGenerator` on vLLM's `AsyncLLM`.
 
     The n samples of a prompt are n requests of vLLM, as they would be inside its own n > 1 as well: rendered once,
-    sharing the image and, through the prefix cache, the prefill. So each can be had, and given up, by itself. Seeds are
-    those of `VllmGenerator`: both say the same.
+    sharing the images and, through the prefix cache, the prefill. So each can be had, and given up, by itself. Seeds
+    are those of `VllmGenerator`: both say the same.
     """
 
     def __init__(self, config: VllmConfig) -> None:
@@ -48,7 +48,7 @@ class AsyncVllmGenerator:
             )
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(self._llm, folder.name)
+        self.requests = Requests(self._llm, folder.name, config.max_images)
         self._numbers = itertools.count()
         processes = self._llm.engine_core.resources.engine_manager.processes
         self._watch = end_with_this_process([process.pid for process in processes])
@@ -118,10 +118,13 @@ class AsyncVllmGenerator:
         """Hand a prompt to the engine, once per sample."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        request = self.requests.request(prompt)
+        if isinstance(request, Refused):
+            return request
         number = next(self._numbers)
         queues: list[RequestOutputCollector] = []
         try:
-            (rendered,) = await self._llm.renderer.render_cmpl_async([self.requests.request(prompt)])
+            (rendered,) = await self._llm.renderer.render_cmpl_async([request])
             for place in range(params.n):
                 one = params.clone()
                 # As vLLM seeds the samples of one request.
@@ -139,9 +142,9 @@ class AsyncVllmGenerator:
         return queues
 
     def _without_pixels(self, rendered: Any) -> Any:
-        """The same input for further samples: the engine has the image by then, and takes its hash for it.
+        """The same input for further samples: the engine has the images by then, and takes their hashes for them.
 
-        As vLLM itself does for a prompt that comes again; otherwise each sample would carry the image's pixels to the
+        As vLLM itself does for a prompt that comes again; otherwise each sample would carry the images' pixels to the
         engine's process.
         """
         from vllm.multimodal.cache import MultiModalProcessorSenderCache

@@ -35,6 +35,8 @@ class VllmConfig(Settings):
     """True starts quicker, False (graphs, compilation) runs quicker; None: eager on the CPU only."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of the engine where there is no GPU; 0: as many as Ray gave the process, else all it may use."""
+    max_images: int = Field(default=1, ge=1)
+    """Most images of one prompt."""
     image_processor: dict[str, Any] = Field(default_factory=dict)
     """Settings of the model's image processor, such as `{"size": {"shortest_edge": 3136, "longest_edge": 1003520}}`."""
     trust_remote_code: bool = False
@@ -100,7 +102,7 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enforce_eager": on_cpu if config.enforce_eager is None else config.enforce_eager,
         # No dummy video at start: it is most of the start's time and memory.
-        "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "limit_mm_per_prompt": {"image": config.max_images, "video": 0},
         "mm_processor_kwargs": config.image_processor or None,
         "use_tqdm_on_load": False,
         "trust_remote_code": config.trust_remote_code,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token, too_many
 from vlgenrm_ray.engines.tokens import Vocabulary
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError
 
@@ -20,12 +20,12 @@ _MARK = "vlgenrm text goes here"
 class Requests:
     """Writes vLLM's requests for one model, and reads its completions.
 
-    A prompt is one user turn: the image, then the text, in the model's own chat template. Image placeholders are never
-    sampled.
+    A prompt is one user turn: the images, then the text, in the model's own chat template. Image placeholders are
+    never sampled.
     """
 
-    def __init__(self, llm: Any, name: str) -> None:
-        """Of a started engine (`LLM` or `AsyncLLM`) and its model's name, for messages.
+    def __init__(self, llm: Any, name: str, max_images: int) -> None:
+        """Of a started engine (`LLM` or `AsyncLLM`) with its model's name, for messages, and its limit of images.
 
         Raises InputError where the model's chat template does not write the user's text as it is.
         """
@@ -33,16 +33,19 @@ class Requests:
         configuration = llm.model_config.hf_config.to_dict()
         processor = llm.renderer.get_mm_processor().info.get_hf_processor()
         self._banned = {configuration[k]: -math.inf for k in IMAGE_TOKENS if isinstance(configuration.get(k), int)}
-        self._turns = {seen: _turn(processor, name, with_image=seen) for seen in (True, False)}
+        self._max_images = max_images
+        self._turns = [_turn(processor, name, num_images) for num_images in range(max_images + 1)]
 
-    def request(self, prompt: Prompt) -> dict[str, Any]:
-        """A prompt in vLLM's form."""
-        before, after = self._turns[prompt.image is not None]
+    def request(self, prompt: Prompt) -> dict[str, Any] | Refused:
+        """A prompt in vLLM's form; Refused where it has too many images."""
+        if refused := too_many(len(prompt.images), self._max_images):
+            return refused
+        before, after = self._turns[len(prompt.images)]
         neutral = self.vocabulary.neutral
         text = f"{before}{neutral(prompt.text)}{after}{neutral(prompt.prefix)}"
-        if prompt.image is None:
+        if not prompt.images:
             return {"prompt": text}
-        return {"prompt": text, "multi_modal_data": {"image": prompt.image}}
+        return {"prompt": text, "multi_modal_data": {"image": list(prompt.images)}}
 
     def params(self, sampling: Sampling, watched: Mapping[str, Sequence[int]], seed: int) -> "SamplingParams":
         """How vLLM is to sample `sampling.n` completions; `seed` as vLLM is to have it (see `spread`)."""
@@ -120,9 +123,9 @@ def summary(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _turn(processor: Any, name: str, *, with_image: bool) -> tuple[str, str]:
-    """What the chat template writes before and after the user's text."""
-    content = [{"type": "image"}] * with_image + [{"type": "text", "text": _MARK}]
+def _turn(processor: Any, name: str, num_images: int) -> tuple[str, str]:
+    """What the chat template writes before and after the user's text, a placeholder for each image included."""
+    content = [{"type": "image"}] * num_images + [{"type": "text", "text": _MARK}]
     rendered = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )

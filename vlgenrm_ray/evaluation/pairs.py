@@ -90,7 +90,7 @@ def _open(image: ImageRef, limits: ImageLimits) -> "PIL.Image.Image | ImageError
 def _sides(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Iterator[Item]:
     for side, response in ((Side.CHOSEN, preference.chosen), (Side.REJECTED, preference.rejected)):
         name = f"{preference.id}{suffix}/{side.value}"
-        yield Item(id=name, image=image, question=preference.question.text, response=response)
+        yield Item(id=name, images=(image,), question=preference.question.text, response=response)
 
 
 def _result(

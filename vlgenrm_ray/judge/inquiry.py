@@ -63,8 +63,8 @@ class Item:
 
     id: str
     """Decides the seeds, hence the critiques: an id is judged alike in whatever batch it comes."""
-    image: "PIL.Image.Image | ImageRef | None"
-    """Pixels, or where they lie; None asks without an image (the blind baseline)."""
+    images: "tuple[PIL.Image.Image | ImageRef, ...]"
+    """What is shown, in order: pixels, or where they lie. () asks without an image (the blind baseline)."""
     question: str
     response: str
     hint: str = ""
@@ -101,10 +101,11 @@ class Inquiry:
         self.reading = Sampling(temperature=0.0, max_tokens=_LOOK, watch=WATCH)
         """For the verdict after a rationale already written."""
 
-    def prompt(self, item: Item, image: "PIL.Image.Image | None", prefix: str = "") -> Prompt:
-        """What the generator is asked about an item whose pixels are `image`."""
+    def prompt(self, item: Item, images: "tuple[PIL.Image.Image, ...]", prefix: str = "") -> Prompt:
+        """What the generator is asked about an item whose pixels are `images`."""
         template = prompt.load(self.config.hint_prompt) if item.hint else self._template
-        return Prompt(image=image, text=prompt.render(template, item.question, item.response, item.hint), prefix=prefix)
+        text = prompt.render(template, item.question, item.response, item.hint)
+        return Prompt(images=images, text=text, prefix=prefix)
 
     def seed(self, item: Item) -> int:
         """The item's seed: by its id, whatever batch it comes in."""

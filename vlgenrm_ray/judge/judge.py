@@ -75,15 +75,14 @@ class Judge:
 
     def _prompts(self, items: Sequence[Item], prefixes: Sequence[str]) -> list[Prompt | Refused]:
         """What the generator is asked; an image that several items share is opened once."""
-        refs = {item.image for item in items if isinstance(item.image, ImageRef)}
+        refs = {image for item in items for image in item.images if isinstance(image, ImageRef)}
         opened = {ref: self._open(ref) for ref in refs}
         prompts: list[Prompt | Refused] = []
         for item, prefix in zip(items, prefixes, strict=True):
-            image = opened[item.image] if isinstance(item.image, ImageRef) else item.image
-            if isinstance(image, Refused):
-                prompts.append(image)
-            else:
-                prompts.append(self.inquiry.prompt(item, image, prefix))
+            found = [opened[image] if isinstance(image, ImageRef) else image for image in item.images]
+            refused = next((image for image in found if isinstance(image, Refused)), None)
+            shown = tuple(image for image in found if not isinstance(image, Refused))
+            prompts.append(refused or self.inquiry.prompt(item, shown, prefix))
         return prompts
 
     def _open(self, ref: ImageRef) -> "PIL.Image.Image | Refused":

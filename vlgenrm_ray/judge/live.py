@@ -33,12 +33,12 @@ async def judge(
     inquiry: Inquiry,
     generator: LiveGenerator,
     item: Item,
-    image: "PIL.Image.Image | None",
+    images: "tuple[PIL.Image.Image, ...]",
     *,
     aggregator: Any = None,
     deadline: float | None = None,
 ) -> Judged:
-    """Critiques of an item whose pixels are `image`, as many as are finished by `deadline`, and the reward they give.
+    """Critiques of an item whose pixels are `images`, as many as are finished by `deadline`, and the reward they give.
 
     `deadline`: as `asyncio.get_running_loop().time()` counts. What is not finished by then is aborted; so is all if the
     caller is cancelled. Where nothing is finished, the status is `timeout`. Raises EngineLostError.
@@ -51,7 +51,7 @@ async def judge(
         async with (
             asyncio.timeout_at(deadline),
             aclosing(
-                cast("Any", generator.as_finished(inquiry.prompt(item, image), inquiry.sampling, seed))
+                cast("Any", generator.as_finished(inquiry.prompt(item, images), inquiry.sampling, seed))
             ) as samples,
         ):
             async for place, outcome in samples:

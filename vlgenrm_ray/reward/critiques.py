@@ -124,7 +124,7 @@ def item_of(preference: Preference, side: Side) -> Item:
     """What the judge is asked about one side."""
     response = preference.chosen if side is Side.CHOSEN else preference.rejected
     question = preference.question
-    return Item(id=f"{preference.id}/{side}", image=question.image, question=question.text, response=response)
+    return Item(id=f"{preference.id}/{side}", images=(question.image,), question=question.text, response=response)
 
 
 def needs_hint(outcome: Sequence[Rationale] | Refused, side: Side) -> bool:

@@ -58,7 +58,7 @@ class Canary:
 
     def item(self, response: str) -> Item:
         """A question about the picture; its id is the same for all versions, so they are compared on equal chances."""
-        return Item(id=f"canary/{response}", image=None, question=self.question, response=response)
+        return Item(id=f"canary/{response}", images=(), question=self.question, response=response)
 
     async def examine(self, ask: Ask) -> Finding:
         """Have the canary judged. Raises EngineLostError."""

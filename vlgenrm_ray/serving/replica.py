@@ -33,6 +33,7 @@ _STATUS = {
     DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
     DropReason.IMAGE_TOO_LARGE: Status.TOO_LARGE,
     DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
+    DropReason.TOO_MANY_IMAGES: Status.TOO_LARGE,
     DropReason.UNREADABLE_VERDICT: Status.UNREADABLE_VERDICT,
 }
 
@@ -112,9 +113,9 @@ class Replica:
     async def _one(self, task: Task, deadline: float) -> Outcome:
         version = self.model.version
         try:
-            image = None if task.image is None else await self._picture(task.image)
-            item = Item(id=task.id(), image=None, question=task.question, response=task.response)
-            judged = await judge(self._inquiry(task.config), self._generator, item, image, deadline=deadline)
+            shown = tuple([await self._picture(image) for image in task.images])
+            item = Item(id=task.id(), images=(), question=task.question, response=task.response)
+            judged = await judge(self._inquiry(task.config), self._generator, item, shown, deadline=deadline)
         except EngineLostError:
             raise
         except ImageError as error:
@@ -126,7 +127,7 @@ class Replica:
         return _outcome(judged, version)
 
     async def _ask(self, item: Item, image: "PIL.Image.Image") -> Judged:
-        return await judge(self._inquiry(self.config.judge), self._generator, item, image)
+        return await judge(self._inquiry(self.config.judge), self._generator, item, (image,))
 
     async def _picture(self, stored: Stored) -> "PIL.Image.Image":
         if (image := self._pictures.get(stored.sha256)) is None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
+from vlgenrm_ray.engines.contracts import too_many
 from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.judge import ranking
@@ -100,13 +101,13 @@ class Service:
 
     async def _reply(self, item: ScoreItem, deadline: float) -> ScoreReply:
         question, shown = question_of(item)
-        if len(shown) > 1:
-            return failed(Status.BAD_IMAGE, f"{len(shown)} images; this judge looks at one")
-        image = await self._image(shown[0]) if shown else None
+        if refused := too_many(len(shown), self.config.engine.max_images):
+            return failed(Status.TOO_LARGE, refused.detail)
+        images = tuple([await self._image(reference) for reference in shown])
         config = config_of(item, self.config.judge)
         while True:
             model = self.model
-            task = Task(image=image, question=question, response=item.response, config=config, deadline_s=0.0)
+            task = Task(images=images, question=question, response=item.response, config=config, deadline_s=0.0)
             key = task.key(model.version)
             if (known := self.cache.get(key)) is not None:
                 return known.model_copy(update={"cached": True, "timings": Timings()})

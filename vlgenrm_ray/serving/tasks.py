@@ -14,7 +14,8 @@ from vlgenrm_ray.serving.image_store import Stored
 class Task:
     """One response to judge, with everything decided."""
 
-    image: Stored | None
+    images: tuple[Stored, ...]
+    """What is shown, in order."""
     question: str
     response: str
     config: JudgeConfig
@@ -23,8 +24,10 @@ class Task:
 
     def id(self) -> str:
         """Decides the seeds: by content, so K more critiques continue the first K, and a repetition repeats them."""
-        content = [self.image.sha256 if self.image else None, self.question, self.response, self.config.mode]
-        return _hash(content)
+        hashes = [image.sha256 for image in self.images]
+        # One image counts by its own hash, not as a list of one: what it is judged by is the same either way.
+        shown = hashes if len(hashes) > 1 else next(iter(hashes), None)
+        return _hash([shown, self.question, self.response, self.config.mode])
 
     def key(self, version: str) -> str:
         """What the result depends on; equal keys have equal results."""

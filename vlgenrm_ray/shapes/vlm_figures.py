@@ -17,7 +17,7 @@ MAX_ANSWER = 96
 def answered(generator: Generator, folder: Path, *, seed: int, count: int) -> list[tuple[Question, bool]]:
     """`count` held-out questions, the kinds in turn, and whether the policy's answer at temperature 1 is true."""
     asked = list(questions(folder, seed=seed, split="heldout", count=count))
-    prompts = [Prompt(image=read(q.image, ImageLimits()), text=q.text) for q in asked]
+    prompts = [Prompt(images=(read(q.image, ImageLimits()),), text=q.text) for q in asked]
     sampled = generator.generate(prompts, Sampling(temperature=1.0, max_tokens=MAX_ANSWER, seed=seed))
     return [
         (question, not isinstance(samples, Refused) and response_is_true(question, samples[0].text))
@@ -39,6 +39,6 @@ def judged(judge: Judge, folder: Path, *, seed: int, count: int) -> list[PairRes
 def _sides(pair: Preference) -> Sequence[Item]:
     question = pair.question
     return [
-        Item(id=f"{pair.id}/{side}", image=question.image, question=question.text, response=text)
+        Item(id=f"{pair.id}/{side}", images=(question.image,), question=question.text, response=text)
         for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
     ]

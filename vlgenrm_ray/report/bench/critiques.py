@@ -36,7 +36,7 @@ def bench_critiques(
     template = prompt.load(judge.prompt)
     prompts = [
         Prompt(
-            image=images.read(preference.question.image, limits),
+            images=(images.read(preference.question.image, limits),),
             text=prompt.render(template, item.question, item.response),
         )
         for preference, item in zip([p for p in preferences for _ in Side], items, strict=True)

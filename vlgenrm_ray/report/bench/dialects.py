@@ -87,9 +87,11 @@ class OpenAi:
     def request(self, piece: Piece) -> Asked:
         """The judge's own prompt, seeded as the service seeds it."""
         stored = Stored(hashlib.sha256(piece.image).hexdigest(), piece.image)
-        task = Task(image=stored, question=piece.question, response=piece.response, config=self.judge, deadline_s=0.0)
-        item = Item(id=task.id(), image=None, question=piece.question, response=piece.response)
-        text = self._vocabulary.neutral(self._inquiry.prompt(item, None).text)
+        task = Task(
+            images=(stored,), question=piece.question, response=piece.response, config=self.judge, deadline_s=0.0
+        )
+        item = Item(id=task.id(), images=(), question=piece.question, response=piece.response)
+        text = self._vocabulary.neutral(self._inquiry.prompt(item, ()).text)
         content = [
             {"type": "image_url", "image_url": {"url": images.data_url(piece.image)}},
             {"type": "text", "text": text},
