@@ -68,9 +68,9 @@ def replica(script: Script = yes, *, scripts: dict[str, Script] | None = None, *
     return Replica(ServingConfig(judge=JUDGE), engine, FIRST)
 
 
-def service(script: Script = yes, *, delay_s: float = 0.0, **limits: object) -> Service:
+def service(script: Script = yes, *, delay_s: float = 0.0, max_images: int = 2, **limits: object) -> Service:
     """A service in front of one replica without a dispatcher; `asked` counts tasks."""
-    config = ServingConfig.model_validate({"judge": JUDGE, "limits": limits})
+    config = ServingConfig.model_validate({"judge": JUDGE, "limits": limits, "engine": {"max_images": max_images}})
     engine = replica(script, delay_s=lambda prompt, place: delay_s)
 
     async def ask(task: Task, model: Model) -> Outcome:

@@ -42,7 +42,7 @@ class RunConfig(Settings):
     evaluation: EvaluationConfig
     rounds: RoundsConfig = RoundsConfig()
     serving: ServingConfig = ServingConfig()
-    """What it leaves out is as in the sections `judge` and `evaluation`."""
+    """What it leaves out, also of its own sections, is as in the sections `judge` and `evaluation`."""
 
     @model_validator(mode="after")
     def _several_critiques_need_chance(self) -> Self:
@@ -60,14 +60,23 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 
 
 def serving(settings: RunConfig, **changes: Any) -> ServingConfig:
-    """How a recipe's judge is served, with `changes` on top."""
+    """How a recipe's judge is served, with `changes` on top. Raises ConfigError where they do not agree."""
     evaluation = settings.evaluation
-    inherited = {
+    inherited: dict[str, Any] = {
         "engine": evaluation.engine,
         "judge": settings.judge,
         "images": evaluation.limits,
         "num_cpus": evaluation.pool.num_cpus,
         "num_gpus": evaluation.pool.num_gpus,
     }
-    stated = {name: getattr(settings.serving, name) for name in settings.serving.model_fields_set}
+    stated = {
+        name: _over(inherited.get(name), getattr(settings.serving, name)) for name in settings.serving.model_fields_set
+    }
     return ServingConfig.model_validate(inherited | stated | changes)
+
+
+def _over(inherited: Any, stated: Any) -> Any:
+    """What is stated; of a section, the settings it leaves out are inherited."""
+    if not isinstance(inherited, Settings):
+        return stated
+    return recipe.build(type(stated), inherited.model_dump() | stated.model_dump(include=stated.model_fields_set))

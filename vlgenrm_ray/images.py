@@ -41,6 +41,12 @@ class ImageError(ValueError):
         self.reason = reason
         self.detail = detail
 
+    def among(self, place: int, num_images: int) -> "ImageError":
+        """The same, with a detail that says which of several images it is of; `place` counts from 0."""
+        if num_images == 1:
+            return self
+        return ImageError(self.reason, f"{self.detail} (image {place + 1} of {num_images})")
+
 
 def fetch(uri: str, limits: ImageLimits) -> bytes:
     """Encoded bytes of an image at a path, `file://` or any `scheme://` that pyarrow's file systems open.

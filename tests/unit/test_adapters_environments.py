@@ -13,9 +13,10 @@ from scripted_service import ScriptedService, listening
 
 from vlgenrm_ray.adapters import asking, connection, failures, nemo_rl, roll, skyrl, slime
 from vlgenrm_ray.errors import InputError, RemoteError
-from vlgenrm_ray.judge.label import write
+from vlgenrm_ray.judge.exchange import shown
+from vlgenrm_ray.judge.label import read, write
 
-PICTURE = Image.new("RGB", (16, 16), "red")
+PICTURE, OTHER = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
 PROMPT = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -53,6 +54,18 @@ def test_slime_alone_and_in_a_group(service: ScriptedService) -> None:
     assert judged(keyed, Sample("0.25")) == {"score": 0.25}
     assert [item.question for item in service.items] == ["What?", "What?", "q", "What?"]
     assert list(service.uploads.values()) == [1]
+
+
+def test_several_images_are_passed_on_and_those_of_the_messages_but_once(service: ScriptedService) -> None:
+    pictures = [PICTURE, OTHER]
+    spoken = [{"role": "user", "content": [*({"type": "image", "image": p} for p in pictures), "Which?"]}]
+    marked = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, "Which?"]}]
+    for prompt in (PROMPT, marked, spoken):
+        judged(SimpleNamespace(), Sample("1", prompt=prompt, multimodal_inputs={"images": pictures}))
+    assert len({tuple(shown(item)) for item in service.items}) == 1
+    assert [len(item.images) for item in service.items] == [2, 2, 0]
+    label = write(question="Which?", images=[f"sha256:{name * 64}" for name in "ab"])
+    assert asking.ask("1", prompt=spoken, label=read(label)).images == tuple(f"sha256:{name * 64}" for name in "ab")
 
 
 def test_slime_masks_within_a_group_and_moves_no_mean(service: ScriptedService) -> None:

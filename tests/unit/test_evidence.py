@@ -4,6 +4,8 @@ import asyncio
 import base64
 
 import httpx
+import pytest
+from pydantic import ValidationError
 from serving_examples import png, service
 from straw_experts import WITNESS, evidence
 
@@ -48,6 +50,12 @@ def test_what_goes_wrong_is_a_status_without_a_verdict() -> None:
     replies = asyncio.run(run())
     assert [r.status.value for r in replies] == ["bad_image", "bad_image", "internal", "internal"]
     assert all(r.detail and not r.claims for r in replies)
+
+
+@pytest.mark.parametrize("several", [{"images": [IMAGE, BLACK]}, {"image": [IMAGE]}, {"image": IMAGE, "images": []}])
+def test_evidence_is_of_one_image(several: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="one image"):
+        EvidenceRequest.model_validate({"responses": ["A red circle."]} | several)
 
 
 def test_few_at_a_time_and_none_longer_than_allowed() -> None:

@@ -8,10 +8,11 @@ import httpx
 import pytest
 from asgi import Gateway
 
+from vlgenrm_ray.judge.exchange import shown
 from vlgenrm_ray.judge.wire import ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
 from vlgenrm_ray.serving.gateways import ROUTERS, nemo_gym, openai_chat, unirl
 
-URL = "data:image/png;base64,aGVsbG8="
+URL, OTHER = "data:image/png;base64,aGVsbG8=", "data:image/png;base64,d29ybGQ="
 USER = {
     "role": "user",
     "content": [{"type": "image_url", "image_url": {"url": URL}}, {"type": "text", "text": "What?"}],
@@ -37,6 +38,14 @@ def test_a_chat_completion_is_a_critique_with_the_verdicts_logprobs() -> None:
     (item,) = gateway.items
     assert (item.num_critiques, item.seed, item.response) == (3, 7, "0.25")
     assert item.messages[0]["content"][0]["image_url"]["url"] == URL
+
+
+def test_a_chat_may_show_several_images() -> None:
+    gateway = Gateway(openai_chat.router)
+    more = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": OTHER}}]}
+    turns = [USER, {"role": "assistant", "content": "And?"}, more, {"role": "assistant", "content": "0.5"}]
+    assert gateway.post("/v1/chat/completions", {"messages": turns}).json()["reward"] == 0.5
+    assert shown(gateway.items[0]) == [URL, OTHER]
 
 
 def test_a_certain_and_an_unreadable_verdict_have_finite_logprobs_or_none() -> None:
@@ -88,6 +97,14 @@ def test_gym_gets_its_request_back_with_a_reward() -> None:
     plain = {"responses_create_params": {"input": "What?"}, "response": rollout("1")["response"]}
     assert gateway.post("/verify", plain).json()["reward"] == 1.0
     assert gateway.post("/seed_session", {}).json() == {}
+
+
+def test_gym_may_show_several_images() -> None:
+    gateway = Gateway(nemo_gym.router)
+    content = [{"type": "input_image", "image_url": url} for url in (OTHER, URL)]
+    given = {"input": [{"role": "user", "content": [*content, {"type": "input_text", "text": "Which?"}]}]}
+    assert gateway.post("/verify", rollout("1", responses_create_params=given)).json()["reward"] == 1.0
+    assert shown(gateway.items[0]) == [OTHER, URL]
 
 
 def test_gym_is_told_of_a_failure_by_http() -> None:

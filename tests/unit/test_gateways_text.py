@@ -5,6 +5,7 @@ import json
 import pytest
 from asgi import Gateway
 
+from vlgenrm_ray.judge.exchange import shown
 from vlgenrm_ray.judge.label import write
 from vlgenrm_ray.judge.wire import MAX_ITEMS
 from vlgenrm_ray.serving.gateways import llama_factory, openrlhf, slime
@@ -64,6 +65,20 @@ def test_openrlhf_m_and_lmm_r1_send_the_conversation_as_text() -> None:
     assert [i.reference for i in gateway.items] == ["a", "b", "c"]
     seen = [i.messages[0]["content"][0]["image_url"]["url"] for i in gateway.items]
     assert seen == [images[0], "aGVsbG8=", images[2]]
+
+
+def test_several_images_come_in_a_label_or_in_the_conversation() -> None:
+    gateway = Gateway(openrlhf.router)
+    paths = ["/pictures/a.png", "/pictures/b.png"]
+    parts = [*({"type": "image", "image": path} for path in paths), {"type": "text", "text": "Which?"}]
+    body = {"query": [said("1")], "prompts": [json.dumps([{"role": "user", "content": parts}])], "labels": ["a"]}
+    assert gateway.post("/get_reward", body).json()["rewards"] == [1.0]
+    label = write(question="Which?", images=paths)
+    assert gateway.post("/get_reward", {"query": [said("1")], "labels": [label]}).json()["rewards"] == [1.0]
+    assert [shown(item) for item in gateway.items] == [paths, paths]
+    slimes = Gateway(slime.router)
+    assert slimes.post("/rm", {"prompt": PROMPT, "response": "1", "label": label}).json() == 1.0
+    assert shown(slimes.items[0]) == paths
 
 
 @pytest.mark.parametrize(("status", "code"), HTTP.items())

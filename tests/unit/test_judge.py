@@ -83,6 +83,20 @@ def test_a_broken_image_harms_its_own_item_only(tmp_path: Path) -> None:
     assert judged[0].reward is None
 
 
+def test_several_images_are_shown_in_order_and_one_that_is_gone_harms_its_item(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (16, 16), (9, 0, 0)).save(path)
+    there = probe(str(path), ImageLimits())
+    gone = ImageRef(uri=str(tmp_path / "b.png"), sha256="0", width=16, height=16)
+    engine = Watched({"": "Verdict: Yes"}, max_images=2)
+    shown = [(PICTURE, there), (there, PICTURE), (there, gone), (there, there, there)]
+    judged = Judge(CONFIG, engine).score([item(images=images) for images in shown])
+    assert [j.status for j in judged] == ["ok", "ok", "image_missing", "too_many_images"]
+    assert [j.reward is None for j in judged] == [False, False, True, True]
+    reds = [[image.getpixel((0, 0))[0] for image in prompt.images] for prompt in engine.asked]  # type: ignore[index]
+    assert reds == [[0, 9], [9, 0], [9, 9, 9]]
+
+
 def test_what_the_engine_refuses_has_a_status_and_no_reward() -> None:
     judge = Judge(CONFIG, ScriptedGenerator({"": "Verdict: Yes"}, max_chars=300))
     judged = judge.score([item(response="long " * 100), item()])

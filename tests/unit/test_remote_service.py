@@ -57,6 +57,17 @@ def test_the_picture_that_was_sent_is_the_picture_that_is_judged() -> None:
     assert replies[0].model_version == "first-0"
 
 
+def test_several_pictures_are_judged_in_their_order() -> None:
+    red, blue = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
+    content = [{"type": "image", "image": red}, {"type": "text", "text": "Which colour is the first?"}]
+    turns = [{"role": "user", "content": content}]
+    asks = [Ask(images=pair, question="Which?", response="Red.") for pair in ((red, blue), (blue, red))]
+    asks += [Ask(image=blue, messages=turns, response="Red."), Ask(images=[red] * 3, question="?", response="Red.")]
+    replies = talk(service(is_red), lambda judge: judge.score(asks))
+    assert [r.reward for r in replies] == [pytest.approx(0.9), pytest.approx(0.1), pytest.approx(0.1), None]
+    assert replies[3].status is Status.TOO_LARGE
+
+
 def test_images_the_service_gave_up_are_sent_again() -> None:
     served = service(is_red)
     served.images.max_bytes = max(len(png(0)), len(png(255)))

@@ -3,14 +3,16 @@
 import asyncio
 import contextvars
 import random
+from dataclasses import replace
 
 import pytest
-from serving_examples import FIRST, JUDGE, replica, sees, yes
+from serving_examples import FIRST, JUDGE, png, replica, sees, yes
 
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving.dispatch import Dispatcher
+from vlgenrm_ray.serving.image_store import Stored
 from vlgenrm_ray.serving.metrics import Metrics
 from vlgenrm_ray.serving.replica import Replica
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
@@ -84,6 +86,23 @@ def test_requests_wait_for_an_exchange_and_name_who_judged() -> None:
     before, after = asyncio.run(run())
     assert (before.version, before.reward) == ("first-0", pytest.approx(0.9))
     assert (after.version, after.reward) == ("second-1", pytest.approx(0.1))
+
+
+def test_seeds_of_one_image_or_none_are_by_the_image_itself() -> None:
+    """Fixed, as other ids would be other critiques and other rewards of the same item."""
+    first, second = (Stored(name * 64, b"") for name in "ab")
+    tasks = [replace(TASK, images=images) for images in ((), (first,), (first, second), (second, first))]
+    assert [task.id()[:8] for task in tasks] == ["7390dca6", "c68ea66f", "ffbf5e94", "d92a68bb"]
+    assert len({task.key("first-0") for task in tasks}) == 4
+
+
+def test_one_broken_image_of_several_harms_its_task_only() -> None:
+    good, broken = (Stored(name * 64, data) for name, data in (("a", png()), ("b", png()[:40])))
+    tasks = [replace(TASK, images=images) for images in ((good, broken), (good, good))]
+    spoilt, fine = asyncio.run(replica().judge(tasks, FIRST))
+    assert (spoilt.status, spoilt.reward) == (Status.BAD_IMAGE, None)
+    assert "(image 2 of 2)" in spoilt.detail
+    assert fine.status is Status.OK
 
 
 def test_a_replica_that_is_behind_catches_up() -> None:

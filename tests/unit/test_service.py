@@ -14,6 +14,7 @@ from vlgenrm_ray.serving.score import OverloadedError
 from vlgenrm_ray.serving.service import Service
 
 IMAGE = "data:image/png;base64," + base64.b64encode(png()).decode()
+OTHER = base64.b64encode(png(9)).decode()
 
 
 def one(served: Service, **more: object) -> ScoreReply:
@@ -51,7 +52,9 @@ def test_a_repetition_comes_from_the_cache() -> None:
         {"num_critiques": 2},
         {"seed": 7},
         {"aggregator": "vote"},
-        {"image": base64.b64encode(png(9)).decode()},
+        {"image": OTHER},
+        {"image": None, "images": [IMAGE, OTHER]},
+        {"image": None},
     ],
 )
 def test_what_decides_the_result_is_in_the_key(other: dict[str, object]) -> None:
@@ -175,16 +178,19 @@ def test_failures_stay_with_their_items() -> None:
         item(image="sha256:" + "0" * 64),
         item(image="http://example.org/a.png"),
         item("long " * 12_000),
-        item(images=[IMAGE, IMAGE]),
+        item(images=[IMAGE, broken]),
+        item(images=[IMAGE] * 3),
         item("last"),
     ]
     replies = asyncio.run(served.score(request(*items))).items
     assert [r.status.value for r in replies] == [
         *("ok", "unreadable_verdict", "internal", "bad_image", "bad_image"),
-        *("bad_image", "too_large", "too_large", "ok"),
+        *("bad_image", "too_large", "bad_image", "too_large", "ok"),
     ]
     assert all((r.reward is None) == (r.status is not Status.OK) for r in replies)
     assert replies[4].detail.startswith(UNKNOWN_IMAGE), "clients know by it that they must send the image again"
+    assert "(image 2 of 2)" in replies[7].detail
+    assert replies[8].detail == "3 images; the engine takes 2, see its setting engine.max_images"
     assert "vlgenrm_items_total" in served.metrics.render().decode()
 
 
@@ -200,6 +206,45 @@ def test_messages_are_a_question_with_its_image() -> None:
     assert reply.status is Status.OK
     assert len(seen[0].images) == 1
     assert "What is there?\n  Reference answer: A star." in seen[0].text
+
+
+def shades(prompt: Prompt) -> list[int]:
+    return [image.getpixel((0, 0))[0] for image in prompt.images]  # type: ignore[index]
+
+
+def test_several_images_are_shown_in_order_the_items_own_first() -> None:
+    seen: list[list[int]] = []
+
+    def watches(prompt: Prompt, chance: random.Random) -> str:
+        seen.append(shades(prompt))
+        return yes(prompt, chance)
+
+    served = service(watches, max_images=4)
+    part = {"type": "image_url", "image_url": {"url": OTHER}}
+    last = {"type": "image_url", "image_url": {"url": base64.b64encode(png(30)).decode()}}
+    turns = [{"role": "user", "content": [part, {"type": "text", "text": "Which?"}, last]}]
+    mixed = one(served, question=None, messages=turns, images=[IMAGE, IMAGE], num_critiques=1)
+    beside = one(served, question=None, messages=turns, image=IMAGE, num_critiques=1)
+    assert mixed.status is beside.status is Status.OK
+    assert seen == [[0, 0, 9, 30], [0, 9, 30]]
+
+
+def test_the_order_of_images_is_in_the_key_and_a_list_of_one_is_that_image() -> None:
+    served = service()
+    asked = [{"images": [IMAGE, OTHER]}, {"images": [OTHER, IMAGE]}, {"images": [IMAGE, IMAGE]}, {"image": IMAGE}]
+    assert not any(one(served, **shown).cached for shown in asked)
+    assert one(served, images=[IMAGE]).cached
+    assert one(served, images=[IMAGE, OTHER]).cached
+    assert served.engine.num_asked == 4
+
+
+def test_too_many_images_never_reach_the_engine() -> None:
+    served = service(max_images=1)
+    reply = one(served, images=[IMAGE, "no image at all"])
+    assert (reply.status, reply.reward) == (Status.TOO_LARGE, None)
+    assert "engine.max_images" in reply.detail
+    assert served.engine.num_asked == 0
+    assert one(served, image=IMAGE).status is Status.OK
 
 
 def test_compare_and_rank_say_what_the_rewards_say() -> None:

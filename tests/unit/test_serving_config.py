@@ -27,6 +27,26 @@ def test_what_the_section_leaves_out_is_as_in_judge_and_evaluation() -> None:
     assert config.serving(settings, replicas=2).replicas == 2
 
 
+def test_of_a_section_the_settings_left_out_are_inherited_and_checked_together() -> None:
+    overrides = ("evaluation.engine.threads=3", "serving.engine.dtype=float32", "serving.judge.num_critiques=8")
+    settings = config.load(RECIPE, overrides)
+    found = config.serving(settings)
+    assert found.engine == settings.evaluation.engine.model_copy(update={"dtype": "float32", "max_images": 2})
+    assert found.judge == settings.judge.model_copy(update={"num_critiques": 8})
+    cold = config.load(RECIPE, ("judge.temperature=0", "judge.num_critiques=1", "critiques.num_critiques=1"))
+    several = cold.model_copy(update={"serving": ServingConfig.model_validate({"judge": {"num_critiques": 4}})})
+    with pytest.raises(ConfigError, match="temperature 0 with num_critiques 4"):
+        config.serving(several)
+
+
+@pytest.mark.parametrize(("name", "most"), [("shapes", 2), ("qwen3_vl_4b", 8), ("qwen2_5_vl_7b", 8)])
+def test_recipes_are_served_with_several_images(name: str, most: int) -> None:
+    settings = config.load(shipped_recipe(name))
+    engine = config.serving(settings).engine
+    assert (engine.max_images, settings.evaluation.engine.max_images) == (most, 1)
+    assert engine.model == settings.evaluation.engine.model
+
+
 def test_the_shapes_recipe_serves_the_experts_that_its_stage_uses() -> None:
     settings = config.load(RECIPE)
     found = config.serving(settings).experts

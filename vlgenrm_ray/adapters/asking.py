@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.conversation import text_of
+from vlgenrm_ray.judge.conversation import images_of, openai_form, text_of
 from vlgenrm_ray.judge.exchange import Ask
 from vlgenrm_ray.judge.label import Label
 from vlgenrm_ray.judge.transcript import asked
@@ -15,19 +15,23 @@ from vlgenrm_ray.judge.transcript import asked
 def ask(response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (), label: Label | None = None) -> Ask:
     """One ask. `prompt`: messages, or text in a chat template; what the label says goes before it.
 
+    `images`: what the policy saw, in order. They are left out where the messages carry images themselves: the same.
     Raises InputError where there is neither a prompt nor a question in the label.
     """
     label = label or Label()
     # Data frames keep lists as arrays.
     prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    shown = label.images or tuple(images or ())
+    shown = label.images or tuple(() if images is None else images)
     fields: dict[str, Any] = {"response": said(response), "images": shown, "reference": label.reference}
     if label.question is not None:
         return Ask(question=label.question, **fields)
     if isinstance(prompt, str) and prompt:
         return Ask(question=asked(prompt), **fields)
     if isinstance(prompt, Sequence) and len(prompt):
-        return Ask(messages=[plain(message) for message in prompt], **fields)
+        messages = [plain(message) for message in prompt]
+        if not label.images and images_of(openai_form(messages, lambda image: "")):
+            fields["images"] = ()
+        return Ask(messages=messages, **fields)
     raise InputError("a sample with neither a prompt nor a `question` in its label: see vlgenrm_ray/judge/label.py")
 
 

@@ -39,20 +39,15 @@ def _asks(prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str,
         ask(
             completions[i],
             prompt=prompts[i],
-            images=_images(prompts[i], columns, i),
+            images=_images(columns, i),
             label=Label(reference=references[i]),
         )
         for i in rows
     ]
 
 
-def _images(prompt: Any, columns: dict[str, Any], row: int) -> list[Any]:
-    """The row's pictures; none where the prompt's messages carry them already."""
-    parts = (
-        [] if isinstance(prompt, str) else [p for m in prompt if isinstance(m["content"], list) for p in m["content"]]
-    )
-    if any(isinstance(part, dict) and (part.get("image") or part.get("image_url")) for part in parts):
-        return []
+def _images(columns: dict[str, Any], row: int) -> list[Any]:
+    """The row's pictures."""
     if (images := columns.get("images")) is not None:
         return list(images[row] or ())
     column = columns.get("image")

@@ -1,6 +1,6 @@
 """Conversations as trainers write them -> OpenAI's form, as `wire.ScoreItem.messages` wants it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlgenrm_ray.errors import InputError
@@ -32,6 +32,12 @@ def text_of(message: Message) -> str:
     """What a message says; its images left out."""
     content = openai_form([message])[0]["content"]
     return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
+
+
+def images_of(turns: Iterable[Message]) -> list[str]:
+    """References of the images of turns in OpenAI's form, in order."""
+    parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
+    return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
 
 
 def split_answer(messages: Sequence[Message]) -> tuple[list[Message], str]:

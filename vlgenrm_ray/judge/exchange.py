@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vlgenrm_ray.errors import DropReason, InputError, RemoteError
 from vlgenrm_ray.images import ImageError, ImageLimits
-from vlgenrm_ray.judge.conversation import Message, openai_form
+from vlgenrm_ray.judge.conversation import Message, images_of, openai_form
 from vlgenrm_ray.judge.pictures import Album, Picture
 from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status
 
@@ -35,9 +35,10 @@ class Ask:
     response: str
     question: str | None = None
     messages: Sequence[Message] | None = None
-    """The conversation up to the response; its image parts count as images."""
+    """The conversation up to the response; its image parts are shown after `image` or `images`."""
     image: Picture | None = None
     images: Sequence[Picture] = ()
+    """Several, in place of `image`; how many a judge takes is its operator's setting."""
     reference: str | None = None
     mode: str | None = None
     """None: as the server is configured. So with the following."""
@@ -230,8 +231,7 @@ def prepare(ask: Ask, album: Album) -> ScoreItem | ScoreReply:
 def shown(item: ScoreItem) -> list[str]:
     """References of every image of an item."""
     own = [item.image] if item.image is not None else list(item.images)
-    parts = [p for m in item.messages or [] if isinstance(m["content"], list) for p in m["content"]]
-    return own + [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return own + images_of(item.messages or [])
 
 
 def _backoff(attempt: int) -> float:

@@ -38,10 +38,10 @@ class ScoreItem(_Strict):
     """`data:image/...;base64,...`, plain base64, `sha256:<64 hex digits>` of one sent before, or a path
     under a root that the operator allowed. None: the judge is asked without an image."""
     images: list[str] = Field(default_factory=list, max_length=16)
-    """Several images, in place of `image`."""
+    """Several images, in order, in place of `image`. More than the service's engines take are `too_large`."""
     question: str | None = Field(default=None, max_length=MAX_TEXT)
     messages: list[dict[str, Any]] | None = Field(default=None, max_length=64)
-    """The conversation in OpenAI's form, in place of `question`; its image parts count as `images`."""
+    """The conversation in OpenAI's form, in place of `question`; its image parts are shown after `images`."""
     response: str = Field(max_length=MAX_TEXT)
     reference: str | None = Field(default=None, max_length=MAX_TEXT)
     """A right answer, shown to the judge where there is one."""

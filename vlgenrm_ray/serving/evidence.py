@@ -8,9 +8,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.images import ImageError
@@ -35,6 +35,13 @@ class EvidenceRequest(_Strict):
     """As in `ScoreItem`."""
     responses: list[Annotated[str, Field(max_length=MAX_TEXT)]] = Field(min_length=1, max_length=_MAX_RESPONSES)
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_image(cls, given: Any) -> Any:
+        if isinstance(given, dict) and ("images" in given or isinstance(given.get("image"), list)):
+            raise ValueError("evidence is of one image; ask for each by itself, as `image`")
+        return given
 
 
 class WireBox(_Strict):

@@ -113,7 +113,7 @@ class Replica:
     async def _one(self, task: Task, deadline: float) -> Outcome:
         version = self.model.version
         try:
-            shown = tuple([await self._picture(image) for image in task.images])
+            shown = await self._shown(task.images)
             item = Item(id=task.id(), images=(), question=task.question, response=task.response)
             judged = await judge(self._inquiry(task.config), self._generator, item, shown, deadline=deadline)
         except EngineLostError:
@@ -128,6 +128,15 @@ class Replica:
 
     async def _ask(self, item: Item, image: "PIL.Image.Image") -> Judged:
         return await judge(self._inquiry(self.config.judge), self._generator, item, (image,))
+
+    async def _shown(self, several: Sequence[Stored]) -> "tuple[PIL.Image.Image, ...]":
+        pictures = []
+        for place, stored in enumerate(several):
+            try:
+                pictures.append(await self._picture(stored))
+            except ImageError as error:
+                raise error.among(place, len(several)) from None
+        return tuple(pictures)
 
     async def _picture(self, stored: Stored) -> "PIL.Image.Image":
         if (image := self._pictures.get(stored.sha256)) is None:

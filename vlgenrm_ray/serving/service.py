@@ -6,7 +6,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -103,7 +103,7 @@ class Service:
         question, shown = question_of(item)
         if refused := too_many(len(shown), self.config.engine.max_images):
             return failed(Status.TOO_LARGE, refused.detail)
-        images = tuple([await self._image(reference) for reference in shown])
+        images = await self._images(shown)
         config = config_of(item, self.config.judge)
         while True:
             model = self.model
@@ -121,6 +121,15 @@ class Service:
             # Cut short by the deadline of whoever began it: there is more to be had within ours.
             if _is_whole(reply) or _now() >= deadline:
                 return reply
+
+    async def _images(self, references: Sequence[str]) -> tuple[Stored, ...]:
+        found = []
+        for place, reference in enumerate(references):
+            try:
+                found.append(await self._image(reference))
+            except ImageError as error:
+                raise error.among(place, len(references)) from None
+        return tuple(found)
 
     async def _image(self, reference: str) -> Stored:
         if len(reference) < _LARGE and (reference.startswith("sha256:") or not self.config.image_roots):

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from vlgenrm_ray.judge.conversation import openai_form, text_of
+from vlgenrm_ray.judge.conversation import images_of, openai_form, text_of
 from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply, Status
 from vlgenrm_ray.serving.image_store import Stored
@@ -60,7 +60,7 @@ class Model:
 
 
 def question_of(item: ScoreItem) -> tuple[str, list[str]]:
-    """What was asked, reference included, and the images shown: the item's own and the conversation's.
+    """What was asked, reference included, and the images shown: the item's own, then the conversation's.
 
     Raises InputError where the conversation cannot be read.
     """
@@ -69,8 +69,7 @@ def question_of(item: ScoreItem) -> tuple[str, list[str]]:
         question = item.question or ""
     else:
         turns = openai_form(item.messages)
-        parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
-        shown += [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+        shown += images_of(turns)
         said = [(turn["role"], text_of(turn)) for turn in turns]
         # A lone question needs no label; in a longer conversation the judge must see who said what.
         question = said[0][1] if len(said) == 1 else "\n".join(f"{role.capitalize()}: {text}" for role, text in said)
