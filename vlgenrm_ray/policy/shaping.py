@@ -47,4 +47,4 @@ def token_rewards(
         tokens = -config.coefficient * divergence((old - reference).where(mask, 0.0), config.estimator)
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = (mask * positions).amax(-1, keepdim=True)
-    return tokens + ((positions == last) & mask) * rewards[:, None]
+    return torch.where((positions == last) & mask, tokens + rewards[:, None], tokens)

@@ -1,0 +1,206 @@
+"""The policy's losses beside those of TRL's GRPOTrainer, on the same tensors: values, gradients, figures.
+
+TRL's own method runs; what it is given in place of a trainer has its settings, and returns the test's log-probabilities
+where a trainer would run a model.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tensors import assert_close
+
+from vlgenrm_ray.policy.advantages import group_advantages
+from vlgenrm_ray.policy.config import AlgorithmConfig
+from vlgenrm_ray.policy.losses import Normalise, ResponseTokens, denominator, policy_loss
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_TOKENS = 9
+CLIP = {"clip_low": 0.1, "clip_high": 0.2}
+NORMALISE: dict[str, Normalise] = {
+    "grpo": "sequences",
+    "bnpo": "tokens",
+    "dapo": "tokens",
+    "dr_grpo": "constant",
+}
+"""TRL's loss type -> ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What both are given, [4, 7] each; responses of 7, 3, 1 and 5 tokens."""
+
+    mask: "torch.Tensor"
+    new: "torch.Tensor"
+    old: "torch.Tensor"
+    reference: "torch.Tensor"
+    sampled: "torch.Tensor"
+    entropy: "torch.Tensor"
+    advantages: "torch.Tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What comes out."""
+
+    loss: float
+    gradient: "torch.Tensor"
+    figures: dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def step() -> Step:
+    import torch
+
+    generator = torch.Generator().manual_seed(11)
+    noise = [0.25 * torch.randn(4, 7, generator=generator, dtype=torch.float64) for _ in range(5)]
+    return Step(
+        mask=torch.arange(7) < torch.tensor([[7], [3], [1], [5]]),
+        new=noise[0] - 2.0,
+        old=noise[1] - 2.0,
+        reference=noise[2] - 2.0,
+        sampled=noise[3] - 2.0,
+        entropy=noise[4].exp(),
+        advantages=torch.tensor([1.2, -0.7, 0.4, -0.9], dtype=torch.float64),
+    )
+
+
+def ours(step: Step, config: AlgorithmConfig) -> Learnt:
+    new = step.new.clone().requires_grad_()
+    tokens = ResponseTokens(
+        mask=step.mask,
+        new=new,
+        old=step.old,
+        advantages=step.advantages,
+        sampled=step.sampled,
+        reference=step.reference,
+        entropy=step.entropy,
+    )
+    num_tokens, num_sequences = int(step.mask.sum()), len(step.mask)
+    whole = denominator(config.normalise, num_tokens=num_tokens, num_sequences=num_sequences, max_tokens=MAX_TOKENS)
+    loss = policy_loss(tokens, config, whole)
+    loss.value.backward()
+    return Learnt(loss.value.item(), new.grad, loss.tally.figures())
+
+
+def theirs(step: Step, loss_type: str, parts: int = 1, weights: "torch.Tensor | None" = None, **values: Any) -> Learnt:
+    """TRL's loss of a step that is learnt in equal parts, one after the other."""
+    import torch
+    from accelerate import Accelerator
+    from trl import GRPOTrainer
+
+    new = step.new.clone().requires_grad_()
+    options = {"importance_sampling_level": "token", "beta": 0.0, "corrected": False, "entropy_coef": 0.0} | values
+    trainer = SimpleNamespace(
+        accelerator=Accelerator(cpu=True),
+        args=SimpleNamespace(delta=None, steps_per_generation=parts, use_bias_correction_kl=options["corrected"]),
+        model=SimpleNamespace(training=True),
+        loss_type=loss_type,
+        importance_sampling_level=options["importance_sampling_level"],
+        beta=options["beta"],
+        entropy_coef=options["entropy_coef"],
+        epsilon_low=CLIP["clip_low"],
+        epsilon_high=CLIP["clip_high"],
+        max_completion_length=MAX_TOKENS,
+        current_gradient_accumulation_steps=parts,
+        use_vllm=weights is not None,
+        vllm_importance_sampling_correction=True,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        aux_loss_enabled=False,
+        use_adaptive_entropy=False,
+        _entropy_bonus_enabled=options["entropy_coef"] > 0,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in torch.arange(len(step.mask)).chunk(parts):
+        trainer._get_per_token_logps_and_entropies = lambda *_, rows=rows, **__: (new[rows], step.entropy[rows], None)
+        ids = torch.zeros(len(rows), step.mask.shape[1], dtype=torch.long)
+        inputs = {
+            "prompt_ids": ids[:, :1],
+            "prompt_mask": ids[:, :1],
+            "completion_ids": ids,
+            "completion_mask": step.mask[rows].long(),
+            "advantages": step.advantages[rows],
+            "old_per_token_logps": step.old[rows],
+            "ref_per_token_logps": step.reference[rows],
+            "num_items_in_batch": step.mask.sum(),
+        }
+        if weights is not None:
+            inputs["importance_sampling_ratio"] = weights[rows]
+        total = total + GRPOTrainer._compute_loss(trainer, None, inputs)
+    total.backward()
+    metrics = trainer._metrics["train"]
+    return Learnt(total.item(), new.grad, {name: sum(v) / len(v) for name, v in metrics.items()})
+
+
+def config(loss_type: str, **values: Any) -> AlgorithmConfig:
+    plain: dict[str, Any] = {"kl": {"coefficient": 0.0}, "importance": None}
+    return AlgorithmConfig.model_validate(plain | CLIP | {"normalise": NORMALISE[loss_type]} | values)
+
+
+def assert_same(mine: Learnt, other: Learnt) -> None:
+    assert mine.loss == pytest.approx(other.loss, rel=1e-5)
+    assert abs(mine.loss) > 1e-3
+    assert_close(mine.gradient, other.gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("loss_type", "parts"), [("grpo", 1), ("grpo", 2), ("bnpo", 1), ("dapo", 2), ("dr_grpo", 2)])
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_the_clipped_loss(step: Step, loss_type: str, parts: int, ratio: str) -> None:
+    mine = ours(step, config(loss_type, ratio=ratio))
+    other = theirs(step, loss_type, parts, importance_sampling_level=ratio)
+    assert_same(mine, other)
+    assert (mine.gradient == 0.0).sum() > (~step.mask).sum(), "nothing was clipped"
+
+
+def test_the_shares_that_are_clipped(step: Step) -> None:
+    mine, other = ours(step, config("dapo")).figures, theirs(step, "dapo").figures
+    assert 0 < mine["clip_low"] == pytest.approx(other["clip_ratio/low_mean"])
+    assert 0 < mine["clip_high"] == pytest.approx(other["clip_ratio/high_mean"])
+    assert mine["entropy"] == pytest.approx(other["entropy"])
+
+
+@pytest.mark.parametrize("loss_type", list(NORMALISE))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_kl_penalty(step: Step, loss_type: str, weighted: bool) -> None:
+    kl = {"coefficient": 0.3, "estimator": "k3", "weighted": weighted}
+    mine, other = ours(step, config(loss_type, kl=kl)), theirs(step, loss_type, beta=0.3, corrected=weighted)
+    assert_same(mine, other)
+    if not weighted:
+        assert mine.figures["reference_kl"] == pytest.approx(other.figures["kl"])
+
+
+def test_the_entropy_bonus_of_a_mean_over_tokens(step: Step) -> None:
+    assert_same(ours(step, config("dapo", entropy_coefficient=0.2)), theirs(step, "dapo", entropy_coef=0.2))
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("outside", ["truncate", "mask"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_importance_weights(step: Step, loss_type: str, level: str, outside: str) -> None:
+    """TRL makes its weights where it samples, from which they cannot be had alone: here by its documentation."""
+    difference = ((step.old - step.sampled) * step.mask).double()
+    raw = (difference.sum(-1, keepdim=True) if level == "sequence" else difference).exp()
+    low, high = (0.8, 1.25) if level == "token" else (0.7, 1.5)
+    weights = raw.clamp(low, high) if outside == "truncate" else raw * ((raw >= low) & (raw <= high))
+    importance = {"level": level, "outside": outside, "low": low, "high": high}
+    kl = {"coefficient": 0.3, "weighted": False}
+    mine = ours(step, config(loss_type, importance=importance, kl=kl))
+    assert_same(mine, theirs(step, loss_type, weights=weights, beta=0.3))
+    assert 0 < mine.figures["importance_outside"] < 1
+
+
+def test_the_spread_of_a_group_with_unscored_samples() -> None:
+    import torch
+    from trl.trainer.utils import nanstd
+
+    [judged] = group_advantages([[0.9, None, 0.2, 0.4]], AlgorithmConfig())
+    rewards = torch.tensor([0.9, float("nan"), 0.2, 0.4], dtype=torch.float64)
+    expected = ((rewards - rewards.nanmean()) / nanstd(rewards)).tolist()
+    assert judged.advantages[1] is None
+    assert [a for a in judged.advantages if a is not None] == pytest.approx([expected[0], *expected[2:]])

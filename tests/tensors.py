@@ -1,0 +1,14 @@
+"""Comparing tensors. `torch.testing.assert_close` imports sympy for it, which takes longer than the tests that ask."""
+
+from typing import TYPE_CHECKING
+
+from numpy.testing import assert_allclose
+
+if TYPE_CHECKING:
+    import torch
+
+
+def assert_close(actual: "torch.Tensor", expected: "torch.Tensor", *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Of one shape and dtype, and nearly the same numbers."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    assert_allclose(actual.detach().numpy(), expected.detach().numpy(), rtol=rtol, atol=atol)
