@@ -20,7 +20,7 @@ from vlgenrm_ray.serving.config import CanaryConfig, Limits, ServedExperts, Serv
 from vlgenrm_ray.shapes import pack_path
 
 CONFIG = ServingConfig(
-    engine=VllmConfig(model=str(pack_path("vlm")), max_model_len=512, kv_cache_gib=0.25, threads=1),
+    engine=VllmConfig(model=str(pack_path("vlm")), max_model_len=512, kv_cache_gib=0.25, threads=1, max_images=2),
     judge=JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4, max_tokens=160),
     limits=Limits(max_body_mib=1.0),
     # The base judges poorly: it tells the canary's better answer from the worse, but hardly by the picture.

@@ -8,6 +8,7 @@
 6.  A prompt that is too long is refused, and the others say what they say without it.
 7.  Every token carries every watched word's probability, in [0, 1]; a word just written has one above 0.
 8.  A prompt may spell out control tokens, have no image, or begin the answer; an answer never repeats its beginning.
+9.  A prompt may show several images; one with more than the generator takes is refused, and the others are not harmed.
 """
 
 from collections.abc import Iterator
@@ -33,10 +34,12 @@ def prompt(text: str = TEXT, *, shade: int = 0, prefix: str = "") -> Prompt:
 def generator(request: pytest.FixtureRequest) -> Iterator[Generator]:
     if request.param == "scripted":
         words = ("Yes", "No", "maybe", "there", "is")
-        yield ScriptedGenerator(lambda p, chance: " ".join(chance.choices(words, k=chance.randint(1, 9))))
+        yield ScriptedGenerator(lambda p, chance: " ".join(chance.choices(words, k=chance.randint(1, 9))), max_images=2)
         return
     # A cache of a few blocks: sequences are preempted and taken up again.
-    config = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, max_num_seqs=32, kv_cache_gib=0.01)
+    config = VllmConfig(
+        model=str(pack_path("vlm")), max_model_len=384, max_num_seqs=32, kv_cache_gib=0.01, max_images=2
+    )
     engine = VllmGenerator(config)
     yield engine
     engine.close()
@@ -98,6 +101,19 @@ def test_a_prompt_too_long_is_refused_alone(generator: Generator) -> None:
     assert isinstance(refused, Refused)
     assert refused.reason is DropReason.PROMPT_TOO_LONG
     assert [first, second] == generator.generate(good, sampling, [1, 3])
+
+
+def test_several_images_are_taken_and_too_many_refused_alone(generator: Generator) -> None:
+    sampling = Sampling(max_tokens=6)
+    pictures = tuple(Image.new("RGB", (48, 48), (shade, 80, 120)) for shade in (0, 90, 180))
+    one, two, three = (Prompt(images=pictures[:num], text=TEXT) for num in (1, 2, 3))
+    first, refused, second = generator.generate([one, three, two], sampling, [1, 2, 3])
+    assert isinstance(refused, Refused)
+    assert refused.reason is DropReason.TOO_MANY_IMAGES
+    assert refused.detail == "3 images; the engine takes 2, see its setting engine.max_images"
+    assert [len(said(outcome)) for outcome in (first, second)] == [1, 1]
+    assert [first, second] == generator.generate([one, two], sampling, [1, 3])
+    assert generator.generate([three], sampling) == [refused]
 
 
 def test_watched_words_have_a_probability_at_every_token(generator: Generator) -> None:

@@ -50,6 +50,16 @@ def test_an_image_is_sent_once_and_then_named(http: httpx.Client) -> None:
     assert (named["reward"], sent["cached"]) == (sent["reward"], True)
 
 
+def test_several_images_are_judged_in_their_order(http: httpx.Client) -> None:
+    canary, grey = (base64.b64encode(data).decode() for data in (CANARY.data, png(128, side=48)))
+    shown = [[canary], [canary, grey], [grey, canary], [canary] * 3]
+    *judged, refused = score(http, *(item(image=None, images=images, mode="direct") for images in shown))
+    assert [reply["status"] for reply in judged] == ["ok"] * 3
+    assert len({round(float(str(reply["reward"])), 4) for reply in judged}) == 3
+    assert (refused["status"], refused["reward"]) == ("too_large", None)
+    assert "engine.max_images" in str(refused["detail"])
+
+
 def test_a_failure_stays_with_its_item(http: httpx.Client) -> None:
     broken = base64.b64encode(png()[:50]).decode()
     replies = score(http, item(seed=2), item(image=broken), item("word " * 5000), item(seed=3))

@@ -18,7 +18,7 @@ from vlgenrm_ray.shapes import pack_path
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
-CONFIG = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, threads=1)
+CONFIG = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, threads=1, max_images=2)
 SAMPLING = Sampling(n=3, max_tokens=6, watch=("Yes", "No"))
 
 
@@ -70,6 +70,24 @@ def test_a_refusal_is_an_outcome(generator: AsyncVllmGenerator, run: Run[Any]) -
     refused, good = run(both())
     assert refused.reason is DropReason.PROMPT_TOO_LONG
     assert texts([good]) == texts(run(_many(generator, [2])))
+
+
+def test_samples_of_several_images_see_them_all(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+    pictures = tuple(image for shade in (10, 240) for image in ask(shade).images)
+
+    async def chances(images: tuple[Image.Image, ...]) -> list[float]:
+        asked = Prompt(images=images, text="Is there a red circle?")
+        outcome = await generator.generate_one(asked, Sampling(n=3, max_tokens=1, watch=("Yes", "No")), 1)
+        assert not isinstance(outcome, Refused), outcome
+        return [sample.tokens[0].watched["Yes"] for sample in outcome]
+
+    both, turned, alone = (run(chances(images)) for images in (pictures, pictures[::-1], pictures[:1]))
+    for several in (both, turned, alone):
+        # The second and the third sample are asked for without the pixels.
+        assert several == pytest.approx(several[:1] * 3, abs=1e-5)
+    assert min(abs(both[0] - turned[0]), abs(both[0] - alone[0])) > 1e-4
+    refused = run(generator.generate_one(Prompt(images=pictures * 2, text="?"), SAMPLING, 1))
+    assert refused.reason is DropReason.TOO_MANY_IMAGES
 
 
 def test_what_is_given_up_is_aborted(generator: AsyncVllmGenerator, run: Run[Any]) -> None:

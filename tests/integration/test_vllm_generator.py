@@ -17,7 +17,7 @@ SAMPLING = Sampling(max_tokens=4, watch=("Yes", "No"), seed=1)
 
 @pytest.fixture(scope="module")
 def generator() -> Iterator[VllmGenerator]:
-    engine = VllmGenerator(VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05))
+    engine = VllmGenerator(VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, max_images=3))
     yield engine
     engine.close()
 
@@ -79,6 +79,19 @@ def test_samples_of_a_prompt_share_its_prefill(generator: VllmGenerator, steps: 
 
     once = cost(1, 10)
     assert cost(8, 20) < 3 * once
+
+
+def test_every_image_is_looked_at_and_in_its_order(generator: VllmGenerator) -> None:
+    red, blue = (Image.new("RGB", (48, 48), color) for color in ((200, 30, 30), (30, 30, 200)))
+    strip = Image.new("RGB", (4000, 8))
+    shown = [(red,), (red, blue), (blue, red), (red, red), (red, blue, red), (red, strip)]
+    sampling = Sampling(max_tokens=1, temperature=0.0, watch=("Yes", "No"))
+    *judged, refused = generator.generate([Prompt(images=s, text="Is there a red circle?") for s in shown], sampling)
+    chances = [outcome[0].tokens[0].watched["Yes"] for outcome in judged if not isinstance(outcome, Refused)]
+    assert len(chances) == 5
+    # Rounding in a batch of another shape is below 1e-4.
+    assert all(abs(a - b) > 1e-4 for i, a in enumerate(chances) for b in chances[:i]), chances
+    assert isinstance(refused, Refused)
 
 
 def test_an_image_it_cannot_take_is_refused_alone(generator: VllmGenerator) -> None:
