@@ -146,6 +146,9 @@ def test_penalty_bonus_and_weight_by_hand() -> None:
     loss = policy_loss(batch, config, 1.0)
     kl = math.log(1.2) ** 2 / 2
     assert loss.value.item() == pytest.approx(-3.0 * 1.2 + 0.5 * 1.2 * kl - 0.1 * 0.7)
+    loss.value.backward()
+    # The ratio before the penalty takes a gradient too; d/d log p of the ratio is the ratio, of k2 it is log 1.2.
+    assert batch.new.grad.item() == pytest.approx(-3.0 * 1.2 + 0.5 * 1.2 * (kl + math.log(1.2)))
     assert loss.tally.figures() == {
         "ratio": pytest.approx(1.2),
         "ratio_max": pytest.approx(1.2),
