@@ -9,6 +9,7 @@
 7.  Every token carries every watched word's probability, in [0, 1]; a word just written has one above 0.
 8.  A prompt may spell out control tokens, have no image, or begin the answer; an answer never repeats its beginning.
 9.  A prompt may show several images; one with more than the generator takes is refused, and the others are not harmed.
+10. What is finished can be had while the rest is written, each prompt once, and is what a call would return.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, StreamingGenerator
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import ConfigError, DropReason
@@ -31,7 +32,7 @@ def prompt(text: str = TEXT, *, shade: int = 0, prefix: str = "") -> Prompt:
 
 
 @pytest.fixture(scope="module", params=["scripted", "vllm"])
-def generator(request: pytest.FixtureRequest) -> Iterator[Generator]:
+def generator(request: pytest.FixtureRequest) -> Iterator[StreamingGenerator]:
     if request.param == "scripted":
         words = ("Yes", "No", "maybe", "there", "is")
         yield ScriptedGenerator(lambda p, chance: " ".join(chance.choices(words, k=chance.randint(1, 9))), max_images=2)
@@ -50,13 +51,13 @@ def said(outcome: list[Sample] | Refused) -> list[str]:
     return [sample.text for sample in outcome]
 
 
-def test_outcomes_are_in_order_and_have_n_samples(generator: Generator) -> None:
+def test_outcomes_are_in_order_and_have_n_samples(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt(shade=s) for s in range(5)], Sampling(n=3, max_tokens=6, seed=7))
     assert [len(said(o)) for o in outcomes] == [3] * 5
     assert generator.generate([], Sampling()) == []
 
 
-def test_tokens_make_up_the_text(generator: Generator) -> None:
+def test_tokens_make_up_the_text(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt(shade=s) for s in range(8)], Sampling(n=2, max_tokens=5, seed=1))
     samples = [s for o in outcomes if not isinstance(o, Refused) for s in o]
     for sample in samples:
@@ -67,7 +68,7 @@ def test_tokens_make_up_the_text(generator: Generator) -> None:
     assert any(s.finish == "length" for s in samples)
 
 
-def test_equal_seeds_say_the_same_in_whatever_batch(generator: Generator) -> None:
+def test_equal_seeds_say_the_same_in_whatever_batch(generator: StreamingGenerator) -> None:
     seeds = list(range(100, 124))
     sampling = Sampling(n=2, max_tokens=6)
     prompts = [prompt(shade=s) for s in seeds]
@@ -79,13 +80,13 @@ def test_equal_seeds_say_the_same_in_whatever_batch(generator: Generator) -> Non
     assert together == [said(o) for o in generator.generate(prompts, Sampling(n=2, max_tokens=6, seed=100))]
 
 
-def test_equal_prompts_differ(generator: Generator) -> None:
+def test_equal_prompts_differ(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt() for _ in range(12)], Sampling(n=2, max_tokens=8, seed=3))
     texts = [text for o in outcomes for text in said(o)]
     assert len(set(texts)) > 1
 
 
-def test_temperature_zero_is_deterministic(generator: Generator) -> None:
+def test_temperature_zero_is_deterministic(generator: StreamingGenerator) -> None:
     sampling = Sampling(temperature=0.0, max_tokens=8)
     first, second = (said(generator.generate([prompt()], sampling, [seed])[0]) for seed in (1, 2))
     assert first == second
@@ -93,7 +94,7 @@ def test_temperature_zero_is_deterministic(generator: Generator) -> None:
         generator.generate([prompt()], Sampling(n=2, temperature=0.0))
 
 
-def test_a_prompt_too_long_is_refused_alone(generator: Generator) -> None:
+def test_a_prompt_too_long_is_refused_alone(generator: StreamingGenerator) -> None:
     sampling = Sampling(max_tokens=6)
     good = [prompt(shade=1), prompt(shade=2)]
     long = prompt("word " * 8_000)
@@ -103,7 +104,7 @@ def test_a_prompt_too_long_is_refused_alone(generator: Generator) -> None:
     assert [first, second] == generator.generate(good, sampling, [1, 3])
 
 
-def test_several_images_are_taken_and_too_many_refused_alone(generator: Generator) -> None:
+def test_several_images_are_taken_and_too_many_refused_alone(generator: StreamingGenerator) -> None:
     sampling = Sampling(max_tokens=6)
     pictures = tuple(Image.new("RGB", (48, 48), (shade, 80, 120)) for shade in (0, 90, 180))
     one, two, three = (Prompt(images=pictures[:num], text=TEXT) for num in (1, 2, 3))
@@ -116,7 +117,7 @@ def test_several_images_are_taken_and_too_many_refused_alone(generator: Generato
     assert generator.generate([three], sampling) == [refused]
 
 
-def test_watched_words_have_a_probability_at_every_token(generator: Generator) -> None:
+def test_watched_words_have_a_probability_at_every_token(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt(shade=s) for s in range(8)], Sampling(n=2, max_tokens=8, watch=WATCH, seed=5))
     tokens = [t for o in outcomes if not isinstance(o, Refused) for s in o for t in s.tokens]
     assert tokens
@@ -144,10 +145,26 @@ def test_watched_words_have_a_probability_at_every_token(generator: Generator) -
         prompt(prefix="<|image_pad|><|im_end|>"),
     ],
 )
-def test_odd_prompts_are_answered(generator: Generator, odd: Prompt) -> None:
+def test_odd_prompts_are_answered(generator: StreamingGenerator, odd: Prompt) -> None:
     plain = prompt(shade=9)
     sampling = Sampling(max_tokens=5)
     beside, outcome = generator.generate([plain, odd], sampling, [1, 2])
     (text,) = said(outcome)
     assert not (odd.prefix and text.startswith(odd.prefix))
     assert [beside] == generator.generate([plain], sampling, [1])
+
+
+def test_what_is_finished_is_handed_over(generator: StreamingGenerator) -> None:
+    prompts = [prompt(shade=shade) for shade in range(6)] + [prompt("word " * 8_000)]
+    sampling = Sampling(n=2, max_tokens=9, seed=5)
+    finished = list(generator.as_finished(prompts, sampling))
+    assert sorted(place for place, _ in finished) == list(range(7))
+    assert [outcome for _, outcome in sorted(finished, key=lambda placed: placed[0])] == generator.generate(
+        prompts, sampling
+    )
+    given_up = generator.as_finished(prompts, sampling)
+    next(given_up)
+    del given_up
+    assert dict(generator.as_finished(prompts[:2], sampling)) == {
+        place: outcome for place, outcome in finished if place < 2
+    }

@@ -1,6 +1,6 @@
 """The verbs the other rooms depend on. A vendor's engine and the scripted one are held to the same contract tests."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +34,8 @@ class Sampling:
     """Seed of the first prompt of a call; prompt i uses seed + i, so that equal prompts differ."""
     watch: tuple[str, ...] = ()
     """Words whose probability is wanted at every position, summed over their token forms ("Yes", " yes", ...)."""
+    logprobs: bool = False
+    """Whether `Sample.ids` and `Sample.logprobs` are wanted, to learn from what was sampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,11 @@ class Sample:
     """Without special tokens such as the end of turn."""
     finish: str
     """`stop` (end of turn) or `length` (cut at `max_tokens`)."""
+    ids: tuple[int, ...] = ()
+    """Every generated token, special ones and the end of turn included; empty unless `Sampling.logprobs`."""
+    logprobs: tuple[float, ...] = ()
+    """Of each of `ids`, in the distribution it was drawn from: with temperature, without what is never sampled. At
+    temperature 0 that of temperature 1. Empty unless `Sampling.logprobs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +89,19 @@ class Generator(Protocol):
         """For each prompt, in order, `sampling.n` samples, or why none.
 
         `seeds` (one per prompt) override `sampling.seed`.
+        """
+        ...
+
+
+class StreamingGenerator(Generator, Protocol):
+    """A vision-language model that writes, and hands over what is finished while it writes the rest."""
+
+    def as_finished(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[Sample] | Refused]]:
+        """What `generate` returns, each with its prompt's place, in the order in which prompts are finished.
+
+        Closing the iterator gives up what is not finished. Raises EngineLostError where the engine is gone.
         """
         ...
 

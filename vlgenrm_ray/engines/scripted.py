@@ -5,9 +5,11 @@ both): samples per prompt, seeds, cut at `max_tokens`, refusals, watched words.
 """
 
 import asyncio
+import math
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token, too_many
 from vlgenrm_ray.errors import ConfigError, DropReason
@@ -17,10 +19,12 @@ Script = Callable[[Prompt, random.Random], str]
 
 # A word with the blank before it, or one other character: joined, the tokens are the text again.
 _TOKEN = re.compile(r" ?\w+|\W")
+END_OF_TURN = 0
+"""Id of the token after a text that was not cut."""
 
 
 class ScriptedGenerator:
-    """A deterministic `Generator` over a script. Tokens are words with their leading blank, and single signs."""
+    """A deterministic `StreamingGenerator` over a script. Tokens are words with the blank before, and single signs."""
 
     def __init__(
         self,
@@ -32,6 +36,7 @@ class ScriptedGenerator:
     ) -> None:
         """`script`: a function, or a table from a text that the prompt contains to what is then said (first match).
 
+        Every token has probability `confidence` where its log-probability is asked for.
         Where a watched word is written, it has probability `confidence` and the other watched words share the rest
         of it; elsewhere they have 0. Prompts of more than `max_chars` characters or `max_images` images are refused.
         """
@@ -50,6 +55,13 @@ class ScriptedGenerator:
             seeds = [(sampling.seed or 0) + i for i in range(len(prompts))]
         return [self._one(p, sampling, s) for p, s in zip(prompts, seeds, strict=True)]
 
+    def as_finished(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[Sample] | Refused]]:
+        """See `contracts.StreamingGenerator`: the shortest texts come first."""
+        outcomes = list(enumerate(self.generate(prompts, sampling, seeds)))
+        return iter(sorted(outcomes, key=lambda placed: 0 if isinstance(placed[1], Refused) else _length(placed[1])))
+
     def _one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refused:
         length = len(prompt.text) + len(prompt.prefix)
         if length > self.max_chars:
@@ -63,12 +75,14 @@ class ScriptedGenerator:
         said = self.script(prompt, random.Random(seed))
         pieces = _TOKEN.findall(said)
         kept = pieces[: sampling.max_tokens]
-        return Sample(
-            text="".join(kept),
-            tokens=tuple(self._token(piece, sampling.watch) for piece in kept),
-            # The end of turn is a token as well: a text of just `max_tokens` never came to it.
-            finish="stop" if len(pieces) < sampling.max_tokens else "length",
-        )
+        tokens = tuple(self._token(piece, sampling.watch) for piece in kept)
+        # The end of turn is a token as well: a text of just `max_tokens` never came to it.
+        ended = len(pieces) < sampling.max_tokens
+        sample = Sample(text="".join(kept), tokens=tokens, finish="stop" if ended else "length")
+        if not sampling.logprobs:
+            return sample
+        ids = tuple(token.id for token in tokens) + ((END_OF_TURN,) if ended else ())
+        return replace(sample, ids=ids, logprobs=(math.log(self.confidence),) * len(ids))
 
     def _token(self, piece: str, watch: tuple[str, ...]) -> Token:
         written = piece.strip().casefold()
@@ -107,6 +121,10 @@ class LiveScripted:
         except (asyncio.CancelledError, GeneratorExit):
             self.num_aborted += 1
             raise
+
+
+def _length(samples: Sequence[Sample]) -> int:
+    return max(len(sample.tokens) for sample in samples)
 
 
 def _from_table(table: Mapping[str, str]) -> Script:

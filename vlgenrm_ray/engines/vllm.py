@@ -1,22 +1,24 @@
 """The generator on vLLM, on GPUs or on the CPU: one engine inside the calling process (or, on GPUs, below it)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment, versions
-from vlgenrm_ray.engines.vllm_requests import Requests, check_sampling, refusal, spread, summary
-from vlgenrm_ray.errors import ConfigError, DropReason, StageError
+from vlgenrm_ray.engines.vllm_requests import Requests, refusal, spread, summary
+from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, StageError
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput, SamplingParams
+
+    _Requests = Mapping[int, tuple[dict[str, Any] | Refused, SamplingParams]]
 
 __all__ = ["VllmConfig", "VllmGenerator", "versions"]
 
 
 class VllmGenerator:
-    """A `contracts.Generator` on `vllm.LLM`, for the chat models with images that vLLM knows (Qwen2-VL to Qwen3-VL).
+    """A `contracts.StreamingGenerator` on `vllm.LLM`, for the chat models that vLLM knows (Qwen2-VL to Qwen3-VL).
 
     Samples of one prompt share its prefill. A seed decides a prompt's samples whatever else is in the batch (up to
     rounding, which a batch's shape can change). What is asked, and how answers are read: `vllm_requests.Requests`.
@@ -38,23 +40,29 @@ class VllmGenerator:
             self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config, model_folder.max_positions(folder)))
         except ValueError as error:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(self._llm, folder.name, config.max_images)
+        self.requests = Requests(self._llm, folder.name, config)
         self.vocabulary = self.requests.vocabulary
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
     ) -> list[list[Sample] | Refused]:
-        """See `contracts.Generator`. Raises ConfigError for several samples at temperature 0."""
-        check_sampling(sampling)
+        """See `contracts.Generator`. Raises ConfigError for sampling that this engine cannot do."""
+        outcomes = dict(self.as_finished(prompts, sampling, seeds))
+        return [outcomes[place] for place in range(len(prompts))]
+
+    def as_finished(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[Sample] | Refused]]:
+        """See `contracts.StreamingGenerator`. One such iterator at a time."""
+        watched = self.requests.watched(sampling)
         if seeds is None:
             seeds = [(sampling.seed or 0) + i for i in range(len(prompts))]
-        watched = self.vocabulary.ids_of(sampling.watch)
-        requests = [
-            (self.requests.request(prompt), self.requests.params(sampling, watched, spread(seed)))
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        outcomes = self._run_isolated(requests)
-        return [o if isinstance(o, Refused) else self._samples(o, watched) for o in outcomes]
+        requests = {
+            place: (self.requests.request(prompt), self.requests.params(sampling, watched, spread(seed)))
+            for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+        }
+        for place, outcome in self._run_isolated(requests):
+            yield place, outcome if isinstance(outcome, Refused) else self._samples(outcome, sampling, watched)
 
     def versions(self) -> dict[str, str]:
         """Versions of the engine and of what it stands on."""
@@ -71,45 +79,58 @@ class VllmGenerator:
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def _run_isolated(
-        self, requests: "Sequence[tuple[dict[str, Any] | Refused, SamplingParams]]"
-    ) -> "list[RequestOutput | Refused]":
+    def _run_isolated(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refused]]":
         """Run all together; if the engine fails on them, each alone, so that only the culprits are refused."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        left, failed = dict(requests), 0
         try:
-            return self._run(requests)
-        except EngineDeadError:
-            raise  # Nothing can be asked of it any more: whoever holds this generator must start another.
+            for place, outcome in self._run(requests):
+                del left[place]
+                yield place, outcome
+        except EngineDeadError as error:
+            # Nothing can be asked of it any more: whoever holds this generator must start another.
+            raise EngineLostError(summary(error)) from error
         except Exception as error:
             self._forget_unfinished()
-            if len(requests) == 1:
-                return [Refused(reason=DropReason.ENGINE_ERROR, detail=summary(error))]
-            outcomes = [self._run_isolated([request])[0] for request in requests]
-            if all(isinstance(o, Refused) and o.reason is DropReason.ENGINE_ERROR for o in outcomes):
+            for place, request in left.items():
+                try:
+                    ((_, outcome),) = self._run({place: request})
+                except EngineDeadError as death:
+                    raise EngineLostError(summary(death)) from death
+                except Exception as again:
+                    self._forget_unfinished()
+                    failed += 1
+                    outcome = Refused(reason=DropReason.ENGINE_ERROR, detail=summary(again))
+                yield place, outcome
+            if failed == len(requests) > 1:
                 raise StageError(f"vLLM fails on every prompt: {summary(error)}") from error
-            return outcomes
+        except GeneratorExit:
+            self._forget_unfinished()
+            raise
 
-    def _run(
-        self, requests: "Sequence[tuple[dict[str, Any] | Refused, SamplingParams]]"
-    ) -> "list[RequestOutput | Refused]":
-        outcomes: dict[int, RequestOutput | Refused] = {}
+    def _run(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refused]]":
         places: dict[str, int] = {}
-        for place, (request, params) in enumerate(requests):
+        refused: list[tuple[int, Refused]] = []
+        for place, (request, params) in requests.items():
             if isinstance(request, Refused):
-                outcomes[place] = request
+                refused.append((place, request))
                 continue
             try:
                 (internal,) = self._llm.enqueue(request, params, use_tqdm=False)
             # vLLM's own refusals, and whatever the model's image processor raises for an image it cannot take.
             except Exception as error:
-                outcomes[place] = refusal(error)
+                refused.append((place, refusal(error)))
             else:
                 # vLLM appends a random part to the number by which it will name the output.
                 places[internal.split("-")[0]] = place
-        for output in self._llm.wait_for_completion(use_tqdm=False):
-            outcomes[places[output.request_id]] = output
-        return [outcomes[place] for place in range(len(requests))]
+        yield from refused
+        # As `LLM.wait_for_completion`, which keeps what is finished until all is.
+        engine = self._llm.llm_engine
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    yield places[output.request_id], output
 
     def _forget_unfinished(self) -> None:
         engine = self._llm.llm_engine
@@ -119,10 +140,12 @@ class VllmGenerator:
 
     # -- results -----------------------------------------------------------------------------------------------
 
-    def _samples(self, output: "RequestOutput", watched: Mapping[str, Sequence[int]]) -> list[Sample] | Refused:
+    def _samples(
+        self, output: "RequestOutput", sampling: Sampling, watched: Mapping[str, Sequence[int]]
+    ) -> list[Sample] | Refused:
         samples = []
         for completion in output.outputs:
-            sample = self.requests.sample(completion, watched)
+            sample = self.requests.sample(completion, sampling, watched)
             if isinstance(sample, Refused):
                 return sample
             samples.append(sample)

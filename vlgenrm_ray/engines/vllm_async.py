@@ -10,7 +10,7 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.environment import end_with_this_process
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment
-from vlgenrm_ray.engines.vllm_requests import Requests, check_sampling, refusal, spread, summary
+from vlgenrm_ray.engines.vllm_requests import Requests, refusal, spread, summary
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class AsyncVllmGenerator:
             )
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(self._llm, folder.name, config.max_images)
+        self.requests = Requests(self._llm, folder.name, config)
         self._numbers = itertools.count()
         processes = self._llm.engine_core.resources.engine_manager.processes
         self._watch = end_with_this_process([process.pid for process in processes])
@@ -66,8 +66,7 @@ class AsyncVllmGenerator:
         self, prompt: Prompt, sampling: Sampling, seed: int
     ) -> AsyncIterator[tuple[int, Sample | Refused]]:
         """See `contracts.LiveGenerator`."""
-        check_sampling(sampling)
-        watched = self.requests.vocabulary.ids_of(sampling.watch)
+        watched = self.requests.watched(sampling)
         params = self.requests.params(sampling, watched, spread(seed))
         running: list[asyncio.Task[tuple[int, Sample | Refused]]] = []
         # Not to be cancelled half-way: vLLM would believe its engine to have an image that never went there.
@@ -79,7 +78,8 @@ class AsyncVllmGenerator:
                     yield place, submitted
                 return
             running = [
-                asyncio.ensure_future(self._wait(place, queue, watched)) for place, queue in enumerate(submitted)
+                asyncio.ensure_future(self._wait(place, queue, sampling, watched))
+                for place, queue in enumerate(submitted)
             ]
             for finished in asyncio.as_completed(running):
                 yield await finished
@@ -158,7 +158,7 @@ class AsyncVllmGenerator:
         return rendered | {"mm_kwargs": {kind: [None] * len(several) for kind, several in hashes.items()}}
 
     async def _wait(
-        self, place: int, queue: "RequestOutputCollector", watched: Mapping[str, Sequence[int]]
+        self, place: int, queue: "RequestOutputCollector", sampling: Sampling, watched: Mapping[str, Sequence[int]]
     ) -> tuple[int, Sample | Refused]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -168,7 +168,7 @@ class AsyncVllmGenerator:
             raise EngineLostError(summary(error)) from error
         except Exception as error:
             return place, Refused(reason=DropReason.ENGINE_ERROR, detail=summary(error))
-        return place, self.requests.sample(output.outputs[0], watched)
+        return place, self.requests.sample(output.outputs[0], sampling, watched)
 
     async def _abort(self, submitting: "asyncio.Future[list[RequestOutputCollector] | Refused]") -> None:
         submitted = await submitting

@@ -39,6 +39,9 @@ class VllmConfig(Settings):
     """Most images of one prompt."""
     image_processor: dict[str, Any] = Field(default_factory=dict)
     """Settings of the model's image processor, such as `{"size": {"shortest_edge": 3136, "longest_edge": 1003520}}`."""
+    logprobs: Literal["raw", "sampled"] = "raw"
+    """Which log-probabilities the engine gives: the model's own, which a judge's watched words need, or those of the
+    distribution that is sampled from (temperature, tokens never sampled), which a policy's rollouts need."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder."""
     seed: int = Field(default=0, ge=0)
@@ -107,6 +110,7 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         "use_tqdm_on_load": False,
         "trust_remote_code": config.trust_remote_code,
         "seed": config.seed,
+        "logprobs_mode": {"raw": "raw_logprobs", "sampled": "processed_logprobs"}[config.logprobs],
     }
     if on_cpu or config.kv_cache_gib:
         arguments["kv_cache_memory_bytes"] = int((config.kv_cache_gib or 1.0) * _GIB)

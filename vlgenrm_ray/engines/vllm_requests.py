@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token, too_many
 from vlgenrm_ray.engines.tokens import Vocabulary
+from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ class Requests:
     never sampled.
     """
 
-    def __init__(self, llm: Any, name: str, max_images: int) -> None:
-        """Of a started engine (`LLM` or `AsyncLLM`) with its model's name, for messages, and its limit of images.
+    def __init__(self, llm: Any, name: str, config: VllmConfig) -> None:
+        """Of a started engine (`LLM` or `AsyncLLM`) with its model's name, for messages, and its settings.
 
         Raises InputError where the model's chat template does not write the user's text as it is.
         """
@@ -33,12 +35,12 @@ class Requests:
         configuration = llm.model_config.hf_config.to_dict()
         processor = llm.renderer.get_mm_processor().info.get_hf_processor()
         self._banned = {configuration[k]: -math.inf for k in IMAGE_TOKENS if isinstance(configuration.get(k), int)}
-        self._max_images = max_images
-        self._turns = [_turn(processor, name, num_images) for num_images in range(max_images + 1)]
+        self._config = config
+        self._turns = [_turn(processor, name, num_images) for num_images in range(config.max_images + 1)]
 
     def request(self, prompt: Prompt) -> dict[str, Any] | Refused:
         """A prompt in vLLM's form; Refused where it has too many images."""
-        if refused := too_many(len(prompt.images), self._max_images):
+        if refused := too_many(len(prompt.images), self._config.max_images):
             return refused
         before, after = self._turns[len(prompt.images)]
         neutral = self.vocabulary.neutral
@@ -46,6 +48,11 @@ class Requests:
         if not prompt.images:
             return {"prompt": text}
         return {"prompt": text, "multi_modal_data": {"image": list(prompt.images)}}
+
+    def watched(self, sampling: Sampling) -> dict[str, tuple[int, ...]]:
+        """Token forms of the words to watch. Raises ConfigError for sampling that this engine cannot do."""
+        check_sampling(sampling, self._config)
+        return self.vocabulary.ids_of(sampling.watch)
 
     def params(self, sampling: Sampling, watched: Mapping[str, Sequence[int]], seed: int) -> "SamplingParams":
         """How vLLM is to sample `sampling.n` completions; `seed` as vLLM is to have it (see `spread`)."""
@@ -68,12 +75,15 @@ class Requests:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def sample(self, completion: "CompletionOutput", watched: Mapping[str, Sequence[int]]) -> Sample | Refused:
+    def sample(
+        self, completion: "CompletionOutput", sampling: Sampling, watched: Mapping[str, Sequence[int]]
+    ) -> Sample | Refused:
         """A finished completion as a sample; Refused where the engine gave up on it or its numbers are none."""
         if completion.finish_reason not in ("stop", "length"):
             return Refused(reason=DropReason.ENGINE_ERROR, detail=f"vLLM ended with {completion.finish_reason!r}")
         found = completion.logprobs
-        if any(math.isnan(found.logprobs[start]) for start in found.start_indices):
+        sampled = tuple(found.logprobs[start] for start in found.start_indices)
+        if any(map(math.isnan, sampled)):
             return Refused(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
         special = self.vocabulary.special
         kept = [(at, token) for at, token in enumerate(completion.token_ids) if token not in special]
@@ -85,13 +95,23 @@ class Requests:
             logprob = dict(zip(found.token_ids[start:end], found.logprobs[start:end], strict=True))
             chances = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in watched.items()}
             tokens.append(Token(id=token, text=piece, watched=chances))
-        return Sample(text=text, tokens=tuple(tokens), finish=completion.finish_reason)
+        sample = Sample(text=text, tokens=tuple(tokens), finish=completion.finish_reason)
+        return replace(sample, ids=tuple(completion.token_ids), logprobs=sampled) if sampling.logprobs else sample
 
 
-def check_sampling(sampling: Sampling) -> None:
-    """Raise ConfigError for several samples at temperature 0."""
+def check_sampling(sampling: Sampling, config: VllmConfig) -> None:
+    """Raise ConfigError for several samples at temperature 0, and for probabilities that are not the engine's to give.
+
+    An engine has one kind of log-probabilities. A watched word's is that before temperature.
+    """
     if sampling.n > 1 and sampling.temperature == 0:
         raise ConfigError(f"n = {sampling.n} at temperature 0 would be {sampling.n} times the same text; use n = 1")
+    if sampling.logprobs and config.logprobs == "raw":
+        raise ConfigError("log-probabilities as sampled need an engine with the setting engine.logprobs: sampled")
+    if sampling.watch and config.logprobs == "sampled":
+        raise ConfigError(
+            f"the words {list(sampling.watch)} can be watched by an engine with engine.logprobs: raw only"
+        )
 
 
 def spread(seed: int) -> int:
