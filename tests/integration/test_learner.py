@@ -78,13 +78,13 @@ def _experiment(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Ex
     first = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT)]
     learner.save(folder)
     went_on = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT, STEPS)]
-    learner.engine.destroy()
+    learner.close()
     learner = Learner(base, config, seed=1)
     learner.load(folder)
     resumed = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT, STEPS)]
     rewards = [_reward(learner, encoder, e) for e in judgements(made)]
     export(learner, folder / "model")
-    learner.engine.destroy()
+    learner.close()
     return {"first": first, "went_on": went_on, "resumed": resumed, "rewards": rewards}
 
 
@@ -107,7 +107,8 @@ def _reward(learner: Any, encoder: Any, example: Example) -> float:
 
 def _poisoned(base: Path, made: list[Example]) -> list[tuple[int, int]]:
     """Rows a learner names when an example's weight is not a number; the same on all workers or they would hang."""
-    from vlgenrm_ray.engines.deepspeed import Learner, NonFiniteLoss
+    from vlgenrm_ray.engines.deepspeed import Learner
+    from vlgenrm_ray.engines.deepspeed_model import NonFiniteLoss
     from vlgenrm_ray.engines.vlm_batch import VlmEncoder
 
     encoder = VlmEncoder(base, ImageLimits())

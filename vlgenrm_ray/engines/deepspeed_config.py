@@ -111,3 +111,11 @@ def engine_settings(config: DeepSpeedConfig, *, gpu: bool) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
+
+
+def frozen_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's configuration of a model beside one that learns by `settings`: equal in precision and sharing."""
+    zero = settings["zero_optimization"]
+    if zero["stage"] < 3:
+        zero = {"stage": 0}
+    return settings | {"zero_optimization": {k: v for k, v in zero.items() if k != "offload_optimizer"}}

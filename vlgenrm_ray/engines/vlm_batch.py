@@ -61,9 +61,28 @@ class Batch:
     counts: bool = True
     """False for a filler, run only because the other workers have one more batch."""
 
+    def __len__(self) -> int:
+        return len(self.weights)
+
     @property
     def num_tokens(self) -> int:
         return int(self.inputs["attention_mask"].sum())
+
+    @property
+    def targets(self) -> "torch.Tensor":
+        """[B, T] boolean: the tokens that have a weight. The first of a row never has."""
+        return self.weights != 0
+
+    def spread(self, values: "torch.Tensor") -> "torch.Tensor":
+        """Values [N] of the N targets -> [B, T], 0 elsewhere; with their gradient."""
+        return values.new_zeros(self.weights.shape).masked_scatter(self.targets, values)
+
+    def to(self, device: "torch.device") -> "Batch":
+        """The batch on a device; itself where it is there already."""
+        if self.weights.device == device:
+            return self
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.weights.to(device), self.counts)
 
 
 class VlmEncoder:
@@ -98,6 +117,16 @@ class VlmEncoder:
         if not begun.num_targets:
             raise TextError("the completion has no tokens")
         return Tokens((*begun.ids, self._end), begun.num_prompt)
+
+    def rollout(self, image: ImageRef, prompt: str, ids: Sequence[int]) -> Tokens:
+        """Tokens of a prompt and of what was generated after it, exactly as it was: nothing added, nothing read anew.
+
+        Raises TextError for none, or for one that stands for an image.
+        """
+        if not ids or self.image_token in ids:
+            raise TextError("a rollout has one or more tokens, none of them an image's")
+        head = self._prompt(image, prompt)
+        return Tokens((*head, *ids), len(head))
 
     def encode_prefix(self, image: ImageRef, prompt: str, prefix: str) -> Tokens:
         """Tokens of an assistant's turn begun with `prefix` and not ended: what an engine sees that continues it."""

@@ -195,7 +195,7 @@ class _Worker:
     def _learn(
         self, learner: "Learner", measured: Sequence[Measured], step: PlannedStep, batches: list[Batch], total: int
     ) -> None:
-        from vlgenrm_ray.engines.deepspeed import NonFiniteLoss
+        from vlgenrm_ray.engines.deepspeed_model import NonFiniteLoss
 
         began = time.monotonic()
         lr = learner.lr(step.number, total)

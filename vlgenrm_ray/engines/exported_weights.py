@@ -1,0 +1,47 @@
+"""A module's weights, one by one, under the names and in the precision of its Hugging Face folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlgenrm_ray.engines.vlm_module import ADAPTER
+
+if TYPE_CHECKING:
+    import torch
+
+_ADAPTED = ".base_layer.weight"
+
+
+def exported_weights(model: Any, folder: Path, *, trained_only: bool = False) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Names and weights of a transformers `model`, a copy of each on its device, always in the same order.
+
+    Adapters are merged into the copies. Weights that ZeRO 3 holds in parts are gathered one by one: every worker must
+    go through all of them, and gets them all. Tied weights come once, under their first name. Precision is that of
+    `folder`, the one the model came from. `trained_only`: leave out what training does not change (a frozen vision
+    tower; with adapters, all they are not on).
+    """
+    import torch
+    from transformers import AutoConfig
+    from transformers.core_model_loading import revert_weight_conversion
+
+    dtype = AutoConfig.from_pretrained(folder).dtype or torch.float32
+    for name, parameter in model.named_parameters():
+        adapted = name.endswith(_ADAPTED)
+        if ".lora_" in name or (trained_only and not (adapted or parameter.requires_grad)):
+            continue
+        layer = model.get_submodule(name.removesuffix(_ADAPTED)) if adapted else None
+        value = _whole(parameter, layer).to(dtype)
+        # Some families' modules have other names than their files.
+        yield from revert_weight_conversion(model, {name.replace(".base_layer.", "."): value}).items()
+
+
+def _whole(parameter: "torch.Tensor", layer: Any) -> "torch.Tensor":
+    """A copy of a weight, with the adapter of its `layer` merged into it if there is one."""
+    import deepspeed
+    import torch
+
+    parts = [] if layer is None else [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+    # Without ZeRO 3 it gathers nothing.
+    with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter, *parts]):
+        value = parameter.detach().clone(memory_format=torch.contiguous_format)
+        return value if layer is None else value.float() + layer.get_delta_weight(ADAPTER).float()
