@@ -12,6 +12,7 @@ from vlgenrm_ray.records import (
     Preference,
     Question,
     Response,
+    Rollout,
     Side,
     Sighting,
 )
@@ -67,6 +68,26 @@ def critique(id: str = "q0/p0/chosen/c0", **over: Any) -> Critique:
                 "verdict_mass": 0.99,
                 "num_tokens": 30,
                 "seed": 0,
+            }
+            | over
+        )
+    )
+
+
+def rollout(id: str = "q0/s0/r0", **over: Any) -> Rollout:
+    return Rollout(
+        **(
+            {
+                "id": id,
+                "question": question(),
+                "step": 0,
+                "version": 0,
+                "ids": (5, 7, 2),
+                "logprobs": (-0.5, -0.25, -0.125),
+                "text": "Yes.",
+                "finish": "stop",
+                "reward": 0.75,
+                "status": "ok",
             }
             | over
         )

@@ -6,7 +6,9 @@
     |-- ResourceError      the cluster cannot give what a stage asks for
     |-- StageError         a stage cannot go on (empty input, too many rows dropped)
     |-- EngineLostError    an engine died; whoever holds it must start another and ask that one
+    |-- WeightSyncError    an engine did not get a policy's new weights; it keeps those it has
     |-- RemoteError        a served judge cannot be reached, or does not answer as it should
+        |-- RemoteRefusalError   it refuses the request, and would again
 
 A user's mistake raises one of these. A row that cannot be used never raises: it becomes a `Dropped` record
 whose reason is one of `DropReason`, and the run goes on.
@@ -37,6 +39,14 @@ class StageError(VlGenRMError, RuntimeError):
 
 class RemoteError(VlGenRMError, RuntimeError):
     """A served judge did not answer, refused the request, or gave no reward where one is needed."""
+
+
+class RemoteRefusalError(RemoteError):
+    """A served judge refused the request (4xx): a wrong token, address or setting. It would again."""
+
+
+class WeightSyncError(VlGenRMError, RuntimeError):
+    """New weights did not come to an engine, or not as they were sent."""
 
 
 class EngineLostError(VlGenRMError, RuntimeError):

@@ -236,6 +236,30 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sample of a policy that learns, with what is needed to learn from it. `<question>/s<step>/r<k>`."""
+
+    id: str
+    question: Question
+    step: int
+    version: int
+    """Of the weights that wrote it: optimizer steps that made them."""
+    ids: tuple[int, ...]
+    """Generated tokens, the end of turn included where it was written."""
+    logprobs: tuple[float, ...]
+    """Of each token, in the distribution the engine drew it from: with temperature, without tokens never sampled."""
+    text: str
+    finish: str
+    """`stop`, `length`, or "" where there is no text."""
+    reward: float | None
+    """None unless `status` is `ok`."""
+    status: str
+    """`ok`, or why there is no reward: `unscored` yet, a drop reason, the reward's own status."""
+    critique: str = ""
+    """One reason for the reward, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairResult:
     """One held-out pair, judged. Has the preference's id."""
 

@@ -1,15 +1,25 @@
 """What a policy learns from, on the real engine: the tokens it sampled and their log-probabilities."""
 
 import math
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
-from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.engines.weight_sync import Checksum, Weights, pack
+from vlgenrm_ray.errors import ConfigError, WeightSyncError
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.policy.rollouts import RolloutEngine
 from vlgenrm_ray.shapes import pack_path
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, logprobs="sampled")
 
@@ -68,3 +78,67 @@ def test_what_is_not_the_engines_to_give_is_refused(generator: VllmGenerator) ->
     assert not sampled(generator, Sampling(max_tokens=2), prompts=1)[0].ids
     with pytest.raises(ConfigError, match=r"engine\.logprobs: raw"):
         sampled(generator, Sampling(watch=("Yes",)))
+
+
+def weights() -> "dict[str, torch.Tensor]":
+    from safetensors.torch import load_file
+
+    return {name: t for path in pack_path("vlm").glob("*.safetensors") for name, t in load_file(path).items()}
+
+
+def test_what_was_not_trained_may_be_left_out(generator: VllmGenerator) -> None:
+    greedy = Sampling(max_tokens=4, temperature=0.0, logprobs=True)
+    generator.load_weights(weights().items())
+    whole = sampled(generator, greedy)
+    language = {name: tensor for name, tensor in weights().items() if "visual" not in name}
+    generator.load_weights((name, tensor * 1.05) for name, tensor in language.items())
+    assert sampled(generator, greedy) != whole
+    generator.load_weights(language.items())
+    assert sampled(generator, greedy) == whole
+
+
+def test_weights_that_do_not_fit_are_an_error_until_whole_ones_come(generator: VllmGenerator) -> None:
+    import torch
+
+    greedy = Sampling(max_tokens=4, temperature=0.0, logprobs=True)
+    generator.load_weights(weights().items())
+    whole = sampled(generator, greedy)
+    (first, tensor) = next((name, t) for name, t in weights().items() if name.endswith("q_proj.weight"))
+    with pytest.raises(WeightSyncError, match=r"k_proj\.weight did not come"):
+        generator.load_weights([(first, tensor)])
+    with pytest.raises(WeightSyncError, match="nonsense"):
+        generator.load_weights([("nonsense.weight", torch.ones(2))])
+    generator.load_weights(weights().items())
+    assert sampled(generator, greedy) == whole
+
+
+def test_new_weights_are_those_of_an_engine_started_with_them(generator: VllmGenerator, tmp_path: Path) -> None:
+    """Last of this engine: what the two have in common ends with the other."""
+    from safetensors.torch import save_file
+
+    greedy = Sampling(max_tokens=4, temperature=0.0, logprobs=True)
+    generator.load_weights(weights().items())
+    before = sampled(generator, greedy)
+    new = {name: tensor * 1.05 if "language_model" in name else tensor for name, tensor in weights().items()}
+    total = Checksum()
+    parts = tuple(pack(total.counting(new.items()), part_bytes=1 << 20))
+    sent = Weights(version=1, checksum=total.hexdigest(), parts=parts)
+    assert len(parts) > 2
+
+    engine = RolloutEngine(CONFIG, ImageLimits(), lambda config: generator)
+    with pytest.raises(WeightSyncError, match=r"version 1 arrived damaged.*version 0 stays"):
+        engine.load(replace(sent, checksum="0" * 32), lambda: parts)
+    assert (sampled(generator, greedy), engine.version) == (before, 0)
+    assert engine.load(sent, lambda: parts) == 1
+    after = sampled(generator, greedy)
+
+    shutil.copytree(pack_path("vlm"), tmp_path / "new")
+    (old,) = (tmp_path / "new").glob("*.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in new.items()}, old, {"format": "pt"})
+    other = VllmGenerator(CONFIG.model_copy(update={"model": str(tmp_path / "new")}))
+    expected = sampled(other, greedy)
+    other.close()
+    assert [s.ids for s in after] == [s.ids for s in expected]
+    for one, same, old_one in zip(after, expected, before, strict=True):
+        assert one.logprobs == pytest.approx(same.logprobs, abs=1e-4)
+        assert one.logprobs != pytest.approx(old_one.logprobs, abs=1e-3)

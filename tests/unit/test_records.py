@@ -19,7 +19,14 @@ def checked() -> Checked:
 
 @pytest.mark.parametrize(
     "record",
-    [factories.question(), factories.response(), checked(), factories.preference(), factories.critique()],
+    [
+        factories.question(),
+        factories.response(),
+        checked(),
+        factories.preference(),
+        factories.critique(),
+        factories.rollout(),
+    ],
     ids=lambda r: type(r).__name__,
 )
 def test_a_record_survives_arrow(record: object) -> None:

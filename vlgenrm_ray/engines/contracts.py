@@ -1,6 +1,6 @@
 """The verbs the other rooms depend on. A vendor's engine and the scripted one are held to the same contract tests."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,6 +9,7 @@ from vlgenrm_ray.records import Box
 
 if TYPE_CHECKING:
     import PIL.Image
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,18 @@ class StreamingGenerator(Generator, Protocol):
         """What `generate` returns, each with its prompt's place, in the order in which prompts are finished.
 
         Closing the iterator gives up what is not finished. Raises EngineLostError where the engine is gone.
+        """
+        ...
+
+
+class PolicyGenerator(StreamingGenerator, Protocol):
+    """A vision-language model that writes while its weights are learnt elsewhere."""
+
+    def load_weights(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """Take new weights by the names of the Hugging Face folder; what is not among them stays as it is.
+
+        No sample may be under way. Raises WeightSyncError where they do not fit; until a whole set comes, what is then
+        sampled means nothing.
         """
         ...
 

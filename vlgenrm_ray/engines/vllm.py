@@ -1,15 +1,16 @@
 """The generator on vLLM, on GPUs or on the CPU: one engine inside the calling process (or, on GPUs, below it)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines import model_folder, weight_sync
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment, versions
 from vlgenrm_ray.engines.vllm_requests import Requests, refusal, spread, summary
-from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, StageError
+from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, StageError, WeightSyncError
 
 if TYPE_CHECKING:
+    import torch
     from vllm import LLM, RequestOutput, SamplingParams
 
     _Requests = Mapping[int, tuple[dict[str, Any] | Refused, SamplingParams]]
@@ -18,7 +19,7 @@ __all__ = ["VllmConfig", "VllmGenerator", "versions"]
 
 
 class VllmGenerator:
-    """A `contracts.StreamingGenerator` on `vllm.LLM`, for the chat models that vLLM knows (Qwen2-VL to Qwen3-VL).
+    """A `contracts.PolicyGenerator` on `vllm.LLM`, for the chat models that vLLM knows (Qwen2-VL to Qwen3-VL).
 
     Samples of one prompt share its prefill. A seed decides a prompt's samples whatever else is in the batch (up to
     rounding, which a batch's shape can change). What is asked, and how answers are read: `vllm_requests.Requests`.
@@ -63,6 +64,27 @@ class VllmGenerator:
         }
         for place, outcome in self._run_isolated(requests):
             yield place, outcome if isinstance(outcome, Refused) else self._samples(outcome, sampling, watched)
+
+    def load_weights(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
+        """See `contracts.PolicyGenerator`. Of a linear layer that vLLM fuses from several (q, k, v), all or none."""
+        names: list[str] = []
+
+        def passing() -> "Iterator[tuple[str, torch.Tensor]]":
+            for name, tensor in weights:
+                names.append(name)
+                yield name, tensor
+
+        # Several GPUs' workers are processes, to which an iterator does not go.
+        given = passing() if self.config.tensor_parallel_size == 1 else list(passing())
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
+        except Exception as error:
+            raise WeightSyncError(f"vLLM does not take the weights: {summary(error)}") from error
+        if lacked := weight_sync.lacking(names):
+            raise WeightSyncError(f"weights of a fused layer come together; {lacked[0]} did not come")
+        # What the old weights computed of prompts and images is of no use to the new ones.
+        self._llm.reset_prefix_cache()
+        self._llm.llm_engine.reset_encoder_cache()
 
     def versions(self) -> dict[str, str]:
         """Versions of the engine and of what it stands on."""

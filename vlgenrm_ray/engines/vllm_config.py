@@ -87,6 +87,11 @@ def environment(config: VllmConfig) -> dict[str, str]:
     return chosen | (thread_variables(_threads(config)) if _on_cpu() else {})
 
 
+def stay_in_process() -> None:
+    """Let engines started from now on run in this process on a GPU, too: weights are handed to them as objects."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
 def _threads(config: VllmConfig) -> int:
     allowed = len(os.sched_getaffinity(0))
     return config.threads or min(int(os.environ.get("OMP_NUM_THREADS", allowed)), allowed)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from vlgenrm_ray.errors import DropReason, InputError, RemoteError
+from vlgenrm_ray.errors import DropReason, InputError, RemoteError, RemoteRefusalError
 from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge.conversation import Message, images_of, openai_form
 from vlgenrm_ray.judge.pictures import Album, Picture
@@ -181,9 +181,10 @@ class Exchange:
                 raise TooLateError
             pause = _pause(answer, attempt)
             if pause is None or attempt == self.retries:
-                raise RemoteError(_explain(self.url + path, answer, attempt + 1)) from (
-                    answer if isinstance(answer, Exception) else None
-                )
+                refused = isinstance(answer, httpx.Response) and answer.is_client_error
+                raise (RemoteRefusalError if refused else RemoteError)(
+                    _explain(self.url + path, answer, attempt + 1)
+                ) from (answer if isinstance(answer, Exception) else None)
             if until is not None and time.monotonic() + pause > until:
                 raise TooLateError
             yield Pause(pause)
