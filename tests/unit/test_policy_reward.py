@@ -1,0 +1,143 @@
+import asyncio
+import os
+from collections.abc import Sequence
+
+import factories
+import httpx
+import pytest
+from pydantic import ValidationError
+from scripted_service import ScriptedService, refuse
+
+from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.judge.remote import AsyncRemoteJudge
+from vlgenrm_ray.policy import reward
+from vlgenrm_ray.policy.reward import (
+    FunctionReward,
+    PatienceConfig,
+    Patient,
+    RewardConfig,
+    Scored,
+    ServedJudge,
+    WeightedSum,
+)
+from vlgenrm_ray.records import Question, Rollout
+
+
+def served(service: ScriptedService, **over: object) -> ServedJudge:
+    config = RewardConfig.model_validate({"url": "http://judge", "num_critiques": 2} | over)
+    transport = httpx.MockTransport(service)
+    return ServedJudge(config, ImageLimits(), AsyncRemoteJudge("http://judge", retries=0, transport=transport))
+
+
+def rollouts(*texts: str) -> list[Rollout]:
+    asked = factories.question(reference="a secret", image=factories.image(uri="data:image/png;base64,iVBORw0KGgo="))
+    return [factories.rollout(f"q0/s0/r{i}", text=text, question=asked) for i, text in enumerate(texts)]
+
+
+class Failing:
+    """A reward that cannot be had for a while."""
+
+    def __init__(self, times: int, error: type[RemoteError] = RemoteError) -> None:
+        self.times = times
+        self.error = error
+        self.asked = 0
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+        await self.check()
+        return [Scored(reward=1.0, status="ok")] * len(rollouts)
+
+    async def check(self) -> None:
+        self.asked += 1
+        if self.asked <= self.times:
+            raise self.error("connection refused")
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses instead of which time goes on."""
+    paused: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        paused.append(seconds)
+
+    monkeypatch.setattr(reward.asyncio, "sleep", sleep)
+    monkeypatch.setattr(reward.time, "monotonic", lambda: sum(paused))
+    return paused
+
+
+def test_a_served_judge_is_asked_with_the_image_and_without_the_right_answer() -> None:
+    service = ScriptedService()
+    scored = asyncio.run(served(service).score(rollouts("0.25", "fails:timeout", "0.75")))
+    assert [(s.reward, s.status) for s in scored] == [(0.25, "ok"), (None, "timeout"), (0.75, "ok")]
+    assert scored[0].critique.startswith("Claim: 0.25.")
+    assert {(item.reference, item.num_critiques, item.question) for item in service.items} == {
+        (None, 2, "Is there a red circle?")
+    }
+    assert list(service.images) == [service.items[0].image]
+
+
+def test_a_refusal_is_told_from_an_absence() -> None:
+    with pytest.raises(RemoteRefusalError, match="401"):
+        asyncio.run(served(ScriptedService(refuse(401))).check())
+    with pytest.raises(RemoteError, match="503") as raised:
+        asyncio.run(served(ScriptedService(refuse(503))).check())
+    assert not isinstance(raised.value, RemoteRefusalError)
+
+
+def test_an_absent_reward_is_waited_for(waits: list[float]) -> None:
+    late = Failing(4)
+    patient = Patient(late, PatienceConfig(start_s=100, run_s=10))
+    asyncio.run(patient.check())
+    assert (late.asked, len(waits)) == (5, 4)
+    assert waits[-1] > waits[0]
+    with pytest.raises(
+        RemoteError, match=r"no reward for .* s \(limit 10 s\): connection refused; once it answers, run"
+    ):
+        asyncio.run(Patient(Failing(99), PatienceConfig(run_s=10)).score(rollouts("a")))
+
+
+def test_a_refused_request_is_not_waited_for(waits: list[float]) -> None:
+    with pytest.raises(RemoteRefusalError):
+        asyncio.run(Patient(Failing(9, RemoteRefusalError), PatienceConfig()).check())
+    assert waits == []
+
+
+def half(question: Question, response: str) -> float | None:
+    return {"good": 0.5, "none": None, "endless": float("inf")}[response]
+
+
+async def always(question: Question, response: str) -> float:
+    return 1.0
+
+
+def test_a_function_is_a_reward_and_its_failures_are_no_zeros() -> None:
+    scored = asyncio.run(FunctionReward(half).score(rollouts("good", "none", "endless", "unknown")))
+    assert [(s.reward, s.status) for s in scored] == [
+        (0.5, "ok"),
+        (None, "no_reward"),
+        (None, "not_finite"),
+        (None, "KeyError"),
+    ]
+
+
+def test_several_rewards_are_a_weighted_sum_of_what_all_scored() -> None:
+    both = WeightedSum([("half", 2.0, FunctionReward(half)), ("always", -0.5, FunctionReward(always))])
+    scored = asyncio.run(both.score(rollouts("good", "none")))
+    assert [(s.reward, s.status) for s in scored] == [(0.5, "ok"), (None, "half: no_reward")]
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValidationError, match="exactly one of url"):
+        RewardConfig(url="http://a", function="b:c")
+    for name in ("no_colon", "json:nothing", "not.there:at_all", "json:__name__"):
+        with pytest.raises(ConfigError, match=name):
+            reward.load(name)
+    assert reward.load("json:loads").__name__ == "loads"
+    os.environ.pop("NO_SUCH_TOKEN", None)
+    with pytest.raises(ConfigError, match="NO_SUCH_TOKEN is not set"):
+        reward.build([RewardConfig(url="http://a", token_variable="NO_SUCH_TOKEN")], PatienceConfig(), ImageLimits())
+    with pytest.raises(ConfigError, match="at least one"):
+        reward.build([], PatienceConfig(), ImageLimits())
