@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-_SERVED = ("test_trl.py", "test_playground.py", "test_serving.py")
+_SERVED = ("test_serving_replicas.py", "test_trl.py", "test_playground.py", "test_serving.py")
 """In this order, after all other tests: engines of those find the machine free, and the kill test is the last."""
 
 

@@ -68,16 +68,26 @@ def test_tokens_come_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("cluster", "cpus", "gpus", "room"),
+    ("cluster", "cpus", "gpus", "fitted"),
     [
-        (Cluster(nodes=(Node(num_cpus=2),)), 1.0, 0.0, 2),
-        (Cluster(nodes=(Node(num_cpus=64, num_gpus=8),) * 2), 4.0, 1.0, 5),
-        (Cluster(nodes=(Node(num_cpus=64, num_gpus=2),)), 4.0, 1.0, 2),
-        (Cluster(nodes=(Node(num_cpus=1),), grows=True), 1.0, 1.0, 5),
+        (Cluster(nodes=(Node(num_cpus=2),)), 1.0, 0.0, ("auto", 2)),
+        (Cluster(nodes=(Node(num_cpus=64, num_gpus=8),) * 2), 4.0, 1.0, ("auto", 5)),
+        (Cluster(nodes=(Node(num_cpus=64, num_gpus=2),)), 4.0, 1.0, ("auto", 2)),
+        (Cluster(nodes=(Node(num_cpus=1),), grows=True), 1.0, 1.0, ("auto", 5)),
+        # One that can never have a second need not be apart from the gate.
+        (Cluster(nodes=(Node(num_cpus=2),)), 2.0, 0.0, (1, 5)),
     ],
 )
-def test_automatic_replicas_stop_at_what_fits(cluster: Cluster, cpus: float, gpus: float, room: int) -> None:
-    assert running._room(ServingConfig(num_cpus=cpus, num_gpus=gpus, max_replicas=5), cluster) == room
+def test_automatic_replicas_stop_at_what_fits(
+    cluster: Cluster, cpus: float, gpus: float, fitted: tuple[object, int]
+) -> None:
+    found = running._fitted(ServingConfig(num_cpus=cpus, num_gpus=gpus, max_replicas=5), cluster)
+    assert (found.replicas, found.max_replicas) == fitted
+
+
+def test_a_stated_number_of_replicas_stays() -> None:
+    config = ServingConfig(replicas=3)
+    assert running._fitted(config, Cluster(nodes=(Node(num_cpus=2),))) == config
 
 
 def test_a_port_that_is_taken_is_named() -> None:

@@ -81,6 +81,10 @@ class ServingConfig(Settings):
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Engines; `auto`: from 1 to `max_replicas`, by the queue's depth."""
     max_replicas: int = Field(default=8, ge=1)
+    upscale_delay_s: float = Field(default=10.0, ge=0.0)
+    """How long the queue must be too deep before another engine is started (`auto`)."""
+    downscale_delay_s: float = Field(default=300.0, ge=0.0)
+    """How long an engine must be dispensable before it is stopped (`auto`)."""
     num_cpus: float = Field(default=1.0, ge=0.0)
     """Of each engine replica."""
     num_gpus: float = Field(default=0.0, ge=0.0)

@@ -1,6 +1,8 @@
 """What every request must pass before its body is looked at: who sends it, and how large it is."""
 
+import asyncio
 import json
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray.serving.auth import Caller, Tokens
@@ -14,7 +16,10 @@ OPERATORS = frozenset({"/v1/model"})
 
 
 class Guard:
-    """ASGI middleware: 401 and 403 by token, 413 by size. The body is read whole, so no handler waits for it."""
+    """ASGI middleware: 401 and 403 by token, 413 by size; a client that goes away takes its request's work along.
+
+    The body is read whole, so no handler waits for it.
+    """
 
     def __init__(self, app: "ASGIApp", *, tokens: Tokens, max_bytes: int) -> None:
         self.app = app
@@ -41,7 +46,8 @@ class Guard:
                 too_large, more = True, False
         if too_large:
             return await _answer(send, 413, f"body: larger than {self.max_bytes} bytes; send less, or images by hash")
-        return await self.app(scope, _replay(bytes(body), receive), send)
+        await _unless_gone(self.app(scope, _replay(bytes(body), receive), send), receive)
+        return None
 
     def _refusal(self, scope: "Scope", authorization: str) -> tuple[int, str] | None:
         """Status and reason, or None where the caller may go on."""
@@ -66,6 +72,21 @@ def _replay(body: bytes, receive: "Receive") -> "Receive":
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+async def _unless_gone(answering: Awaitable[None], receive: "Receive") -> None:
+    """Answer a request, or give that up when its client disconnects: all that can be received after the body."""
+    work = asyncio.ensure_future(answering)
+    gone = asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        if given_up := not work.done():
+            work.cancel()
+    await asyncio.wait((work,))
+    if not given_up:
+        work.result()
 
 
 async def _answer(send: "Send", status: int, detail: str) -> None:

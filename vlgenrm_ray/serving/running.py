@@ -21,7 +21,9 @@ def start(config: ServingConfig, *, host: str, port: int) -> str:
     """
     from ray import serve
 
-    from vlgenrm_ray.serving.app import application, forget
+    from vlgenrm_ray.serving.app import application
+    from vlgenrm_ray.serving.listener import Address
+    from vlgenrm_ray.serving.standing import Standing
 
     there = cluster.survey()
     count = 1 if config.replicas == "auto" else config.replicas
@@ -32,10 +34,17 @@ def start(config: ServingConfig, *, host: str, port: int) -> str:
     cluster.check_resources(asks, there)
     _check_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options={"host": host, "port": port}, logging_config=_quiet())
-    fitting = config.model_copy(update={"max_replicas": _room(config, there)})
-    forget(fitting)
-    serve.run(application(fitting), name=NAME, route_prefix="/", logging_config=_quiet())
+    # On one machine the gate listens itself; on several, clients must not need to know which one it is on.
+    alone = len(there.nodes) == 1 and not there.grows
+    serve.start(
+        proxy_location="Disabled" if alone else "EveryNode",
+        http_options={"host": host, "port": port},
+        logging_config=_quiet(),
+    )
+    fitting = _fitted(config, there)
+    Standing(fitting).forget()
+    made = application(fitting, Address(host, port) if alone else None)
+    serve.run(made, name=NAME, route_prefix="/", logging_config=_quiet())
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     return f"http://{shown}:{port}"
 
@@ -61,13 +70,14 @@ def _quiet() -> dict[str, Any]:
     return {"log_level": "WARNING", "enable_access_log": False}
 
 
-def _room(config: ServingConfig, there: Cluster) -> int:
-    """How many engines the cluster can hold, at most as many as configured."""
-    if there.grows:
-        return config.max_replicas
+def _fitted(config: ServingConfig, there: Cluster) -> ServingConfig:
+    """With as many engines as the cluster can hold, at most as many as configured."""
+    if there.grows or config.replicas != "auto":
+        return config
     each = [(config.num_cpus, "num_cpus"), (config.num_gpus, "num_gpus")]
     fits = [sum(int(getattr(node, name) // asked) for node in there.nodes) for asked, name in each if asked]
-    return max(1, min([config.max_replicas, *fits]))
+    room = max(1, min([config.max_replicas, *fits]))
+    return config.model_copy(update={"max_replicas": room} if room > 1 else {"replicas": 1})
 
 
 def _check_port(host: str, port: int) -> None:
