@@ -1,7 +1,9 @@
 """The generator of many callers on real vLLM: says what it should, as it is finished, and gives up on request."""
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -132,3 +134,21 @@ def test_an_engine_that_is_gone_is_said_so(generator: AsyncVllmGenerator, run: R
     with pytest.raises(EngineLostError):
         run(asyncio.wait_for(until_lost(), 60))
     assert not generator.is_alive()
+
+
+def test_who_waits_at_an_engine_that_is_closed_is_told(run: Run[Any]) -> None:
+    generator = AsyncVllmGenerator(CONFIG)
+    (process,) = generator._llm.engine_core.resources.engine_manager.processes
+
+    async def wait() -> None:
+        # It cannot answer, and vLLM does not notice.
+        os.kill(process.pid, signal.SIGSTOP)
+        waiting = asyncio.ensure_future(generator.generate_one(ask(9), SAMPLING, 9))
+        await asyncio.wait((waiting,), timeout=1.0)
+        assert not waiting.done()
+        process.kill()
+        generator.close()
+        await waiting
+
+    with pytest.raises(EngineLostError):
+        run(asyncio.wait_for(wait(), 60))

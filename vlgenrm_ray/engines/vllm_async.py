@@ -2,9 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
@@ -16,6 +16,10 @@ from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, InputEr
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.v1.engine.output_processor import RequestOutputCollector
+
+_T = TypeVar("_T")
+_LOOK_S = 0.5
+"""How often it is looked whether the engine's process lives."""
 
 
 class AsyncVllmGenerator:
@@ -50,8 +54,10 @@ class AsyncVllmGenerator:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
         self.requests = Requests(self._llm, folder.name, config)
         self._numbers = itertools.count()
-        processes = self._llm.engine_core.resources.engine_manager.processes
-        self._watch = end_with_this_process([process.pid for process in processes])
+        self._processes = self._llm.engine_core.resources.engine_manager.processes
+        self._watch = end_with_this_process([process.pid for process in self._processes])
+        self._closed = False
+        self._loss: asyncio.Future[None] | None = None
 
     async def generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refused:
         """The n samples of a prompt, or why there are none. Cancelled, it aborts what is still running."""
@@ -70,7 +76,7 @@ class AsyncVllmGenerator:
         params = self.requests.params(sampling, watched, spread(seed))
         running: list[asyncio.Task[tuple[int, Sample | Refused]]] = []
         # Not to be cancelled half-way: vLLM would believe its engine to have an image that never went there.
-        submitting = asyncio.ensure_future(self._submit(prompt, params))
+        submitting = asyncio.ensure_future(self._or_lost(self._submit(prompt, params)))
         try:
             submitted = await asyncio.shield(submitting)
             if isinstance(submitted, Refused):
@@ -91,26 +97,54 @@ class AsyncVllmGenerator:
 
     def is_alive(self) -> bool:
         """Whether the engine's process runs and has not failed."""
-        return not self._llm.errored
+        return not (self._closed or self._llm.errored) and all(process.is_alive() for process in self._processes)
 
     async def reload(self, folder: Path) -> None:
         """Take the weights of another model folder of the same architecture and vocabulary.
 
-        No sample may be under way. Raises InputError, and leaves all as it is, for a folder that is not such.
+        No sample may be under way. Raises InputError, and leaves all as it is, for a folder that is not such;
+        EngineLostError.
         """
         model_folder.check(folder)
         traits = model_folder.traits(folder)
         if names := sorted(n for n in traits.keys() | self._traits.keys() if traits.get(n) != self._traits.get(n)):
             raise InputError(f"model folder {folder}: not the same {names[0]} as now; it needs an engine of its own")
+        await self._or_lost(self._reload(folder))
+
+    def close(self) -> None:
+        """Stop the engine and its process; whoever waits for it gets EngineLostError."""
+        self._closed = True
+        self._llm.shutdown()
+        self._watch.communicate()
+
+    async def _reload(self, folder: Path) -> None:
         await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
         # What the old weights computed of prompts and images is of no use to the new ones.
         await self._llm.reset_prefix_cache()
         await self._llm.reset_encoder_cache()
 
-    def close(self) -> None:
-        """Stop the engine and its process. The generator is of no use afterwards."""
-        self._llm.shutdown()
-        self._watch.communicate()
+    # -- loss --------------------------------------------------------------------------------------------------
+
+    async def _or_lost(self, work: Awaitable[_T]) -> _T:
+        """What `work` gives. Raises EngineLostError when the engine ends first: vLLM lets calls to it wait for ever."""
+        if self._loss is None:
+            self._loss = asyncio.ensure_future(self._until_lost())
+        working = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((working, self._loss), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise EngineLostError("vLLM's engine process is gone")
+            return working.result()
+        finally:
+            working.cancel()
+
+    async def _until_lost(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        while self.is_alive():
+            await asyncio.sleep(_LOOK_S)
+        # To those who wait for samples; vLLM tells them only if it notices before it is shut down.
+        self._llm.output_processor.propagate_error(EngineDeadError())
 
     # -- requests ----------------------------------------------------------------------------------------------
 

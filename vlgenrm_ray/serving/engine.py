@@ -49,5 +49,5 @@ class Engine:
         return await self._replica.trial(wanted)
 
     def close(self) -> None:
-        """End the engine's process."""
+        """End the engine's process; whoever waits for it gets EngineLostError."""
         self._generator.close()

@@ -23,7 +23,8 @@ class Startable(Protocol):
 
     async def trial(self, wanted: Model) -> Finding: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End it; whoever waits for it gets EngineLostError."""
 
 
 class EngineWithin:
@@ -73,5 +74,5 @@ class EngineWithin:
     async def _again(self, before: "asyncio.Future[Startable] | None") -> Startable:
         if before is not None and not before.cancelled() and before.exception() is None:
             _log.warning("the engine was lost; starting another")
-            await asyncio.to_thread(before.result().close)
+            before.result().close()
         return await self._start()
