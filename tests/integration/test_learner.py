@@ -7,12 +7,12 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fp32_model import in_fp32
 from tests.world_examples import examples
 from vlgenrm_ray import images
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig, worker_environment
@@ -32,24 +32,6 @@ CONFIGS = {
 }
 # Rewards lie in [0, 1]. All engines compute in fp32 here; they differ in the order of their sums.
 TOLERANCE = 1e-3
-
-
-def in_fp32(pack: Path, target: Path) -> Path:
-    """A copy of the pack's model in fp32, so that an export rounds nothing and tolerances can be tight."""
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(pack, target)
-    weights = load_file(target / "model.safetensors")
-    save_file({k: v.float() for k, v in weights.items()}, target / "model.safetensors", {"format": "pt"})
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(_renamed(config)))
-    return target
-
-
-def _renamed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: "float32" if k == "dtype" else _renamed(v) for k, v in value.items()}
-    return value
 
 
 def laboratory(told: dict[str, Any]) -> None:

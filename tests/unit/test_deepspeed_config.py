@@ -9,6 +9,7 @@ from vlgenrm_ray.engines.deepspeed_config import (
     DeepSpeedConfig,
     LoraConfig,
     engine_settings,
+    frozen_settings,
     lr_share,
     worker_environment,
 )
@@ -79,3 +80,16 @@ def test_precision_follows_the_device_unless_named() -> None:
         assert engine_settings(DeepSpeedConfig(), gpu=gpu)["bf16"]["enabled"] is gpu
         assert engine_settings(DeepSpeedConfig(precision="bf16"), gpu=gpu)["bf16"]["enabled"]
         assert not engine_settings(DeepSpeedConfig(precision="fp32"), gpu=gpu)["bf16"]["enabled"]
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_frozen_model_is_shared_out_only_as_weights_are(gpu: bool) -> None:
+    for stage in (0, 1, 2):
+        settings = engine_settings(DeepSpeedConfig.model_validate({"zero_stage": stage}), gpu=gpu)
+        frozen = frozen_settings(settings)
+        assert frozen["zero_optimization"] == {"stage": 0}
+        assert (frozen["bf16"], frozen["torch_autocast"]) == (settings["bf16"], settings["torch_autocast"])
+    zero = frozen_settings(engine_settings(DeepSpeedConfig(zero_stage=3, offload="cpu"), gpu=gpu))["zero_optimization"]
+    assert zero["stage"] == 3
+    assert "offload_param" in zero
+    assert "offload_optimizer" not in zero
