@@ -19,7 +19,7 @@ _MIB = 1 << 20
 _EVERY_S = 1.0
 _SETTLING = 0.1
 """Share of the time at the beginning that does not count: caches fill up to their bounds."""
-_PARTS = {"ingress": "ServeReplica:vlgenrm:gate", "replica": "ServeReplica:vlgenrm:engine", "engine": "EngineCore"}
+_PARTS = {"gate": "ServeReplica:vlgenrm:gate", "engine": "EngineCore"}
 
 
 def soak(
