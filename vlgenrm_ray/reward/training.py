@@ -11,14 +11,9 @@ Reads Example. Writes Checkpoint, and beside it:
 
 import importlib.metadata
 import json
-import os
 import shutil
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +23,7 @@ from vlgenrm_ray.cluster import Ask
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import InputError, StageError
-from vlgenrm_ray.progress import Progress
+from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
 from vlgenrm_ray.records import Checkpoint, Dropped
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_loop import TrainingJob, work
@@ -38,8 +33,6 @@ from vlgenrm_ray.store import Manifest, StageFolder, Unit, read_json, units_tabl
 __all__ = ["TrainingConfig", "TrainingResult", "run"]
 
 _RAY = "ray"
-_POLL_S = 0.5
-_ABORT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,37 +82,17 @@ def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Pa
 
 
 def _fit(job: TrainingJob) -> None:
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     config = job.config
-    gpu = config.num_gpus > 0
-    for name, value in _ray_train_settings().items():
-        os.environ.setdefault(name, value)
-    trainer = TorchTrainer(
-        work,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": config.num_cpus} | ({"GPU": config.num_gpus} if gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=_RAY,
-            storage_path=str(job.target),
-            failure_config=ray.train.FailureConfig(max_failures=config.retries),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
-            worker_runtime_env={"env_vars": worker_environment(config.num_cpus, gpu=gpu)},
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
+    group = WorkerGroup(
+        workers=config.workers,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        retries=config.retries,
+        keep_checkpoints=config.keep_checkpoints,
+        environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
-    failure: Exception | None = None
-    with _shown(job), _interruptible(trainer):
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            failure = error
+    with steps_shown("training", plan=job.plan, metrics=job.metrics):
+        failure = fit(work, job, group, storage=job.target, name=_RAY)
     if job.failure.exists():
         told = read_json(job.failure)
         raise (InputError if told["kind"] == "InputError" else StageError)(told["message"]) from failure
@@ -127,96 +100,6 @@ def _fit(job: TrainingJob) -> None:
         raise StageError(f"stage 'training' failed {config.retries + 1} times, last of: {failure}") from failure
     if not job.result.exists():
         raise StageError(f"stage 'training' ended without a result in {job.target}; run again to finish it")
-
-
-def _ray_train_settings() -> dict[str, str]:
-    """Ray Train's own environment variables, for what has no argument; a user's values win."""
-    import ray
-
-    settings = {
-        "RAY_TRAIN_V2_ENABLED": "1",
-        # How often the controller looks at its workers, hence how long it takes to see that they are done.
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        # Importing torch, transformers and DeepSpeed on a busy node takes longer than the minute it allows.
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-    }
-    if len(ray.nodes()) == 1:
-        # An actor that watches for nodes being taken away; with the only node, it goes as well.
-        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    return settings
-
-
-@contextmanager
-def _interruptible(trainer: Any) -> Iterator[None]:
-    """Let Ctrl-C end a trainer's workers and then raise KeyboardInterrupt.
-
-    Left to itself, Ray Train answers Ctrl-C by exiting with 0, and keeps the signal when it is done. And an exception
-    that a signal handler raises is lost where the handler happens to run inside a finaliser. So the handler itself
-    ends the workers, which ends `fit`, and remembers that it did.
-    """
-    controllers: list[Any] = []
-    trainer._register_sigint_handler = controllers.append
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Signals reach the main thread only.
-        return
-    interrupted = False
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal interrupted
-        again, interrupted = interrupted, True
-        if not again:
-            for controller in controllers:
-                _abort(controller)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    except Exception as error:
-        if interrupted:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupted:
-        raise KeyboardInterrupt
-
-
-def _abort(controller: Any) -> None:
-    """End a training's workers, so that their CPUs and GPUs are free at once."""
-    import ray
-    from ray.exceptions import GetTimeoutError, RayActorError
-
-    try:
-        ray.get(controller.abort.remote(), timeout=_ABORT_S)
-    except (RayActorError, GetTimeoutError):
-        return  # The controller ends its own process; there is nothing more to hear from it.
-
-
-@contextmanager
-def _shown(job: TrainingJob) -> Iterator[None]:
-    """Progress of the workers, read from the metrics they write: the driver itself only waits."""
-    over = threading.Event()
-
-    def follow() -> None:
-        while not job.plan.exists():
-            if over.wait(_POLL_S):
-                return
-        with Progress("training", total=int(read_json(job.plan)["steps"])) as progress:
-            last = False
-            while not last:
-                last = over.wait(_POLL_S)
-                done = len(job.metrics.read_text().splitlines()) if job.metrics.exists() else 0
-                progress.advance(max(0, done - progress.done))
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float) -> TrainingResult:
