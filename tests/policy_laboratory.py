@@ -28,8 +28,8 @@ ROWS = 4
 """Of each worker: the first this many examples are the first worker's."""
 TARGET = 0.6
 CRITIC_LEARNING_RATE = 5e-3
-CRITIC_STEPS = 6
-CRITIC_KEPT_AT = 4
+CRITIC_STEPS = 5
+CRITIC_KEPT_AT = 3
 
 
 def laboratory(base: Path, folder: Path, made: list[Example]) -> None:
@@ -113,26 +113,26 @@ def _critic(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
 
     from vlgenrm_ray.engines.critic import Critic
 
-    parts = batches(base, made, dist.get_rank(), (1, ROWS - 1))
+    whole = batches(base, made, dist.get_rank(), (ROWS,))
 
     def squares(_: int, batch: Any, values: "torch.Tensor") -> "torch.Tensor":
         return ((values - TARGET) * batch.targets).square().sum() / DENOMINATOR
 
     critic = Critic(base, config, seed=0)
-    found: dict[str, Any] = {"begin": critic.values(parts)}
+    found: dict[str, Any] = {"begin": critic.values(whole)}
     losses = []
     for step in range(CRITIC_STEPS):
         if step == CRITIC_KEPT_AT:
             (folder / "critic").mkdir(exist_ok=True)
             critic.save(folder / "critic")
-        losses.append(critic.learn(parts, squares, lr=CRITIC_LEARNING_RATE).loss)
-    found |= {"losses": losses, "end": critic.values(parts)}
+        losses.append(critic.learn(whole, squares, lr=CRITIC_LEARNING_RATE).loss)
+    found |= {"losses": losses, "end": critic.values(whole)}
     critic.close()
     critic = Critic(base, config, seed=1)
     critic.load(folder / "critic")
     found["resumed"] = [
-        critic.learn(parts, squares, lr=CRITIC_LEARNING_RATE).loss for _ in range(CRITIC_KEPT_AT, CRITIC_STEPS)
+        critic.learn(whole, squares, lr=CRITIC_LEARNING_RATE).loss for _ in range(CRITIC_KEPT_AT, CRITIC_STEPS)
     ]
-    found["resumed_end"] = critic.values(parts)
+    found["resumed_end"] = critic.values(whole)
     critic.close()
     return found
