@@ -10,8 +10,8 @@ from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.weight_sync import Weights
 from vlgenrm_ray.errors import EngineLostError
 from vlgenrm_ray.policy.pool import Pool
-from vlgenrm_ray.policy.reward import Scored
 from vlgenrm_ray.policy.rollouts import UNSCORED, Asked, Group
+from vlgenrm_ray.policy.scored import Scored
 from vlgenrm_ray.records import Question, Rollout
 
 
@@ -28,9 +28,10 @@ def version(number: int) -> Weights[Any]:
 
 
 class StrawSampler:
-    """Says "<question> <sample>"; dies when it has handed over `lives` groups; loads in `load_s`, writes a group in `pace_s` seconds."""
+    """Says "<question> <sample>"; is lost when it has handed over `lives` groups."""
 
     def __init__(self, name: int, lives: float = float("inf"), load_s: float = 0.0, pace_s: float = 0.0) -> None:
+        """`load_s` and `pace_s`: seconds for new weights, and for a group."""
         self.name = name
         self.lives = lives
         self.load_s = load_s

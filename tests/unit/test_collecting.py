@@ -7,8 +7,8 @@ from policy_examples import Straw, StrawReward, StrawSampler, questions
 from vlgenrm_ray.errors import ConfigError, RemoteError
 from vlgenrm_ray.policy.collecting import Collected, Collecting
 from vlgenrm_ray.policy.config import AlgorithmConfig, OverlongConfig
-from vlgenrm_ray.policy.reward import Scored
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
+from vlgenrm_ray.policy.scored import Scored
 from vlgenrm_ray.records import Rollout
 
 

@@ -10,18 +10,20 @@ from scripted_service import ScriptedService, refuse
 
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
 from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.judge.judge import Item
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge
 from vlgenrm_ray.policy import reward
+from vlgenrm_ray.policy.own_judge import OwnJudge
 from vlgenrm_ray.policy.reward import (
     FunctionReward,
     PatienceConfig,
     Patient,
     RewardConfig,
-    Scored,
     ServedJudge,
     WeightedSum,
 )
-from vlgenrm_ray.records import Question, Rollout
+from vlgenrm_ray.policy.scored import Scored
+from vlgenrm_ray.records import Judgement, Question, Rollout
 
 
 def served(service: ScriptedService, **over: object) -> ServedJudge:
@@ -127,6 +129,60 @@ def test_several_rewards_are_a_weighted_sum_of_what_all_scored() -> None:
     both = WeightedSum([("half", 2.0, FunctionReward(half)), ("always", -0.5, FunctionReward(always))])
     scored = asyncio.run(both.score(rollouts("good", "none")))
     assert [(s.reward, s.status) for s in scored] == [(0.5, "ok"), (None, "half: no_reward")]
+
+
+class StrawJudge:
+    """Takes a while, then gives each item the same reward; the first `failures` times it is gone."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.batches: list[list[str]] = []
+
+    async def __call__(self, items: list[Item]) -> list[Judgement]:
+        self.batches.append([item.response for item in items])
+        await asyncio.sleep(0.01)
+        if len(self.batches) <= self.failures:
+            raise RemoteError("the run's own judge died")
+        return [
+            Judgement(
+                id=item.id,
+                reward=float(item.response),
+                status="ok",
+                num_critiques=1,
+                verdict_mass=1.0,
+                critiques=("c",),
+            )
+            for item in items
+        ]
+
+
+def test_an_own_judge_takes_together_what_comes_while_it_judges() -> None:
+    judge = StrawJudge()
+
+    async def scenario() -> list[list[Scored]]:
+        own = OwnJudge(judge)
+        return await asyncio.gather(*(own.score(rollouts(f"0.{i}1", f"0.{i}2")) for i in range(4)))
+
+    scored = asyncio.run(scenario())
+    assert [[s.reward for s in group] for group in scored] == [[float(f"0.{i}1"), float(f"0.{i}2")] for i in range(4)]
+    assert {s.critique for group in scored for s in group} == {"c"}
+    assert [len(batch) for batch in judge.batches] == [2, 6]
+
+
+def test_an_own_judge_that_is_gone_or_not_waited_for_harms_nobody_else() -> None:
+    judge = StrawJudge(failures=1)
+
+    async def scenario() -> tuple[object, list[Scored]]:
+        own = OwnJudge(judge)
+        first, given_up, last = (asyncio.ensure_future(own.score(rollouts(text))) for text in ("0.1", "0.2", "0.3"))
+        await asyncio.sleep(0.015)
+        given_up.cancel()
+        return await asyncio.gather(first, last, return_exceptions=True)  # type: ignore[return-value]
+
+    failed, scored = asyncio.run(scenario())
+    assert isinstance(failed, RemoteError)
+    assert isinstance(scored, list)
+    assert [s.reward for s in scored] == [0.3]
 
 
 def test_mistakes_are_named() -> None:

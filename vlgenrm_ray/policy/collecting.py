@@ -13,8 +13,8 @@ from vlgenrm_ray.policy import order
 from vlgenrm_ray.policy.advantages import group_advantages
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.pool import Pool
-from vlgenrm_ray.policy.reward import Reward, Scored
 from vlgenrm_ray.policy.rollouts import UNSCORED, Asked, Group, RolloutsConfig
+from vlgenrm_ray.policy.scored import Reward, Scored
 from vlgenrm_ray.policy.shaping import shaped
 from vlgenrm_ray.records import Question, Rollout
 

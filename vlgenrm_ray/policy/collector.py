@@ -63,7 +63,7 @@ class RolloutActor:
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Group]]:
         """See `RolloutEngine.sample`."""
-        return self._engine.sample(asked, sampling)
+        yield from self._engine.sample(asked, sampling)
 
     def load(self, weights: Weights[Any]) -> int:
         """See `RolloutEngine.load`. One part at a time is looked at, where it lies."""
@@ -167,6 +167,12 @@ class Collector:
         """Start the engines, and wait for the reward. Raises EngineLostError, RemoteError."""
         await asyncio.gather(self._pool.start(), self._reward.check())
 
+    async def keep(self, part: Part) -> list[Any]:
+        """A reference to a part of weights, owned here: it outlives the learner that made it, for engines to come."""
+        import ray
+
+        return [ray.put(part)]
+
     async def load(self, weights: Weights[Any]) -> None:
         """Give the engines new weights, whose parts are references to objects. Raises WeightSyncError."""
         await self._pool.load(weights, timeout_s=self._job.rollouts.sync_timeout_s)
@@ -208,18 +214,13 @@ def start(job: CollectorJob, name: str) -> Any:
     )
 
 
-def put(collector: Any, weights: "Iterable[tuple[str, torch.Tensor]]", version: int) -> Weights[Any]:
-    """Weights in Ray's object store, owned by the collector: they outlive the learner that made them."""
-    import ray
-
-    total = Checksum()
-    # Each part is freed here once it is in the store.
-    parts = tuple(ray.put(part, _owner=collector) for part in weight_sync.pack(total.counting(weights)))
-    return Weights(version=version, checksum=total.hexdigest(), parts=parts)
-
-
 def send(collector: Any, weights: "Iterable[tuple[str, torch.Tensor]]", version: int) -> None:
     """Give all rollout engines new weights; returns when they have them. Raises WeightSyncError."""
     import ray
 
-    ray.get(collector.load.remote(put(collector, weights, version)))
+    total = Checksum()
+    parts = [ray.get(collector.keep.remote(part)) for part in weight_sync.pack(total.counting(weights))]
+    sent: Weights[Any] = Weights(
+        version=version, checksum=total.hexdigest(), parts=tuple(reference for (reference,) in parts)
+    )
+    ray.get(collector.load.remote(sent))

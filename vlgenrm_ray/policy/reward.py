@@ -12,14 +12,16 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge
+from vlgenrm_ray.policy import own_judge
+from vlgenrm_ray.policy.own_judge import OwnJudgeConfig
+from vlgenrm_ray.policy.scored import Reward, Scored
 from vlgenrm_ray.records import Question, Rollout
 from vlgenrm_ray.settings import Settings
 
@@ -34,34 +36,8 @@ Function = Callable[[Question, str], float | Awaitable[float | None] | None]
 """The user's: question and response -> reward, or None where there is none to give."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What a reward says of one rollout."""
-
-    reward: float | None
-    """None unless `status` is `ok`."""
-    status: str
-    critique: str = ""
-
-
-class Reward(Protocol):
-    """Scores rollouts that have a text."""
-
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
-        """One per rollout, in order. Raises RemoteError where there is nobody to ask."""
-        ...
-
-    async def check(self) -> None:
-        """Raise RemoteError where there is nobody to ask, RemoteRefusalError where asking again would not help."""
-        ...
-
-    async def close(self) -> None:
-        """Give back what it holds."""
-        ...
-
-
 class RewardConfig(Settings):
-    """One reward: exactly one of `url` and `function`."""
+    """One reward: exactly one of `url`, `judge` and `function`."""
 
     name: str = Field(default="judge", pattern=r"^[\w.-]+$")
     weight: float = 1.0
@@ -76,13 +52,15 @@ class RewardConfig(Settings):
     deadline_s: float | None = Field(default=None, gt=0.0)
     """Seconds after which a sample that is not judged has no reward; None waits for the service's own limit."""
     retries: int = Field(default=5, ge=0)
+    judge: OwnJudgeConfig | None = None
+    """A judge in an actor of the run's own."""
     function: str = ""
     """`module:function` of (Question, response) -> float, or None where there is none; it may be a coroutine."""
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        if bool(self.url) == bool(self.function):
-            raise ValueError("give exactly one of url (of a served judge) and function (module:function)")
+        if [bool(self.url), bool(self.function), self.judge is not None].count(True) != 1:
+            raise ValueError("give exactly one of url (of a served judge), judge (one of the run's own) and function")
         return self
 
 
@@ -249,6 +227,8 @@ def build(configs: Sequence[RewardConfig], patience: PatienceConfig, limits: Ima
 
 
 def _one(config: RewardConfig, limits: ImageLimits) -> Reward:
+    if config.judge is not None:
+        return own_judge.start(config.judge, limits)
     return FunctionReward(load(config.function)) if config.function else ServedJudge(config, limits)
 
 
