@@ -12,6 +12,7 @@ from vlgenrm_ray.curation.preferences import PreferencesConfig
 from vlgenrm_ray.curation.responses import ResponsesConfig
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.policy.training_config import PolicyConfig
 from vlgenrm_ray.reward.critiques import CritiquesConfig
 from vlgenrm_ray.reward.rounds import RoundsConfig
 from vlgenrm_ray.reward.selection import SelectionConfig
@@ -54,9 +55,40 @@ class RunConfig(Settings):
         return self
 
 
+class OwnService(Settings):
+    """A judge that a policy's run serves for itself, as long as it lasts."""
+
+    model: str
+    """The GenRM: a model folder, a hub name, or `pack:vlm`."""
+    port: int = Field(default=8100, ge=1, lt=1 << 16)
+    """On this machine alone: a reward's `url` is then `http://127.0.0.1:<port>`."""
+    serving: ServingConfig = ServingConfig()
+
+
+class PolicyRunConfig(Settings):
+    """Everything the training of a policy is decided by, apart from its folder."""
+
+    base: str
+    """The policy to start from: a model folder, a hub name, or `pack:vlm`."""
+    seed: int = Field(default=0, ge=0)
+    """Of the pools and the training that name none of their own."""
+    pool: PoolConfig
+    """Images and questions to learn from."""
+    heldout: PoolConfig
+    """Images and questions to measure on; never learned from."""
+    service: OwnService | None = None
+    """None: the rewards are served already, or are functions."""
+    policy: PolicyConfig
+
+
 def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Read a recipe. Raises ConfigError with one line per mistake."""
     return recipe.load(RunConfig, path, overrides)
+
+
+def load_policy(path: Path, overrides: tuple[str, ...] = ()) -> PolicyRunConfig:
+    """Read a recipe of a policy's training. Raises ConfigError with one line per mistake."""
+    return recipe.load(PolicyRunConfig, path, overrides)
 
 
 def serving(settings: RunConfig, **changes: Any) -> ServingConfig:

@@ -35,6 +35,14 @@ class Tally:
             maxima={name: value.maximum(other.maxima[name]) for name, value in self.maxima.items()},
         )
 
+    def cpu(self) -> "Tally":
+        """The same on the CPU, to be handed to other workers."""
+        return Tally(
+            num_tokens=self.num_tokens.cpu(),
+            sums={name: value.cpu() for name, value in self.sums.items()},
+            maxima={name: value.cpu() for name, value in self.maxima.items()},
+        )
+
     def figures(self) -> dict[str, float]:
         """Means and maxima by name; none where there was no token."""
         number = int(self.num_tokens)

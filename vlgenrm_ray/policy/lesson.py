@@ -1,0 +1,118 @@
+"""What a step's samples teach: which of them count, by how much, in which micro-batches."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vlgenrm_ray.engines.batch_plan import Step, plan_epoch
+from vlgenrm_ray.policy.advantages import group_advantages
+from vlgenrm_ray.policy.collecting import Collected
+from vlgenrm_ray.policy.config import AlgorithmConfig
+from vlgenrm_ray.policy.rollouts import Group
+from vlgenrm_ray.policy.shaping import shaped
+from vlgenrm_ray.records import Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pupil:
+    """One sample that counts."""
+
+    rollout: Rollout
+    reward: float
+    """As shaped."""
+    advantage: float
+    """Relative to its group; with a critic 0, for its tokens have their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """A step's samples that count, and the parts they are learnt in."""
+
+    pupils: tuple[Pupil, ...]
+    updates: tuple[Step, ...]
+    """One per optimizer step; their members are places in `pupils`."""
+    fates: Mapping[str, int] = field(default_factory=Counter)
+    """Groups by what became of them: `learnt`, `flat`, `left_out`; with a critic all are `learnt`."""
+
+    def counts(self, update: Step) -> tuple[int, int]:
+        """Tokens and sequences of one optimizer step, over all workers."""
+        members = update.members()
+        return sum(len(self.pupils[m].rollout.ids) for m in members), len(members)
+
+
+def pupils(groups: Sequence[Group], config: AlgorithmConfig, *, max_tokens: int) -> tuple[list[Pupil], Counter[str]]:
+    """The samples of a step that have a reward and count, and the fates of their groups."""
+    rewards = [[_shaped(rollout, config, max_tokens) for rollout in group] for group in groups]
+    if config.algorithm == "ppo":
+        scored = [
+            Pupil(rollout=rollout, reward=reward, advantage=0.0)
+            for rollout, reward in _pairs(groups, rewards)
+            if reward is not None and rollout.ids
+        ]
+        return scored, Counter({"learnt": len(groups)})
+    judged = group_advantages(rewards, config)
+    found = [
+        Pupil(rollout=rollout, reward=reward, advantage=advantage)
+        for (rollout, reward), advantage in zip(
+            _pairs(groups, rewards), (a for group in judged for a in group.advantages), strict=True
+        )
+        if reward is not None and advantage is not None and rollout.ids
+    ]
+    return found, Counter(group.fate for group in judged)
+
+
+def plan(
+    found: Sequence[Pupil],
+    lengths: Sequence[int],
+    *,
+    step: int,
+    seed: int,
+    updates: int,
+    tokens_per_batch: int,
+    workers: int,
+) -> tuple[Step, ...]:
+    """Deal samples of `lengths` tokens, prompts counted, out to optimizer steps and micro-batches."""
+    if not found:
+        return ()
+    each = -(-len(found) // updates)
+    planned = plan_epoch(
+        lengths, epoch=step, seed=seed, examples_per_step=each, tokens_per_batch=tokens_per_batch, workers=workers
+    )
+    return tuple(planned)
+
+
+def figures(collected: Collected, *, max_tokens: int) -> dict[str, float]:
+    """Rewards, lengths and failures of a step's samples, for its line of metrics. None where nothing is known."""
+    rollouts = collected.rollouts
+    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
+    lengths = [len(rollout.ids) for rollout in rollouts if rollout.ids]
+    failed = sum(number for status, number in collected.statuses.items() if status != "ok")
+    found = {
+        "samples": float(sum(collected.statuses.values())),
+        "failed": float(failed),
+        "replaced_groups": float(collected.num_replaced),
+    }
+    if rewards:
+        mean = sum(rewards) / len(rewards)
+        found |= {"reward": mean, "reward_std": (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5}
+    if lengths:
+        cut = sum(len(rollout.ids) >= max_tokens and rollout.finish == "length" for rollout in rollouts)
+        found |= {"length": sum(lengths) / len(lengths), "cut_share": cut / len(lengths)}
+    return found
+
+
+def _shaped(rollout: Rollout, config: AlgorithmConfig, max_tokens: int) -> float | None:
+    return shaped(
+        rollout.reward,
+        num_tokens=len(rollout.ids),
+        cut=rollout.finish == "length",
+        max_tokens=max_tokens,
+        config=config.overlong,
+    )
+
+
+def _pairs(
+    groups: Sequence[Group], rewards: Sequence[Sequence[float | None]]
+) -> Iterable[tuple[Rollout, float | None]]:
+    for group, of_group in zip(groups, rewards, strict=True):
+        yield from zip(group, of_group, strict=True)

@@ -1,0 +1,163 @@
+"""Trains a policy against its rewards.
+
+Reads Question. Writes, below its folder:
+
+    model/              the policy after the last step: a plain Hugging Face folder
+    best/               the policy at its best held-out evaluation, likewise
+    metrics.jsonl       one line per step
+    evaluations.jsonl   one line per held-out evaluation
+    samples.jsonl       now and then a question, its answers, critiques and rewards
+    summary.json        written last
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlgenrm_ray import cluster, errors
+from vlgenrm_ray.cluster import Ask
+from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines.deepspeed_config import worker_environment
+from vlgenrm_ray.errors import StageError, VlGenRMError
+from vlgenrm_ray.policy import collector, reward
+from vlgenrm_ray.policy.collector import CollectorJob
+from vlgenrm_ray.policy.job import PolicyJob
+from vlgenrm_ray.policy.loop import work
+from vlgenrm_ray.policy.training_config import PolicyConfig
+from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
+from vlgenrm_ray.records import Question
+from vlgenrm_ray.settings import digest
+from vlgenrm_ray.store import read_json, write_json
+
+STAGE = "policy"
+_RAY = "ray"
+
+
+def run(
+    config: PolicyConfig, *, base: Path, questions: Sequence[Question], held_out: Sequence[Question], target: Path
+) -> dict[str, Any]:
+    """Train `base`, or go on with it; what `summary.json` holds. A finished target is returned as it stands.
+
+    Raises ConfigError for a target begun with other settings, ResourceError where the cluster lacks what is asked for,
+    RemoteError where the reward cannot be had, StageError where training itself fails; the same call then goes on from
+    the last checkpoint.
+    """
+    model_folder.check(base)
+    summary = target / "summary.json"
+    _begin(config, base, target)
+    if summary.exists():
+        return read_json(summary)
+    if config.evaluation.measure:
+        reward.load(config.evaluation.measure)
+    cluster.check_resources(asks(config), cluster.survey())
+    began = time.monotonic()
+    job = PolicyJob(config=config, base=base.absolute(), target=target.absolute(), collector=f"collector-{target.name}")
+    job.failure.unlink(missing_ok=True)
+    if not job.result.exists():
+        _train(job, questions, held_out)
+    done = read_json(job.result)
+    steps = [json.loads(line) for line in job.metrics.read_text(encoding="utf-8").splitlines()]
+    evaluations = [json.loads(line) for line in job.evaluations.read_text(encoding="utf-8").splitlines()]
+    found = {
+        "seed": config.seed,
+        "steps": done["steps"],
+        "stopped": done["stopped"],
+        "seconds": round(time.monotonic() - began, 1),
+        "first": evaluations[0],
+        "last": evaluations[-1],
+        "best": max(evaluations, key=lambda one: (_worth(one), -one["step"])),
+        "samples": sum(step["samples"] for step in steps),
+        "failed": sum(step["failed"] for step in steps),
+    }
+    write_json(summary, found)
+    shutil.rmtree(target / _RAY, ignore_errors=True)
+    return found
+
+
+def asks(config: PolicyConfig) -> list[Ask]:
+    """What the training needs at the same time."""
+    rollouts = config.rollouts
+    return [
+        Ask(stage=STAGE, role="worker", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus),
+        Ask(
+            stage=STAGE,
+            role="rollout engine",
+            count=rollouts.actors,
+            num_cpus=rollouts.num_cpus,
+            num_gpus=rollouts.num_gpus,
+        ),
+    ]
+
+
+def _worth(evaluation: dict[str, Any]) -> float:
+    value = evaluation["reward"] if evaluation["value"] is None else evaluation["value"]
+    return float("-inf") if value is None else float(value)
+
+
+def _begin(config: PolicyConfig, base: Path, target: Path) -> None:
+    """Claim the folder. Raises ConfigError where it is another training's."""
+    fingerprint = {"config": digest([config.fingerprint()]), "base": model_folder.digest(base)}
+    path = target / "begun.json"
+    if path.exists() and read_json(path) != fingerprint:
+        raise errors.ConfigError(
+            f"{target} was begun with other settings or another model; choose another run folder, or delete that one"
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(path, fingerprint)
+
+
+def _train(job: PolicyJob, questions: Sequence[Question], held_out: Sequence[Question]) -> None:
+    import ray
+
+    config = job.config
+    actor = collector.start(
+        CollectorJob(
+            model=str(job.base),
+            questions=tuple(questions),
+            held_out=tuple(held_out),
+            rollouts=config.rollouts,
+            rewards=config.rewards,
+            patience=config.patience,
+            algorithm=config.algorithm,
+            questions_per_step=config.questions_per_step,
+            seed=config.seed,
+            images=config.images,
+        ),
+        job.collector,
+    )
+    group = WorkerGroup(
+        workers=config.workers,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        retries=config.retries,
+        keep_checkpoints=config.keep_checkpoints,
+        environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
+    )
+    try:
+        _ready(actor)
+        with steps_shown(STAGE, plan=job.plan, metrics=job.metrics):
+            failure = fit(work, job, group, storage=job.target, name=_RAY)
+    finally:
+        ray.kill(actor)
+    if job.failure.exists():
+        told = read_json(job.failure)
+        kind = getattr(errors, told["kind"], StageError)
+        raise (kind if issubclass(kind, VlGenRMError) else StageError)(told["message"]) from failure
+    if failure is not None:
+        raise StageError(f"stage 'policy' failed {config.retries + 1} times, last of: {failure}") from failure
+    if not job.result.exists():
+        raise StageError(f"stage 'policy' ended without a result in {job.target}; run again to finish it")
+
+
+def _ready(actor: Any) -> None:
+    """Wait for engines and reward. Raises what keeps them from coming."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        ray.get(actor.start.remote())
+    except RayTaskError as error:
+        raise error.cause from error

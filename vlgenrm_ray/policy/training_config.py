@@ -1,0 +1,65 @@
+"""Settings of a policy's training."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.policy.config import AlgorithmConfig
+from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
+from vlgenrm_ray.policy.rollouts import RolloutsConfig
+from vlgenrm_ray.policy.stopping import FailureRule, HackingRule
+from vlgenrm_ray.settings import Settings
+
+
+class EvaluationConfig(Settings):
+    """How the policy is measured while it learns, on questions it does not learn from."""
+
+    every: int = Field(default=10, ge=1)
+    """Steps between evaluations; one more comes before the first step, and one after the last."""
+    measure: str = ""
+    """`module:function` of (Question, response) -> float, higher is better: what the reward model never saw. Empty: the
+    held-out reward takes its place, which cannot show reward hacking."""
+
+
+class PolicyConfig(Settings):
+    """How a policy learns from rewards."""
+
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    patience: PatienceConfig = PatienceConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
+    mode: Literal["synchronous", "one_step_off"] = "synchronous"
+    """`one_step_off`: a step's samples are written while the one before is learnt, by weights one step old."""
+    steps: int = Field(default=100, ge=1)
+    questions_per_step: int = Field(default=32, ge=1)
+    """Each with `rollouts.group_size` samples."""
+    updates_per_step: int = Field(default=1, ge=1)
+    """Optimizer steps that a step's samples are dealt out to."""
+    tokens_per_batch: int = Field(default=8192, ge=16)
+    """Padded tokens, image tokens included, of one micro-batch on one worker. A longer sample is left out, not cut."""
+    engine: DeepSpeedConfig = DeepSpeedConfig(learning_rate=1e-6, schedule="constant")
+    critic: DeepSpeedConfig = DeepSpeedConfig(learning_rate=5e-6, schedule="constant")
+    """PPO only."""
+    critic_warmup: int = Field(default=0, ge=0)
+    """PPO: first steps in which the critic alone learns, so that the policy is not pushed by values of nothing."""
+    workers: int = Field(default=1, ge=1)
+    """Learning processes; each holds a replica of the model or, under ZeRO, its part of it."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPUs, hence threads, of each worker."""
+    num_gpus: int = Field(default=0, ge=0, le=1)
+    """GPUs of each worker: 1, or 0 to learn on the CPU."""
+    checkpoint_every: int = Field(default=10, ge=0)
+    """Steps between checkpoints; 0 keeps none, and an interrupted run begins anew."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    retries: int = Field(default=3, ge=0)
+    """Times a crashed group of workers, or a collector, is started again before the run stops."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    hacking: HackingRule | None = HackingRule()
+    """None: a rising reward is always believed."""
+    failures: FailureRule = FailureRule()
+    samples_every: int = Field(default=10, ge=1)
+    """Steps between entries of `samples.jsonl`: one question with all its answers, critiques and rewards."""
+    images: ImageLimits = ImageLimits()
+    seed: int = Field(default=0, ge=0)

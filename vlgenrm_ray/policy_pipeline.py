@@ -1,0 +1,69 @@
+"""A policy's training, from its questions to its summary. Resumable, as its parts are.
+
+<run>/config.yaml          the resolved configuration
+<run>/pool, heldout-pool   see store.py
+<run>/policy               see policy/run.py
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlgenrm_ray import recipe
+from vlgenrm_ray.config import OwnService, PolicyRunConfig
+from vlgenrm_ray.curation import pool
+from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.policy import run as policy
+from vlgenrm_ray.records import Question
+from vlgenrm_ray.store import StageFolder
+
+
+def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
+    """Make, or finish, the run in `folder`; what `policy/summary.json` holds. Raises the errors of `errors.py`."""
+    folder = folder.absolute()
+    _claim(config, folder)
+    asked, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
+    pool.run(config.pool, target=asked, seed=config.seed)
+    pool.run(config.heldout, target=held_out, seed=config.seed)
+    settings = config.policy
+    if "seed" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"seed": config.seed})
+    with _service(config.service):
+        return policy.run(
+            settings,
+            base=model_folder.locate(config.base),
+            questions=list(asked.records(Question)),
+            held_out=list(held_out.records(Question)),
+            target=folder / "policy",
+        )
+
+
+def _claim(config: PolicyRunConfig, folder: Path) -> None:
+    """Write the configuration into the run folder. Raises ConfigError if another one already stands there."""
+    path, text = folder / "config.yaml", recipe.dump(config)
+    if path.exists() and path.read_text() != text:
+        raise ConfigError(
+            f"{path} is of a run with other settings; choose another run folder with --run, "
+            "or delete that folder to make it again"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@contextmanager
+def _service(own: OwnService | None) -> Iterator[None]:
+    """Serve the run's own judge meanwhile, if it has one."""
+    if own is None:
+        yield
+        return
+    from vlgenrm_ray.serving import running
+
+    folder = str(model_folder.locate(own.model))
+    config = own.serving.model_copy(update={"engine": own.serving.engine.model_copy(update={"model": folder})})
+    running.start(config, host="127.0.0.1", port=own.port)
+    try:
+        yield
+    finally:
+        running.stop()
