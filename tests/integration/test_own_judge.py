@@ -1,0 +1,41 @@
+"""A judge in an actor of the run's own, on the real engine: the rewards are those the judge gives anywhere."""
+
+import asyncio
+import io
+from pathlib import Path
+
+import factories
+from PIL import Image
+
+from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.images import ImageLimits, keep
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.policy import own_judge
+from vlgenrm_ray.policy.own_judge import OwnJudgeConfig
+from vlgenrm_ray.shapes import pack_path
+
+
+def test_a_run_judges_by_itself(ray_local: None, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (48, 48), (200, 30, 30)).save(data, "PNG")
+    shown = factories.question(image=keep(data.getvalue(), tmp_path, ImageLimits()))
+    lost = factories.question(image=factories.image(uri=str(tmp_path / "lost.png")))
+    asked = [factories.rollout(f"{i}", text="Yes.", question=question) for i, question in enumerate((shown, lost))]
+    engine = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, threads=1)
+    config = OwnJudgeConfig(
+        engine=engine, judge=JudgeConfig(prompt="shapes_cot", num_critiques=8, max_tokens=192), num_cpus=0.5
+    )
+
+    async def scenario() -> None:
+        judge = own_judge.start(config, ImageLimits())
+        await judge.check()
+        (one, other), (again, _) = await asyncio.gather(judge.score(asked), judge.score(asked))
+        assert one.status == "ok"
+        assert one.reward is not None
+        assert 0.0 <= one.reward <= 1.0
+        assert one.critique
+        assert again == one
+        assert (other.reward, other.status) == (None, "image_missing")
+        await judge.close()
+
+    asyncio.run(scenario())
