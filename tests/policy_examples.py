@@ -39,6 +39,7 @@ class StrawSampler:
         self.version = 0
         self.asked: list[str] = []
         self.closed = False
+        self.loads = 0
 
     async def sample(self, asked: Sequence[Asked], sampling: Sampling) -> AsyncIterator[tuple[int, Group]]:
         for place in reversed(range(len(asked))):
@@ -66,6 +67,7 @@ class StrawSampler:
         if self.lives <= 0:
             raise EngineLostError("killed")
         self.version = weights.version
+        self.loads += 1
         return self.version
 
     def close(self) -> None:

@@ -53,6 +53,18 @@ def test_an_engine_started_again_has_the_present_weights() -> None:
     assert straw.pool.version == 7
 
 
+def test_other_weights_of_the_same_version_are_loaded_and_each_once() -> None:
+    straw = Straw(size=1)
+
+    async def scenario() -> None:
+        for weights in (version(2), version(2)):
+            await straw.pool.load(weights, timeout_s=5)
+            await groups(straw.pool, 3)
+
+    asyncio.run(scenario())
+    assert straw.made[0].loads == 2
+
+
 def test_an_engine_lost_while_it_loads_is_started_again() -> None:
     straw = Straw(StrawSampler(0, lives=0), size=1)
     asyncio.run(straw.pool.load(version(1), timeout_s=5))

@@ -47,6 +47,7 @@ class _Place:
         self._start = start
         self._restarts = restarts
         self._sampler: Sampler | None = None
+        self._loaded: Weights[Any] | None = None
         self._deaths = 0
         self._lock = asyncio.Lock()
 
@@ -56,10 +57,12 @@ class _Place:
             while True:
                 try:
                     if self._sampler is None:
-                        self.version = 0
+                        self.version, self._loaded = 0, None
                         self._sampler = await self._start()
-                    if weights is not None and self.version != weights.version:
+                    # Not by version: a learner that went back to a checkpoint makes another of the same number.
+                    if weights is not None and self._loaded is not weights:
                         self.version = await self._sampler.load(weights)
+                        self._loaded = weights
                     return self._sampler
                 except EngineLostError as error:
                     self._bury(error)
