@@ -2,7 +2,11 @@
 
 import asyncio
 import base64
+import json
+import os
+import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +17,8 @@ from served import CANARY, OPERATOR, START_S, USER, until_ready
 from serving_examples import png
 
 from vlgenrm_ray.shapes import pack_path
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 def item(response: str = CANARY.better[0], **more: object) -> dict[str, object]:
@@ -39,6 +45,24 @@ def test_a_real_image_is_scored(http: httpx.Client) -> None:
     assert str(better["model_version"]).startswith("vlm-")
     ranked = http.post("/v1/rank", json={"item": item(""), "responses": [*CANARY.worse, *CANARY.better]}).json()
     assert ranked["best"] == len(CANARY.worse)
+
+
+def test_what_the_readme_says_to_curl(http: httpx.Client, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```bash\nvlgenrm serve .*?\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    pictures = tmp_path / "runs/demo/pool/images"
+    pictures.mkdir(parents=True)
+    (pictures / "one.png").write_bytes(CANARY.data)
+    # The README's service has no token.
+    (tmp_path / ".curlrc").write_text(f'header = "Authorization: {USER["Authorization"]}"\n')
+    script = block.replace("localhost:8000", http.base_url.netloc.decode())
+    command = ["bash", "-ec", script]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"CURL_HOME": str(tmp_path)}, capture_output=True, check=True, text=True
+    )
+    ready, end = json.JSONDecoder().raw_decode(done.stdout)
+    assert ready["ready"]
+    (scored,) = json.loads(done.stdout[end:])["items"]
+    assert scored["status"] == "ok"
 
 
 def test_an_image_is_sent_once_and_then_named(http: httpx.Client) -> None:

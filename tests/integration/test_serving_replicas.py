@@ -17,6 +17,7 @@ from served import CANARY, START_S, until_ready
 
 _SETTINGS = {
     # Room for two on two cores.
+    "serving.replicas": "auto",
     "serving.num_cpus": 0.5,
     "serving.max_replicas": 2,
     "serving.upscale_delay_s": 1,

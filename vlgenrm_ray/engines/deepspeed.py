@@ -107,13 +107,13 @@ class Learner(TrainedModel):
 
     # -- handing out -------------------------------------------------------------------------------------------
 
-    def weights(self, *, trained_only: bool = False) -> "Iterator[tuple[str, torch.Tensor]]":
+    def weights(self, *, trained_only: bool = False, as_learnt: bool = False) -> "Iterator[tuple[str, torch.Tensor]]":
         """Names and whole weights as an export has them, adapters merged, one by one: see `exported_weights`.
 
         Every worker goes through all of them, and gets them all.
         """
         model = self.module.get_base_model() if self.config.lora else self.module
-        return exported_weights(model, self.model_folder, trained_only=trained_only)
+        return exported_weights(model, self.model_folder, trained_only=trained_only, as_learnt=as_learnt)
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""

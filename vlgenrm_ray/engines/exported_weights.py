@@ -1,4 +1,4 @@
-"""A module's weights, one by one, under the names and in the precision of its Hugging Face folder."""
+"""A module's weights, one by one, under the names of its Hugging Face folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,25 +12,28 @@ if TYPE_CHECKING:
 _ADAPTED = ".base_layer.weight"
 
 
-def exported_weights(model: Any, folder: Path, *, trained_only: bool = False) -> "Iterator[tuple[str, torch.Tensor]]":
+def exported_weights(
+    model: Any, folder: Path, *, trained_only: bool = False, as_learnt: bool = False
+) -> "Iterator[tuple[str, torch.Tensor]]":
     """Names and weights of a transformers `model`, a copy of each on its device, always in the same order.
 
     Adapters are merged into the copies. Weights that ZeRO 3 holds in parts are gathered one by one: every worker must
     go through all of them, and gets them all. Tied weights come once, under their first name. Precision is that of
-    `folder`, the one the model came from. `trained_only`: leave out what training does not change (a frozen vision
-    tower; with adapters, all they are not on).
+    `folder`, the one the model came from, or with `as_learnt` the model's own: small steps of an fp32 model would be
+    lost in its folder's bf16. `trained_only`: leave out what training does not change (a frozen vision tower; with
+    adapters, all they are not on).
     """
     import torch
     from transformers import AutoConfig
     from transformers.core_model_loading import revert_weight_conversion
 
-    dtype = AutoConfig.from_pretrained(folder).dtype or torch.float32
+    dtype = None if as_learnt else AutoConfig.from_pretrained(folder).dtype or torch.float32
     for name, parameter in model.named_parameters():
         adapted = name.endswith(_ADAPTED)
         if ".lora_" in name or (trained_only and not (adapted or parameter.requires_grad)):
             continue
         layer = model.get_submodule(name.removesuffix(_ADAPTED)) if adapted else None
-        value = _whole(parameter, layer).to(dtype)
+        value = _whole(parameter, layer).to(dtype or parameter.dtype)
         # Some families' modules have other names than their files.
         yield from revert_weight_conversion(model, {name.replace(".base_layer.", "."): value}).items()
 

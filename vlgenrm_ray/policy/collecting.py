@@ -87,9 +87,12 @@ class Collecting:
         return found
 
     async def evaluate(self, questions: Sequence[Question], step: int) -> Collected:
-        """One greedy answer to each question, with its reward."""
-        asked = [Asked(question=question, step=step, seed=0, occasion="e") for question in questions]
-        return await self._ask(asked, self.rollouts.greedy(), step)
+        """One answer to each question, with its reward. Every evaluation draws by the same chances."""
+        asked = [
+            Asked(question=question, step=step, seed=order.seed_of(self.seed, 0, question.id), occasion="e")
+            for question in questions
+        ]
+        return await self._ask(asked, self.rollouts.answering(), step)
 
     def _asked(self, places: Sequence[int], step: int) -> list[Asked]:
         questions = [self.questions[place] for place in places]

@@ -202,7 +202,7 @@ class _Worker:
         """Give the engines the present weights, unless they have them."""
         if self.sent == version:
             return
-        weights = self.learner.weights(trained_only=self.config.engine.freeze_vision)
+        weights = self.learner.weights(trained_only=self.config.engine.freeze_vision, as_learnt=True)
         if self.source is None:
             # To take part in gathering them.
             for _ in weights:

@@ -1,4 +1,4 @@
-"""Greedy answers to held-out questions -> what they are worth, by the reward and by a measure it never saw."""
+"""Answers to held-out questions -> what they are worth, by the reward and by a measure it never saw."""
 
 import math
 from typing import Any

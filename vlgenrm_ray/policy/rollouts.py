@@ -44,6 +44,8 @@ class RolloutsConfig(Settings):
     group_size: int = Field(default=8, ge=1)
     """Samples per question; they share its prefill."""
     temperature: float = Field(default=1.0, gt=0.0)
+    evaluation_temperature: float = Field(default=0.0, ge=0.0)
+    """Of the answers to held-out questions, one each; 0: the likeliest."""
     max_tokens: int = Field(default=128, ge=1)
     """Longest response, its end included."""
     restarts: int = Field(default=3, ge=0)
@@ -57,9 +59,9 @@ class RolloutsConfig(Settings):
         """For training."""
         return Sampling(n=self.group_size, temperature=self.temperature, max_tokens=self.max_tokens, logprobs=True)
 
-    def greedy(self) -> Sampling:
+    def answering(self) -> Sampling:
         """For evaluation."""
-        return Sampling(n=1, temperature=0.0, max_tokens=self.max_tokens, logprobs=True)
+        return Sampling(n=1, temperature=self.evaluation_temperature, max_tokens=self.max_tokens, logprobs=True)
 
     def engine_of(self, model: str) -> VllmConfig:
         """The engine's settings for a model folder."""
