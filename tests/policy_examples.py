@@ -1,7 +1,8 @@
 """Rollout engines without models, for the pool and the collector: what they say, and when they die, is written down."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import factories
@@ -9,6 +10,7 @@ import factories
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.weight_sync import Weights
 from vlgenrm_ray.errors import EngineLostError
+from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.pool import Pool
 from vlgenrm_ray.policy.rollouts import UNSCORED, Asked, Group
 from vlgenrm_ray.policy.scored import Scored
@@ -25,6 +27,21 @@ def asked(number: int, step: int = 0) -> list[Asked]:
 
 def version(number: int) -> Weights[Any]:
     return Weights(version=number, checksum="", parts=())
+
+
+def collected(
+    *groups: Group, step: int = 0, statuses: Mapping[str, int] | None = None, num_replaced: int = 0
+) -> Collected:
+    """Groups as a collector gives them; their own statuses unless others are named."""
+    counted = Counter(rollout.status for group in groups for rollout in group)
+    return Collected(
+        step=step,
+        groups=groups,
+        statuses=counted if statuses is None else statuses,
+        num_replaced=num_replaced,
+        sampling_s=0.5,
+        scoring_s=0.25,
+    )
 
 
 class StrawSampler:

@@ -38,6 +38,11 @@ class PolicyJob:
         return self.target / "evaluations.jsonl"
 
     @property
+    def best_evaluation(self) -> Path:
+        """The line of the evaluation that `best` was exported at."""
+        return self.target / "best.json"
+
+    @property
     def samples(self) -> Path:
         """One JSON line per question shown: its answers, critiques and rewards."""
         return self.target / "samples.jsonl"

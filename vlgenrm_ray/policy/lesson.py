@@ -81,8 +81,10 @@ def plan(
     return tuple(planned)
 
 
-def figures(collected: Collected, *, max_tokens: int) -> dict[str, float]:
-    """Rewards, lengths and failures of a step's samples, for its line of metrics. None where nothing is known."""
+def figures(collected: Collected) -> dict[str, float]:
+    """Rewards, lengths, failures and staleness (steps learnt meanwhile) of a step's samples, for its line of metrics.
+
+    What nothing is known of is left out."""
     rollouts = collected.rollouts
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     lengths = [len(rollout.ids) for rollout in rollouts if rollout.ids]
@@ -96,8 +98,13 @@ def figures(collected: Collected, *, max_tokens: int) -> dict[str, float]:
         mean = sum(rewards) / len(rewards)
         found |= {"reward": mean, "reward_std": (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5}
     if lengths:
-        cut = sum(len(rollout.ids) >= max_tokens and rollout.finish == "length" for rollout in rollouts)
-        found |= {"length": sum(lengths) / len(lengths), "cut_share": cut / len(lengths)}
+        cut = sum(rollout.finish == "length" for rollout in rollouts)
+        stale = sum(rollout.step - rollout.version for rollout in rollouts if rollout.ids)
+        found |= {
+            "length": sum(lengths) / len(lengths),
+            "cut_share": cut / len(lengths),
+            "staleness": stale / len(lengths),
+        }
     return found
 
 

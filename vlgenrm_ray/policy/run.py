@@ -6,13 +6,14 @@ Reads Question. Writes, below its folder:
     best/               the policy at its best held-out evaluation, likewise
     metrics.jsonl       one line per step
     evaluations.jsonl   one line per held-out evaluation
+    best.json           the line of the evaluation that best/ was exported at
     samples.jsonl       now and then a question, its answers, critiques and rewards
     summary.json        written last
 """
 
-import json
 import shutil
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.policy import collector, reward
 from vlgenrm_ray.policy.collector import CollectorJob
 from vlgenrm_ray.policy.job import PolicyJob
+from vlgenrm_ray.policy.journal import read_lines
 from vlgenrm_ray.policy.loop import work
 from vlgenrm_ray.policy.training_config import PolicyConfig
 from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
@@ -50,17 +52,18 @@ def run(
     _begin(config, base, target)
     if summary.exists():
         return read_json(summary)
-    if config.evaluation.measure:
-        reward.load(config.evaluation.measure)
+    for function in filter(None, (config.evaluation.measure, *(one.function for one in config.rewards))):
+        reward.load(function)
     cluster.check_resources(asks(config), cluster.survey())
     began = time.monotonic()
-    job = PolicyJob(config=config, base=base.absolute(), target=target.absolute(), collector=f"collector-{target.name}")
+    # Of this call alone: another run on the cluster has its own, and one that this run had before may not be over yet.
+    name = f"collector-{uuid.uuid4().hex}"
+    job = PolicyJob(config=config, base=base.absolute(), target=target.absolute(), collector=name)
     job.failure.unlink(missing_ok=True)
     if not job.result.exists():
         _train(job, questions, held_out)
     done = read_json(job.result)
-    steps = [json.loads(line) for line in job.metrics.read_text(encoding="utf-8").splitlines()]
-    evaluations = [json.loads(line) for line in job.evaluations.read_text(encoding="utf-8").splitlines()]
+    steps, evaluations = read_lines(job.metrics), read_lines(job.evaluations)
     found = {
         "seed": config.seed,
         "steps": done["steps"],
@@ -68,7 +71,7 @@ def run(
         "seconds": round(time.monotonic() - began, 1),
         "first": evaluations[0],
         "last": evaluations[-1],
-        "best": max(evaluations, key=lambda one: (_worth(one), -one["step"])),
+        "best": read_json(job.best_evaluation),
         "samples": sum(step["samples"] for step in steps),
         "failed": sum(step["failed"] for step in steps),
     }
@@ -90,11 +93,6 @@ def asks(config: PolicyConfig) -> list[Ask]:
             num_gpus=rollouts.num_gpus,
         ),
     ]
-
-
-def _worth(evaluation: dict[str, Any]) -> float:
-    value = evaluation["reward"] if evaluation["value"] is None else evaluation["value"]
-    return float("-inf") if value is None else float(value)
 
 
 def _begin(config: PolicyConfig, base: Path, target: Path) -> None:
@@ -155,9 +153,11 @@ def _train(job: PolicyJob, questions: Sequence[Question], held_out: Sequence[Que
 def _ready(actor: Any) -> None:
     """Wait for engines and reward. Raises what keeps them from coming."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayActorError, RayTaskError
 
     try:
         ray.get(actor.start.remote())
     except RayTaskError as error:
         raise error.cause from error
+    except RayActorError as error:
+        raise StageError(f"stage 'policy': the collector did not start: {error}") from error
