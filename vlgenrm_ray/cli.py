@@ -70,6 +70,20 @@ def run(
 
 
 @app.command()
+def policy(
+    config: Recipe,
+    run: RunFolder = None,
+    set_: Overrides = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option(help="Print what the training asks for and what is there.")] = False,
+) -> None:
+    """Train a policy against its rewards, or finish that: sample, judge, learn, hand out the weights; GRPO or PPO."""
+    from vlgenrm_ray.commands import train_policy
+
+    train_policy(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
+
+
+@app.command()
 def score(
     image: Annotated[Path, typer.Argument(help="Image file.")],
     question: Annotated[str, typer.Argument()],

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from vlgenrm_ray import cluster, config, pipeline, plan, recipe
+from vlgenrm_ray import cluster, config, pipeline, plan, policy_pipeline, recipe
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder, vllm_config
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.report import summary
+from vlgenrm_ray.report import policy_summary, summary
 from vlgenrm_ray.reward.rounds import Round
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.serving.config import ServingConfig
@@ -47,15 +47,44 @@ def train_reward(
         console.print(recipe.dump(settings), markup=False)
         console.print(plan.table(asked, cluster.connect(address)))
         return {}
-    # A job's output is no terminal; line buffering keeps its log in step with the work.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    console.print(f"run {folder}  recipe {path.name}  seed {settings.seed}", markup=False)
+    _begin(console, folder, path, settings.seed)
     cluster.check_resources(asked, cluster.connect(address, offline=_offline(settings)))
     done = pipeline.run(settings, folder, report=lambda finished: _tell(console, finished))
     console.print(summary.funnel(done))
     console.print(summary.table(done))
     _conclude(console, folder, done)
     return done
+
+
+def train_policy(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train, or finish training, a recipe's policy; print how it goes and what came of it. Returns the summary."""
+    settings = config.load_policy(path, tuple(overrides))
+    folder = run or Path("runs") / path.stem
+    console = Console(highlight=False)
+    asked = plan.policy_asks(settings)
+    if dry_run:
+        console.print(recipe.dump(settings), markup=False)
+        console.print(plan.table(asked, cluster.connect(address)))
+        return {}
+    _begin(console, folder, path, settings.seed)
+    cluster.check_resources(asked, cluster.connect(address, offline=Path(settings.base).is_dir()))
+    done = policy_pipeline.run(settings, folder)
+    for line in policy_summary.lines(done, folder):
+        console.print(line, markup=False, soft_wrap=True)
+    return done
+
+
+def _begin(console: Console, folder: Path, path: Path, seed: int) -> None:
+    # A job's output is no terminal; line buffering keeps its log in step with the work.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    console.print(f"run {folder}  recipe {path.name}  seed {seed}", markup=False)
 
 
 def _tell(console: Console, done: Round) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray.cluster import Ask, Cluster, lacking, many
-from vlgenrm_ray.config import RunConfig
+from vlgenrm_ray.config import PolicyRunConfig, RunConfig
 from vlgenrm_ray.flow import LIGHT_CPUS, LIGHT_TASKS, Pool
+from vlgenrm_ray.policy import run as policy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +30,18 @@ def asks(config: RunConfig) -> list[Ask]:
             Ask(stage="training", count=training.workers, num_cpus=training.num_cpus, num_gpus=training.num_gpus)
         )
     return wanted
+
+
+def policy_asks(config: PolicyRunConfig) -> list[Ask]:
+    """What the training of a policy needs at the same time, its own service included."""
+    if config.service is None:
+        return policy.asks(config.policy)
+    serving = config.service.serving
+    count = 1 if serving.replicas == "auto" else serving.replicas
+    judge = Ask(
+        stage=policy.STAGE, role="served judge", count=count, num_cpus=serving.num_cpus, num_gpus=serving.num_gpus
+    )
+    return [*policy.asks(config.policy), judge]
 
 
 def _ask(stage: str, pool: Pool) -> Ask:

@@ -1,5 +1,6 @@
 """Every recipe in jobs/recipes builds, asks for what its heading says, and is refused by name where that is missing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,20 +8,64 @@ import pytest
 from vlgenrm_ray import config, plan
 from vlgenrm_ray.cluster import Cluster, Node, check_resources
 from vlgenrm_ray.commands import RECIPES, shipped_recipe
+from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.errors import ConfigError, InputError, ResourceError
 
 LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
 NODE = Node(num_cpus=64, num_gpus=8)
 NEEDS = {"shapes": LAPTOP, "qwen3_vl_4b": Cluster(nodes=(NODE,)), "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4)}
+POLICIES = {"shapes_grpo": LAPTOP, "shapes_ppo": LAPTOP, "qwen3_vl_4b_grpo": Cluster(nodes=(NODE,) * 2)}
+"""Recipes of `vlgenrm policy`."""
+
+
+def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
+    """A recipe as it is, though the demo that makes its judge may not have been run here."""
+    return config.load_policy(shipped_recipe(name), overrides)
 
 
 def test_every_recipe_is_listed_here() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS) | set(POLICIES)
 
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_recipe_fits_the_cluster_it_names(name: str) -> None:
     check_resources(plan.asks(config.load(shipped_recipe(name))), NEEDS[name])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policys_recipe_fits_the_cluster_it_names(name: str) -> None:
+    check_resources(plan.policy_asks(load_policy(name)), POLICIES[name])
+
+
+def test_a_policys_recipe_has_room_for_all_that_runs_at_once() -> None:
+    asked = plan.policy_asks(load_policy("shapes_grpo"))
+    assert [(ask.role, ask.count) for ask in asked] == [("worker", 1), ("rollout engine", 1), ("served judge", 1)]
+    assert {ask.stage for ask in asked} == {"policy"}
+    with pytest.raises(ResourceError, match=r"stage 'policy'.*1 CPU"):
+        check_resources(asked, Cluster(nodes=(Node(num_cpus=1),)))
+    own = {"engine": {"model": "m"}, "num_cpus": 3}
+    judged = load_policy("qwen3_vl_4b_grpo", f"policy.rewards={json.dumps([{'judge': own}])}")
+    assert [(ask.role, ask.num_cpus) for ask in plan.policy_asks(judged)][2:] == [("judge", 3)]
+
+
+def test_a_policys_recipe_on_gpus_is_refused_by_name_without_them() -> None:
+    with pytest.raises(ResourceError, match=r"stage 'policy'.*16 GPUs"):
+        check_resources(plan.policy_asks(load_policy("qwen3_vl_4b_grpo")), LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("policy.rewards=[]", "policy.rewards: got []"),
+        ("policy.rollouts.group_sise=4", "policy.rollouts.group_sise: unknown key; did you mean 'group_size'?"),
+        ("policy.algorithm.kl.where=reward", "kl.where: reward needs algorithm: ppo"),
+        ("policy.steps=0", "policy.steps: got 0; input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_a_policys_recipe_is_named(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_policy("shapes_grpo", override)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl_4b", "qwen2_5_vl_7b"])

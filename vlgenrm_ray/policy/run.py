@@ -83,6 +83,7 @@ def run(
 def asks(config: PolicyConfig) -> list[Ask]:
     """What the training needs at the same time."""
     rollouts = config.rollouts
+    judges = [one.judge for one in config.rewards if one.judge is not None]
     return [
         Ask(stage=STAGE, role="worker", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus),
         Ask(
@@ -92,6 +93,7 @@ def asks(config: PolicyConfig) -> list[Ask]:
             num_cpus=rollouts.num_cpus,
             num_gpus=rollouts.num_gpus,
         ),
+        *(Ask(stage=STAGE, role="judge", num_cpus=judge.num_cpus, num_gpus=judge.num_gpus) for judge in judges),
     ]
 
 

@@ -1,0 +1,56 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlgenrm_ray.report import policy_summary
+
+IDS = [f"q{i}" for i in range(40)]
+
+
+def evaluation(step: int, right: int, measured: bool = True) -> dict[str, Any]:
+    outcomes = {name: float(place < right) for place, name in enumerate(IDS)} if measured else {}
+    return {
+        "step": step,
+        "held_out": right / 40,
+        "value": right / 40 if measured else None,
+        "num": len(outcomes),
+        "reward": right / 40,
+        "rewarded": 40,
+        "outcomes": outcomes,
+    }
+
+
+def done(**over: Any) -> dict[str, Any]:
+    best = {"first": evaluation(0, 20), "best": evaluation(30, 30), "last": evaluation(60, 28)}
+    return {"steps": 60, "samples": 7680.0, "failed": 96.0, "stopped": "", "seconds": 300.4} | best | over
+
+
+def test_the_lines_say_what_was_gained_and_how_surely() -> None:
+    lines = list(policy_summary.lines(done(), Path("runs/a")))
+    assert lines[0] == "60 steps, 7,680 samples, 1.2% without a reward, 300 s"
+    assert lines[1] == "held-out measure 0.500 -> best 0.750 (step 30), last 0.700, 40 questions"
+    assert lines[2].startswith("best over first: +0.250 (95 %: +0.1")
+    assert lines[3].startswith("last over first: +0.200 (95 %: ")
+    assert lines[4] == "models: runs/a/policy/best and runs/a/policy/model (last)"
+    assert len(lines) == 5
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_interval_is_of_the_same_questions() -> None:
+    found = policy_summary.gain(done())
+    assert found is not None
+    assert (found.value, found.num) == (0.25, 40)
+    assert 0.1 < found.low < 0.25 < found.high < 0.45
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_without_a_measure_the_held_out_reward_has_no_interval(measured: bool) -> None:
+    names = ("first", "best", "last")
+    lines = list(policy_summary.lines(done(**{n: evaluation(0, 20, measured) for n in names}), Path("a")))
+    assert any("paired" in line for line in lines) is measured
+    assert lines[1].startswith("held-out measure" if measured else "held-out reward 0.500 -> best 0.500")
+
+
+def test_a_run_that_was_stopped_says_why() -> None:
+    assert "stopped early: reward hacking" in policy_summary.lines(done(stopped="reward hacking"), Path("a"))
