@@ -58,8 +58,8 @@ class RunConfig(Settings):
 class OwnService(Settings):
     """A judge that a policy's run serves for itself, as long as it lasts."""
 
-    model: str
-    """The GenRM: a model folder, a hub name, or `pack:vlm`."""
+    model: str = ""
+    """The GenRM: a model folder, a hub name, or `pack:vlm`. A circle puts its turn's here."""
     port: int = Field(default=8100, ge=1, lt=1 << 16)
     """On this machine alone: a reward's `url` is then `http://127.0.0.1:<port>`."""
     serving: ServingConfig = ServingConfig()
@@ -81,6 +81,18 @@ class PolicyRunConfig(Settings):
     policy: PolicyConfig
 
 
+class CircleConfig(Settings):
+    """Everything a circle is decided by, apart from its folder."""
+
+    turns: int = Field(default=2, ge=1)
+    service: OwnService
+    """Serves the judge of each turn."""
+    reward: RunConfig
+    """How the GenRM learns; the first generator of `responses` is the turn's policy."""
+    policy: PolicyRunConfig
+    """How the policy learns."""
+
+
 def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Read a recipe. Raises ConfigError with one line per mistake."""
     return recipe.load(RunConfig, path, overrides)
@@ -89,6 +101,11 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
 def load_policy(path: Path, overrides: tuple[str, ...] = ()) -> PolicyRunConfig:
     """Read a recipe of a policy's training. Raises ConfigError with one line per mistake."""
     return recipe.load(PolicyRunConfig, path, overrides)
+
+
+def load_circle(path: Path, overrides: tuple[str, ...] = ()) -> CircleConfig:
+    """Read a recipe of a circle. Raises ConfigError with one line per mistake."""
+    return recipe.load(CircleConfig, path, overrides)
 
 
 def serving(settings: RunConfig, **changes: Any) -> ServingConfig:

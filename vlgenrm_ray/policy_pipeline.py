@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ from vlgenrm_ray.store import StageFolder
 
 def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     """Make, or finish, the run in `folder`; what `policy/summary.json` holds. Raises the errors of `errors.py`."""
+    with nullcontext() if config.service is None else served(config.service):
+        return train(config, folder)
+
+
+def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
+    """As `run`, with rewards that are served already."""
     folder = folder.absolute()
     _claim(config, folder)
     asked, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
@@ -30,14 +36,26 @@ def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     settings = config.policy
     if "seed" not in settings.model_fields_set:
         settings = settings.model_copy(update={"seed": config.seed})
-    with _service(config.service):
-        return policy.run(
-            settings,
-            base=model_folder.locate(config.base),
-            questions=list(asked.records(Question)),
-            held_out=list(held_out.records(Question)),
-            target=folder / "policy",
-        )
+    return policy.run(
+        settings,
+        base=model_folder.locate(config.base),
+        questions=list(asked.records(Question)),
+        held_out=list(held_out.records(Question)),
+        target=folder / "policy",
+    )
+
+
+@contextmanager
+def served(own: OwnService) -> Iterator[str]:
+    """Serve a run's own judge on this machine meanwhile; its address."""
+    from vlgenrm_ray.serving import running
+
+    folder = str(model_folder.locate(own.model))
+    config = own.serving.model_copy(update={"engine": own.serving.engine.model_copy(update={"model": folder})})
+    try:
+        yield running.start(config, host="127.0.0.1", port=own.port)
+    finally:
+        running.stop()
 
 
 def _claim(config: PolicyRunConfig, folder: Path) -> None:
@@ -50,20 +68,3 @@ def _claim(config: PolicyRunConfig, folder: Path) -> None:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-@contextmanager
-def _service(own: OwnService | None) -> Iterator[None]:
-    """Serve the run's own judge meanwhile, if it has one."""
-    if own is None:
-        yield
-        return
-    from vlgenrm_ray.serving import running
-
-    folder = str(model_folder.locate(own.model))
-    config = own.serving.model_copy(update={"engine": own.serving.engine.model_copy(update={"model": folder})})
-    running.start(config, host="127.0.0.1", port=own.port)
-    try:
-        yield
-    finally:
-        running.stop()

@@ -105,6 +105,13 @@ def test_one_broken_image_of_several_harms_its_task_only() -> None:
     assert fine.status is Status.OK
 
 
+def test_pictures_of_any_size_are_looked_at() -> None:
+    pictures = [Stored(name * 64, png(side=side)) for name, side in (("a", 16), ("b", 300))]
+    tasks = [replace(TASK, images=(picture,)) for picture in pictures]
+    outcomes = asyncio.run(replica(yes).judge(tasks, FIRST))
+    assert [outcome.status for outcome in outcomes] == [Status.OK, Status.OK]
+
+
 def test_a_replica_that_is_behind_catches_up() -> None:
     async def run() -> list[Outcome]:
         made = replica(scripts={"/second": sees})

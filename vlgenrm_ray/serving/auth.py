@@ -30,7 +30,12 @@ class Tokens(Settings):
     @classmethod
     def from_environment(cls) -> "Tokens":
         """The tokens in VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN."""
-        return cls(api=_hash(os.environ.get(API_TOKEN, "")), operator=_hash(os.environ.get(OPERATOR_TOKEN, "")))
+        return cls.of(api=os.environ.get(API_TOKEN, ""), operator=os.environ.get(OPERATOR_TOKEN, ""))
+
+    @classmethod
+    def of(cls, *, api: str = "", operator: str = "") -> "Tokens":
+        """Of these tokens."""
+        return cls(api=_hash(api), operator=_hash(operator))
 
     def caller(self, authorization: str) -> Caller:
         """Who sent an `Authorization: Bearer TOKEN` header ("" for none).

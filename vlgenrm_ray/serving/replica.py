@@ -28,6 +28,9 @@ _log = logging.getLogger("vlgenrm.serving")
 _PIXELS = 64 * 1024 * 1024
 """Decoded images kept: a group of responses to one image comes at once, and needs it decoded once."""
 
+_SMALL = 256 * 256
+"""Pixels of a picture that is decoded at once."""
+
 _STATUS = {
     DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
     DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
@@ -57,6 +60,8 @@ class Replica:
         self._generator = generator
         self._inquiry = lru_cache(256)(Inquiry)
         self._pictures: OrderedDict[str, PIL.Image.Image] = OrderedDict()
+        limits = config.images
+        self._small = limits.model_copy(update={"max_pixels": min(limits.max_pixels, _SMALL)})
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -140,13 +145,22 @@ class Replica:
 
     async def _picture(self, stored: Stored) -> "PIL.Image.Image":
         if (image := self._pictures.get(stored.sha256)) is None:
-            image = await asyncio.to_thread(images.decode, stored.data, self.config.images)
+            image = await self._decoded(stored.data)
             self._pictures[stored.sha256] = image
             while len(self._pictures) > 1 and sum(i.width * i.height for i in self._pictures.values()) > _PIXELS:
                 self._pictures.popitem(last=False)
         else:
             self._pictures.move_to_end(stored.sha256)
         return image
+
+    async def _decoded(self, data: bytes) -> "PIL.Image.Image":
+        try:
+            # A thread takes longer to begin than a small picture to decode.
+            return images.decode(data, self._small)
+        except ImageError as error:
+            if error.reason is not DropReason.IMAGE_TOO_LARGE:
+                raise
+        return await asyncio.to_thread(images.decode, data, self.config.images)
 
 
 def first_model(config: ServingConfig) -> Model:

@@ -34,8 +34,6 @@ class Scored:
 
     reward: float | None
     num_critiques: int
-    engine_s: float = 0.0
-    """As the service states it; `vllm serve` does not."""
 
 
 class Wire:
@@ -58,7 +56,7 @@ class Wire:
     def read(self, reply: bytes) -> Scored:
         """Raises ValueError for what is no reply."""
         (item,) = ScoreResponse.model_validate_json(reply).items
-        return Scored(reward=item.reward, num_critiques=len(item.critiques), engine_s=item.timings.engine_s)
+        return Scored(reward=item.reward, num_critiques=len(item.critiques))
 
 
 class OpenAi:

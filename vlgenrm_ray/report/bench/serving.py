@@ -7,6 +7,7 @@ both alike.
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from pydantic import Field
 
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.judge.remote import Ask, RemoteJudge
 from vlgenrm_ray.report.bench import load, servers, soak, work
 from vlgenrm_ray.report.bench.dialects import OpenAi, Scored, Wire
 from vlgenrm_ray.report.bench.figures import percentile
@@ -120,7 +122,7 @@ class ServingBench:
         with self._service(cache_mib=0.0) as (url, _):
             self._warm(url, wire)
             if "overhead" in parts:
-                self.results["overhead"] = self._overhead(url, wire)
+                self.results["overhead"] = self._overhead(url)
             if "critiques" in parts:
                 self.results["critiques"] = self._critiques(url)
             without = load.put(url, stream, concurrency=LEVELS[1]) if "cache" in parts else None
@@ -136,16 +138,22 @@ class ServingBench:
                 "fully_cached": full.figures() | {"ratio": round(full.rate / without.rate, 3)},
             }
 
-    def _overhead(self, url: str, wire: Wire) -> dict[str, Any]:
+    def _overhead(self, url: str) -> dict[str, Any]:
+        """The package's own client, one response at a time: of a picture new to the service, and of one it has.
+
+        A trainer asks of each picture as often as its group is large, so the second is what it meets.
+        """
         pieces = self._pieces[: self._count(1)]
-        measured = load.put(url, [wire.request(piece) for piece in pieces], concurrency=1)
-        engine = [wire.read(reply).engine_s for reply in measured.replies]
-        beyond = [1000 * (a - b) for a, b in zip(measured.latencies, engine, strict=True)]
+        with RemoteJudge(url) as judge:
+            new = [_beyond(judge, piece, seed=0) for piece in pieces]
+            known = [_beyond(judge, piece, seed=1) for piece in pieces]
         return {
-            "round_trip_p50_ms": measured.figures()["p50_ms"],
-            "engine_p50_ms": round(1000 * percentile(engine, 0.5), 2),
-            "p50_ms": round(percentile(beyond, 0.5), 2),
-            "p99_ms": round(percentile(beyond, 0.99), 2),
+            "engine_p50_ms": round(1000 * percentile([engine for _, engine in known], 0.5), 2),
+            **{
+                f"{name}_{label}_ms": round(1000 * percentile([beyond for beyond, _ in found], share), 2)
+                for name, found in (("new", new), ("known", known))
+                for label, share in (("p50", 0.5), ("p99", 0.99))
+            },
         }
 
     def _critiques(self, url: str) -> dict[str, Any]:
@@ -181,6 +189,17 @@ class ServingBench:
 
     def _count(self, level: int) -> int:
         return self.bench.items if level > 1 else max(self.bench.items // 4, 8)
+
+
+def _beyond(judge: RemoteJudge, piece: Piece, *, seed: int) -> tuple[float, float]:
+    """Seconds of a round trip beyond the engine's own, and those. Raises StageError where no engine was asked."""
+    asked = Ask(image=piece.image, question=piece.question, response=piece.response, seed=seed)
+    begin = time.perf_counter()
+    (reply,) = judge.score([asked])
+    taken, engine = time.perf_counter() - begin, reply.timings.engine_s
+    if reply.cached or reply.reward is None:
+        raise StageError(f"a response has {reply.status.value}{' from the cache' if reply.cached else ''}")
+    return taken - engine, engine
 
 
 def needed(items: int) -> int:

@@ -17,8 +17,9 @@ from vlgenrm_ray.report.bench.work import Piece
 
 _MIB = 1 << 20
 _EVERY_S = 1.0
-_SETTLING = 0.1
-"""Share of the time at the beginning that does not count: caches fill up to their bounds."""
+_SETTLING = 0.5
+"""Share of the time at the beginning that does not count: caches fill up to their bounds, and heaps to what batches of
+all shapes need."""
 _PARTS = {"gate": "ServeReplica:vlgenrm:gate", "engine": "EngineCore"}
 
 

@@ -1,0 +1,42 @@
+"""Curves of policies' trainings."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.report.curves import PANELS, curve, draw, mean
+
+
+def test_a_curve_has_the_steps_whose_figure_is_known() -> None:
+    lines = [{"step": 1, "reward": 0.5}, {"step": 2}, {"step": 3, "reward": None}, {"step": 4, "reward": 1}]
+    assert curve(lines, "reward") == [(1, 0.5), (4, 1.0)]
+
+
+def test_a_long_curve_is_smoothed_and_keeps_its_level() -> None:
+    lines = [{"step": i, "reward": float(i % 2)} for i in range(1, 101)]
+    found = curve(lines, "reward")
+    assert len(found) == 100
+    assert all(0.3 < value < 0.7 for _, value in found[10:])
+
+
+def test_the_mean_is_over_steps_that_all_have() -> None:
+    assert mean([[(1, 0.0), (2, 1.0)], [(2, 3.0), (3, 9.0)]]) == [(2, 2.0)]
+
+
+def test_a_picture_of_two_seeds(tmp_path: Path) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        run.mkdir()
+        for panel in PANELS:
+            lines = [json.dumps({"step": step, **{p.name: step / 10 for p in PANELS}}) for step in (1, 2, 3)]
+            (run / panel.file).write_text("\n".join(lines))
+    draw({"GRPO": runs, "PPO": runs[:1]}, tmp_path / "picture.svg")
+    text = (tmp_path / "picture.svg").read_text()
+    assert text.count("<path") > 8
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="policy"):
+        draw({"GRPO": [tmp_path]}, tmp_path / "picture.svg")
