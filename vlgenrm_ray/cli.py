@@ -84,6 +84,14 @@ def policy(
 
 
 @app.command()
+def circle(config: Recipe, run: RunFolder = None, set_: Overrides = None, address: Address = None) -> None:
+    """Let reward model and policy make each other better, turn after turn, or finish that."""
+    from vlgenrm_ray.commands import go_round
+
+    go_round(config, overrides=tuple(set_ or ()), run=run, address=address)
+
+
+@app.command()
 def score(
     image: Annotated[Path, typer.Argument(help="Image file.")],
     question: Annotated[str, typer.Argument()],
@@ -171,7 +179,7 @@ def bench_critiques(
     pairs: Annotated[int, typer.Option(min=1, help="Preference pairs to critique.")] = 64,
 ) -> None:
     """Measure the critiques stage's actor against its bare engine on the same prompts."""
-    from vlgenrm_ray.commands import bench_critiques as bench_stage
+    from vlgenrm_ray.benches import bench_critiques as bench_stage
 
     bench_stage(config, run=run, overrides=tuple(set_ or ()), pairs=pairs)
 
@@ -190,7 +198,7 @@ def bench_serving(
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
     """Measure the service: against vllm serve, with and without its cache, K = 8 against K = 1, overhead, memory."""
-    from vlgenrm_ray.commands import bench_serving as bench_service
+    from vlgenrm_ray.benches import bench_serving as bench_service
 
     bench_service(
         model,

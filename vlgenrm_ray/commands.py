@@ -1,7 +1,5 @@
 """What `vlgenrm` and the scripts in jobs/ call: read the recipe, connect, do the work, print."""
 
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vlgenrm_ray import cluster, config, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray import circle, cluster, config, pipeline, plan, policy_pipeline, recipe
 from vlgenrm_ray.config import RunConfig
-from vlgenrm_ray.engines import model_folder, vllm_config
+from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.report import policy_summary, summary
 from vlgenrm_ray.reward.rounds import Round
@@ -79,6 +77,29 @@ def train_policy(
     for line in policy_summary.lines(done, folder):
         console.print(line, markup=False, soft_wrap=True)
     return done
+
+
+def go_round(
+    path: Path, *, overrides: Sequence[str] = (), run: Path | None = None, address: str | None = None
+) -> list[circle.Turn]:
+    """Make, or finish, a recipe's circle; print what each turn came to. Returns the turns."""
+    settings = config.load_circle(path, tuple(overrides))
+    folder = run or Path("runs") / path.stem
+    console = Console(highlight=False)
+    _begin(console, folder, path, settings.reward.seed)
+    there = cluster.connect(address, offline=_offline(settings.reward))
+    served = settings.policy.model_copy(update={"service": settings.service})
+    for asked in (plan.asks(settings.reward), plan.policy_asks(served)):
+        cluster.check_resources(asked, there)
+    return circle.run(settings, folder, report=lambda turn: _tell_turn(console, turn))
+
+
+def _tell_turn(console: Console, turn: circle.Turn) -> None:
+    first, best = (turn[name]["value"] for name in ("first", "best"))
+    measured = "" if first is None else f"; policy's held-out value {first:.3f} -> {best:.3f}"
+    console.print(f"turn {turn['turn']}: judge's held-out pairwise accuracy {turn['accuracy']:.3f}{measured}")
+    if turn["exchanged"]:
+        console.print(f"turn {turn['turn']}: the judge of the turn before stayed: {turn['exchanged']}", markup=False)
 
 
 def _begin(console: Console, folder: Path, path: Path, seed: int) -> None:
@@ -207,74 +228,6 @@ def serving(
         changes["image_roots"] = tuple(image_roots)
     found = config.serving(settings, **changes)
     return found.model_copy(update={"engine": found.engine.model_copy(update={"model": folder})})
-
-
-def bench_critiques(path: Path | None, *, run: Path, overrides: Sequence[str] = (), pairs: int) -> None:
-    """Print the critiques actor's speed as a ratio to its bare engine's; in this process, without Ray."""
-    from vlgenrm_ray.engines.vllm import VllmGenerator
-    from vlgenrm_ray.report.bench.critiques import bench_critiques
-    from vlgenrm_ray.store import StageFolder
-
-    settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
-    folder = str(model_folder.locate(settings.base))
-    generator = VllmGenerator(settings.critiques.engine.model_copy(update={"model": folder}))
-    found = bench_critiques(
-        generator,
-        settings.judge,
-        StageFolder(run / "preferences"),
-        limits=settings.critiques.limits,
-        pairs=pairs,
-    )
-    console = Console(highlight=False)
-    for name, value in found.items():
-        console.print(f"{name:<24} {value}")
-
-
-def bench_serving(
-    model: str,
-    *,
-    path: Path | None = None,
-    overrides: Sequence[str] = (),
-    parts: Sequence[str] = (),
-    items: int = 256,
-    turns: int = 2,
-    soak_s: float = 0.0,
-    data: Path | None = None,
-    seed: int = 0,
-    out: Path | None = None,
-) -> dict[str, Any]:
-    """Measure the service beside `vllm serve`; print and return the figures, and write them to `out`."""
-    from vlgenrm_ray.report.bench import serving as measuring
-    from vlgenrm_ray.report.bench import table, work
-
-    if unknown := sorted(set(parts) - {*measuring.PARTS, "soak"}):
-        raise InputError(f"--parts: {unknown[0]!r} is none of {', '.join(measuring.PARTS)}, soak")
-    chosen = tuple(parts or measuring.PARTS) + (("soak",) if soak_s and "soak" not in parts else ())
-    asked = measuring.BenchConfig.model_validate(
-        {"parts": chosen, "items": items, "turns": turns, "soak_s": soak_s or 60.0}
-    )
-    served = serving(model, path=path, overrides=overrides, replicas=1)
-    count = measuring.needed(items)
-    pieces = work.of_file(data, count) if data else work.of_shapes(count, seed=seed)
-    arguments = ["--model", served.engine.model, *(["--config", str(path)] if path else [])]
-    arguments += [word for override in overrides for word in ("--set", override)]
-    console = Console(highlight=False)
-    console.print(f"seed {seed}  items {items}  K {served.judge.num_critiques}", markup=False)
-    bench = measuring.ServingBench(asked, served, arguments, pieces, lambda line: console.print(line, markup=False))
-    found = {"seed": seed, "judge": served.judge.model_dump(mode="json"), "bench": asked.model_dump(mode="json")}
-    found["versions"], found["cores"] = vllm_config.versions(), len(os.sched_getaffinity(0))
-    try:
-        bench.run()
-    finally:
-        # What was measured before a failure is worth having.
-        found["results"] = bench.results
-        for line in table.lines(bench.results):
-            console.print(line, markup=False)
-        if out:
-            out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    if agreed := bench.results.get("vllm"):
-        console.print(f"rewards, ours and vllm serve's: {agreed['rewards']}", markup=False, soft_wrap=True)
-    return found
 
 
 def examine(path: Path | None, *, overrides: Sequence[str] = (), address: str | None = None) -> int:

@@ -16,6 +16,8 @@ NODE = Node(num_cpus=64, num_gpus=8)
 NEEDS = {"shapes": LAPTOP, "qwen3_vl_4b": Cluster(nodes=(NODE,)), "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4)}
 POLICIES = {"shapes_grpo": LAPTOP, "shapes_ppo": LAPTOP, "qwen3_vl_4b_grpo": Cluster(nodes=(NODE,) * 2)}
 """Recipes of `vlgenrm policy`."""
+CIRCLES = {"shapes_circle": LAPTOP}
+"""Recipes of `vlgenrm circle`."""
 
 
 def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
@@ -24,7 +26,7 @@ def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
 
 
 def test_every_recipe_is_listed_here() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS) | set(POLICIES)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS) | set(POLICIES) | set(CIRCLES)
 
 
 @pytest.mark.parametrize("name", NEEDS)
@@ -35,6 +37,13 @@ def test_a_recipe_fits_the_cluster_it_names(name: str) -> None:
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policys_recipe_fits_the_cluster_it_names(name: str) -> None:
     check_resources(plan.policy_asks(load_policy(name)), POLICIES[name])
+
+
+@pytest.mark.parametrize("name", CIRCLES)
+def test_a_circles_recipe_fits_the_cluster_it_names(name: str) -> None:
+    circle = config.load_circle(shipped_recipe(name))
+    check_resources(plan.asks(circle.reward), CIRCLES[name])
+    check_resources(plan.policy_asks(circle.policy.model_copy(update={"service": circle.service})), CIRCLES[name])
 
 
 def test_a_policys_recipe_has_room_for_all_that_runs_at_once() -> None:

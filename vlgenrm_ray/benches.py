@@ -1,0 +1,82 @@
+"""What `vlgenrm bench` calls: measure, print, write down."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vlgenrm_ray import config
+from vlgenrm_ray.commands import serving, shipped_recipe
+from vlgenrm_ray.engines import model_folder, vllm_config
+from vlgenrm_ray.errors import InputError
+
+
+def bench_critiques(path: Path | None, *, run: Path, overrides: Sequence[str] = (), pairs: int) -> None:
+    """Print the critiques actor's speed as a ratio to its bare engine's; in this process, without Ray."""
+    from vlgenrm_ray.engines.vllm import VllmGenerator
+    from vlgenrm_ray.report.bench.critiques import bench_critiques
+    from vlgenrm_ray.store import StageFolder
+
+    settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
+    folder = str(model_folder.locate(settings.base))
+    generator = VllmGenerator(settings.critiques.engine.model_copy(update={"model": folder}))
+    found = bench_critiques(
+        generator,
+        settings.judge,
+        StageFolder(run / "preferences"),
+        limits=settings.critiques.limits,
+        pairs=pairs,
+    )
+    console = Console(highlight=False)
+    for name, value in found.items():
+        console.print(f"{name:<24} {value}")
+
+
+def bench_serving(
+    model: str,
+    *,
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    parts: Sequence[str] = (),
+    items: int = 256,
+    turns: int = 2,
+    soak_s: float = 0.0,
+    data: Path | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Measure the service beside `vllm serve`; print and return the figures, and write them to `out`."""
+    from vlgenrm_ray.report.bench import serving as measuring
+    from vlgenrm_ray.report.bench import table, work
+
+    if unknown := sorted(set(parts) - {*measuring.PARTS, "soak"}):
+        raise InputError(f"--parts: {unknown[0]!r} is none of {', '.join(measuring.PARTS)}, soak")
+    chosen = tuple(parts or measuring.PARTS) + (("soak",) if soak_s and "soak" not in parts else ())
+    asked = measuring.BenchConfig.model_validate(
+        {"parts": chosen, "items": items, "turns": turns, "soak_s": soak_s or 60.0}
+    )
+    served = serving(model, path=path, overrides=overrides, replicas=1)
+    count = measuring.needed(items)
+    pieces = work.of_file(data, count) if data else work.of_shapes(count, seed=seed)
+    arguments = ["--model", served.engine.model, *(["--config", str(path)] if path else [])]
+    arguments += [word for override in overrides for word in ("--set", override)]
+    console = Console(highlight=False)
+    console.print(f"seed {seed}  items {items}  K {served.judge.num_critiques}", markup=False)
+    bench = measuring.ServingBench(asked, served, arguments, pieces, lambda line: console.print(line, markup=False))
+    found = {"seed": seed, "judge": served.judge.model_dump(mode="json"), "bench": asked.model_dump(mode="json")}
+    found["versions"], found["cores"] = vllm_config.versions(), len(os.sched_getaffinity(0))
+    try:
+        bench.run()
+    finally:
+        # What was measured before a failure is worth having.
+        found["results"] = bench.results
+        for line in table.lines(bench.results):
+            console.print(line, markup=False)
+        if out:
+            out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if agreed := bench.results.get("vllm"):
+        console.print(f"rewards, ours and vllm serve's: {agreed['rewards']}", markup=False, soft_wrap=True)
+    return found
