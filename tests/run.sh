@@ -31,5 +31,6 @@ part "lint" ruff check .
 part "types" mypy
 part "import contract" lint-imports
 part "unit tests" python -m pytest tests/unit --numprocesses auto
-part "integration tests" python -m pytest tests/integration --durations=15
+# Two at a time: most wait, for engines to start or for one thread of Python.
+part "integration tests" python -m pytest tests/integration --numprocesses 2 --dist loadgroup --durations=15
 printf '\n== all passed: %d s\n' "$SECONDS"

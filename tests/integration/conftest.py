@@ -1,17 +1,20 @@
-"""The running service, started once for all tests that talk to it."""
+"""The running service, started once for all tests that talk to it; and which tests share a process."""
 
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-_SERVED = ("test_serving_replicas.py", "test_trl.py", "test_playground.py", "test_serving.py")
-"""In this order, after all other tests: engines of those find the machine free, and the kill test is the last."""
+_SERVED = ("test_trl.py", "test_playground.py", "test_serving.py")
+"""Talk to the one service, in this order: the last tests kill it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the running service at the end."""
+    """Keep each file's tests in one process, for what they start; those of the running service all in one."""
     items.sort(key=lambda item: _SERVED.index(item.path.name) if item.path.name in _SERVED else -1)
+    for item in items:
+        name = item.path.name
+        item.add_marker(pytest.mark.xdist_group("served" if name in _SERVED else name))
 
 
 @pytest.fixture(scope="session")
