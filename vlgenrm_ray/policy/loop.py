@@ -158,7 +158,7 @@ class _Worker:
         held_out = line["value" if evaluation.measure else "reward"]
         if held_out is None:
             raise StageError(f"stage 'policy': evaluation after step {done}: no held-out answer could be measured")
-        line |= {"step": done, "held_out": held_out, "training_reward": self.course.training_reward}
+        line = {"step": done, "held_out": held_out, "training_reward": self.course.training_reward} | line
         if self.peers.from_first(lambda: self.journal.is_best(line)):
             export(self.learner, self.job.best)
             self.journal.best(line)

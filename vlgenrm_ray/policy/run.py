@@ -11,6 +11,7 @@ Reads Question. Writes, below its folder:
     summary.json        written last
 """
 
+import logging
 import shutil
 import time
 import uuid
@@ -28,6 +29,7 @@ from vlgenrm_ray.policy.collector import CollectorJob
 from vlgenrm_ray.policy.job import PolicyJob
 from vlgenrm_ray.policy.journal import read_lines
 from vlgenrm_ray.policy.loop import work
+from vlgenrm_ray.policy.reward import RewardConfig
 from vlgenrm_ray.policy.training_config import PolicyConfig
 from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
 from vlgenrm_ray.records import Question
@@ -36,6 +38,8 @@ from vlgenrm_ray.store import read_json, write_json
 
 STAGE = "policy"
 _RAY = "ray"
+_TELL_S = 20.0
+_log = logging.getLogger(__name__)
 
 
 def run(
@@ -137,7 +141,7 @@ def _train(job: PolicyJob, questions: Sequence[Question], held_out: Sequence[Que
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
     try:
-        _ready(actor)
+        _ready(actor, config.rewards)
         with steps_shown(STAGE, plan=job.plan, metrics=job.metrics):
             failure = fit(work, job, group, storage=job.target, name=_RAY)
     finally:
@@ -152,14 +156,21 @@ def _train(job: PolicyJob, questions: Sequence[Question], held_out: Sequence[Que
         raise StageError(f"stage 'policy' ended without a result in {job.target}; run again to finish it")
 
 
-def _ready(actor: Any) -> None:
-    """Wait for engines and reward. Raises what keeps them from coming."""
+def _ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
+    """Wait for engines and reward, and say so. Raises what keeps them from coming."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-    try:
-        ray.get(actor.start.remote())
-    except RayTaskError as error:
-        raise error.cause from error
-    except RayActorError as error:
-        raise StageError(f"stage 'policy': the collector did not start: {error}") from error
+    began, started = time.monotonic(), actor.start.remote()
+    named = ", ".join(one.url or one.name for one in rewards)
+    while True:
+        try:
+            ray.get(started, timeout=_TELL_S)
+            return
+        except GetTimeoutError:
+            waited = time.monotonic() - began
+            _log.warning("waiting for the rollout engines and the reward (%s), for %.0f s so far", named, waited)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            raise StageError(f"stage 'policy': the collector did not start: {error}") from error
