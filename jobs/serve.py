@@ -20,9 +20,8 @@ def application(args: dict[str, str]) -> Any:
     """The Serve application, for `serve run`, `serve deploy` and KubeRay. `args`: model, config, replicas."""
     from vlgenrm_ray.serving.app import application
 
-    replicas = args.get("replicas", "auto")
     path = Path(args["config"]) if "config" in args else None
-    return application(serving(args["model"], path=path, replicas=None if replicas == "auto" else int(replicas)))
+    return application(serving(args["model"], path=path, replicas=args.get("replicas")))
 
 
 def main() -> int:
@@ -31,7 +30,7 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="GenRM: a model folder that all nodes see, or pack:vlm")
     parser.add_argument("--config", type=Path, help="recipe (YAML); default: shapes")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="override")
-    parser.add_argument("--replicas", type=int, help="engines; default: by the queue's depth")
+    parser.add_argument("--replicas", help="engines: a number, or auto by the queue's depth; default: the recipe's")
     parser.add_argument("--image-root", dest="image_roots", action="append", default=[], help="folder of images")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000)

@@ -125,7 +125,9 @@ def serve(
     model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")] = "pack:vlm",
     config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
     set_: Overrides = None,
-    replicas: Annotated[str, typer.Option(help="Engines: a number, or `auto` by the queue's depth.")] = "auto",
+    replicas: Annotated[
+        str | None, typer.Option(help="Engines: a number, or `auto` by the queue's depth; default: the recipe's.")
+    ] = None,
     image_root: Annotated[list[str] | None, typer.Option(help="Folder whose images requests may name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -134,13 +136,13 @@ def serve(
     """Serve a judge over HTTP. Tokens come from VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN."""
     from vlgenrm_ray.commands import serve as serve_judge
 
-    if replicas != "auto" and not (replicas.isdigit() and int(replicas)):
+    if replicas not in (None, "auto") and not (replicas.isdigit() and int(replicas)):
         raise typer.BadParameter(f"{replicas!r}: a number above 0, or auto", param_hint="--replicas")
     serve_judge(
         model,
         path=config,
         overrides=tuple(set_ or ()),
-        replicas=None if replicas == "auto" else int(replicas),
+        replicas=replicas,
         image_roots=tuple(image_root or ()),
         host=host,
         port=port,

@@ -46,7 +46,7 @@ def train_reward(
         console.print(plan.table(asked, cluster.connect(address)))
         return {}
     _begin(console, folder, path, settings.seed)
-    cluster.check_resources(asked, cluster.connect(address, offline=_offline(settings)))
+    cluster.check_resources(asked, cluster.connect(address, offline=_all_here(_models(settings))))
     done = pipeline.run(settings, folder, report=lambda finished: _tell(console, finished))
     console.print(summary.funnel(done))
     console.print(summary.table(done))
@@ -72,7 +72,9 @@ def train_policy(
         console.print(plan.table(asked, cluster.connect(address)))
         return {}
     _begin(console, folder, path, settings.seed)
-    cluster.check_resources(asked, cluster.connect(address, offline=Path(settings.base).is_dir()))
+    models = [settings.base, *(one.judge.engine.model for one in settings.policy.rewards if one.judge)]
+    models += [settings.service.model] if settings.service else []
+    cluster.check_resources(asked, cluster.connect(address, offline=_all_here(models)))
     done = policy_pipeline.run(settings, folder)
     for line in policy_summary.lines(done, folder):
         console.print(line, markup=False, soft_wrap=True)
@@ -87,7 +89,7 @@ def go_round(
     folder = run or Path("runs") / path.stem
     console = Console(highlight=False)
     _begin(console, folder, path, settings.reward.seed)
-    there = cluster.connect(address, offline=_offline(settings.reward))
+    there = cluster.connect(address, offline=_all_here(_models(settings.reward)))
     served = settings.policy.model_copy(update={"service": settings.service})
     for asked in (plan.asks(settings.reward), plan.policy_asks(served)):
         cluster.check_resources(asked, there)
@@ -123,9 +125,12 @@ def _conclude(console: Console, folder: Path, done: Mapping[str, Any]) -> None:
     console.print(f"{done['seconds']:.0f} s in all; summary.json, lineage and models are in {folder}", markup=False)
 
 
-def _offline(settings: RunConfig) -> bool:
+def _models(settings: RunConfig) -> list[str]:
+    return [settings.base, *(generator.engine.model for generator in settings.responses.generators)]
+
+
+def _all_here(models: Sequence[str]) -> bool:
     """Whether every model is a folder here, so that no worker needs to ask the hub."""
-    models = [settings.base, *(g.engine.model for g in settings.responses.generators)]
     return all(Path(model).is_dir() for model in models)
 
 
@@ -185,7 +190,7 @@ def serve(
     *,
     path: Path | None = None,
     overrides: Sequence[str] = (),
-    replicas: int | None = None,
+    replicas: int | str | None = None,
     image_roots: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -215,15 +220,18 @@ def serving(
     *,
     path: Path | None = None,
     overrides: Sequence[str] = (),
-    replicas: int | None = None,
+    replicas: int | str | None = None,
     image_roots: Sequence[str] = (),
 ) -> ServingConfig:
-    """How `model` is served by a recipe (default: shapes), with the tokens of the environment."""
+    """How `model` is served by a recipe (default: shapes), with the tokens of the environment.
+
+    `replicas`: a number or "auto"; None: the recipe's.
+    """
     settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
     folder = str(model_folder.locate(recipe.resolve(model)))
     changes: dict[str, Any] = {"tokens": Tokens.from_environment()}
     if replicas is not None:
-        changes["replicas"] = replicas
+        changes["replicas"] = replicas if replicas == "auto" else int(replicas)
     if image_roots:
         changes["image_roots"] = tuple(image_roots)
     found = config.serving(settings, **changes)

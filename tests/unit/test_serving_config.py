@@ -85,6 +85,11 @@ def test_automatic_replicas_stop_at_what_fits(
     assert (found.replicas, found.max_replicas) == fitted
 
 
+@pytest.mark.parametrize(("asked", "found"), [(None, 1), ("auto", "auto"), ("2", 2), (2, 2)])
+def test_replicas_are_the_recipes_unless_stated(asked: int | str | None, found: int | str) -> None:
+    assert serving("pack:vlm", path=RECIPE, replicas=asked).replicas == found
+
+
 def test_a_stated_number_of_replicas_stays() -> None:
     config = ServingConfig(replicas=3)
     assert running._fitted(config, Cluster(nodes=(Node(num_cpus=2),))) == config
