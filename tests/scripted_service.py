@@ -77,8 +77,8 @@ class ScriptedService:
 
 
 @contextmanager
-def listening(service: ScriptedService) -> Iterator[str]:
-    """The service on a real socket; its address."""
+def listening(service: ScriptedService, port: int = 0) -> Iterator[str]:
+    """The service on a real socket; its address. Port 0: any that is free."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -96,7 +96,7 @@ def listening(service: ScriptedService) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Silent."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -108,6 +108,13 @@ def listening(service: ScriptedService) -> Iterator[str]:
 def refuse(status: int, detail: str = "as scripted", **headers: str) -> Answer:
     """An answer with that HTTP status."""
     return lambda _: httpx.Response(status, content=json.dumps({"detail": detail}), headers=headers)
+
+
+class ByLength(ScriptedService):
+    """Takes images as they are sent; the shorter a response, the better."""
+
+    def _reply(self, item: ScoreItem) -> ScoreReply:
+        return scripted(item.model_copy(update={"response": f"{1 / (1 + len(item.response))}"}))
 
 
 class Looking(ScriptedService):

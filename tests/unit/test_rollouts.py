@@ -79,7 +79,7 @@ def test_a_rollout_has_the_version_that_wrote_it(engine: RolloutEngine, tmp_path
     asked = [Asked(question=question(tmp_path, "q", "short?"), step=9, seed=1)]
 
     def said() -> tuple[str, int]:
-        ((_, group),) = engine.sample(asked, CONFIG.greedy())
+        ((_, group),) = engine.sample(asked, CONFIG.answering())
         return group[0].text, group[0].version
 
     assert said() == ("base", 0)
