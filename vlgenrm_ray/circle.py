@@ -3,66 +3,69 @@
 A turn: the present policy answers the pool, the GenRM learns from what the experts say of the answers, is served, and
 the policy learns from its rewards. The next turn begins with both. Resumable, as its parts are.
 
+    <run>/config.yaml         the resolved configuration
     <run>/turn-<t>/reward     see pipeline.py
     <run>/turn-<t>/policy     see policy_pipeline.py
     <run>/summary.json        what each turn came to
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray import pipeline, policy_pipeline
+from vlgenrm_ray import pipeline, policy_pipeline, recipe
 from vlgenrm_ray.config import CircleConfig, OwnService, RunConfig
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.serving.auth import Tokens
-from vlgenrm_ray.store import write_json
+from vlgenrm_ray.store import read_json, write_json
 
 _EXCHANGE_S = 900.0
 """Longest that another judge may take to be loaded and tried."""
 Turn = dict[str, Any]
-"""`turn`, `judge` and `policy` (folders), `accuracy` (the judge's, on held-out pairs), `first` and `best` (the policy's
-held-out evaluations), `exchanged` (why the judge was not taken into service, if it was not)."""
+"""`turn`, `judge` and `policy` (folders that the turn made), `served` (the judge that gave its rewards), `accuracy` (of
+`judge`, on held-out pairs), `first` and `best` (the policy's held-out evaluations), `exchanged` (why `judge` was not
+taken into service, if it was not)."""
 
 
 def run(config: CircleConfig, folder: Path, *, report: Callable[[Turn], None] = lambda done: None) -> list[Turn]:
     """Go round `config.turns` times, or finish that; what each turn came to. Raises the errors of `errors.py`."""
     folder = folder.absolute()
-    policy, judge = str(model_folder.locate(config.policy.base)), str(model_folder.locate(config.reward.base))
-    turns: list[Turn] = []
-    with ExitStack() as until_the_end:
-        service: Service | None = None
-        for number in range(1, config.turns + 1):
-            here = folder / f"turn-{number}"
-            made = pipeline.run(_with(config.reward, judge, policy), here / "reward")
-            judge = str((here / "reward" / "best").resolve())
-            exchanged = ""
-            if service is None:
-                service = until_the_end.enter_context(Service(config.service))
-                service.start(judge)
-            else:
-                exchanged = service.exchange(judge)
-            trained = policy_pipeline.train(
-                config.policy.model_copy(update={"base": policy, "service": None}), here / "policy"
-            )
-            policy = str(here / "policy" / "policy" / "best")
-            turns.append(
-                {
-                    "turn": number,
-                    "judge": judge,
-                    "policy": policy,
-                    "accuracy": max(done["pairwise_accuracy"] for done in made["rounds"]),
-                    "first": _figures(trained["first"]),
-                    "best": _figures(trained["best"]),
-                    "exchanged": exchanged,
-                }
-            )
-            write_json(folder / "summary.json", {"turns": turns})
+    recipe.claim(config, folder)
+    summary = folder / "summary.json"
+    turns: list[Turn] = read_json(summary)["turns"] if summary.exists() else []
+    with Service(config.service) as service:
+        for number in range(len(turns) + 1, config.turns + 1):
+            turns.append(_turn(config, folder / f"turn-{number}", turns, service))
+            write_json(summary, {"turns": turns})
             report(turns[-1])
     return turns
+
+
+def _turn(config: CircleConfig, here: Path, turns: Sequence[Turn], service: "Service") -> Turn:
+    """The turn that follows those, in its own folder."""
+    if turns:
+        policy, judge = turns[-1]["policy"], turns[-1]["judge"]
+    else:
+        policy, judge = str(model_folder.locate(config.policy.base)), str(model_folder.locate(config.reward.base))
+    made = pipeline.run(_with(config.reward, judge, policy), here / "reward")
+    judge = str((here / "reward" / "best").resolve())
+    # After an interruption, too, a judge takes its place only by way of the canary.
+    service.start(turns[-1]["served"] if turns else judge)
+    exchanged = service.exchange(judge) if turns else ""
+    trained = policy_pipeline.train(config.policy.model_copy(update={"base": policy, "service": None}), here / "policy")
+    return {
+        "turn": len(turns) + 1,
+        "judge": judge,
+        "served": turns[-1]["served"] if exchanged else judge,
+        "policy": str(here / "policy" / "policy" / "best"),
+        "accuracy": max(done["pairwise_accuracy"] for done in made["rounds"]),
+        "first": _figures(trained["first"]),
+        "best": _figures(trained["best"]),
+        "exchanged": exchanged,
+    }
 
 
 class Service:
@@ -82,7 +85,9 @@ class Service:
         self._stack.close()
 
     def start(self, judge: str) -> None:
-        """Serve a model folder."""
+        """Serve a model folder, unless one is served already."""
+        if self._url:
+            return
         serving = self._own.serving.model_copy(update={"tokens": Tokens.of(operator=self._token)})
         own = self._own.model_copy(update={"model": judge, "serving": serving})
         self._url = self._stack.enter_context(policy_pipeline.served(own))

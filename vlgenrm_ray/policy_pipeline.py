@@ -14,7 +14,6 @@ from vlgenrm_ray import recipe
 from vlgenrm_ray.config import OwnService, PolicyRunConfig
 from vlgenrm_ray.curation import pool
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.policy import run as policy
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.store import StageFolder
@@ -29,7 +28,7 @@ def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
 def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     """As `run`, with rewards that are served already."""
     folder = folder.absolute()
-    _claim(config, folder)
+    recipe.claim(config, folder)
     asked, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
     pool.run(config.pool, target=asked, seed=config.seed)
     pool.run(config.heldout, target=held_out, seed=config.seed)
@@ -56,15 +55,3 @@ def served(own: OwnService) -> Iterator[str]:
         yield running.start(config, host="127.0.0.1", port=own.port)
     finally:
         running.stop()
-
-
-def _claim(config: PolicyRunConfig, folder: Path) -> None:
-    """Write the configuration into the run folder. Raises ConfigError if another one already stands there."""
-    path, text = folder / "config.yaml", recipe.dump(config)
-    if path.exists() and path.read_text() != text:
-        raise ConfigError(
-            f"{path} is of a run with other settings; choose another run folder with --run, "
-            "or delete that folder to make it again"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)

@@ -47,6 +47,18 @@ def dump(config: BaseModel) -> str:
     return text
 
 
+def claim(config: BaseModel, folder: Path) -> None:
+    """Write the configuration into a run's folder. Raises ConfigError if another one already stands there."""
+    path, text = folder / "config.yaml", dump(config)
+    if path.exists() and path.read_text() != text:
+        raise ConfigError(
+            f"{path} is of a run with other settings; choose another run folder with --run, "
+            "or delete that folder to make it again"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     """A copy of `values` with `a.b=c` applied; c is read as YAML, a number in the path indexes a list."""
     path, equals, raw = text.partition("=")

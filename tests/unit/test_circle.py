@@ -11,7 +11,7 @@ import pytest
 from vlgenrm_ray import circle, config, pipeline, policy_pipeline
 from vlgenrm_ray.commands import shipped_recipe
 from vlgenrm_ray.config import OwnService, PolicyRunConfig, RunConfig
-from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.shapes import pack_path
 
 PACK = str(pack_path("vlm"))
@@ -22,7 +22,7 @@ class Straw:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exception) -> None:
         self.asked: list[tuple[str, ...]] = []
-        self._answer = answer
+        self.answer = answer
         monkeypatch.setattr(pipeline, "run", self._reward)
         monkeypatch.setattr(policy_pipeline, "train", self._policy)
         monkeypatch.setattr(policy_pipeline, "served", self._served)
@@ -49,9 +49,9 @@ class Straw:
         assert url == "http://judge/v1/model"
         assert headers["Authorization"].startswith("Bearer ")
         self.asked.append(("exchange", json["model"]))
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return self._answer
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
 def go_round(folder: Path, *overrides: str) -> list[circle.Turn]:
@@ -80,6 +80,7 @@ def test_a_judge_that_is_refused_is_named_and_the_turn_goes_on(tmp_path: Path, m
     straw = Straw(monkeypatch, httpx.Response(409, text="it does not look"))
     turns = go_round(tmp_path)
     assert turns[1]["exchanged"] == "409: it does not look"
+    assert turns[1]["served"] == turns[0]["judge"] == turns[0]["served"] != turns[1]["judge"]
     assert straw.asked[-2][0] == "policy"
 
 
@@ -88,6 +89,31 @@ def test_a_service_that_is_gone_ends_the_circle(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(StageError, match="does not answer"):
         go_round(tmp_path)
     assert straw.asked[-1] == ("end",)
+
+
+def test_a_circle_goes_on_with_the_turn_it_was_in_and_a_whole_one_asks_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straw = Straw(monkeypatch, httpx.ConnectError("refused"))
+    with pytest.raises(StageError):
+        go_round(tmp_path)
+    straw.asked.clear()
+    straw.answer = httpx.Response(200)
+    turns = go_round(tmp_path)
+    judges = [str(tmp_path / f"turn-{t}" / "reward" / "best") for t in (1, 2)]
+    policy = str(tmp_path / "turn-1" / "policy" / "policy" / "best")
+    assert straw.asked == [
+        ("reward", judges[0], policy),
+        ("serve", judges[0]),
+        ("exchange", judges[1]),
+        ("policy", policy),
+        ("end",),
+    ]
+    straw.asked.clear()
+    assert go_round(tmp_path) == turns
+    assert not straw.asked
+    with pytest.raises(ConfigError, match="other settings"):
+        go_round(tmp_path, "turns=1")
 
 
 def test_one_turn_needs_no_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
