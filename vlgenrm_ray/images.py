@@ -1,11 +1,13 @@
 """The only place that opens an image: size, format and bomb limits live here."""
 
 import base64
+import binascii
 import hashlib
 import io
 import os
 import uuid
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
@@ -22,6 +24,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 _MAGIC = ((b"\x89PNG\r\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"BM", "bmp"))
 """How the encoded bytes of each format begin; WebP's sign stands further in."""
+_GREY = (128, 128, 128)
 
 
 class ImageLimits(Settings):
@@ -49,10 +52,13 @@ class ImageError(ValueError):
 
 
 def fetch(uri: str, limits: ImageLimits) -> bytes:
-    """Encoded bytes of an image at a path, `file://` or any `scheme://` that pyarrow's file systems open.
+    """Encoded bytes of an image at a path, `file://`, any `scheme://` that pyarrow's file systems open, or in a `data:`
+    address itself.
 
     Network addresses (`http`, `https`) are not fetched. Raises ImageError.
     """
+    if uri.startswith("data:"):
+        return _from_data_url(uri, limits)
     scheme = urlparse(uri).scheme
     if scheme in ("http", "https", "ftp"):
         raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first")
@@ -79,6 +85,18 @@ def _fetch_remote(uri: str, limits: ImageLimits) -> bytes:
         raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{uri}: {info.size} bytes, limit {limits.max_bytes}")
     with files.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def _from_data_url(url: str, limits: ImageLimits) -> bytes:
+    head, _, payload = url.partition(",")
+    if not head.endswith(";base64"):
+        raise ImageError(DropReason.IMAGE_UNREADABLE, "image: a data URL that is not base64")
+    if len(payload) // 4 * 3 - 2 > limits.max_bytes:
+        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"image: a data URL of more than {limits.max_bytes} bytes")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error as error:
+        raise ImageError(DropReason.IMAGE_UNREADABLE, f"image: data URL: {error}") from error
 
 
 def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.Image":
@@ -113,6 +131,22 @@ def probe(uri: str, limits: ImageLimits) -> ImageRef:
     data = fetch(uri, limits)
     image = decode(data, limits, uri)
     return ImageRef(uri=uri, sha256=hashlib.sha256(data).hexdigest(), width=image.width, height=image.height)
+
+
+def blank(size: tuple[int, int]) -> "PIL.Image.Image":
+    """A grey image: nothing to see, and as many image tokens as any of that width and height."""
+    from PIL import Image
+
+    return Image.new("RGB", size, _GREY)
+
+
+@lru_cache(maxsize=64)
+def blank_ref(width: int, height: int) -> ImageRef:
+    """Where a blank image of a size lies: in its own address, so that every node can open it."""
+    out = io.BytesIO()
+    blank((width, height)).save(out, "PNG")
+    data = out.getvalue()
+    return ImageRef(uri=data_url(data), sha256=hashlib.sha256(data).hexdigest(), width=width, height=height)
 
 
 def suffix(data: bytes) -> str | None:

@@ -79,3 +79,19 @@ def test_an_image_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
     assert images.probe(str(path), LIMITS).height == 40
+
+
+def test_a_blank_image_has_one_colour_and_can_be_opened_anywhere() -> None:
+    shown = images.blank((30, 20))
+    assert (shown.size, shown.getcolors()) == ((30, 20), [(600, (128, 128, 128))])
+    ref = images.blank_ref(30, 20)
+    assert images.read(ref, LIMITS).tobytes() == shown.tobytes()
+    assert (ref.width, ref.height) == (30, 20)
+
+
+def test_an_image_in_its_own_address_has_the_limits_of_any_other() -> None:
+    url = images.data_url(png())
+    assert images.fetch(url, LIMITS) == png()
+    assert reason(url, ImageLimits(max_bytes=len(png()) - 3)) == DropReason.IMAGE_TOO_LARGE
+    assert reason("data:image/png;base64,%") == DropReason.IMAGE_UNREADABLE
+    assert reason("data:image/png,plain") == DropReason.IMAGE_UNREADABLE

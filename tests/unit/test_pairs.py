@@ -10,7 +10,7 @@ from PIL import Image
 from vlgenrm_ray import images
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
-from vlgenrm_ray.evaluation.pairs import NO_IMAGE, blank, figures, gain, in_share, judge_pairs
+from vlgenrm_ray.evaluation.pairs import NO_IMAGE, figures, gain, in_share, judge_pairs
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.records import ImageRef, PairResult, Preference
@@ -92,12 +92,6 @@ def test_judging_alone_or_together_is_the_same(red: ImageRef) -> None:
     alone = [judge_pairs(judge(moody), [p], limits=LIMITS)[0] for p in pairs]
     assert together == alone
     assert len({u.records[0].chosen.reward for u in together}) > 1
-
-
-def test_a_blank_image_has_the_same_size_and_one_colour() -> None:
-    shown = blank(Image.new("RGB", (7, 5), (1, 2, 3)))
-    assert shown.size == (7, 5)
-    assert shown.getcolors() == [(35, (128, 128, 128))]
 
 
 def test_a_share_grows_with_its_size() -> None:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 STAGE = "evaluation"
 NO_IMAGE = "/no-image"
-GREY = (128, 128, 128)
 _DECODERS = 8
 """Threads that open a batch's images; Pillow decodes outside Python's lock."""
 
@@ -68,7 +67,7 @@ def judge_pairs(
             continue
         asked.append((preference, "", image))
         if in_share(preference.id, no_image_share):
-            asked.append((preference, NO_IMAGE, blank(image)))
+            asked.append((preference, NO_IMAGE, images.blank(image.size)))
     items = [item for preference, suffix, image in asked for item in _sides(preference, suffix, image)]
     outcomes = iter(judge.critique(items))
     for preference, suffix, _ in asked:
@@ -109,13 +108,6 @@ def _result(
     )
     written = [r.num_tokens for outcome in (chosen, rejected) if not isinstance(outcome, Refused) for r in outcome]
     return result, sum(written)
-
-
-def blank(image: "PIL.Image.Image") -> "PIL.Image.Image":
-    """A grey image of the same size: nothing to see, and as many image tokens."""
-    from PIL import Image
-
-    return Image.new("RGB", image.size, GREY)
 
 
 def in_share(id: str, share: float) -> bool:

@@ -1,7 +1,5 @@
 """What people hand over as an image -> encoded bytes under their content hash, as a served judge takes them."""
 
-import base64
-import binascii
 import hashlib
 import io
 from collections.abc import Mapping
@@ -59,21 +57,9 @@ def _encode(picture: Picture, limits: ImageLimits) -> bytes:
         if picture.get("path"):
             return images.fetch(str(picture["path"]), limits)
         raise ImageError(DropReason.IMAGE_MISSING, "image: a mapping with neither `bytes` nor `path`")
-    if isinstance(picture, Path):
+    if isinstance(picture, str | Path):
         return images.fetch(str(picture), limits)
-    if isinstance(picture, str):
-        return _from_data_url(picture) if picture.startswith("data:") else images.fetch(picture, limits)
     return _png(picture)
-
-
-def _from_data_url(url: str) -> bytes:
-    head, _, payload = url.partition(",")
-    if not head.endswith(";base64"):
-        raise ImageError(DropReason.IMAGE_UNREADABLE, "image: a data URL that is not base64")
-    try:
-        return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
-        raise ImageError(DropReason.IMAGE_UNREADABLE, f"image: data URL: {error}") from error
 
 
 def _png(image: "PIL.Image.Image") -> bytes:

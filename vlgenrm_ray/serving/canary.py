@@ -26,7 +26,6 @@ _OWN = CanaryConfig(
     worse=("The circle is purple.",),
 )
 """A yellow circle drawn by `shapes`, in this package."""
-_GREY = (128, 128, 128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +61,7 @@ class Canary:
 
     async def examine(self, ask: Ask) -> Finding:
         """Have the canary judged. Raises EngineLostError."""
-        from PIL import Image
-
-        blank = Image.new("RGB", self.image.size, _GREY)
+        blank = images.blank(self.image.size)
         rewards: dict[tuple[str, bool], float] = {}
         for response in (*self.better, *self.worse):
             for seen in (True, False) if response in self.better else (True,):
