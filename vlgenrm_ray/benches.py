@@ -51,6 +51,7 @@ def bench_serving(
     """Measure the service beside `vllm serve`; print and return the figures, and write them to `out`."""
     from vlgenrm_ray.report.bench import serving as measuring
     from vlgenrm_ray.report.bench import table, work
+    from vlgenrm_ray.report.bench.serving_table import rows
 
     if unknown := sorted(set(parts) - {*measuring.PARTS, "soak"}):
         raise InputError(f"--parts: {unknown[0]!r} is none of {', '.join(measuring.PARTS)}, soak")
@@ -73,7 +74,7 @@ def bench_serving(
     finally:
         # What was measured before a failure is worth having.
         found["results"] = bench.results
-        for line in table.lines(bench.results):
+        for line in table.lines(rows(bench.results)):
             console.print(line, markup=False)
         if out:
             out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from serving_examples import png
 from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.report.bench import servers, serving, soak
 from vlgenrm_ray.report.bench.serving import BenchConfig, ServingBench, needed
-from vlgenrm_ray.report.bench.table import rows
+from vlgenrm_ray.report.bench.serving_table import rows
 from vlgenrm_ray.report.bench.work import Piece
 from vlgenrm_ray.serving.config import ServingConfig
 

@@ -14,7 +14,8 @@ from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.report.bench import load, servers, work
 from vlgenrm_ray.report.bench.dialects import OpenAi, Wire
 from vlgenrm_ray.report.bench.figures import percentile, slope
-from vlgenrm_ray.report.bench.table import lines, rows
+from vlgenrm_ray.report.bench.serving_table import rows
+from vlgenrm_ray.report.bench.table import lines
 from vlgenrm_ray.report.bench.work import Piece
 from vlgenrm_ray.shapes import pack_path
 
@@ -135,6 +136,6 @@ def test_the_table_says_what_was_missed() -> None:
         "soak": {"seconds": 600.0, "memory": memory},
     }
     assert [row.met for row in rows(results)] == [False, True, True, False, True, True, None, None]
-    printed = list(lines(results))
+    printed = list(lines(rows(results)))
     assert max(map(len, printed)) <= 80
     assert sum(line.endswith("MISSED") for line in printed) == 2

@@ -1,29 +1,23 @@
 """Servers as processes of their own, one at a time: the judge's service, and `vllm serve` beside it."""
 
 import json
-import os
-import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.environment import end_with_this_process
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, environment
 from vlgenrm_ray.errors import EngineLostError
-from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN
+from vlgenrm_ray.report.bench.processes import Started, started
 
 NAME = "judge"
 """What `vllm serve` calls the model."""
 _START_S = 600.0
-_STOP_S = 60.0
 
 
 @contextmanager
@@ -74,45 +68,18 @@ def _running(command: Sequence[str], variables: Mapping[str, str], ready: str) -
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    # Open to this client: both are asked alike.
-    inherited = {name: value for name, value in os.environ.items() if name not in (API_TOKEN, OPERATOR_TOKEN)}
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port)],
-            env=inherited | {"HF_HUB_OFFLINE": "1"} | dict(variables),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        # All of its group, should this process be killed: a server left behind takes the cores from what comes next.
-        watch = end_with_this_process([-process.pid])
-        try:
-            _await(process, " ".join(command[:4]), url + ready, log)
-            yield url, process.pid
-        finally:
-            _end(process)
-            watch.communicate()
+    with started([*command, "--port", str(port)], variables) as server:
+        _await(server, " ".join(command[:4]), url + ready)
+        yield url, server.process.pid
 
 
-def _await(process: "subprocess.Popen[bytes]", name: str, url: str, log: Any) -> None:
+def _await(server: Started, name: str, url: str) -> None:
     end = time.monotonic() + _START_S
-    while process.poll() is None and time.monotonic() < end:
+    while server.process.poll() is None and time.monotonic() < end:
         try:
             if httpx.get(url, timeout=5.0, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.25)
-    log.seek(0)
-    tail = log.read().decode(errors="replace")[-3000:]
-    raise EngineLostError(f"{name} ... did not come up:\n{tail}")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """By its own means if it has any left, else by force."""
-    process.send_signal(signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    raise EngineLostError(f"{name} ... did not come up:\n{server.tail()}")
