@@ -84,11 +84,17 @@ def policy(
 
 
 @app.command()
-def circle(config: Recipe, run: RunFolder = None, set_: Overrides = None, address: Address = None) -> None:
+def circle(
+    config: Recipe,
+    run: RunFolder = None,
+    set_: Overrides = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option(help="Print what a turn asks for and what is there.")] = False,
+) -> None:
     """Let reward model and policy make each other better, turn after turn, or finish that."""
     from vlgenrm_ray.commands import go_round
 
-    go_round(config, overrides=tuple(set_ or ()), run=run, address=address)
+    go_round(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
 
 
 @app.command()

@@ -82,17 +82,25 @@ def train_policy(
 
 
 def go_round(
-    path: Path, *, overrides: Sequence[str] = (), run: Path | None = None, address: str | None = None
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
 ) -> list[circle.Turn]:
     """Make, or finish, a recipe's circle; print what each turn came to. Returns the turns."""
     settings = config.load_circle(path, tuple(overrides))
     folder = run or Path("runs") / path.stem
     console = Console(highlight=False)
+    asked = plan.circle_asks(settings)
+    if dry_run:
+        console.print(recipe.dump(settings), markup=False)
+        console.print(plan.table(asked, cluster.connect(address)))
+        return []
     _begin(console, folder, path, settings.reward.seed)
-    there = cluster.connect(address, offline=_all_here(_models(settings.reward)))
-    served = settings.policy.model_copy(update={"service": settings.service})
-    for asked in (plan.asks(settings.reward), plan.policy_asks(served)):
-        cluster.check_resources(asked, there)
+    models = [*_models(settings.reward), settings.policy.base]
+    cluster.check_resources(asked, cluster.connect(address, offline=_all_here(models)))
     return circle.run(settings, folder, report=lambda turn: _tell_turn(console, turn))
 
 

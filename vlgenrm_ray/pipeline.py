@@ -19,7 +19,6 @@ from vlgenrm_ray import recipe
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.curation import experts, pool, preferences, responses
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.evaluation import evidence_quality, heldout, pairs
 from vlgenrm_ray.evaluation.metrics import plain
 from vlgenrm_ray.evidence.claims import VocabularyExtractor
@@ -52,7 +51,7 @@ def run(config: RunConfig, folder: Path, *, report: Callable[[Round], None] = la
     """
     began = time.monotonic()
     made = Run(config, folder.absolute())
-    claim(made)
+    recipe.claim(config, made.folder)
     before = _seconds(made)
     prepared = prepare(made)
     done: list[Round] = []
@@ -64,19 +63,6 @@ def run(config: RunConfig, folder: Path, *, report: Callable[[Round], None] = la
         write_json(made.folder / "summary.json", summary(config.seed, seconds, done, prepared, _gains(made, done)))
         report(finished)
     return read_json(made.folder / "summary.json")
-
-
-def claim(run: Run) -> None:
-    """Write the configuration into the run folder. Raises ConfigError if another one already stands there."""
-    path = run.folder / "config.yaml"
-    text = recipe.dump(run.config)
-    if path.exists() and path.read_text() != text:
-        raise ConfigError(
-            f"{path} is of a run with other settings; choose another run folder with --run, "
-            "or delete that folder to make it again"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def prepare(run: Run) -> dict[str, Manifest]:

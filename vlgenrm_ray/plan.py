@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray.cluster import Ask, Cluster, lacking, many
-from vlgenrm_ray.config import PolicyRunConfig, RunConfig
+from vlgenrm_ray.config import CircleConfig, OwnService, PolicyRunConfig, RunConfig
 from vlgenrm_ray.flow import LIGHT_CPUS, LIGHT_TASKS, Pool
 from vlgenrm_ray.policy import run as policy
 
@@ -34,14 +34,22 @@ def asks(config: RunConfig) -> list[Ask]:
 
 def policy_asks(config: PolicyRunConfig) -> list[Ask]:
     """What the training of a policy needs at the same time, its own service included."""
-    if config.service is None:
-        return policy.asks(config.policy)
-    serving = config.service.serving
+    own = [_served(policy.STAGE, config.service)] if config.service else []
+    return [*policy.asks(config.policy), *own]
+
+
+def circle_asks(config: CircleConfig) -> list[Ask]:
+    """What the parts of a turn need; from the first turn's end on, beside the judge that is served."""
+    rewarding = asks(config.reward)
+    if config.turns > 1:
+        rewarding += [_served(stage, config.service) for stage in dict.fromkeys(ask.stage for ask in rewarding)]
+    return rewarding + policy_asks(config.policy.model_copy(update={"service": config.service}))
+
+
+def _served(stage: str, own: OwnService) -> Ask:
+    serving = own.serving
     count = 1 if serving.replicas == "auto" else serving.replicas
-    judge = Ask(
-        stage=policy.STAGE, role="served judge", count=count, num_cpus=serving.num_cpus, num_gpus=serving.num_gpus
-    )
-    return [*policy.asks(config.policy), judge]
+    return Ask(stage=stage, role="served judge", count=count, num_cpus=serving.num_cpus, num_gpus=serving.num_gpus)
 
 
 def _ask(stage: str, pool: Pool) -> Ask:
@@ -55,8 +63,9 @@ def table(asked: Sequence[Ask], cluster: Cluster) -> "Table":
     drawn = Table(title=f"the cluster has {cluster}", title_style="bold", pad_edge=False)
     for name in ("stage", "at once", "CPUs each", "GPUs each", "fits"):
         drawn.add_column(name, justify="left" if name == "stage" else "right")
-    for ask in asked:
-        together = [other for other in asked if other.stage == ask.stage]
+    for stage in dict.fromkeys(ask.stage for ask in asked):
+        together = [ask for ask in asked if ask.stage == stage]
         fits = "no" if lacking(together, cluster) else "yes"
-        drawn.add_row(ask.stage, many(ask.count, ask.role), f"{ask.num_cpus:g}", f"{ask.num_gpus:g}", fits)
+        for ask in together:
+            drawn.add_row(stage, many(ask.count, ask.role), f"{ask.num_cpus:g}", f"{ask.num_gpus:g}", fits)
     return drawn

@@ -41,9 +41,15 @@ def test_a_policys_recipe_fits_the_cluster_it_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", CIRCLES)
 def test_a_circles_recipe_fits_the_cluster_it_names(name: str) -> None:
-    circle = config.load_circle(shipped_recipe(name))
-    check_resources(plan.asks(circle.reward), CIRCLES[name])
-    check_resources(plan.policy_asks(circle.policy.model_copy(update={"service": circle.service})), CIRCLES[name])
+    check_resources(plan.circle_asks(config.load_circle(shipped_recipe(name))), CIRCLES[name])
+
+
+def test_from_the_second_turn_on_the_genrm_learns_beside_the_judge_that_is_served() -> None:
+    wanting = ("service.serving.num_cpus=0.5",)
+    with pytest.raises(ResourceError, match="stage 'training'"):
+        check_resources(plan.circle_asks(config.load_circle(shipped_recipe("shapes_circle"), wanting)), LAPTOP)
+    once = config.load_circle(shipped_recipe("shapes_circle"), (*wanting, "turns=1"))
+    check_resources(plan.circle_asks(once), LAPTOP)
 
 
 def test_a_policys_recipe_has_room_for_all_that_runs_at_once() -> None:

@@ -1,0 +1,87 @@
+"""Two turns of the shipped circle at a small size: real engines, one service all along."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.test_job_submit import free_port
+from vlgenrm_ray import config
+from vlgenrm_ray.commands import RECIPES
+
+SIZES = {
+    "reward.pool.count": 32,
+    "reward.heldout.count": 10,
+    "reward.judge.num_critiques": 2,
+    "reward.training.epochs": 1,
+    # A judge that has learnt next to nothing is to be served all the same.
+    "reward.selection.tau": 0,
+    "policy.pool.count": 32,
+    "policy.heldout.count": 10,
+    "policy.policy.steps": 2,
+    "policy.policy.questions_per_step": 4,
+    "policy.policy.rollouts.group_size": 4,
+    "policy.policy.evaluation.every": 2,
+}
+LIMIT_S = 1500.0
+
+
+@pytest.fixture(scope="module")
+def settings() -> list[str]:
+    """The overrides of every start: another circle would be refused the folder."""
+    port = free_port()
+    address = f"[{{name: genrm, url: 'http://127.0.0.1:{port}'}}]"
+    values = SIZES | {"service.port": port, "policy.policy.rewards": address}
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+def start(run: Path, settings: list[str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "vlgenrm_ray.cli", "circle", "--config", str(RECIPES / "shapes_circle.yaml")]
+    return subprocess.Popen(
+        [*command, "--run", str(run), *settings],
+        env=os.environ | {"RAY_ADDRESS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_turns_with_a_kill_between(tmp_path: Path, settings: list[str]) -> None:
+    process = start(tmp_path, settings)
+    wait_for(tmp_path / "turn-2" / "reward" / "responses" / "manifest.json", process)
+    process.kill()
+    process.communicate()
+    first = json.loads((tmp_path / "summary.json").read_text())["turns"]
+    assert len(first) == 1
+
+    process = start(tmp_path, settings)
+    said, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, said
+    assert "turn 2: judge's held-out pairwise accuracy" in said
+    turns: list[dict[str, Any]] = json.loads((tmp_path / "summary.json").read_text())["turns"]
+    # What was done before the kill was not done again.
+    assert turns[0] == first[0]
+    assert [turn["turn"] for turn in turns] == [1, 2]
+    for turn in turns:
+        assert (Path(turn["policy"]) / "config.json").exists()
+        assert (turn["exchanged"] == "") == (turn["served"] == turn["judge"])
+        done = json.loads((Path(turn["policy"]).parent / "summary.json").read_text())
+        assert (done["steps"], done["samples"], done["failed"]) == (2, 32, 0)
+    # The first turn's policy answers the second turn's pool, and its judge is where the second begins.
+    second = config.load(tmp_path / "turn-2" / "reward" / "config.yaml")
+    assert second.base == turns[0]["judge"]
+    assert second.responses.generators[0].engine.model == turns[0]["policy"]
+
+
+def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"no {path}: {process.communicate()[0]}")
+        time.sleep(0.2)
