@@ -121,3 +121,6 @@ class StrawReward:
     async def check(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    def looking(self) -> "StrawReward":
+        return self

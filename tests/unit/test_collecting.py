@@ -9,6 +9,7 @@ from vlgenrm_ray.policy.collecting import Collected, Collecting
 from vlgenrm_ray.policy.config import AlgorithmConfig, OverlongConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
 from vlgenrm_ray.policy.scored import Scored
+from vlgenrm_ray.policy.sight import Look
 from vlgenrm_ray.records import Rollout
 
 
@@ -113,6 +114,17 @@ def test_an_evaluation_has_one_greedy_answer_a_question() -> None:
     collector = collecting(Straw(size=2), StrawReward(by_sample))
     collected = asyncio.run(collector.evaluate(questions(5), 40))
     assert [rollout.id for rollout in collected.rollouts] == [f"q{i}/e40/r0" for i in range(5)]
+
+
+def test_some_answers_of_an_evaluation_are_judged_by_blank_pictures() -> None:
+    def judge(rollout: Rollout) -> Scored:
+        return Scored(reward=0.25 if rollout.question.image.uri.startswith("data:") else 0.75, status="ok")
+
+    collector = collecting(Straw(size=2), StrawReward(judge))
+    found = asyncio.run(collector.evaluate(questions(5), 40, blank=3))
+    assert found.looks == (Look(seen=0.75, blank=0.25),) * 3
+    assert found.statuses == {"ok": 5}
+    assert asyncio.run(collector.evaluate(questions(5), 40)).looks == ()
 
 
 def test_a_pool_smaller_than_a_step_is_a_mistake() -> None:

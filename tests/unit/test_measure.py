@@ -39,6 +39,8 @@ def test_answers_are_measured_by_their_rewards_and_by_what_the_reward_never_saw(
         "num": 2,
         # No answer is not a wrong one.
         "outcomes": {"a": 0.5, "b": 0.0},
+        "blank_reward": None,
+        "sight": None,
     }
 
 

@@ -56,6 +56,9 @@ class Failing:
 
     async def close(self) -> None: ...
 
+    def looking(self) -> "Failing":
+        return self
+
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -129,6 +132,19 @@ def test_several_rewards_are_a_weighted_sum_of_what_all_scored() -> None:
     both = WeightedSum([("half", 2.0, FunctionReward(half)), ("always", -0.5, FunctionReward(always))])
     scored = asyncio.run(both.score(rollouts("good", "none")))
     assert [(s.reward, s.status) for s in scored] == [(0.5, "ok"), (None, "half: no_reward")]
+
+
+def test_of_several_rewards_those_look_that_are_judges() -> None:
+    judge, function = served(ScriptedService()), FunctionReward(half)
+    both = WeightedSum([("judge", 2.0, judge), ("half", 1.0, function)])
+    part = Patient(both, PatienceConfig()).looking()
+    assert isinstance(part, Patient)
+    (scored,) = asyncio.run(part.score(rollouts("0.25")))
+    assert (scored.reward, scored.status) == (0.5, "ok"), "the function knows no such answer, and is not asked"
+    assert Patient(function, PatienceConfig()).looking() is None
+    assert WeightedSum([("half", 1.0, function)]).looking() is None
+    for whole in (judge, WeightedSum([("judge", 2.0, judge)]), Patient(judge, PatienceConfig())):
+        assert whole.looking() is whole
 
 
 class StrawJudge:

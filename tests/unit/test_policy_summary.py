@@ -18,6 +18,9 @@ def evaluation(step: int, right: int, measured: bool = True) -> dict[str, Any]:
         "reward": right / 40,
         "rewarded": 40,
         "outcomes": outcomes,
+        "blank_reward": None,
+        "sight": None,
+        "doubt": "",
     }
 
 
@@ -54,3 +57,11 @@ def test_without_a_measure_the_held_out_reward_has_no_interval(measured: bool) -
 
 def test_a_run_that_was_stopped_says_why() -> None:
     assert "stopped early: reward hacking" in policy_summary.lines(done(stopped="reward hacking"), Path("a"))
+
+
+def test_what_the_picture_adds_is_said_and_that_it_adds_nothing_more() -> None:
+    seen = {"sight": 0.3, "blank_reward": 0.4}
+    blind = {"sight": 0.004, "blank_reward": 0.8, "doubt": "the judge may not look: since step 20"}
+    lines = list(policy_summary.lines(done(first=evaluation(0, 20) | seen, last=evaluation(60, 28) | blind), Path("a")))
+    assert lines[-3] == "the picture adds +0.300 -> last +0.004 to the judge's reward (blank: 0.800)"
+    assert lines[-2] == "warning: the judge may not look: since step 20"

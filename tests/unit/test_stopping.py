@@ -1,9 +1,19 @@
 """The rules that end a run: over small histories, and over all that grow."""
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlgenrm_ray.policy.stopping import Evaluation, FailureRule, HackingRule, reward_failures, reward_hacking
+from vlgenrm_ray.policy.stopping import (
+    Evaluation,
+    FailureRule,
+    HackingRule,
+    SightRule,
+    blindness,
+    reward_failures,
+    reward_hacking,
+)
 
 RULE = HackingRule(window=2, min_rise=0.05, min_fall=0.05)
 measures = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -49,6 +59,38 @@ def test_fewer_than_two_windows_are_no_reason(number: int, window: int) -> None:
     rule = HackingRule(window=window, min_rise=0.0, min_fall=0.0)
     found = reward_hacking(history([float(i) for i in range(number)], [-float(i) for i in range(number)]), rule)
     assert (found is not None) == (number >= 2 * window)
+
+
+LOOKS = SightRule(window=2, min_rise=0.05, floor=0.02)
+
+
+def seen(rewards: list[float], sights: Sequence[float | None]) -> list[Evaluation]:
+    return [
+        Evaluation(step=10 * i, reward=reward, held_out=0.5, sight=sight)
+        for i, (reward, sight) in enumerate(zip(rewards, sights, strict=True))
+    ]
+
+
+def test_a_reward_that_rises_by_blank_pictures_as_well_is_doubted() -> None:
+    assert blindness(seen([0.5, 0.6, 0.8, 0.9], [0.1, 0.3, 0.02, 0.0]), LOOKS) == (
+        "the judge may not look: since step 10 the training reward rose by 0.3 (limit 0.05) while what the picture "
+        "adds to it fell from 0.2 to 0.01 (limit 0.02)"
+    )
+
+
+def test_sight_that_stays_or_grows_or_goes_with_the_reward_is_not_doubted() -> None:
+    rising = [0.5, 0.6, 0.8, 0.9]
+    assert blindness(seen(rising, [0.1, 0.3, 0.1, 0.0]), LOOKS) is None
+    # Of answers that are mostly wrong, pictures take away.
+    assert blindness(seen(rising, [-0.4, -0.3, -0.2, -0.1]), LOOKS) is None
+    assert blindness(seen(rising[::-1], [0.3, 0.3, 0.0, 0.0]), LOOKS) is None
+    assert blindness(seen(rising, [0.3, None, 0.0, 0.0]), LOOKS) is None, "three that are known are no two windows"
+
+
+@given(measures, st.integers(1, 4))
+def test_a_sight_that_never_falls_is_never_doubted(values: list[float], window: int) -> None:
+    rule = SightRule(window=window, min_rise=0.0, floor=2.0)
+    assert blindness(seen(values, sorted(values)), rule) is None
 
 
 def test_failures_beyond_the_share_stop_with_their_names() -> None:

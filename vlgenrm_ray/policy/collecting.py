@@ -16,6 +16,7 @@ from vlgenrm_ray.policy.pool import Pool
 from vlgenrm_ray.policy.rollouts import UNSCORED, Asked, Group, RolloutsConfig
 from vlgenrm_ray.policy.scored import Reward, Scored
 from vlgenrm_ray.policy.shaping import shaped
+from vlgenrm_ray.policy.sight import Look, looks
 from vlgenrm_ray.records import Question, Rollout
 
 
@@ -34,6 +35,8 @@ class Collected:
     """Until the last group was written."""
     scoring_s: float
     """From then until the last reward came."""
+    looks: tuple[Look, ...] = ()
+    """Of an evaluation: some of its answers, judged by blank pictures as well."""
 
     @property
     def rollouts(self) -> tuple[Rollout, ...]:
@@ -86,13 +89,17 @@ class Collecting:
             found = _replaced(found, more, dull)
         return found
 
-    async def evaluate(self, questions: Sequence[Question], step: int) -> Collected:
-        """One answer to each question, with its reward. Every evaluation draws by the same chances."""
+    async def evaluate(self, questions: Sequence[Question], step: int, *, blank: int = 0) -> Collected:
+        """One answer to each question, with its reward; `blank` of them are judged once more, by blank pictures.
+
+        Every evaluation draws by the same chances. Raises RemoteError, EngineLostError.
+        """
         asked = [
             Asked(question=question, step=step, seed=order.seed_of(self.seed, 0, question.id), occasion="e")
             for question in questions
         ]
-        return await self._ask(asked, self.rollouts.answering(), step)
+        found = await self._ask(asked, self.rollouts.answering(), step)
+        return replace(found, looks=await looks(self.reward, found.rollouts, blank))
 
     def _asked(self, places: Sequence[int], step: int) -> list[Asked]:
         questions = [self.questions[place] for place in places]

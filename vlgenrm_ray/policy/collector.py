@@ -48,6 +48,8 @@ class CollectorJob:
     questions_per_step: int
     seed: int
     images: ImageLimits
+    blank: int = 0
+    """Answers of an evaluation that are judged by blank pictures as well."""
     build: Build = VllmGenerator
     """Starts the engine; another than vLLM in tests."""
 
@@ -183,9 +185,9 @@ class Collector:
         return await self._collecting.step(step)
 
     async def evaluate(self, step: int, version: int) -> Collected:
-        """Greedy answers to the held-out questions. See `Collecting.evaluate`."""
+        """Answers to the held-out questions. See `Collecting.evaluate`."""
         self._check(version)
-        return await self._collecting.evaluate(self._job.held_out, step)
+        return await self._collecting.evaluate(self._job.held_out, step, blank=self._job.blank)
 
     async def version(self) -> int:
         """Of the engines' weights."""

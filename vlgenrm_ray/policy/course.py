@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from vlgenrm_ray.policy.stopping import Evaluation, FailureRule, HackingRule, reward_failures, reward_hacking
+from vlgenrm_ray.policy.stopping import (
+    Evaluation,
+    FailureRule,
+    HackingRule,
+    SightRule,
+    blindness,
+    reward_failures,
+    reward_hacking,
+)
 
 
 @dataclass(slots=True)
@@ -28,11 +36,12 @@ class Course:
             self.rewards.append(reward)
         self.statuses.append(statuses)
 
-    def evaluation(self, step: int, *, held_out: float, reward: float | None) -> None:
+    def evaluation(self, step: int, *, held_out: float, reward: float | None, sight: float | None) -> None:
         """Note an evaluation. `reward`: the held-out one; it stands in where no step since the last had any."""
         training = self.training_reward
         known = reward if training is None else training
-        self.evaluations.append(Evaluation(step=step, reward=held_out if known is None else known, held_out=held_out))
+        known = held_out if known is None else known
+        self.evaluations.append(Evaluation(step=step, reward=known, held_out=held_out, sight=sight))
         self.rewards = []
 
     def failing(self, rule: FailureRule) -> str | None:
@@ -42,6 +51,10 @@ class Course:
     def hacking(self, rule: HackingRule) -> str | None:
         """Why to stop for rewards that are hacked; None to go on."""
         return reward_hacking(self.evaluations, rule)
+
+    def blind(self, rule: SightRule) -> str | None:
+        """Why to doubt that the judge looks; None where nothing says so."""
+        return blindness(self.evaluations, rule)
 
     def kept(self, window: int) -> dict[str, Any]:
         """As JSON, for `of`; of the statuses those of the last `window` steps."""

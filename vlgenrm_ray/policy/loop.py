@@ -162,10 +162,12 @@ class _Worker:
         if self.peers.from_first(lambda: self.journal.is_best(line)):
             export(self.learner, self.job.best)
             self.journal.best(line)
-        self.journal.evaluation(line | {"seconds": round(time.monotonic() - began, 4)})
-        self.course.evaluation(done, held_out=held_out, reward=line["reward"])
+        self.course.evaluation(done, held_out=held_out, reward=line["reward"], sight=line["sight"])
+        doubt = self.course.blind(self.config.sight) or ""
+        self.journal.evaluation(line | {"doubt": doubt, "seconds": round(time.monotonic() - began, 4)})
         # By the reward alone nobody can say whether it is hacked.
-        return (self.course.hacking(hacking) or "") if hacking is not None and evaluation.measure else ""
+        hacked = self.course.hacking(hacking) if hacking is not None and evaluation.measure else None
+        return hacked or (doubt if self.config.sight.stop else "")
 
     # -- going on ----------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.policy import sight
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.reward import load
 
@@ -13,7 +14,8 @@ def measured(collected: Collected, measure: str) -> dict[str, Any]:
 
     `reward`: mean over the answers that have one, `rewarded` of them; `value`: mean of the function named `measure`
     over the answers it takes, `num` of them, None without one; `outcomes`: its value by question id; `length`: mean
-    tokens. Raises ConfigError for a name that is no function, StageError where it gives what is no finite number.
+    tokens; and what `sight.figures` has. Raises ConfigError for a name that is no function, StageError where it gives
+    what is no finite number.
     """
     answers = [group[0] for group in collected.groups]
     rewards = [answer.reward for answer in answers if answer.reward is not None]
@@ -24,6 +26,7 @@ def measured(collected: Collected, measure: str) -> dict[str, Any]:
         "value": None,
         "num": 0,
         "outcomes": {},
+        **sight.figures(collected.looks),
     }
     if not measure:
         return found

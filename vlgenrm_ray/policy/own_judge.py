@@ -12,7 +12,7 @@ from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
-from vlgenrm_ray.policy.scored import Scored
+from vlgenrm_ray.policy.scored import Reward, Scored
 from vlgenrm_ray.records import Judgement, Rollout
 from vlgenrm_ray.settings import Settings
 
@@ -59,6 +59,10 @@ class OwnJudge:
     async def close(self) -> None:
         """See `Reward`."""
         self._close()
+
+    def looking(self) -> Reward:
+        """See `Reward`."""
+        return self
 
     async def _batch(self) -> None:
         """Score all that waits. What fails stays for those who asked to ask again."""

@@ -21,13 +21,12 @@ from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge
 from vlgenrm_ray.policy import own_judge
 from vlgenrm_ray.policy.own_judge import OwnJudgeConfig
-from vlgenrm_ray.policy.scored import Reward, Scored
+from vlgenrm_ray.policy.scored import OK, Reward, Scored
 from vlgenrm_ray.records import Question, Rollout
 from vlgenrm_ray.settings import Settings
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-OK = "ok"
 NOT_FINITE = "not_finite"
 _LONGEST_PAUSE_S = 15.0
 _KNOCK = "Is there an image?"
@@ -101,6 +100,10 @@ class ServedJudge:
         """See `Reward`."""
         await self.judge.close()
 
+    def looking(self) -> Reward:
+        """See `Reward`."""
+        return self
+
     def _ask(self, response: str, question: str, image: str | None = None) -> Ask:
         # Never with the question's right answer: a policy is judged by what can be seen.
         return Ask(
@@ -128,6 +131,9 @@ class FunctionReward:
 
     async def close(self) -> None:
         """See `Reward`."""
+
+    def looking(self) -> None:
+        """See `Reward`. It may, but by means of its own: a picture that is not the question's would only mislead it."""
 
     async def _one(self, rollout: Rollout) -> Scored:
         try:
@@ -168,6 +174,13 @@ class WeightedSum:
         """See `Reward`."""
         await asyncio.gather(*(reward.close() for _, _, reward in self.rewards))
 
+    def looking(self) -> Reward | None:
+        """See `Reward`: the sum of the parts that look."""
+        parts = [(name, weight, part) for name, weight, reward in self.rewards if (part := reward.looking())]
+        if len(parts) == len(self.rewards):
+            return self
+        return WeightedSum(parts) if parts else None
+
     def _together(self, scores: Sequence[Scored]) -> Scored:
         total, critique = 0.0, ""
         for (name, weight, _), scored in zip(self.rewards, scores, strict=True):
@@ -196,6 +209,11 @@ class Patient:
     async def close(self) -> None:
         """See `Reward`."""
         await self.reward.close()
+
+    def looking(self) -> Reward | None:
+        """See `Reward`."""
+        part = self.reward.looking()
+        return self if part is self.reward else part and Patient(part, self.patience)
 
     async def _insist(self, ask: Callable[[], Awaitable[_T]], limit_s: float) -> _T:
         begin, pause = time.monotonic(), 0.5

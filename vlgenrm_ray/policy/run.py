@@ -129,6 +129,7 @@ def _train(job: PolicyJob, questions: Sequence[Question], held_out: Sequence[Que
             questions_per_step=config.questions_per_step,
             seed=config.seed,
             images=config.images,
+            blank=config.evaluation.blank,
         ),
         job.collector,
     )

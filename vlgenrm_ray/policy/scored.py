@@ -6,6 +6,9 @@ from typing import Protocol
 
 from vlgenrm_ray.records import Rollout
 
+OK = "ok"
+"""Status of what has a reward."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
@@ -30,4 +33,8 @@ class Reward(Protocol):
 
     async def close(self) -> None:
         """Give back what it holds."""
+        ...
+
+    def looking(self) -> "Reward | None":
+        """The part of it that looks at the questions' images, and nothing else; None where none does."""
         ...

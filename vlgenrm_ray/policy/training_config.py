@@ -9,7 +9,7 @@ from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
-from vlgenrm_ray.policy.stopping import FailureRule, HackingRule
+from vlgenrm_ray.policy.stopping import FailureRule, HackingRule, SightRule
 from vlgenrm_ray.settings import Settings
 
 
@@ -21,6 +21,8 @@ class EvaluationConfig(Settings):
     measure: str = ""
     """`module:function` of (Question, response) -> float, higher is better: what the reward model never saw. Empty: the
     held-out reward takes its place, which cannot show reward hacking."""
+    blank: int = Field(default=32, ge=0)
+    """Answers that judges among the rewards are asked about once more, with a blank picture; 0 asks about none."""
 
 
 class PolicyConfig(Settings):
@@ -58,6 +60,7 @@ class PolicyConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     hacking: HackingRule | None = HackingRule()
     """None: a rising reward is always believed."""
+    sight: SightRule = SightRule()
     failures: FailureRule = FailureRule()
     samples_every: int = Field(default=10, ge=1)
     """Steps between entries of `samples.jsonl`: one question with all its answers, critiques and rewards."""

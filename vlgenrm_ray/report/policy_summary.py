@@ -36,4 +36,16 @@ def lines(done: Mapping[str, Any], folder: Path) -> Iterator[str]:
                 f"{evaluation} over first: {found.value:+.3f} (95 %: {found.low:+.3f} to {found.high:+.3f}, "
                 f"{found.num} questions, paired)"
             )
+    yield from _sight(first, done["last"])
     yield f"models: {folder / 'policy' / 'best'} and {folder / 'policy' / 'model'} (last)"
+
+
+def _sight(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:
+    """What the judge's rewards owe to the picture, where that was asked."""
+    if first.get("sight") is not None and last.get("sight") is not None:
+        yield (
+            f"the picture adds {first['sight']:+.3f} -> last {last['sight']:+.3f} to the judge's reward "
+            f"(blank: {last['blank_reward']:.3f})"
+        )
+    if last.get("doubt"):
+        yield f"warning: {last['doubt']}"
