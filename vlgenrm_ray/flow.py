@@ -140,6 +140,7 @@ def run(
     Raises ConfigError if the folder was made with other settings, StageError if rows got lost on the way.
     """
     import ray
+    from ray.exceptions import RayError
 
     folder.begin(fingerprint, inputs)
     if (finished := folder.manifest()) is not None:
@@ -155,8 +156,13 @@ def run(
                 committed = work(blocks).map_batches(_Commit(folder), **LIGHT)
                 for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
                     progress.advance(sum(batch.column("units").to_pylist()))
-    except BaseException:
+    except BaseException as error:
         folder.add_seconds(time.monotonic() - began)
+        if isinstance(error, RayError):
+            # Their frames hold Ray's executor, and that its actors: whoever keeps the error would keep their CPUs and
+            # GPUs from the next stage. Ray has written the frames to its log.
+            error.__context__ = None
+            error.__traceback__ = None
         raise
     if (found := len(folder.done_ids())) != total:
         raise StageError(

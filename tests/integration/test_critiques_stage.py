@@ -1,5 +1,6 @@
 """The critiques stage on Ray Data: complete, resumable, and refusing what it should."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,18 @@ def stage(path: Path, pairs: Sequence[Preference]) -> StageFolder:
     return folder
 
 
+def all_is_free(within_s: float = 30.0) -> bool:
+    """Whether nothing occupies Ray's CPUs any more. Ray takes its time to say so."""
+    import ray
+
+    deadline = time.monotonic() + within_s
+    while ray.available_resources()["CPU"] != ray.cluster_resources()["CPU"]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> StageFolder:
     """25 pairs of the world, the first of which has lost its picture."""
@@ -64,8 +77,9 @@ def test_a_killed_stage_goes_on_where_it_stopped(ray_local: None, tmp_path: Path
 
         return ScriptedGenerator(script)
 
-    with pytest.raises(Exception, match="killed here"):
+    with pytest.raises(Exception, match="killed here") as caught:
         run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=dies_on_last)
+    assert all_is_free(), f"kept by {caught}"
     assert target.manifest() is None
     done = {u.id: u for u in target.units(Critique)}
     run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=scripted)
