@@ -1,0 +1,51 @@
+"""A policy's training of some steps on the embedded world, as a recipe and as the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlgenrm_ray import commands
+
+TRUTH = "vlgenrm_ray.shapes.world:response_is_true"
+RECIPE = f"""
+base: pack:vlm
+pool: {{source: shapes, split: train, seed: 10, count: 16}}
+heldout: {{source: shapes, split: heldout, seed: 2, count: 8}}
+policy:
+  rewards: [{{name: truth, function: "{TRUTH}"}}]
+  steps: 4
+  questions_per_step: 4
+  tokens_per_batch: 2048
+  rollouts:
+    engine: {{max_model_len: 384, max_num_seqs: 64, kv_cache_gib: 0.05, threads: 1}}
+    num_cpus: 0.5
+    group_size: 4
+    max_tokens: 32
+  engine: {{zero_stage: 0, learning_rate: 1.0e-4, freeze_vision: true}}
+  checkpoint_every: 1
+  evaluation: {{every: 2, measure: "{TRUTH}"}}
+  samples_every: 2
+"""
+
+
+def write(folder: Path) -> Path:
+    """The recipe as a file."""
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def train(recipe: Path, run: Path, *overrides: str) -> dict[str, Any]:
+    """Its summary."""
+    return commands.train_policy(recipe, run=run, overrides=overrides)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Of a journal."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def served_at(port: int) -> tuple[str, str]:
+    """Settings by which the reward is a service's, and the only measure."""
+    url = f"http://127.0.0.1:{port}"
+    return f"policy.rewards=[{{name: served, url: '{url}', retries: 0}}]", "policy.evaluation.measure=''"

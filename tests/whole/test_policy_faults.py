@@ -1,0 +1,128 @@
+"""A policy's training that is interrupted in every part goes on, and comes to what it would have come to."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from policy_runs import lines, served_at, train, write
+
+from tests.integration.test_job_submit import free_port
+from tests.integration.test_training import kill_a_worker, once_steps_are_done
+from vlgenrm_ray.errors import RemoteError
+
+WAIT_S = 400.0
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def whole(ray_local: None, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole")
+    train(recipe, run)
+    return run / "policy"
+
+
+def test_driver_engine_and_learner_are_killed_and_every_step_is_as_without(
+    whole: Path, recipe: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "policy"
+    with driver(recipe, tmp_path) as process:
+        wait_for_steps(target, 1, process)
+        process.kill()
+    assert not (target / "result.json").exists()
+    with ExitStack() as interruptions:
+        interruptions.enter_context(once_steps_are_done(target, 2, kill_the_engine))
+        interruptions.enter_context(once_steps_are_done(target, 3, kill_a_worker))
+        done = train(recipe, tmp_path)
+    assert done["samples"] == 64
+    pieces, expected = lines(target / "metrics.jsonl"), lines(whole / "metrics.jsonl")
+    assert [step["step"] for step in pieces] == [1, 2, 3, 4]
+    for name in ("reward", "length", "loss", "reference_kl", "grad_norm"):
+        found = [step[name] for step in pieces]
+        assert found == pytest.approx([step[name] for step in expected], rel=1e-3, abs=1e-5), name
+    ends = [lines(folder / "evaluations.jsonl")[-1] for folder in (target, whole)]
+    assert ends[0]["outcomes"] == ends[1]["outcomes"]
+
+
+def test_a_reward_that_goes_away_stops_the_run_which_then_goes_on(
+    recipe: Path, ray_local: None, tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = (*served_at(port), "policy.patience.run_s=3", "policy.steps=3", "policy.evaluation.every=9")
+    target = tmp_path / "policy"
+    with (
+        service(port) as process,
+        once_steps_are_done(target, 1, process.kill),
+        pytest.raises(RemoteError, match=r"no reward for \d+ s \(limit 3 s\)"),
+    ):
+        train(recipe, tmp_path, *settings)
+    before = lines(target / "metrics.jsonl")
+    assert 1 <= len(before) < 3
+    with service(port):
+        done = train(recipe, tmp_path, *settings)
+    assert (done["steps"], done["failed"]) == (3, 0)
+    steps = lines(target / "metrics.jsonl")
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[0] == before[0]
+
+
+# -- what they do to it ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def service(port: int) -> Iterator["subprocess.Popen[str]"]:
+    """A served reward in a process of its own."""
+    code = (
+        "import sys, time\nfrom scripted_service import ByLength, listening\n"
+        f"with listening(ByLength(), {port}):\n    print('up', flush=True)\n    time.sleep(3600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def driver(recipe: Path, run: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The command, on the cluster that the tests share."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "vlgenrm_ray.cli", "policy", "--config", str(recipe), "--run", str(run)]
+    process = subprocess.Popen(
+        [*command, "--address", address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_steps(target: Path, number: int, process: "subprocess.Popen[str]") -> None:
+    path, deadline = target / "metrics.jsonl", time.monotonic() + WAIT_S
+    while not path.exists() or len(path.read_text().splitlines()) < number:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"no step {number}: {process.communicate()[0]}")
+        time.sleep(0.05)
+
+
+def kill_the_engine() -> None:
+    mine = psutil.Process().children(recursive=True)
+    next(p for p in mine if "ray::RolloutActor" in " ".join(p.cmdline())).kill()
