@@ -47,9 +47,9 @@ def collected(
 class StrawSampler:
     """Says "<question> <sample>"; is lost when it has handed over `lives` groups."""
 
-    def __init__(self, name: int, lives: float = float("inf"), load_s: float = 0.0, pace_s: float = 0.0) -> None:
+    def __init__(self, number: int, lives: float = float("inf"), load_s: float = 0.0, pace_s: float = 0.0) -> None:
         """`load_s` and `pace_s`: seconds for new weights, and for a group."""
-        self.name = name
+        self.name = f"straw {number}"
         self.lives = lives
         self.load_s = load_s
         self.pace_s = pace_s
@@ -94,11 +94,11 @@ class StrawSampler:
 class Straw:
     """A pool of straw samplers; `made` are all that were ever started."""
 
-    def __init__(self, *samplers: StrawSampler, size: int, restarts: int = 2) -> None:
+    def __init__(self, *samplers: StrawSampler, size: int, restarts: int = 2, stall_s: float = 60.0) -> None:
         """`samplers`: the first to be started; further ones live for ever."""
         self.made: list[StrawSampler] = []
         self._first = list(samplers)
-        self.pool = Pool(self._start, size=size, restarts=restarts)
+        self.pool = Pool(self._start, size=size, restarts=restarts, stall_timeout_s=stall_s)
 
     async def _start(self) -> StrawSampler:
         await asyncio.sleep(0)

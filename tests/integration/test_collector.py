@@ -50,7 +50,7 @@ def actor(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         model=str(pack_path("vlm")),
         questions=asked,
         held_out=asked[:3],
-        rollouts=RolloutsConfig(engine=ENGINE, group_size=4, max_tokens=8, num_cpus=0.5),
+        rollouts=RolloutsConfig(engine=ENGINE, group_size=4, max_tokens=8, num_cpus=0.5, stall_timeout_s=20),
         rewards=(RewardConfig(name="length", function=f"{length.__module__}:length"),),
         patience=PatienceConfig(start_s=5),
         algorithm=AlgorithmConfig(),
@@ -112,6 +112,18 @@ def test_killed_in_the_middle_a_step_is_the_same_and_has_the_present_weights(act
     assert engine_process().pid != process.pid
     assert [[r.ids for r in group] for group in collected.groups] == [[r.ids for r in g] for g in expected.groups]
     assert {r.version for r in collected.rollouts} == {3}
+
+
+def test_an_engine_that_hangs_in_the_middle_is_ended_and_the_step_is_the_same(actor: Any) -> None:
+    import ray
+
+    collector.send(actor, weights(1.0).items(), 3)
+    expected = step(actor, 5, 3)
+    process = engine_process()
+    process.suspend()
+    collected = ray.get(actor.step.remote(5, 3), timeout=240)
+    assert [[r.ids for r in group] for group in collected.groups] == [[r.ids for r in g] for g in expected.groups]
+    assert not process.is_running()
 
 
 def test_new_weights_are_sampled_from(actor: Any) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from policy_examples import Straw, StrawSampler, asked, version
@@ -6,6 +7,7 @@ from policy_examples import Straw, StrawSampler, asked, version
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
 from vlgenrm_ray.policy.pool import Pool
+from vlgenrm_ray.policy.rollouts import Asked, Group
 
 TWO = Sampling(n=2)
 
@@ -91,6 +93,43 @@ def test_a_hang_names_who_hangs_and_the_version_stays() -> None:
     ):
         asyncio.run(straw.pool.load(version(3), timeout_s=0.05))
     assert straw.pool.version == 0
+
+
+def test_an_engine_that_hangs_is_lost_and_its_questions_are_asked_of_another() -> None:
+    straw = Straw(StrawSampler(0, pace_s=60), StrawSampler(1), size=2, stall_s=0.05)
+    assert asyncio.run(groups(straw.pool, 20)) == expected(20)
+    assert (straw.made[0].asked, straw.made[0].closed) == ([], True)
+
+
+def test_engines_that_hang_again_and_again_end_it_and_are_named() -> None:
+    hanging = [StrawSampler(i, pace_s=60) for i in range(9)]
+    straw = Straw(*hanging, size=1, restarts=1, stall_s=0.05)
+    with pytest.raises(
+        EngineLostError,
+        match=r"engine 0 was lost 2 times in a row, last of: straw 1 hangs: no group finished for 0.05 s "
+        r"\(rollouts.stall_timeout_s\) with 4 under way",
+    ):
+        asyncio.run(groups(straw.pool, 4))
+
+
+def test_a_slow_engine_does_not_hang_nor_one_that_is_busy_with_what_it_was_asked_before() -> None:
+    class InTurn(StrawSampler):
+        """One stream at a time, as an actor has them."""
+
+        turn = asyncio.Lock()
+
+        async def sample(self, asked: Sequence[Asked], sampling: Sampling) -> AsyncIterator[tuple[int, Group]]:
+            async with self.turn:
+                async for found in super().sample(asked, sampling):
+                    yield found
+
+    straw = Straw(InTurn(0, pace_s=0.04), size=1, stall_s=0.2)
+
+    async def both() -> list[dict[int, list[str]]]:
+        return await asyncio.gather(groups(straw.pool, 8), groups(straw.pool, 8))
+
+    assert asyncio.run(both()) == [expected(8), expected(8)]
+    assert len(straw.made) == 1
 
 
 def test_two_may_ask_at_once() -> None:

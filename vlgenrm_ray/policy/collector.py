@@ -8,6 +8,8 @@ A learner talks to the collector alone:
 """
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,8 +62,9 @@ class RolloutActor:
     def __init__(self, config: VllmConfig, limits: ImageLimits, build: Build) -> None:
         self._engine = RolloutEngine(config, limits, build)
 
-    def ready(self) -> None:
-        """Returns once the engine has started."""
+    def ready(self) -> str:
+        """Which process this is; returns once the engine has started."""
+        return f"pid {os.getpid()} on {socket.gethostname()}"
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Group]]:
         """See `RolloutEngine.sample`."""
@@ -83,6 +86,7 @@ class RaySampler:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self.name = f"rollout actor {actor._actor_id.hex()}"
 
     @classmethod
     async def start(cls, job: CollectorJob) -> "RaySampler":
@@ -99,7 +103,7 @@ class RaySampler:
         made = cls(actor)
         try:
             async with asyncio.timeout(config.start_timeout_s):
-                await made._told(actor.ready.remote())
+                made.name += f" ({await made._told(actor.ready.remote())})"
         except TimeoutError as error:
             made.close()
             raise EngineLostError(
@@ -136,7 +140,7 @@ class RaySampler:
         try:
             return await awaited
         except RayActorError as error:
-            raise EngineLostError(f"a rollout actor died: {' '.join(str(error).split())[:300]}") from error
+            raise EngineLostError(f"{self.name} died: {' '.join(str(error).split())[:300]}") from error
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ObjectLostError):
@@ -153,13 +157,19 @@ class Collector:
 
     def __init__(self, job: CollectorJob) -> None:
         self._job = job
-        self._pool = Pool(lambda: RaySampler.start(job), size=job.rollouts.actors, restarts=job.rollouts.restarts)
+        rollouts = job.rollouts
+        self._pool = Pool(
+            lambda: RaySampler.start(job),
+            size=rollouts.actors,
+            restarts=rollouts.restarts,
+            stall_timeout_s=rollouts.stall_timeout_s,
+        )
         self._reward = reward.build(job.rewards, job.patience, job.images)
         self._collecting = Collecting(
             job.questions,
             pool=self._pool,
             reward=self._reward,
-            rollouts=job.rollouts,
+            rollouts=rollouts,
             algorithm=job.algorithm,
             questions_per_step=job.questions_per_step,
             seed=job.seed,

@@ -5,6 +5,7 @@ Pure asyncio; an engine is whatever keeps `Sampler`. The Ray side is in `collect
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -20,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 class Sampler(Protocol):
     """One engine, wherever it is. Every method raises EngineLostError where it is gone."""
+
+    name: str
+    """Which it is, for whoever looks for it."""
 
     def sample(self, asked: Sequence[Asked], sampling: Sampling) -> AsyncIterator[tuple[int, Group]]:
         """See `rollouts.RolloutEngine.sample`."""
@@ -49,6 +53,7 @@ class _Place:
         self._sampler: Sampler | None = None
         self._loaded: Weights[Any] | None = None
         self._deaths = 0
+        self._worked = time.monotonic()
         self._lock = asyncio.Lock()
 
     async def sampler(self, weights: Weights[Any] | None) -> Sampler:
@@ -75,6 +80,11 @@ class _Place:
     def worked(self) -> None:
         """Say that it finished something."""
         self._deaths = 0
+        self._worked = time.monotonic()
+
+    def silent_s(self, since: float) -> float:
+        """Seconds in which it finished nothing, of those since a time of `time.monotonic`."""
+        return time.monotonic() - max(since, self._worked)
 
     def close(self) -> None:
         if self._sampler is not None:
@@ -94,9 +104,12 @@ class _Place:
 class Pool:
     """Engines that sample from one policy."""
 
-    def __init__(self, start: Start, *, size: int, restarts: int) -> None:
-        """`restarts`: times in a row that a place's engine is started again without having finished a group."""
+    def __init__(self, start: Start, *, size: int, restarts: int, stall_timeout_s: float) -> None:
+        """`restarts`: times in a row that a place's engine is started again without having finished a group.
+        `stall_timeout_s`: an engine that has questions and finishes no group for so long is taken for lost.
+        """
         self._places = [_Place(number, start, restarts) for number in range(size)]
+        self._stall_timeout_s = stall_timeout_s
         self._weights: Weights[Any] | None = None
 
     @property
@@ -180,9 +193,9 @@ class Pool:
             share = [waiting.popleft() for _ in range(-(-len(waiting) // len(self._places)))]
             left = dict(enumerate(share))
             sampler = await place.sampler(self._weights)
+            said = self._said(place, sampler, [asked[number] for number in share], sampling)
             try:
-                stream = sampler.sample([asked[number] for number in share], sampling)
-                async with aclosing(cast("Any", stream)) as groups:
+                async with aclosing(cast("Any", said)) as groups:
                     async for at, group in groups:
                         place.worked()
                         finished.put_nowait((left.pop(at), group))
@@ -190,3 +203,27 @@ class Pool:
                 waiting.extend(left.values())
                 more.set()
                 place.lost(sampler, error)
+
+    async def _said(
+        self, place: _Place, sampler: Sampler, asked: Sequence[Asked], sampling: Sampling
+    ) -> AsyncIterator[tuple[int, Group]]:
+        """What an engine says. Raises EngineLostError where it is lost, or hangs."""
+        began, left = time.monotonic(), len(asked)
+        async with aclosing(cast("Any", sampler.sample(asked, sampling))) as groups:
+            while left:
+                coming = asyncio.ensure_future(anext(groups))
+                try:
+                    while not coming.done():
+                        # The place's silence, not only this stream's: another may have asked the engine before.
+                        patience = self._stall_timeout_s - place.silent_s(began)
+                        if patience <= 0:
+                            raise EngineLostError(
+                                f"{sampler.name} hangs: no group finished for {self._stall_timeout_s:g} s "
+                                f"(rollouts.stall_timeout_s) with {left} under way"
+                            )
+                        await asyncio.wait([coming], timeout=patience)
+                    yield coming.result()
+                finally:
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
+                left -= 1

@@ -52,6 +52,9 @@ class RolloutsConfig(Settings):
     """Times in a row that a lost engine is started again, none of which finished a group, before the run stops."""
     start_timeout_s: float = Field(default=900.0, gt=0.0)
     """Longest that an engine may take to start."""
+    stall_timeout_s: float = Field(default=900.0, gt=0.0)
+    """Longest that an engine with questions may take until the next group of samples is finished. One that takes longer
+    is taken to hang, and is treated as lost."""
     sync_timeout_s: float = Field(default=300.0, gt=0.0)
     """Longest that all engines together may take for new weights, what they are sampling included."""
 
