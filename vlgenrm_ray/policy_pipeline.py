@@ -15,7 +15,6 @@ from vlgenrm_ray.config import OwnService, PolicyRunConfig
 from vlgenrm_ray.curation import pool
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.policy import run as policy
-from vlgenrm_ray.records import Question
 from vlgenrm_ray.store import StageFolder
 
 
@@ -38,8 +37,8 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     return policy.run(
         settings,
         base=model_folder.locate(config.base),
-        questions=list(asked.records(Question)),
-        held_out=list(held_out.records(Question)),
+        questions=asked,
+        held_out=held_out,
         target=folder / "policy",
     )
 

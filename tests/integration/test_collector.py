@@ -18,6 +18,7 @@ from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 ENGINE = VllmConfig(max_model_len=384, kv_cache_gib=0.05, threads=1)
 
@@ -27,7 +28,7 @@ def length(question: Question, response: str) -> float | None:
     return 1.0 / len(response) if response else None
 
 
-def questions(folder: Path) -> tuple[Question, ...]:
+def questions(folder: Path) -> list[Question]:
     import io
 
     from PIL import Image
@@ -38,18 +39,26 @@ def questions(folder: Path) -> tuple[Question, ...]:
         Image.new("RGB", (48, 48), (20 * i, 80, 120)).save(data, "PNG")
         image = keep(data.getvalue(), folder, ImageLimits())
         made.append(Question(id=f"q{i}", image=image, text="Describe the image.", source="test"))
-    return tuple(made)
+    return made
+
+
+def stored(asked: list[Question], folder: Path) -> StageFolder:
+    made = StageFolder(folder)
+    made.begin("test", {})
+    write_units(made, Question, [Unit(id=question.id, records=(question,)) for question in asked])
+    return made
 
 
 @pytest.fixture(scope="module")
 def actor(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     import ray
 
-    asked = questions(tmp_path_factory.mktemp("images"))
+    folder = tmp_path_factory.mktemp("asked")
+    asked = questions(folder)
     job = collector.CollectorJob(
         model=str(pack_path("vlm")),
-        questions=asked,
-        held_out=asked[:3],
+        questions=stored(asked, folder / "pool"),
+        held_out=stored(asked[:3], folder / "heldout-pool"),
         rollouts=RolloutsConfig(engine=ENGINE, group_size=4, max_tokens=8, num_cpus=0.5, stall_timeout_s=20),
         rewards=(RewardConfig(name="length", function=f"{length.__module__}:length"),),
         patience=PatienceConfig(start_s=5),

@@ -28,6 +28,7 @@ from vlgenrm_ray.policy.pool import Pool
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import Asked, Build, Group, RolloutEngine, RolloutsConfig
 from vlgenrm_ray.records import Question
+from vlgenrm_ray.store import StageFolder
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +38,16 @@ NAMESPACE = "vlgenrm-policy"
 
 @dataclass(frozen=True, kw_only=True)
 class CollectorJob:
-    """All that a collector needs; it can be started again from it."""
+    """All that a collector needs; it can be started again from it, and on another node.
+
+    Small: Ray holds on to an actor's arguments, and questions may be many. They are read where they lie.
+    """
 
     model: str
     """Folder of the policy as the run began: version 0."""
-    questions: tuple[Question, ...]
-    held_out: tuple[Question, ...]
+    questions: StageFolder
+    held_out: StageFolder
+    """Folders of questions."""
     rollouts: RolloutsConfig
     rewards: tuple[RewardConfig, ...]
     patience: PatienceConfig
@@ -164,9 +169,10 @@ class Collector:
             restarts=rollouts.restarts,
             stall_timeout_s=rollouts.stall_timeout_s,
         )
+        self._held_out = list(job.held_out.records(Question))
         self._reward = reward.build(job.rewards, job.patience, job.images)
         self._collecting = Collecting(
-            job.questions,
+            list(job.questions.records(Question)),
             pool=self._pool,
             reward=self._reward,
             rollouts=rollouts,
@@ -197,7 +203,7 @@ class Collector:
     async def evaluate(self, step: int, version: int) -> Collected:
         """Answers to the held-out questions. See `Collecting.evaluate`."""
         self._check(version)
-        return await self._collecting.evaluate(self._job.held_out, step, blank=self._job.blank)
+        return await self._collecting.evaluate(self._held_out, step, blank=self._job.blank)
 
     async def version(self) -> int:
         """Of the engines' weights."""

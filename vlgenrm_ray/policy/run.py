@@ -32,9 +32,8 @@ from vlgenrm_ray.policy.loop import work
 from vlgenrm_ray.policy.reward import RewardConfig
 from vlgenrm_ray.policy.training_config import PolicyConfig
 from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
-from vlgenrm_ray.records import Question
 from vlgenrm_ray.settings import digest
-from vlgenrm_ray.store import read_json, write_json
+from vlgenrm_ray.store import StageFolder, read_json, write_json
 
 STAGE = "policy"
 _RAY = "ray"
@@ -43,9 +42,11 @@ _log = logging.getLogger(__name__)
 
 
 def run(
-    config: PolicyConfig, *, base: Path, questions: Sequence[Question], held_out: Sequence[Question], target: Path
+    config: PolicyConfig, *, base: Path, questions: StageFolder, held_out: StageFolder, target: Path
 ) -> dict[str, Any]:
     """Train `base`, or go on with it; what `summary.json` holds. A finished target is returned as it stands.
+
+    `questions` to learn from, `held_out` ones to measure by: folders that all nodes see.
 
     Raises ConfigError for a target begun with other settings, ResourceError where the cluster lacks what is asked for,
     RemoteError where the reward cannot be had, StageError where training itself fails; the same call then goes on from
@@ -113,15 +114,15 @@ def _begin(config: PolicyConfig, base: Path, target: Path) -> None:
     write_json(path, fingerprint)
 
 
-def _train(job: PolicyJob, questions: Sequence[Question], held_out: Sequence[Question]) -> None:
+def _train(job: PolicyJob, questions: StageFolder, held_out: StageFolder) -> None:
     import ray
 
     config = job.config
     actor = collector.start(
         CollectorJob(
             model=str(job.base),
-            questions=tuple(questions),
-            held_out=tuple(held_out),
+            questions=questions,
+            held_out=held_out,
             rollouts=config.rollouts,
             rewards=config.rewards,
             patience=config.patience,
