@@ -62,12 +62,17 @@ def cross_entropy(_: int, batch: Any, tokens: Any) -> "torch.Tensor":
     return -(tokens.values * batch.weights).sum() / DENOMINATOR
 
 
+def steep(_: int, batch: Any, tokens: Any) -> "torch.Tensor":
+    """0 where it is, and of infinite slope."""
+    return ((tokens.values - tokens.values.detach()).clamp(min=0).sqrt() * batch.weights).sum()
+
+
 def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Example]) -> dict[str, Any]:
     """One learner takes its rows whole; another, which has its first learning in common with it, in parts."""
     import torch.distributed as dist
 
     from vlgenrm_ray.engines.deepspeed import Learner
-    from vlgenrm_ray.engines.deepspeed_model import NonFiniteLoss
+    from vlgenrm_ray.engines.deepspeed_model import NonFiniteGradient, NonFiniteLoss
     from vlgenrm_ray.engines.export import export
 
     whole, parts = (batches(base, made, dist.get_rank(), cuts) for cuts in ((ROWS,), (1, ROWS - 1)))
@@ -101,6 +106,9 @@ def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
     found["cut"].append(learner.learn(padded, cross_entropy, lr=LEARNING_RATE))
     found["cut"].append(learner.step(parts, denominator=DENOMINATOR, lr=LEARNING_RATE))
     found["cut_after"] = learner.logprobs(whole)[0]
+    with pytest.raises(NonFiniteGradient):
+        learner.learn(parts, steep, lr=LEARNING_RATE)
+    found["unharmed"] = learner.logprobs(whole)[0]
     with pytest.raises(NonFiniteLoss) as caught:
         learner.learn(parts, lambda n, b, t: cross_entropy(n, b, t) * (float("inf") if n else 1.0), lr=LEARNING_RATE)
     found["rows"] = list(caught.value.rows)

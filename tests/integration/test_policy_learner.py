@@ -141,6 +141,14 @@ def test_a_scalar_that_is_not_finite_accuses_its_micro_batch(folder: Path, name:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_a_gradient_that_is_not_finite_is_not_learnt_from(folder: Path, name: str) -> None:
+    """That it is refused the laboratory itself asserts."""
+    for worker in range(NUM_WORKERS):
+        found = found_by(folder, name, worker)
+        assert found["unharmed"].equal(found["cut_after"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_reference_is_what_the_learner_began_with(folder: Path, name: str) -> None:
     for worker in range(NUM_WORKERS):
         found = found_by(folder, name, worker)

@@ -51,7 +51,7 @@ class Critic(TrainedModel):
     def learn(self, batches: Sequence[Batch], loss: "ValueLoss", *, lr: float) -> StepResult:
         """One optimizer step: as `Learner.learn`, but `loss` gets values [B, T] where that one gets log-probabilities.
 
-        Raises NonFiniteLoss on all workers if the loss is not finite on one.
+        Raises NonFiniteStep on all workers if loss or gradient are not finite on one.
         """
         return self.update(batches, lambda number, batch: loss(number, batch, self._values(batch)), lr=lr)
 

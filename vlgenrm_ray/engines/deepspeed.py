@@ -44,7 +44,7 @@ class Learner(TrainedModel):
     def step(self, batches: Sequence[Batch], *, denominator: float, lr: float) -> StepResult:
         """One optimizer step on the sum over all workers of weight x token cross-entropy, divided by `denominator`.
 
-        Batches and denominator as for `learn`. Raises NonFiniteLoss on all workers if the loss is not finite on one.
+        Batches and denominator as for `learn`. Raises NonFiniteStep as `learn` does.
         """
 
         def cross_entropy(_: int, batch: Batch, tokens: LogProbs) -> "torch.Tensor":
@@ -66,7 +66,8 @@ class Learner(TrainedModel):
         `loss` gets a micro-batch's number, the micro-batch and its log-probabilities [B, T] at `temperature`, all on
         the device, and gives its part of the step's loss: [], or [B] by row. The step's loss is the sum of all parts of
         all workers, so what a loss divides by must be the same for all; parts of fillers are asked for, and count 0.
-        Raises NonFiniteLoss on all workers if the loss is not finite on one, with the rows of the parts at fault.
+        Raises NonFiniteLoss on all workers if the loss is not finite on one, with the rows of the parts at fault, and
+        NonFiniteGradient if the gradient is not.
         """
 
         def of(number: int, batch: Batch) -> "torch.Tensor":

@@ -18,13 +18,27 @@ if TYPE_CHECKING:
 _TAG = "state"
 
 
-class NonFiniteLoss(ArithmeticError):
-    """The loss of a step is NaN or infinite; the weights were not touched."""
+class NonFiniteStep(ArithmeticError):
+    """What a step would be taken by is NaN or infinite; the weights were not touched."""
+
+    what: str
+
+
+class NonFiniteLoss(NonFiniteStep):
+    """Its loss is."""
+
+    what = "loss"
 
     def __init__(self, rows: Sequence[tuple[int, int]]) -> None:
         """`rows`: (batch, row) of this worker's examples at fault; may be empty, the loss is the same for all."""
         super().__init__(rows)
         self.rows = rows
+
+
+class NonFiniteGradient(NonFiniteStep):
+    """Its gradient is, though its loss is not."""
+
+    what = "gradient"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,7 @@ class TrainedModel(DeepSpeedModel):
         `loss` gets a micro-batch's number and the micro-batch on the device, and gives its part of the step's loss, []
         or [B] by row, with gradient. The loss is the sum of all parts of all workers but those of fillers. Raises
         NonFiniteLoss on all workers if it is not finite on one; a part without rows then accuses all of its rows.
+        Raises NonFiniteGradient, on all workers too, if the gradient's norm is not finite.
         """
         import torch
 
@@ -131,15 +146,20 @@ class TrainedModel(DeepSpeedModel):
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        norm = self.engine.get_global_grad_norm() if self.config.zero_stage else self._grad_norm
-        return StepResult(loss=float(total), grad_norm=float(norm))
+        norm = float(self.engine.get_global_grad_norm() if self.config.zero_stage else self._grad_norm)
+        if not math.isfinite(norm):
+            # Such a step ZeRO leaves out by itself, and says nothing.
+            raise NonFiniteGradient
+        return StepResult(loss=float(total), grad_norm=norm)
 
     def _clip(self, optimizer: "torch.optim.Optimizer", *_: object) -> None:
-        """ZeRO 0 only: DeepSpeed clips there as well, but does not say what the norm was."""
+        """ZeRO 0 only: DeepSpeed clips there as well, but does not say what the norm was, and learns from any."""
         import torch
 
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        if not math.isfinite(self._grad_norm):
+            raise NonFiniteGradient
 
     def save(self, folder: Path) -> None:
         """Write this worker's part of weights, optimizer and random state; the parts together are a checkpoint.

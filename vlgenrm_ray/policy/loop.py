@@ -103,7 +103,7 @@ class _Worker:
         self._note(step + 1, collected, figures, marks.seconds)
 
     def _learn(self, step: int, collected: Collected) -> dict[str, float]:
-        from vlgenrm_ray.engines.deepspeed_model import NonFiniteLoss
+        from vlgenrm_ray.engines.deepspeed_model import NonFiniteStep
 
         config = self.config
         scored, fates = lesson.pupils(collected.groups, config.algorithm, max_tokens=config.rollouts.max_tokens)
@@ -117,9 +117,9 @@ class _Worker:
             taught = self.study.learn(
                 planned, tokens, rank=self.peers.rank, lr=lr, critic_lr=critic_lr, warmup=step < config.critic_warmup
             )
-        except NonFiniteLoss as error:
+        except NonFiniteStep as error:
             raise StageError(
-                f"stage 'policy': the loss of step {step + 1} is not finite; lower policy.engine.learning_rate"
+                f"stage 'policy': the {error.what} of step {step + 1} is not finite; lower policy.engine.learning_rate"
                 f"{' or policy.critic.learning_rate' if self.critic else ''}, or use precision: fp32"
             ) from error
         return found | taught | {"lr": lr}

@@ -77,7 +77,7 @@ class Study:
     def learn(
         self, lesson: Lesson, tokens: Sequence[Tokens], *, rank: int, lr: float, critic_lr: float, warmup: bool
     ) -> dict[str, float]:
-        """Take the lesson's optimizer steps; the step's figures, over all workers. Raises NonFiniteLoss.
+        """Take the lesson's optimizer steps; the step's figures, over all workers. Raises NonFiniteStep.
 
         `warmup`: the critic alone learns.
         """

@@ -195,7 +195,7 @@ class _Worker:
     def _learn(
         self, learner: "Learner", measured: Sequence[Measured], step: PlannedStep, batches: list[Batch], total: int
     ) -> None:
-        from vlgenrm_ray.engines.deepspeed_model import NonFiniteLoss
+        from vlgenrm_ray.engines.deepspeed_model import NonFiniteGradient, NonFiniteLoss
 
         began = time.monotonic()
         lr = learner.lr(step.number, total)
@@ -209,6 +209,11 @@ class _Worker:
             raise StageError(
                 f"stage 'training': the loss of step {step.number + 1} is not finite, at examples {names[:8]}; "
                 "lower training.engine.learning_rate, use precision = fp32, or look at these examples"
+            ) from error
+        except NonFiniteGradient as error:
+            raise StageError(
+                f"stage 'training': the gradient of step {step.number + 1} is not finite; "
+                "lower training.engine.learning_rate, or use precision = fp32"
             ) from error
         seconds = time.monotonic() - began
         line = {
