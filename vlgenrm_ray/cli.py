@@ -222,5 +222,29 @@ def bench_serving(
     )
 
 
+@benches.command("policy")
+def bench_policy(
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe; default: shapes_grpo.")] = None,
+    set_: Overrides = None,
+    parts: Annotated[str, typer.Option(help="Any of trl,phases,one_step_off; default: all.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps measured of each training, after a few to warm up.")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="Of each training.")] = 2,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the training; default: the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Measure a policy's training: against TRL's GRPOTrainer, what its steps consist of, one-step-off."""
+    from vlgenrm_ray.benches import bench_policy as bench_training
+
+    bench_training(
+        config,
+        overrides=tuple(set_ or ()),
+        parts=tuple(filter(None, parts.split(","))),
+        steps=steps,
+        turns=turns,
+        seed=seed,
+        out=out,
+    )
+
+
 if __name__ == "__main__":
     main()

@@ -131,6 +131,8 @@ class _Worker:
         self.journal.step(
             {
                 "step": done,
+                # Seconds since the epoch: between two lines lies all of a step.
+                "at": round(time.time(), 4),
                 **own,
                 **figures,
                 "statuses": dict(collected.statuses),

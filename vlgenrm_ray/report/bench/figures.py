@@ -1,9 +1,9 @@
 """What is made of measured times and sizes. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from statistics import NormalDist, median
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -12,6 +12,11 @@ def percentile(values: Sequence[float], share: float) -> float:
         raise ValueError("no values")
     rank = math.ceil(share * len(values))
     return sorted(values)[max(rank, 1) - 1]
+
+
+def middle(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure, the median of the turns."""
+    return {name: round(median(turn[name] for turn in turns), 3) for name in turns[0]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

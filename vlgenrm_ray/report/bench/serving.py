@@ -6,7 +6,6 @@ both alike.
 """
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.judge.remote import Ask, RemoteJudge
 from vlgenrm_ray.report.bench import load, servers, soak, work
 from vlgenrm_ray.report.bench.dialects import OpenAi, Scored, Wire
-from vlgenrm_ray.report.bench.figures import percentile
+from vlgenrm_ray.report.bench.figures import middle, percentile
 from vlgenrm_ray.report.bench.work import Piece
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.settings import Settings
@@ -92,8 +91,8 @@ class ServingBench:
                     (ours if first else theirs).append(self._levels(url, wire if first else openai))
         levels: dict[str, dict[str, Any]] = {
             str(level): {
-                "ours": _middle([turn[i] for turn in ours]),
-                "vllm": _middle([turn[i] for turn in theirs]),
+                "ours": middle([turn[i].figures() for turn in ours]),
+                "vllm": middle([turn[i].figures() for turn in theirs]),
                 "ratios": [round(a[i].rate / b[i].rate, 3) for a, b in zip(ours, theirs, strict=True)],
             }
             for i, level in enumerate(LEVELS)
@@ -167,7 +166,7 @@ class ServingBench:
                 wire = Wire(self.serving.judge.model_copy(update={"num_critiques": number}))
                 requests = [wire.request(piece) for piece in pieces]
                 taken.setdefault(number, []).append(load.put(url, requests, concurrency=level))
-            one, many = _middle(taken[1]), _middle(taken[_MANY])
+            one, many = (middle([turn.figures() for turn in taken[number]]) for number in (1, _MANY))
             found[str(level)] = {
                 "k1": one,
                 f"k{_MANY}": many,
@@ -205,12 +204,6 @@ def _beyond(judge: RemoteJudge, piece: Piece, *, seed: int) -> tuple[float, floa
 def needed(items: int) -> int:
     """How many pieces a run wants."""
     return len(LEVELS) * items + LEVELS[-1]
-
-
-def _middle(turns: Sequence[load.Measured]) -> dict[str, float]:
-    """Of each figure, the median of the turns."""
-    figures = [turn.figures() for turn in turns]
-    return {name: round(statistics.median(f[name] for f in figures), 3) for name in figures[0]}
 
 
 def _read(dialect: Wire | OpenAi, levels: Sequence[load.Measured]) -> list[Scored]:
