@@ -202,8 +202,11 @@ def test_an_own_judge_that_is_gone_or_not_waited_for_harms_nobody_else() -> None
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValidationError, match="exactly one of url"):
-        RewardConfig(url="http://a", function="b:c")
+    for given in ({"url": "http://a", "function": "b:c"}, {"url": "http://a", "handle": "b"}, {}):
+        with pytest.raises(ValidationError, match="exactly one of url or handle"):
+            RewardConfig.model_validate(given)
+    with pytest.raises(ValidationError, match="handle"):
+        RewardConfig(handle="a:b:c")
     for name in ("no_colon", "json:nothing", "not.there:at_all", "json:__name__"):
         with pytest.raises(ConfigError, match=name):
             reward.load(name)

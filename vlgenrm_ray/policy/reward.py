@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
 from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.judge.handle import HandleTransport
 from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge
 from vlgenrm_ray.policy import own_judge
 from vlgenrm_ray.policy.own_judge import OwnJudgeConfig
@@ -30,19 +31,24 @@ _T = TypeVar("_T")
 NOT_FINITE = "not_finite"
 _LONGEST_PAUSE_S = 15.0
 _KNOCK = "Is there an image?"
+_SERVE = "http://ray-serve"
+"""In place of an address, where there is a handle."""
 
 Function = Callable[[Question, str], float | Awaitable[float | None] | None]
 """The user's: question and response -> reward, or None where there is none to give."""
 
 
 class RewardConfig(Settings):
-    """One reward: exactly one of `url`, `judge` and `function`."""
+    """One reward: exactly one of `url`, `handle`, `judge` and `function`."""
 
     name: str = Field(default="judge", pattern=r"^[\w.-]+$")
     weight: float = 1.0
     """Of several: the reward is the weighted sum, of samples that all of them scored."""
     url: str = ""
     """Address of a served judge."""
+    handle: str = Field(default="", pattern=r"^([^:]+(:[^:]+)?)?$")
+    """One served on this Ray cluster: its Ray Serve application (`vlgenrm serve` names it `vlgenrm`), or
+    `application:deployment` where its gate is part of another."""
     token_variable: str = ""
     """Name of the environment variable that holds the service's token; the token itself stands in no file."""
     mode: Literal["cot", "direct"] | None = None
@@ -58,8 +64,10 @@ class RewardConfig(Settings):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        if [bool(self.url), bool(self.function), self.judge is not None].count(True) != 1:
-            raise ValueError("give exactly one of url (of a served judge), judge (one of the run's own) and function")
+        if [bool(self.url), bool(self.handle), bool(self.function), self.judge is not None].count(True) != 1:
+            raise ValueError(
+                "give exactly one of url or handle (of a served judge), judge (one of the run's own) and function"
+            )
         return self
 
 
@@ -73,7 +81,7 @@ class PatienceConfig(Settings):
 
 
 class ServedJudge:
-    """A judge behind an address."""
+    """A judge behind an address, or a handle."""
 
     def __init__(self, config: RewardConfig, limits: ImageLimits, judge: AsyncRemoteJudge | None = None) -> None:
         """`judge`: a client other than that of `config`. Raises ConfigError for a bad address or a lacking token."""
@@ -81,7 +89,13 @@ class ServedJudge:
         token = os.environ.get(config.token_variable) if config.token_variable else None
         if config.token_variable and not token:
             raise ConfigError(f"token_variable: the environment variable {config.token_variable} is not set")
-        self.judge = judge or AsyncRemoteJudge(config.url, token=token, retries=config.retries, limits=limits)
+        self.judge = judge or AsyncRemoteJudge(
+            config.url or _SERVE,
+            token=token,
+            retries=config.retries,
+            limits=limits,
+            transport=HandleTransport(config.handle) if config.handle else None,
+        )
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """See `Reward`."""

@@ -11,9 +11,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import httpx
+
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.evidence.witness import Witness
+from vlgenrm_ray.judge.handle import Answer
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
 from vlgenrm_ray.serving import apart
 from vlgenrm_ray.serving.apart import EnginesApart
@@ -119,6 +122,16 @@ class Gate:
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._api
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        within = httpx.ASGITransport(self._api, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=within, base_url="http://gate", verify=False)
+
+    async def answer(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        """What it says to `POST path`, for whoever has its handle (see `judge/handle.py`): limits and tokens alike."""
+        response = await self._http.post(path, headers=headers, content=body)
+        return response.status_code, dict(response.headers), response.content
 
     async def _engine(self) -> "Engine":
         # Not before it is needed: it imports vLLM.

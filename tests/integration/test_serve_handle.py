@@ -1,0 +1,128 @@
+"""A reward by Ray Serve handle: the real gate, over engines of straw. As by its address, but for the socket."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import factories
+import pytest
+from PIL import Image
+
+from tests.straw_engine import SLOW_S, StrawEngine
+from vlgenrm_ray import images
+from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.policy import reward
+from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
+from vlgenrm_ray.policy.scored import Reward, Scored
+from vlgenrm_ray.records import Rollout
+from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.config import Limits, ServingConfig
+from vlgenrm_ray.shapes import pack_path
+
+CONFIG = ServingConfig(
+    engine=VllmConfig(model=str(pack_path("vlm"))),
+    limits=Limits(max_body_mib=0.1),
+    tokens=Tokens.of(api="secret"),
+)
+
+
+@pytest.fixture(autouse=True)
+def token(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+
+
+@contextmanager
+def served() -> Iterator[None]:
+    """The gate as application `judge`."""
+    from ray import serve
+
+    from vlgenrm_ray.serving.app import Gate
+
+    serve.start(proxy_location="Disabled")
+    engine = serve.deployment(name="engines", ray_actor_options={"num_cpus": 0.1})(StrawEngine)
+    gate = serve.deployment(name="gate", ray_actor_options={"num_cpus": 0})(serve.ingress()(Gate))
+    serve.run(gate.bind(CONFIG, None, engine.bind(), None), name="judge", route_prefix=None)
+    yield
+    # With its controller, as `vlgenrm serve` ends.
+    serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def there(ray_local: None) -> Iterator[None]:
+    with served():
+        yield
+
+
+def asked(*texts: str, image: images.ImageRef | None = None) -> list[Rollout]:
+    question = factories.question(image=image or images.blank_ref(32, 32))
+    return [factories.rollout(f"q0/s0/r{i}", text=text, question=question) for i, text in enumerate(texts)]
+
+
+def judge(run_s: float = 0.0, start_s: float = 0.0, **config: object) -> Reward:
+    made = RewardConfig.model_validate({"token_variable": "TOKEN", "retries": 0, "handle": "judge"} | config)
+    return reward.build([made], PatienceConfig(run_s=run_s, start_s=start_s), ImageLimits())
+
+
+def scored(by: Reward, rollouts: list[Rollout]) -> list[Scored]:
+    async def ask() -> list[Scored]:
+        try:
+            return await by.score(rollouts)
+        finally:
+            await by.close()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("handle", ["judge", "judge:gate"])
+def test_what_is_asked_by_handle_is_judged_with_its_picture(there: None, handle: str) -> None:
+    first, second = scored(judge(handle=handle), asked("0.25", "0.75"))
+    assert [(one.reward, one.status) for one in (first, second)] == [(0.25, "ok"), (0.75, "ok")]
+    size = len(images.fetch(images.blank_ref(32, 32).uri, ImageLimits()))
+    assert first.critique == f"{size} bytes"
+
+
+def test_limits_and_statuses_are_those_of_the_address(there: None, tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    Image.effect_noise((600, 600), 90).convert("RGB").save(path)
+    large = images.probe(str(path), ImageLimits())
+    assert [one.status for one in scored(judge(), asked("0.5", image=large))] == ["too_large"]
+    (missing,) = scored(judge(), asked("0.5", image=factories.image(uri=str(tmp_path / "none.png"))))
+    assert (missing.reward, missing.status) == (None, "bad_image")
+    (late,) = scored(judge(deadline_s=0.5), asked("slow"))
+    assert (late.reward, late.status) == (None, "timeout")
+
+
+def test_a_stranger_is_refused(there: None) -> None:
+    with pytest.raises(RemoteRefusalError, match="401"):
+        scored(judge(token_variable=""), asked("0.5"))
+
+
+@pytest.mark.parametrize("handle", ["nobody", "judge:nothing"])
+def test_one_that_is_absent_is_waited_for_and_then_named(there: None, handle: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match=rf"no reward for \d+ s \(limit 2 s\).*{handle}.*run the same"):
+        asyncio.run(judge(handle=handle, start_s=2.0).check())  # type: ignore[arg-type]
+    assert time.monotonic() - began > 0.5
+
+
+def test_one_that_goes_away_is_waited_for_and_found_again() -> None:
+    """Last of these: it ends the service."""
+    answers: list[Scored] = []
+    with served():
+        # Once more, for the gate that comes instead has not its picture.
+        by = judge(run_s=120.0, retries=1)
+        waiting = threading.Thread(target=lambda: answers.extend(scored(by, asked("slow"))))
+        waiting.start()
+        time.sleep(2.0)
+    with pytest.raises(RemoteError, match="judge"):
+        scored(judge(), asked("0.5"))
+    assert not answers
+    with served():
+        assert [one.reward for one in scored(judge(run_s=60.0), asked("0.5"))] == [0.5]
+        waiting.join(timeout=SLOW_S + 60.0)
+    assert [one.reward for one in answers] == [0.5]
