@@ -84,6 +84,17 @@ def policy(
 
 
 @app.command()
+def curves(
+    out: Annotated[Path, typer.Argument(help="Picture to draw: .svg, .png or .pdf.")],
+    runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN[,RUN...]", help="Runs under a label: its seeds.")],
+) -> None:
+    """Draw trainings of policies: reward, held-out value, divergence and length; thick lines are means over seeds."""
+    from vlgenrm_ray.commands import draw_curves
+
+    draw_curves(out, runs)
+
+
+@app.command()
 def circle(
     config: Recipe,
     run: RunFolder = None,

@@ -12,7 +12,8 @@ from vlgenrm_ray import circle, cluster, config, pipeline, plan, policy_pipeline
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.report import policy_summary, summary
+from vlgenrm_ray.policy import trackers
+from vlgenrm_ray.report import curves, policy_summary, summary
 from vlgenrm_ray.reward.rounds import Round
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.serving.config import ServingConfig
@@ -71,6 +72,7 @@ def train_policy(
         console.print(recipe.dump(settings), markup=False)
         console.print(plan.table(asked, cluster.connect(address)))
         return {}
+    trackers.check(settings.policy.trackers)
     _begin(console, folder, path, settings.seed)
     models = [settings.base, *(one.judge.engine.model for one in settings.policy.rewards if one.judge)]
     models += [settings.service.model] if settings.service else []
@@ -79,6 +81,11 @@ def train_policy(
     for line in policy_summary.lines(done, folder):
         console.print(line, markup=False, soft_wrap=True)
     return done
+
+
+def draw_curves(target: Path, runs: Sequence[str]) -> None:
+    """Draw policies' trainings, each "LABEL=RUN[,RUN...]", into one picture."""
+    curves.draw(curves.named(runs), target)
 
 
 def go_round(
@@ -98,6 +105,7 @@ def go_round(
         console.print(recipe.dump(settings), markup=False)
         console.print(plan.table(asked, cluster.connect(address)))
         return []
+    trackers.check(settings.policy.policy.trackers)
     _begin(console, folder, path, settings.reward.seed)
     models = [*_models(settings.reward), settings.policy.base]
     cluster.check_resources(asked, cluster.connect(address, offline=_all_here(models)))

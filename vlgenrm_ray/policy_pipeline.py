@@ -2,7 +2,7 @@
 
 <run>/config.yaml          the resolved configuration
 <run>/pool, heldout-pool   see store.py
-<run>/policy               see policy/run.py
+<run>/policy               see policy/run.py; and curves.svg, how it went
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from vlgenrm_ray.config import OwnService, PolicyRunConfig
 from vlgenrm_ray.curation import pool
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.policy import run as policy
+from vlgenrm_ray.report import curves
 from vlgenrm_ray.store import StageFolder
 
 
@@ -34,13 +35,17 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     settings = config.policy
     if "seed" not in settings.model_fields_set:
         settings = settings.model_copy(update={"seed": config.seed})
-    return policy.run(
+    target = folder / "policy"
+    done = policy.run(
         settings,
         base=model_folder.locate(config.base),
         questions=asked,
         held_out=held_out,
-        target=folder / "policy",
+        target=target,
     )
+    if not (picture := target / "curves.svg").exists():
+        curves.draw({folder.name: [target]}, picture)
+    return done
 
 
 @contextmanager

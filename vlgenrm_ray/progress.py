@@ -6,6 +6,8 @@ from types import TracebackType
 from typing import Self
 
 _LOG_EVERY_S = 10.0
+_CLEARED = "\r\x1b[K"
+"""Puts a terminal's cursor at the begin of its line, and empties that."""
 
 
 class Progress:
@@ -31,6 +33,13 @@ class Progress:
             self._logged = now
             self._show()
 
+    def say(self, text: str) -> None:
+        """Write lines of text above the bar, or into the log."""
+        sys.stderr.write(f"{_CLEARED if self._live else ''}{text}\n")
+        if self._live:
+            self._show()
+        sys.stderr.flush()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -47,7 +56,7 @@ class Progress:
         if self._live:
             width = 20
             full = width * self.done // max(self.total, 1)
-            sys.stderr.write(f"\r[{'#' * full}{'.' * (width - full)}] {text:<58}")
+            sys.stderr.write(f"{_CLEARED}[{'#' * full}{'.' * (width - full)}] {text}")
         else:
             sys.stderr.write(text + "\n")
         sys.stderr.flush()

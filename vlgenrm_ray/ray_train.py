@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,20 +73,29 @@ def fit(work: Callable[[_Job], None], job: _Job, group: WorkerGroup, *, storage:
 
 
 @contextmanager
-def steps_shown(name: str, *, plan: Path, metrics: Path) -> Iterator[None]:
-    """Progress of workers, read from what they write: `steps` of the JSON file `plan`, and the lines of `metrics`."""
+def steps_shown(name: str, *, plan: Path, metrics: Path, news: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+    """Progress of workers, read from what they write: `steps` of the JSON file `plan`, and the lines of `metrics`.
+
+    `plan` is of this attempt: an earlier one's is removed. `news`: texts to be shown beside it, asked for as it goes.
+    """
     over = threading.Event()
+    plan.unlink(missing_ok=True)
+
+    def written() -> int:
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
     def follow() -> None:
         while not plan.exists():
             if over.wait(_POLL_S):
                 return
-        with Progress(name, total=int(read_json(plan)["steps"])) as progress:
+        # What an earlier call did is no sign of how fast this one is.
+        with Progress(name, total=int(read_json(plan)["steps"]), done=written()) as progress:
             last = False
             while not last:
                 last = over.wait(_POLL_S)
-                done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-                progress.advance(max(0, done - progress.done))
+                for text in news():
+                    progress.say(text)
+                progress.advance(max(0, written() - progress.done))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from event_files import shown
 from policy_runs import lines, served_at, train, write
 
 from tests.integration.test_job_submit import free_port
@@ -37,7 +38,16 @@ def test_a_step_has_a_line_and_an_evaluation_has_one(whole: Path) -> None:
     assert steps[-1]["reference_kl"] > 1e-5
     evaluations = lines(whole / "evaluations.jsonl")
     assert [(one["step"], one["num"], len(one["outcomes"])) for one in evaluations] == [(0, 8, 8), (2, 8, 8), (4, 8, 8)]
+    # A function is not asked about blank pictures.
+    assert {one["sight"] for one in evaluations} == {None}
     assert [(one["step"], len(one["answers"])) for one in lines(whole / "samples.jsonl")] == [(1, 4), (3, 4)]
+
+
+def test_it_is_told_while_it_goes_on_and_drawn_at_its_end(whole: Path) -> None:
+    assert shown(whole / "tensorboard", "train/reward") == [1, 2, 3, 4]
+    assert shown(whole / "tensorboard", "evaluation/held_out") == [0, 2, 4]
+    assert shown(whole / "tensorboard", "samples") == [1, 3]
+    assert (whole / "curves.svg").read_text().count("<path") > 8
 
 
 def test_what_is_exported_is_a_model_that_learnt(whole: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.report.curves import PANELS, curve, draw, mean
+from vlgenrm_ray.report.curves import PANELS, curve, draw, mean, named
 
 
 def test_a_curve_has_the_steps_whose_figure_is_known() -> None:
@@ -25,16 +25,38 @@ def test_the_mean_is_over_steps_that_all_have() -> None:
     assert mean([[(1, 0.0), (2, 1.0)], [(2, 3.0), (3, 9.0)]]) == [(2, 2.0)]
 
 
+def training(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for panel in PANELS:
+        lines = [json.dumps({"step": step, **{p.name: step / 10 for p in PANELS}}) for step in (1, 2, 3)]
+        # The last one is not whole: its writer is at it.
+        (folder / panel.file).write_text("\n".join([*lines, '{"step": 4, "rew']))
+    return folder
+
+
 def test_a_picture_of_two_seeds(tmp_path: Path) -> None:
-    runs = [tmp_path / "a", tmp_path / "b"]
-    for run in runs:
-        run.mkdir()
-        for panel in PANELS:
-            lines = [json.dumps({"step": step, **{p.name: step / 10 for p in PANELS}}) for step in (1, 2, 3)]
-            (run / panel.file).write_text("\n".join(lines))
-    draw({"GRPO": runs, "PPO": runs[:1]}, tmp_path / "picture.svg")
-    text = (tmp_path / "picture.svg").read_text()
+    runs = [training(tmp_path / "a"), training(tmp_path / "b")]
+    target = tmp_path / "new" / "picture.svg"
+    draw({"GRPO": runs, "PPO": runs[:1]}, target)
+    text = target.read_text()
     assert text.count("<path") > 8
+    assert [path.name for path in target.parent.iterdir()] == ["picture.svg"]
+
+
+def test_runs_are_named_by_label_and_may_be_run_folders(tmp_path: Path) -> None:
+    whole, inner = training(tmp_path / "a" / "policy").parent, training(tmp_path / "b" / "policy")
+    assert named([f"GRPO={whole},{inner}", f"PPO={whole}", "PPO=/c"]) == {
+        "GRPO": [whole / "policy", inner],
+        "PPO": [whole / "policy", Path("/c")],
+    }
+    for wrong in ("GRPO", "GRPO=", "=a"):
+        with pytest.raises(InputError, match="give LABEL=RUN"):
+            named([wrong])
+
+
+def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ending in \.svg"):
+        draw({"GRPO": [training(tmp_path / "a")]}, tmp_path / "picture.txt")
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vlgenrm_ray.store import read_json
 
 @pytest.fixture
 def job(tmp_path: Path) -> PolicyJob:
-    config = PolicyConfig(rewards=(RewardConfig(function="a:b"),))
+    config = PolicyConfig(rewards=(RewardConfig(function="a:b"),), trackers=())
     return PolicyJob(config=config, base=tmp_path, target=tmp_path, collector="c")
 
 

@@ -35,7 +35,7 @@ def test_the_lines_say_what_was_gained_and_how_surely() -> None:
     assert lines[1] == "held-out measure 0.500 -> best 0.750 (step 30), last 0.700, 40 questions"
     assert lines[2].startswith("best over first: +0.250 (95 %: +0.1")
     assert lines[3].startswith("last over first: +0.200 (95 %: ")
-    assert lines[4] == "models: runs/a/policy/best and runs/a/policy/model (last)"
+    assert lines[4] == "models: runs/a/policy/best and runs/a/policy/model (last); curves.svg beside"
     assert len(lines) == 5
     assert max(map(len, lines)) <= 80
 

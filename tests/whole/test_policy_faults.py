@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from event_files import shown
 from policy_runs import lines, served_at, train, write
 
 from tests.integration.test_job_submit import free_port
@@ -51,6 +52,9 @@ def test_driver_engine_and_learner_are_killed_and_every_step_is_as_without(
         assert found == pytest.approx([step[name] for step in expected], rel=1e-3, abs=1e-5), name
     ends = [lines(folder / "evaluations.jsonl")[-1] for folder in (target, whole)]
     assert ends[0]["outcomes"] == ends[1]["outcomes"]
+    tracked = shown(target / "tensorboard", "train/reward")
+    assert tracked == sorted(set(tracked)), "no step twice"
+    assert tracked[-1] == 4
 
 
 def test_a_reward_that_goes_away_stops_the_run_which_then_goes_on(

@@ -8,6 +8,7 @@ Reads Question. Writes, below its folder:
     evaluations.jsonl   one line per held-out evaluation
     best.json           the line of the evaluation that best/ was exported at
     samples.jsonl       now and then a question, its answers, critiques and rewards
+    tensorboard/        all of these for TensorBoard, unless `trackers` leaves it out
     summary.json        written last
 """
 
@@ -29,6 +30,7 @@ from vlgenrm_ray.policy.collector import CollectorJob
 from vlgenrm_ray.policy.job import PolicyJob
 from vlgenrm_ray.policy.journal import read_lines
 from vlgenrm_ray.policy.loop import work
+from vlgenrm_ray.policy.news import News
 from vlgenrm_ray.policy.reward import RewardConfig
 from vlgenrm_ray.policy.training_config import PolicyConfig
 from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
@@ -144,7 +146,7 @@ def _train(job: PolicyJob, questions: StageFolder, held_out: StageFolder) -> Non
     )
     try:
         _ready(actor, config.rewards)
-        with steps_shown(STAGE, plan=job.plan, metrics=job.metrics):
+        with steps_shown(STAGE, plan=job.plan, metrics=job.metrics, news=News(job)):
             failure = fit(work, job, group, storage=job.target, name=_RAY)
     finally:
         ray.kill(actor)
@@ -164,7 +166,7 @@ def _ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
     began, started = time.monotonic(), actor.start.remote()
-    named = ", ".join(one.url or one.name for one in rewards)
+    named = ", ".join(one.url or one.handle or one.name for one in rewards)
     while True:
         try:
             ray.get(started, timeout=_TELL_S)

@@ -10,6 +10,7 @@ from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
 from vlgenrm_ray.policy.stopping import FailureRule, HackingRule, SightRule
+from vlgenrm_ray.policy.trackers import TrackerName
 from vlgenrm_ray.settings import Settings
 
 
@@ -64,5 +65,7 @@ class PolicyConfig(Settings):
     failures: FailureRule = FailureRule()
     samples_every: int = Field(default=10, ge=1)
     """Steps between entries of `samples.jsonl`: one question with all its answers, critiques and rewards."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """`tensorboard`, `wandb`, `mlflow`: where steps, evaluations and samples are shown, beside the run's own files."""
     images: ImageLimits = ImageLimits()
     seed: int = Field(default=0, ge=0)

@@ -1,15 +1,17 @@
 """A picture of policies' trainings: reward, held-out value, divergence and length, step by step."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.policy.journal import read_lines
 
 _SMOOTHED = 5
 """Steps averaged in the curves of single steps."""
+_SUFFIXES = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,13 @@ PANELS = (
 
 
 def draw(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
-    """Draw trainings (folders as `policy/run.py` writes them), several seeds under one label, into an SVG or PNG file.
+    """Draw trainings (folders as `policy/run.py` writes them), several seeds under one label, into a picture file.
 
-    A thin line is a run, a thick one the mean of a label's runs. Raises InputError for a folder that is not one.
+    A thin line is a run, a thick one the mean of a label's runs. Raises InputError for a folder that is not one, and
+    for a target that is no .svg, .png or .pdf.
     """
+    if target.suffix not in _SUFFIXES:
+        raise InputError(f"{target}: give a picture's name, ending in {', '.join(_SUFFIXES)}")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
@@ -50,7 +55,26 @@ def draw(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
                 axes.plot(*zip(*mean(lines), strict=True), color=colour, linewidth=2)
             axes.plot([], [], color=colour, label=label)
     figure.axes[0].legend(fontsize=9)
-    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}")
+    # The same runs make the same file.
+    dated = {".svg": "Date", ".pdf": "CreationDate"}.get(target.suffix)
+    figure.savefig(partial, format=target.suffix[1:], metadata={dated: None} if dated else None)
+    os.replace(partial, target)
+
+
+def named(told: Sequence[str]) -> dict[str, list[Path]]:
+    """Folders of trainings by label, from "LABEL=RUN[,RUN...]" each; a RUN is a policy's run folder, or the one in it
+    that the training wrote. Raises InputError for what has another form.
+    """
+    found: dict[str, list[Path]] = {}
+    for one in told:
+        label, equals, runs = one.partition("=")
+        folders = [Path(run) for run in runs.split(",") if run]
+        if not (label and equals and folders):
+            raise InputError(f"{one!r}: give LABEL=RUN, or LABEL=RUN,RUN for several seeds")
+        found.setdefault(label, []).extend(f / "policy" if (f / "policy").is_dir() else f for f in folders)
+    return found
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
@@ -72,8 +96,6 @@ def mean(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        found: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the folder `policy` of a policy's run") from error
-    return found
+    if not path.exists():
+        raise InputError(f"{path}: not there; give the folder of a policy's run")
+    return read_lines(path)

@@ -37,7 +37,7 @@ def lines(done: Mapping[str, Any], folder: Path) -> Iterator[str]:
                 f"{found.num} questions, paired)"
             )
     yield from _sight(first, done["last"])
-    yield f"models: {folder / 'policy' / 'best'} and {folder / 'policy' / 'model'} (last)"
+    yield f"models: {folder / 'policy' / 'best'} and {folder / 'policy' / 'model'} (last); curves.svg beside"
 
 
 def _sight(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:
