@@ -62,6 +62,11 @@ def test_rollouts_have_what_is_learnt_from(engine: RolloutEngine, tmp_path: Path
     assert [len(r.ids) for r in long] == [len(r.logprobs) for r in long] == [4, 4, 4]
 
 
+def test_only_samples_to_learn_from_are_cut_to_the_likeliest() -> None:
+    config = RolloutsConfig(top_p=0.9, evaluation_temperature=1.0)
+    assert (config.sampling().top_p, config.answering().top_p) == (0.9, 1.0)
+
+
 def test_a_question_that_cannot_be_asked_says_why(engine: RolloutEngine, tmp_path: Path) -> None:
     lost = Asked(question=factories.question("lost"), step=0, seed=1)
     asked = [lost, Asked(question=question(tmp_path, "q"), step=0, seed=1)]

@@ -31,7 +31,7 @@ Build = Callable[[VllmConfig], PolicyGenerator]
 
 
 class RolloutsConfig(Settings):
-    """Who samples, and how. Nothing but temperature shapes the distribution: what is cut from it cannot be learnt."""
+    """Who samples, and how."""
 
     engine: VllmConfig = VllmConfig()
     """`model` and `logprobs` are set by the run."""
@@ -44,6 +44,10 @@ class RolloutsConfig(Settings):
     group_size: int = Field(default=8, ge=1)
     """Samples per question; they share its prefill."""
     temperature: float = Field(default=1.0, gt=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Of the likeliest tokens only so many are sampled for training as have this probability together. What is cut off
+    cannot be learnt; nor can a judge's weakness for odd texts, which one lucky sample would begin. Importance weights
+    tell of it: the sampler's probabilities are those of what is left."""
     evaluation_temperature: float = Field(default=0.0, ge=0.0)
     """Of the answers to held-out questions, one each; 0: the likeliest."""
     max_tokens: int = Field(default=128, ge=1)
@@ -60,7 +64,13 @@ class RolloutsConfig(Settings):
 
     def sampling(self) -> Sampling:
         """For training."""
-        return Sampling(n=self.group_size, temperature=self.temperature, max_tokens=self.max_tokens, logprobs=True)
+        return Sampling(
+            n=self.group_size,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            logprobs=True,
+        )
 
     def answering(self) -> Sampling:
         """For evaluation."""
