@@ -97,5 +97,5 @@ def test_a_rollout_has_the_version_that_wrote_it(engine: RolloutEngine, tmp_path
 
 def test_the_runs_engine_gives_the_logprobs_that_are_learnt_from() -> None:
     assert CONFIG.engine_of("/model").logprobs == "sampled"
-    with pytest.raises(ValidationError, match="top_p"):
-        RolloutsConfig.model_validate({"top_p": 0.9})
+    with pytest.raises(ValidationError, match="top_k"):
+        RolloutsConfig.model_validate({"top_k": 5})
