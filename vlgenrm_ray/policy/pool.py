@@ -1,104 +1,20 @@
 """Several engines as one: questions go to whoever is free, and what a lost engine had not finished to another.
 
-Pure asyncio; an engine is whatever keeps `Sampler`. The Ray side is in `collector.py`.
+Pure asyncio.
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.weight_sync import Weights
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
+from vlgenrm_ray.policy.place import Place, Sampler, Start
 from vlgenrm_ray.policy.rollouts import Asked, Group
-
-_log = logging.getLogger(__name__)
-
-
-class Sampler(Protocol):
-    """One engine, wherever it is. Every method raises EngineLostError where it is gone."""
-
-    name: str
-    """Which it is, for whoever looks for it."""
-
-    def sample(self, asked: Sequence[Asked], sampling: Sampling) -> AsyncIterator[tuple[int, Group]]:
-        """See `rollouts.RolloutEngine.sample`."""
-        ...
-
-    async def load(self, weights: Weights[Any]) -> int:
-        """See `rollouts.RolloutEngine.load`."""
-        ...
-
-    def close(self) -> None:
-        """Give back its memory, without waiting."""
-        ...
-
-
-Start = Callable[[], Awaitable[Sampler]]
-"""Starts an engine; returns when it can be asked."""
-
-
-class _Place:
-    """Where one engine after another lives."""
-
-    def __init__(self, number: int, start: Start, restarts: int) -> None:
-        self.number = number
-        self.version = 0
-        self._start = start
-        self._restarts = restarts
-        self._sampler: Sampler | None = None
-        self._loaded: Weights[Any] | None = None
-        self._deaths = 0
-        self._worked = time.monotonic()
-        self._lock = asyncio.Lock()
-
-    async def sampler(self, weights: Weights[Any] | None) -> Sampler:
-        """The engine, started if there is none, with the present weights. Raises EngineLostError at the limit."""
-        async with self._lock:
-            while True:
-                try:
-                    if self._sampler is None:
-                        self.version, self._loaded = 0, None
-                        self._sampler = await self._start()
-                    # Not by version: a learner that went back to a checkpoint makes another of the same number.
-                    if weights is not None and self._loaded is not weights:
-                        self.version = await self._sampler.load(weights)
-                        self._loaded = weights
-                    return self._sampler
-                except EngineLostError as error:
-                    self._bury(error)
-
-    def lost(self, sampler: Sampler, error: EngineLostError) -> None:
-        """Say that an engine is gone; nothing where another is there already."""
-        if sampler is self._sampler:
-            self._bury(error)
-
-    def worked(self) -> None:
-        """Say that it finished something."""
-        self._deaths = 0
-        self._worked = time.monotonic()
-
-    def silent_s(self, since: float) -> float:
-        """Seconds in which it finished nothing, of those since a time of `time.monotonic`."""
-        return time.monotonic() - max(since, self._worked)
-
-    def close(self) -> None:
-        if self._sampler is not None:
-            self._sampler.close()
-            self._sampler = None
-
-    def _bury(self, error: EngineLostError) -> None:
-        self.close()
-        self._deaths += 1
-        if self._deaths > self._restarts:
-            raise EngineLostError(
-                f"rollout engine {self.number} was lost {self._deaths} times in a row, last of: {error}"
-            ) from error
-        _log.warning("rollout engine %d is lost and started again: %s", self.number, error)
 
 
 class Pool:
@@ -108,7 +24,7 @@ class Pool:
         """`restarts`: times in a row that a place's engine is started again without having finished a group.
         `stall_timeout_s`: an engine that has questions and finishes no group for so long is taken for lost.
         """
-        self._places = [_Place(number, start, restarts) for number in range(size)]
+        self._places = [Place(number, start, lambda: self._weights, restarts) for number in range(size)]
         self._stall_timeout_s = stall_timeout_s
         self._weights: Weights[Any] | None = None
 
@@ -119,7 +35,7 @@ class Pool:
 
     async def start(self) -> None:
         """Start the engines, all at once. Raises EngineLostError where one does not."""
-        await asyncio.gather(*(place.sampler(self._weights) for place in self._places))
+        await asyncio.gather(*(place.sampler() for place in self._places))
 
     async def load(self, weights: Weights[Any], *, timeout_s: float) -> None:
         """Give every engine new weights, each when it has said what it was asked; an engine lost then starts with them.
@@ -127,7 +43,7 @@ class Pool:
         Raises WeightSyncError where one does not take them, or all of this takes longer than `timeout_s`.
         """
         before, self._weights = self._weights, weights
-        loading = {asyncio.ensure_future(place.sampler(weights)): place for place in self._places}
+        loading = {asyncio.ensure_future(place.sampler()): place for place in self._places}
         try:
             done, hanging = await asyncio.wait(loading, timeout=timeout_s)
             if hanging:
@@ -178,7 +94,7 @@ class Pool:
 
     async def _work(
         self,
-        place: _Place,
+        place: Place,
         asked: Sequence[Asked],
         sampling: Sampling,
         waiting: deque[int],
@@ -192,7 +108,7 @@ class Pool:
                 await more.wait()
             share = [waiting.popleft() for _ in range(-(-len(waiting) // len(self._places)))]
             left = dict(enumerate(share))
-            sampler = await place.sampler(self._weights)
+            sampler = await place.sampler()
             said = self._said(place, sampler, [asked[number] for number in share], sampling)
             try:
                 async with aclosing(cast("Any", said)) as groups:
@@ -205,7 +121,7 @@ class Pool:
                 place.lost(sampler, error)
 
     async def _said(
-        self, place: _Place, sampler: Sampler, asked: Sequence[Asked], sampling: Sampling
+        self, place: Place, sampler: Sampler, asked: Sequence[Asked], sampling: Sampling
     ) -> AsyncIterator[tuple[int, Group]]:
         """What an engine says. Raises EngineLostError where it is lost, or hangs."""
         began, left = time.monotonic(), len(asked)
