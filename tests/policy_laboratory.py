@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vlgenrm_ray.engines import weight_sync
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import Example
@@ -94,6 +95,7 @@ def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
     found["after"] = learner.logprobs(whole)[0]
     found["reference"] = learner.logprobs(whole, reference=True)[0]
     found["weights"] = dict(learner.weights())
+    assert learner.outline() == [weight_sync.entry(*one) for one in found["weights"].items()]
     found["trained"] = [name for name, _ in learner.weights(trained_only=True)]
     export(learner, folder / "model")
     learner.close()

@@ -7,6 +7,7 @@
     |-- StageError         a stage cannot go on (empty input, too many rows dropped)
     |-- EngineLostError    an engine died; whoever holds it must start another and ask that one
     |-- WeightSyncError    an engine did not get a policy's new weights; it keeps those it has
+        |-- TransferBrokenError    an engine was lost while it got them straight from the learner; send them again
     |-- RemoteError        a served judge cannot be reached, or does not answer as it should
         |-- RemoteRefusalError   it refuses the request, and would again
 
@@ -47,6 +48,10 @@ class RemoteRefusalError(RemoteError):
 
 class WeightSyncError(VlGenRMError, RuntimeError):
     """New weights did not come to an engine, or not as they were sent."""
+
+
+class TransferBrokenError(WeightSyncError):
+    """A transfer of weights from GPU to GPU broke off with an engine; its engines start again and can be sent to."""
 
 
 class EngineLostError(VlGenRMError, RuntimeError):

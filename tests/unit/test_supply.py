@@ -25,6 +25,7 @@ class StrawLine:
 
     def __init__(self, losses: int = 0) -> None:
         self.losses = losses
+        self.broken = 0
         self.heard: list[tuple[Any, ...]] = []
 
     def ask(self, what: str, step: int, version: int) -> None:
@@ -37,8 +38,10 @@ class StrawLine:
             return None
         return collected(step=step)
 
-    def send(self, weights: Iterator[Any], version: int) -> None:
+    def send(self, weights: Iterator[Any], version: int) -> bool:
         self.heard.append(("send", version, list(weights)))
+        self.broken -= 1
+        return self.broken < 0
 
 
 @pytest.fixture
@@ -60,6 +63,13 @@ def test_weights_are_sent_once_a_version(supply: Supply, line: StrawLine) -> Non
     for version in (0, 0, 1, 1):
         supply.send(version)
     assert line.heard == [("send", 0, ["w"]), ("send", 1, ["w"])]
+
+
+def test_a_transfer_that_breaks_off_is_done_once_more(supply: Supply, line: StrawLine) -> None:
+    line.broken = 2
+    supply.send(4)
+    supply.send(4)
+    assert line.heard == [("send", 4, ["w"])] * 3
 
 
 def test_what_is_asked_ahead_is_by_the_weights_sent_last(supply: Supply, line: StrawLine) -> None:

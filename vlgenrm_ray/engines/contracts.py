@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from vlgenrm_ray.engines.weight_transfer import Phase
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Box
 
@@ -115,6 +116,13 @@ class PolicyGenerator(StreamingGenerator, Protocol):
 
         No sample may be under way. Raises WeightSyncError where they do not fit; until a whole set comes, what is then
         sampled means nothing.
+        """
+        ...
+
+    def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
+        """Take part in a phase of a transfer of weights from GPU to GPU: see `weight_transfer.Phase`.
+
+        No sample may be under way from the first phase to the last. Raises WeightSyncError.
         """
         ...
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, frozen_settings
 from vlgenrm_ray.engines.deepspeed_model import DeepSpeedModel, StepResult, TrainedModel, prepare_process
-from vlgenrm_ray.engines.exported_weights import exported_weights
+from vlgenrm_ray.engines.exported_weights import exported_weights, outline
 from vlgenrm_ray.engines.log_probs import EntropyMode, LogProbs, log_probs
 from vlgenrm_ray.engines.vlm_batch import Batch
 from vlgenrm_ray.engines.vlm_module import load_module, with_adapters
+from vlgenrm_ray.engines.weight_sync import Entry
 
 if TYPE_CHECKING:
     import torch
@@ -113,14 +114,21 @@ class Learner(TrainedModel):
 
         Every worker goes through all of them, and gets them all.
         """
-        model = self.module.get_base_model() if self.config.lora else self.module
-        return exported_weights(model, self.model_folder, trained_only=trained_only, as_learnt=as_learnt)
+        return exported_weights(self._model(), self.model_folder, trained_only=trained_only, as_learnt=as_learnt)
+
+    def outline(self, *, trained_only: bool = False, as_learnt: bool = False) -> list[Entry]:
+        """Names, dtypes and shapes of what `weights` gives, in its order. Not collective."""
+        return outline(self._model(), self.model_folder, trained_only=trained_only, as_learnt=as_learnt)
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""
         super().close()
         if self._reference not in (None, self):
             self._reference.close()
+
+    def _model(self) -> Any:
+        """The transformers model, adapters within its layers."""
+        return self.module.get_base_model() if self.config.lora else self.module
 
 
 def _frozen(model: Path, config: DeepSpeedConfig, settings: dict[str, Any]) -> DeepSpeedModel:

@@ -1,10 +1,11 @@
 """A module's weights, one by one, under the names of its Hugging Face folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.vlm_module import ADAPTER
+from vlgenrm_ray.engines.weight_sync import Entry, entry
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,21 @@ def exported_weights(
     lost in its folder's bf16. `trained_only`: leave out what training does not change (a frozen vision tower; with
     adapters, all they are not on).
     """
+    return _exported(model, folder, _whole, trained_only, as_learnt)
+
+
+def outline(model: Any, folder: Path, *, trained_only: bool = False, as_learnt: bool = False) -> list[Entry]:
+    """Names, dtypes and shapes of what `exported_weights` gives, in its order; nothing is gathered."""
+    return [entry(name, hollow) for name, hollow in _exported(model, folder, _hollow, trained_only, as_learnt)]
+
+
+def _exported(
+    model: Any,
+    folder: Path,
+    value_of: "Callable[[torch.Tensor, Any], torch.Tensor]",
+    trained_only: bool,
+    as_learnt: bool,
+) -> "Iterator[tuple[str, torch.Tensor]]":
     import torch
     from transformers import AutoConfig
     from transformers.core_model_loading import revert_weight_conversion
@@ -33,7 +49,7 @@ def exported_weights(
         if ".lora_" in name or (trained_only and not (adapted or parameter.requires_grad)):
             continue
         layer = model.get_submodule(name.removesuffix(_ADAPTED)) if adapted else None
-        value = _whole(parameter, layer).to(dtype or parameter.dtype)
+        value = value_of(parameter, layer).to(dtype or parameter.dtype)
         # Some families' modules have other names than their files.
         yield from revert_weight_conversion(model, {name.replace(".base_layer.", "."): value}).items()
 
@@ -48,3 +64,10 @@ def _whole(parameter: "torch.Tensor", layer: Any) -> "torch.Tensor":
     with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter, *parts]):
         value = parameter.detach().clone(memory_format=torch.contiguous_format)
         return value if layer is None else value.float() + layer.get_delta_weight(ADAPTER).float()
+
+
+def _hollow(parameter: "torch.Tensor", _: Any) -> "torch.Tensor":
+    """A weight's dtype and shape, that of ZeRO 3's whole where this worker holds a part, without its values."""
+    import torch
+
+    return torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")

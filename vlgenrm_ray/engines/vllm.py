@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.engines import model_folder, weight_sync
+from vlgenrm_ray.engines import model_folder, weight_receiver, weight_sync
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment, versions
 from vlgenrm_ray.engines.vllm_requests import Requests, refusal, spread, summary
+from vlgenrm_ray.engines.weight_transfer import Phase
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, StageError, WeightSyncError
 
 if TYPE_CHECKING:
@@ -82,9 +83,11 @@ class VllmGenerator:
             raise WeightSyncError(f"vLLM does not take the weights: {summary(error)}") from error
         if lacked := weight_sync.lacking(names):
             raise WeightSyncError(f"weights of a fused layer come together; {lacked[0]} did not come")
-        # What the old weights computed of prompts and images is of no use to the new ones.
-        self._llm.reset_prefix_cache()
-        self._llm.llm_engine.reset_encoder_cache()
+        weight_receiver.forget(self._llm)
+
+    def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
+        """See `contracts.PolicyGenerator`; the engine's settings must be those of `weight_transfer.engine_settings`."""
+        return weight_receiver.take(self._llm, phase, info)
 
     def versions(self) -> dict[str, str]:
         """Versions of the engine and of what it stands on."""

@@ -1,7 +1,8 @@
 """A policy's weights on their way from the trainer to engines that run: packed, counted by version, checked at arrival.
 
 The path that works everywhere: parts of moderate size, plain bytes that Ray's object store hands out without a copy.
-Names are those of the exported Hugging Face folder; the engine's own loader fuses and shards them.
+Names are those of the exported Hugging Face folder; the engine's own loader fuses and shards them. Between GPUs there
+is a shorter one, `weight_transfer`, with the same versions and checksums.
 """
 
 import hashlib
@@ -69,6 +70,8 @@ class Weights(Generic[Ref]):
     """Optimizer steps that made them; 0 are those the run began with."""
     checksum: str
     parts: tuple[Ref, ...]
+    kept: bool = True
+    """False: they went straight into the engines, and cannot be had again."""
 
 
 def entry(name: str, tensor: "torch.Tensor") -> Entry:
@@ -156,7 +159,11 @@ def check(parts: Iterable[Part], expected: Weights[Ref], present: int) -> None:
         for name, tensor in part.tensors():
             checksum.add(name, tensor)
     if checksum.hexdigest() != expected.checksum:
-        raise WeightSyncError(
-            f"weights of version {expected.version} arrived damaged: checksum {checksum.hexdigest()}, sent with "
-            f"{expected.checksum}; version {present} stays"
-        )
+        raise damaged(expected.version, checksum.hexdigest(), expected.checksum, f"version {present} stays")
+
+
+def damaged(version: int, arrived: str, sent: str, left: str) -> WeightSyncError:
+    """The error of weights whose checksum is another than the one they were sent with; `left`: what is there now."""
+    return WeightSyncError(
+        f"weights of version {version} arrived damaged: checksum {arrived}, sent with {sent}; {left}"
+    )

@@ -4,13 +4,14 @@ A learner talks to the collector alone:
 
     collector = start(CollectorJob(...), name)
     send(collector, learner.weights(), version)              # rank 0; every rank goes through the weights
+    straight.sender(collector, "nccl", ...).send(...)         # the same from GPU to GPU
     collected = ray.get(collector.step.remote(step, version))
 """
 
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,17 @@ from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.engines.weight_sync import Checksum, Part, Weights
+from vlgenrm_ray.engines.weight_transfer import Muster, Phase, engine_settings
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.policy import reward
 from vlgenrm_ray.policy.collecting import Collected, Collecting
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.pool import Pool
+from vlgenrm_ray.policy.relay import Relay
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import Asked, Build, Group, RolloutEngine, RolloutsConfig
+from vlgenrm_ray.policy.sync import Way
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.store import StageFolder
 
@@ -57,8 +61,18 @@ class CollectorJob:
     images: ImageLimits
     blank: int = 0
     """Answers of an evaluation that are judged by blank pictures as well."""
+    sync_timeout_s: float = 300.0
+    way: Way = "object_store"
+    """By which new weights come."""
     build: Build = VllmGenerator
     """Starts the engine; another than vLLM in tests."""
+
+    def engine(self) -> VllmConfig:
+        """The engines' settings."""
+        engine = self.rollouts.engine_of(self.model)
+        if self.way == "object_store":
+            return engine
+        return engine.model_copy(update={"engine": engine.engine | engine_settings(self.way)})
 
 
 class RolloutActor:
@@ -85,9 +99,13 @@ class RolloutActor:
 
         return self._engine.load(weights, parts)
 
+    def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
+        """See `RolloutEngine.transfer`."""
+        return self._engine.transfer(phase, info)
+
 
 class RaySampler:
-    """A `pool.Sampler` over a rollout actor."""
+    """A `place.Sampler` over a rollout actor."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -103,7 +121,7 @@ class RaySampler:
         actor = (
             ray.remote(RolloutActor)
             .options(num_cpus=config.num_cpus, num_gpus=config.num_gpus, max_restarts=0)
-            .remote(config.engine_of(job.model), job.images, job.build)
+            .remote(job.engine(), job.images, job.build)
         )
         made = cls(actor)
         try:
@@ -118,7 +136,7 @@ class RaySampler:
         return made
 
     async def sample(self, asked: Sequence[Asked], sampling: Sampling) -> AsyncIterator[tuple[int, Group]]:
-        """See `pool.Sampler`."""
+        """See `place.Sampler`."""
         stream = self._actor.sample.options(num_returns="streaming").remote(list(asked), sampling)
         while True:
             try:
@@ -128,12 +146,16 @@ class RaySampler:
             yield await self._told(reference)
 
     async def load(self, weights: Weights[Any]) -> int:
-        """See `pool.Sampler`."""
+        """See `place.Sampler`."""
         version: int = await self._told(self._actor.load.remote(weights))
         return version
 
+    async def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
+        """See `place.Sampler`."""
+        return await self._told(self._actor.transfer.remote(phase, info))
+
     def close(self) -> None:
-        """See `pool.Sampler`."""
+        """See `place.Sampler`."""
         import ray
 
         ray.kill(self._actor)
@@ -169,6 +191,7 @@ class Collector:
             restarts=rollouts.restarts,
             stall_timeout_s=rollouts.stall_timeout_s,
         )
+        self._relay = Relay(self._pool, timeout_s=job.sync_timeout_s)
         self._held_out = list(job.held_out.records(Question))
         self._reward = reward.build(job.rewards, job.patience, job.images)
         self._collecting = Collecting(
@@ -193,7 +216,23 @@ class Collector:
 
     async def load(self, weights: Weights[Any]) -> None:
         """Give the engines new weights, whose parts are references to objects. Raises WeightSyncError."""
-        await self._pool.load(weights, timeout_s=self._job.rollouts.sync_timeout_s)
+        await self._pool.load(weights, timeout_s=self._job.sync_timeout_s)
+
+    async def hold(self) -> Muster:
+        """See `Relay.hold`; as the three that follow, for weights that go straight into the engines."""
+        return await self._relay.hold()
+
+    async def phase(self, phase: Phase, info: Mapping[str, Any]) -> None:
+        """See `Relay.phase`."""
+        await self._relay.phase(phase, info)
+
+    async def settle(self, version: int, checksum: str) -> None:
+        """See `Relay.settle`."""
+        await self._relay.settle(version, checksum)
+
+    async def let_go(self, why: str) -> None:
+        """See `Relay.let_go`."""
+        self._relay.let_go(why)
 
     async def step(self, step: int, version: int) -> Collected:
         """See `Collecting.step`; `version`: that of the weights the caller believes the engines to have."""

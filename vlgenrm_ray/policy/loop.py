@@ -6,8 +6,9 @@ All workers run this file in step; the first one alone talks to the collector an
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import StageError, VlGenRMError
@@ -21,6 +22,9 @@ from vlgenrm_ray.policy.measure import measured
 from vlgenrm_ray.policy.peers import Peers
 from vlgenrm_ray.policy.supply import Supply
 from vlgenrm_ray.store import read_json, write_json
+
+if TYPE_CHECKING:
+    from vlgenrm_ray.policy.source import Source
 
 _POLICY, _CRITIC, _PROGRESS = "policy", "critic", "progress.json"
 """What a checkpoint holds."""
@@ -44,7 +48,6 @@ class _Worker:
 
         from vlgenrm_ray.engines.critic import Critic
         from vlgenrm_ray.engines.deepspeed import Learner
-        from vlgenrm_ray.policy.source import Source
         from vlgenrm_ray.policy.study import Study
 
         self.job = job
@@ -60,7 +63,7 @@ class _Worker:
         self.study = Study(self.config, VlmEncoder(job.base, self.config.images), self.learner, self.critic)
         self.supply = Supply(
             self.peers,
-            Source(job.collector, retries=self.config.retries) if self.peers.first else None,
+            self._source() if self.peers.first else None,
             lambda: self.learner.weights(trained_only=self.config.engine.freeze_vision, as_learnt=True),
         )
         self.journal = Journal(job, writes=self.peers.first)
@@ -81,6 +84,18 @@ class _Worker:
                 self._keep(done)
         export(self.learner, self.job.model)
         self.journal.end(steps=done, stopped=stopped)
+
+    def _source(self) -> "Source":
+        """The line to the collector, and the shortest way for weights."""
+        from vlgenrm_ray.policy import straight
+        from vlgenrm_ray.policy.source import Source
+
+        way, config = self.config.way(), self.config
+        if way == "object_store":
+            return Source(self.job.collector, retries=config.retries)
+        outline = partial(self.learner.outline, trained_only=config.engine.freeze_vision, as_learnt=True)
+        sender = partial(straight.sender, backend=way, outline=outline, timeout_s=config.sync.timeout_s)
+        return Source(self.job.collector, retries=config.retries, sender=sender)
 
     # -- one step ----------------------------------------------------------------------------------------------
 

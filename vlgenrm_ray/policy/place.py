@@ -6,12 +6,14 @@ Pure asyncio. An engine is whatever keeps `Sampler`; the Ray side is in `collect
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.weight_sync import Weights
-from vlgenrm_ray.errors import EngineLostError
+from vlgenrm_ray.engines.weight_transfer import Phase
+from vlgenrm_ray.errors import EngineLostError, WeightSyncError
 from vlgenrm_ray.policy.rollouts import Asked, Group
 
 _log = logging.getLogger(__name__)
@@ -29,6 +31,10 @@ class Sampler(Protocol):
 
     async def load(self, weights: Weights[Any]) -> int:
         """See `rollouts.RolloutEngine.load`."""
+        ...
+
+    async def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
+        """See `rollouts.RolloutEngine.transfer`."""
         ...
 
     def close(self) -> None:
@@ -57,9 +63,17 @@ class Place:
         self._deaths = 0
         self._worked = time.monotonic()
         self._lock = asyncio.Lock()
+        self._num_asking = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._held = False
+        self._starting: asyncio.Task[None] | None = None
 
     async def sampler(self) -> Sampler:
-        """The engine, started if there is none, with the present weights. Raises EngineLostError at the limit."""
+        """The engine, started if there is none, with the present weights; not before it is let go, if it is held.
+
+        Raises EngineLostError at the limit, WeightSyncError where the present weights cannot be had again.
+        """
         async with self._lock:
             while True:
                 sampler = await self._living()
@@ -67,6 +81,11 @@ class Place:
                 # Not by version: a learner that went back to a checkpoint makes another of the same number.
                 if weights is None or self._loaded is weights:
                     return sampler
+                if not weights.kept:
+                    raise WeightSyncError(
+                        f"rollout engine {self.number} was started again, and weights of version {weights.version} "
+                        "went straight from the learner into its forerunner; send them again"
+                    )
                 try:
                     self.version = await sampler.load(weights)
                 except EngineLostError as error:
@@ -74,6 +93,54 @@ class Place:
                 else:
                     self._loaded = weights
                     return sampler
+
+    def able(self) -> bool:
+        """Whether an engine here has the present weights, or can have them without the learner."""
+        weights = self._present()
+        if weights is None or weights.kept or self._held:
+            return True
+        return self._sampler is not None and self._loaded is weights
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """While its engine is asked to sample. No engine is held meanwhile."""
+        self._num_asking += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._num_asking -= 1
+            if not self._num_asking:
+                self._quiet.set()
+
+    async def start(self) -> None:
+        """Start an engine if there is none, without weights; goes on where whoever awaits it gives up."""
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.ensure_future(self._start_alone())
+        await asyncio.shield(self._starting)
+
+    async def hold(self) -> Sampler:
+        """The engine, when it samples nothing; until `let_go` or `given` it will not. Raises EngineLostError."""
+        await self._lock.acquire()
+        try:
+            await self._quiet.wait()
+            sampler = await self._living()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._held = True
+        return sampler
+
+    def given(self, weights: Weights[Any]) -> None:
+        """Say that the engine that is held has got these weights, and let it go."""
+        self.version, self._loaded = weights.version, weights
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let an engine that is held sample again."""
+        if self._held:
+            self._held = False
+            self._lock.release()
 
     def lost(self, sampler: Sampler, error: EngineLostError) -> None:
         """Say that an engine is gone; nothing where another is there already."""
@@ -94,6 +161,10 @@ class Place:
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+
+    async def _start_alone(self) -> None:
+        async with self._lock:
+            await self._living()
 
     async def _living(self) -> Sampler:
         """The engine, started if there is none; the lock is held."""

@@ -4,17 +4,21 @@ Pure asyncio.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.weight_sync import Weights
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
 from vlgenrm_ray.policy.place import Place, Sampler, Start
 from vlgenrm_ray.policy.rollouts import Asked, Group
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Pool:
@@ -43,24 +47,71 @@ class Pool:
         Raises WeightSyncError where one does not take them, or all of this takes longer than `timeout_s`.
         """
         before, self._weights = self._weights, weights
-        loading = {asyncio.ensure_future(place.sampler()): place for place in self._places}
         try:
-            done, hanging = await asyncio.wait(loading, timeout=timeout_s)
-            if hanging:
-                named = ", ".join(f"{loading[task].number} (at version {loading[task].version})" for task in hanging)
-                raise WeightSyncError(
-                    f"weights of version {weights.version}: after {timeout_s:g} s these rollout engines of "
-                    f"{len(self._places)} have not taken them: {named}; they hang, or sample still: "
-                    "see rollouts.sync_timeout_s"
-                )
-            for task in done:
-                task.result()
+            loading = [place.sampler() for place in self._places]
+            await self.together(loading, timeout_s, f"weights of version {weights.version}", "taken them")
         except BaseException:
             self._weights = before
             raise
+
+    # -- weights that go straight into the engines, past this one ----------------------------------------------
+
+    async def hold(self, *, timeout_s: float) -> tuple[Sampler, ...]:
+        """All engines, when none samples any more; none will until `settle`, `let_go` or `abandon`.
+
+        Raises WeightSyncError where one samples still after `timeout_s`, EngineLostError where one does not start.
+        """
+        # Starting has a limit of its own.
+        await asyncio.gather(*(place.start() for place in self._places))
+        try:
+            holding = [place.hold() for place in self._places]
+            return tuple(await self.together(holding, timeout_s, "new weights", "come to rest"))
+        except BaseException:
+            self.let_go()
+            raise
+
+    def settle(self, weights: Weights[Any]) -> None:
+        """Say that all engines held have got these weights, and let them sample."""
+        self._weights = weights
+        for place in self._places:
+            place.given(weights)
+
+    def let_go(self) -> None:
+        """Let the engines that are held sample again, with what they have."""
+        for place in self._places:
+            place.let_go()
+
+    def abandon(self, why: str) -> None:
+        """End engines that are held, for what they have is no version; others are started when they are asked for."""
+        _log.warning("all rollout engines are started again: %s", why)
+        for place in self._places:
+            place.close()
+            place.let_go()
+
+    async def together(
+        self, doings: Sequence[Awaitable[_T]], timeout_s: float, subject: str, done_what: str
+    ) -> list[_T]:
+        """What each place's engine gives, all at once. Raises the first error, and WeightSyncError after `timeout_s`,
+        which names the engines that have not `done_what`.
+        """
+        tasks = {asyncio.ensure_future(doing): place for doing, place in zip(doings, self._places, strict=True)}
+        try:
+            done, hanging = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            if hanging:
+                late = [place for task, place in tasks.items() if task in hanging]
+                named = ", ".join(f"{place.number} (at version {place.version})" for place in late)
+                raise WeightSyncError(
+                    f"{subject}: after {timeout_s:g} s these rollout engines of {len(self._places)} have not "
+                    f"{done_what}: {named}; they hang, or sample still: see sync.timeout_s"
+                )
+            return [task.result() for task in tasks]
         finally:
-            for task in loading:
+            for task in tasks:
                 task.cancel()
+
+    # -- sampling ----------------------------------------------------------------------------------------------
 
     async def groups(self, asked: Sequence[Asked], sampling: Sampling) -> AsyncIterator[tuple[int, Group]]:
         """Each question's group with its place in `asked`, as they are finished.
@@ -106,19 +157,33 @@ class Pool:
             while not waiting:
                 more.clear()
                 await more.wait()
+            if not place.able():
+                await self._sit_out(place)
             share = [waiting.popleft() for _ in range(-(-len(waiting) // len(self._places)))]
             left = dict(enumerate(share))
             sampler = await place.sampler()
             said = self._said(place, sampler, [asked[number] for number in share], sampling)
-            try:
-                async with aclosing(cast("Any", said)) as groups:
-                    async for at, group in groups:
-                        place.worked()
-                        finished.put_nowait((left.pop(at), group))
-            except EngineLostError as error:
-                waiting.extend(left.values())
-                more.set()
-                place.lost(sampler, error)
+            with place.asking():
+                try:
+                    async with aclosing(cast("Any", said)) as groups:
+                        async for at, group in groups:
+                            place.worked()
+                            finished.put_nowait((left.pop(at), group))
+                except EngineLostError as error:
+                    waiting.extend(left.values())
+                    more.set()
+                    place.lost(sampler, error)
+
+    async def _sit_out(self, place: Place) -> None:
+        """Start a place's engine again, and leave the work to the others until new weights come. Never returns.
+
+        Raises WeightSyncError where there are no others.
+        """
+        if not any(one.able() for one in self._places):
+            raise WeightSyncError(f"no rollout engine has weights of version {self.version} any more; send them again")
+        _log.warning("rollout engine %d has no weights until the next are sent; others do its work", place.number)
+        await place.start()
+        await asyncio.Event().wait()
 
     async def _said(
         self, place: Place, sampler: Sampler, asked: Sequence[Asked], sampling: Sampling

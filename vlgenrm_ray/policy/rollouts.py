@@ -1,9 +1,9 @@
 """A policy's samples: groups of one question, from an engine whose weights are exchanged while it runs."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from vlgenrm_ray.engines import weight_sync
 from vlgenrm_ray.engines.contracts import PolicyGenerator, Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, stay_in_process
 from vlgenrm_ray.engines.weight_sync import Part, Weights
+from vlgenrm_ray.engines.weight_transfer import Phase
 from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.records import Question, Rollout
 from vlgenrm_ray.settings import Settings
@@ -59,8 +60,6 @@ class RolloutsConfig(Settings):
     stall_timeout_s: float = Field(default=900.0, gt=0.0)
     """Longest that an engine with questions may take until the next group of samples is finished. One that takes longer
     is taken to hang, and is treated as lost."""
-    sync_timeout_s: float = Field(default=300.0, gt=0.0)
-    """Longest that all engines together may take for new weights, what they are sampling included."""
 
     def sampling(self) -> Sampling:
         """For training."""
@@ -134,6 +133,13 @@ class RolloutEngine:
         self.generator.load_weights(tensor for part in parts() for tensor in part.tensors())
         self.version = weights.version
         return self.version
+
+    def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
+        """Take part in a transfer of weights from GPU to GPU. Raises WeightSyncError, EngineLostError."""
+        found = self.generator.transfer(phase, info)
+        if phase is Phase.FINISH:
+            self.version = info["version"]
+        return found
 
     def _open(self, question: Question) -> "PIL.Image.Image | Refused":
         try:

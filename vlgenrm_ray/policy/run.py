@@ -133,6 +133,8 @@ def _train(job: PolicyJob, questions: StageFolder, held_out: StageFolder) -> Non
             seed=config.seed,
             images=config.images,
             blank=config.evaluation.blank,
+            sync_timeout_s=config.sync.timeout_s,
+            way=config.way(),
         ),
         job.collector,
     )

@@ -1,10 +1,11 @@
 """The first worker's line to the collector: asks ahead, notices when the collector has lost its weights. On Ray."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.errors import StageError, WeightSyncError
+from vlgenrm_ray.engines.weight_sender import WeightSender
+from vlgenrm_ray.errors import StageError, TransferBrokenError, WeightSyncError
 from vlgenrm_ray.policy import collector
 from vlgenrm_ray.policy.collecting import Collected
 
@@ -17,11 +18,14 @@ _PAUSE_S = 1.0
 class Source:
     """Where a step's samples come from."""
 
-    def __init__(self, name: str, *, retries: int) -> None:
-        """`retries`: times in a row that a collector may be lost before it is an error."""
+    def __init__(self, name: str, *, retries: int, sender: "Callable[[Any], WeightSender] | None" = None) -> None:
+        """`retries`: times in a row that a collector, or a transfer of weights, may be lost before it is an error.
+        `sender`: what sends weights straight into the collector's engines; None: they go through the object store.
+        """
         import ray
 
         self.collector: Any = ray.get_actor(name, namespace=collector.NAMESPACE)
+        self._sender = sender(self.collector) if sender else None
         self._asked: dict[str, Any] = {}
         self._retries = retries
         self._losses = 0
@@ -54,12 +58,21 @@ class Source:
         self._losses = 0
         return found
 
-    def send(self, weights: "Iterator[tuple[str, torch.Tensor]]", version: int) -> None:
-        """Give the engines new weights; all of the iterator is gone through. Raises WeightSyncError, StageError."""
+    def send(self, weights: "Iterator[tuple[str, torch.Tensor]]", version: int) -> bool:
+        """Give the engines new weights; all of the iterator is gone through. False where they must be sent once more.
+
+        Raises WeightSyncError, StageError.
+        """
         from ray.exceptions import RayActorError, RayTaskError
 
         try:
-            collector.send(self.collector, weights, version)
+            if self._sender is None:
+                collector.send(self.collector, weights, version)
+            else:
+                self._sender.send(weights, version)
+        except TransferBrokenError as error:
+            self._note_loss(error, "a transfer of weights")
+            return False
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
@@ -69,11 +82,10 @@ class Source:
             # The other workers take part in gathering each of them.
             for _ in weights:
                 continue
+        return True
 
-    def _note_loss(self, error: Exception) -> None:
+    def _note_loss(self, error: Exception, what: str = "the collector") -> None:
         self._losses += 1
         if self._losses > self._retries:
-            raise StageError(
-                f"stage 'policy': the collector was lost {self._losses} times in a row: {error}"
-            ) from error
+            raise StageError(f"stage 'policy': {what} was lost {self._losses} times in a row: {error}") from error
         time.sleep(_PAUSE_S)

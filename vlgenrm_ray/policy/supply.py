@@ -4,6 +4,7 @@ A version of the weights is the number of steps learnt, so a sample's staleness 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from vlgenrm_ray.policy.collecting import Collected
@@ -26,7 +27,7 @@ class Line(Protocol):
         """See `Source.told`."""
         ...
 
-    def send(self, weights: "Iterator[tuple[str, torch.Tensor]]", version: int) -> None:
+    def send(self, weights: "Iterator[tuple[str, torch.Tensor]]", version: int) -> bool:
         """See `Source.send`."""
         ...
 
@@ -44,14 +45,13 @@ class Supply:
 
     def send(self, version: int) -> None:
         """Give the engines the present weights, unless they have them. Raises WeightSyncError, StageError."""
-        if self._sent == version:
-            return
-        weights = self._weights()
-        if self._line is None:
-            for _ in weights:
-                continue
-        self._peers.from_first(lambda: self._line.send(weights, version) if self._line else None)
-        self._sent = version
+        while self._sent != version:
+            weights = self._weights()
+            if self._line is None:
+                for _ in weights:
+                    continue
+            if self._peers.from_first(partial(self._send, weights, version)):
+                self._sent = version
 
     def ask(self, step: int) -> None:
         """Have the engines begin with a step's samples, by the weights they were sent last."""
@@ -71,6 +71,10 @@ class Supply:
             if found is not None:
                 return found
             self._sent = None
+
+    def _send(self, weights: "Iterator[tuple[str, torch.Tensor]]", version: int) -> bool:
+        assert self._line is not None
+        return self._line.send(weights, version)
 
     def _told(self, what: str, step: int) -> Collected | None:
         assert self._line is not None

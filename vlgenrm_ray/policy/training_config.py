@@ -1,8 +1,8 @@
 """Settings of a policy's training."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.images import ImageLimits
@@ -10,6 +10,7 @@ from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
 from vlgenrm_ray.policy.stopping import FailureRule, HackingRule, SightRule
+from vlgenrm_ray.policy.sync import SyncConfig, Way, way
 from vlgenrm_ray.policy.trackers import TrackerName
 from vlgenrm_ray.settings import Settings
 
@@ -33,6 +34,7 @@ class PolicyConfig(Settings):
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     patience: PatienceConfig = PatienceConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
+    sync: SyncConfig = SyncConfig()
     mode: Literal["synchronous", "one_step_off"] = "synchronous"
     """`one_step_off`: a step's samples are written while the one before is learnt, by weights one step old."""
     steps: int = Field(default=100, ge=1)
@@ -51,8 +53,8 @@ class PolicyConfig(Settings):
     """Learning processes; each holds a replica of the model or, under ZeRO, its part of it."""
     num_cpus: int = Field(default=1, ge=1)
     """CPUs, hence threads, of each worker."""
-    num_gpus: int = Field(default=0, ge=0, le=1)
-    """GPUs of each worker: 1, or 0 to learn on the CPU."""
+    num_gpus: float = Field(default=0.0, ge=0.0, le=1.0)
+    """GPUs of each worker: 1, or 0 to learn on the CPU; less than 1 shares it with an engine (`sync.transfer: ipc`)."""
     checkpoint_every: int = Field(default=10, ge=0)
     """Steps between checkpoints; 0 keeps none, and an interrupted run begins anew."""
     keep_checkpoints: int = Field(default=1, ge=1)
@@ -69,3 +71,12 @@ class PolicyConfig(Settings):
     """`tensorboard`, `wandb`, `mlflow`: where steps, evaluations and samples are shown, beside the run's own files."""
     images: ImageLimits = ImageLimits()
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _weights_find_a_way(self) -> Self:
+        self.way()
+        return self
+
+    def way(self) -> Way:
+        """By which new weights come to the rollout engines."""
+        return way(self.sync, self.rollouts, workers=self.workers, num_gpus=self.num_gpus)
