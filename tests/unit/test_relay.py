@@ -2,16 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from policy_examples import Straw, StrawSampler, asked, version
 
 from vlgenrm_ray.engines.contracts import Sampling
+from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.engines.weight_transfer import Muster, Phase, engine_settings
 from vlgenrm_ray.errors import EngineLostError, TransferBrokenError, WeightSyncError
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.policy.collector import CollectorJob
+from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.relay import Relay
-from vlgenrm_ray.policy.rollouts import Asked, Group
+from vlgenrm_ray.policy.reward import PatienceConfig
+from vlgenrm_ray.policy.rollouts import Asked, Group, RolloutsConfig
+from vlgenrm_ray.store import StageFolder
 
 NCCL = {"rank_offset": 1, "world_size": 4}
 
@@ -76,7 +84,21 @@ def test_engines_must_be_where_the_backend_reaches_them() -> None:
 def test_an_engine_is_started_for_its_backend_with_what_its_workers_need() -> None:
     import pydoc
 
+    job = CollectorJob(
+        model="m",
+        questions=StageFolder(Path()),
+        held_out=StageFolder(Path()),
+        rollouts=RolloutsConfig(engine=VllmConfig(engine={"swap_space": 0})),
+        rewards=(),
+        patience=PatienceConfig(),
+        algorithm=AlgorithmConfig(),
+        questions_per_step=1,
+        seed=0,
+        images=ImageLimits(),
+    )
+    assert job.engine().engine == {"swap_space": 0}
     settings = engine_settings("nccl")
+    assert replace(job, way="nccl").engine().engine == {"swap_space": 0, **settings}
     assert settings["weight_transfer_config"] == {"backend": "nccl"}
     assert pydoc.locate(settings["worker_extension_cls"]).__name__ == "WorkerTally"  # type: ignore[union-attr]
 
@@ -175,6 +197,25 @@ def test_a_learner_that_comes_after_another_takes_its_place() -> None:
     asyncio.run(scenario())
     assert [sampler.closed for sampler in straw.made] == [True, True, False, False]
     assert straw.pool.version == 2
+
+
+def test_a_learner_that_waits_for_the_engines_and_dies_holds_them_for_nobody() -> None:
+    straw = Straw(Engine(0, pace_s=0.05), Engine(1, pace_s=0.05), size=2)
+    relay = Relay(straw.pool, timeout_s=5)
+
+    async def scenario() -> list[int]:
+        await whole(relay, 1)
+        sampling = asyncio.ensure_future(versions(straw, 6))
+        await asyncio.sleep(0.01)
+        dead = asyncio.ensure_future(relay.hold())
+        await asyncio.sleep(0.01)
+        await whole(relay, 2)
+        with pytest.raises(TransferBrokenError, match="another learner began a transfer"):
+            await dead
+        return await sampling
+
+    assert len(asyncio.run(scenario())) == 6
+    assert not any(sampler.closed for sampler in straw.made)
 
 
 def test_an_engine_started_again_leaves_the_work_to_others_until_the_next_weights() -> None:

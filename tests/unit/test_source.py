@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from policy_examples import collected
 
-from vlgenrm_ray.errors import RemoteError, StageError, WeightSyncError
+from vlgenrm_ray.errors import RemoteError, StageError, TransferBrokenError, WeightSyncError
 from vlgenrm_ray.policy import collector, source
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.source import Source
@@ -131,3 +131,17 @@ def test_weights_that_an_engine_does_not_take_are_an_error(
     with pytest.raises(WeightSyncError, match="engine 0 hangs"):
         Source("c", retries=1).send(weights, 4)
     assert list(weights) == []
+
+
+def test_a_transfer_that_breaks_off_must_be_done_once_more_and_not_for_ever(straw: StrawCollector) -> None:
+    class Sender:
+        def send(self, weights: Iterator[str], version: int) -> None:
+            next(weights)
+            raise TransferBrokenError("engine 1 was lost in the broadcast")
+
+    line = Source("c", retries=1, sender=lambda actor: Sender())
+    weights = iter(["a", "b"])
+    assert not line.send(weights, 4)
+    assert list(weights) == []
+    with pytest.raises(StageError, match="a transfer of weights was lost 2 times in a row: engine 1 was lost"):
+        line.send(iter(["a"]), 4)

@@ -162,7 +162,7 @@ def test_an_engine_that_is_lost_is_told_at_once_though_vllm_waits_for_it(engines
 @pytest.mark.parametrize("phase", [Phase.JOIN, Phase.RECEIVE])
 def test_a_hang_becomes_an_error_that_names_phase_and_engines(engines: Engines, phase: Phase) -> None:
     Trainer.stuck = phase.value
-    expected = rf"version 3: the {phase} hangs on the learner's side, 0.1 s .*; with it are (a, b|all engines)"
+    expected = rf"version 3: the {phase} hangs on the learner's side, 0.1 s .*; it was with a, b"
     with pytest.raises(WeightSyncError, match=expected):
         sender(engines, timeout_s=0.1).send(weights(), 3)
     assert destroyed == Trainer.made

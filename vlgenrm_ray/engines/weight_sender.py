@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,7 +84,6 @@ class WeightSender:
             muster = self._engines.hold()
             if self._passage is None or muster.members != self._members:
                 self._passage = self._join(muster, version)
-                self._members = muster.members
             self._passage.begin(version)
             self._watched(Phase.RECEIVE, self._passage, self._vllm.send_weights, weights)
         except BaseException as error:
@@ -93,7 +92,9 @@ class WeightSender:
             raise
 
     def leave(self) -> None:
-        """Leave the group, whatever hangs in it."""
+        """Leave the group, whatever hangs in it; what is left behind will speak with no engine any more."""
+        if self._passage is not None:
+            _end(self._passage.ended, error=WeightSyncError("the transfer was given up"))
         group = getattr(self._vllm, "model_update_group", None)
         if group is not None:
             group.destroy()
@@ -109,7 +110,8 @@ class WeightSender:
         if lacked := weight_sync.lacking(one.name for one in entries):
             raise WeightSyncError(f"weights of a fused layer come together; {lacked[0]} is not among those sent")
         info = _init_info(self._backend, muster, entries, self._address)
-        passage = _Passage(self._engines, entries)
+        passage = self._passage = _Passage(self._engines, entries)
+        self._members = muster.members
         passage.begin(version)
         self._vllm = self._watched(
             Phase.JOIN, passage, lambda: WeightTransferTrainerFactory.trainer_init(info, client=passage, source=passage)
@@ -142,15 +144,13 @@ class WeightSender:
             if not passage.hand_over(one, until):
                 break
         passage.hand_over(None, until)
-        try:
-            return ended.result(timeout=max(0.0, until - time.monotonic()))
-        except TimeoutError:
-            if ended.done():
-                raise
-            raise WeightSyncError(
-                f"weights of version {passage.version}: the {phase} hangs on the learner's side, {self._timeout_s:g} s "
-                f"(sync.timeout_s) are over; with it are {', '.join(self._members) or 'all engines'}"
-            ) from None
+        wait([ended], timeout=max(0.0, until - time.monotonic()))
+        hanging = WeightSyncError(
+            f"weights of version {passage.version}: the {phase} hangs on the learner's side, {self._timeout_s:g} s "
+            f"(sync.timeout_s) are over; it was with {', '.join(self._members)}"
+        )
+        _end(ended, error=hanging)
+        return ended.result()
 
 
 class _Passage:
@@ -221,6 +221,8 @@ class _Passage:
 
     def _ask(self, ask: Callable[[], None]) -> None:
         """What the engines say is told at once: vLLM's side of the call may hang for lack of just these engines."""
+        if self.ended.done():
+            raise WeightSyncError("the transfer was given up")
         try:
             ask()
         except BaseException as error:

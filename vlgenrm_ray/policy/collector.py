@@ -62,6 +62,7 @@ class CollectorJob:
     blank: int = 0
     """Answers of an evaluation that are judged by blank pictures as well."""
     sync_timeout_s: float = 300.0
+    """See `SyncConfig`."""
     way: Way = "object_store"
     """By which new weights come."""
     build: Build = VllmGenerator

@@ -24,6 +24,7 @@ class Relay:
         self._held: tuple[Sampler, ...] = ()
         self._muster = Muster(members=(), gpus=())
         self._begun = False
+        self._turn = 0
 
     async def hold(self) -> Muster:
         """Begin a transfer: the engines, which sample nothing from now on.
@@ -32,7 +33,13 @@ class Relay:
         TransferBrokenError where one is lost.
         """
         self.let_go("the learner began another transfer")
-        self._held = await self._pool.hold(timeout_s=self._timeout_s)
+        self._turn += 1
+        turn = self._turn
+        held = await self._pool.hold(timeout_s=self._timeout_s)
+        if turn != self._turn:
+            self._pool.let_go()
+            raise TransferBrokenError("another learner began a transfer while this one waited for the engines")
+        self._held = held
         members = tuple(sampler.name for sampler in self._held)
         self._muster = Muster(members=members, gpus=((),) * len(members))
         gpus = await self.phase(Phase.MUSTER, {})
