@@ -64,11 +64,12 @@ clean() { # at the end, however it comes: no installer left running, no half-mad
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
-        # Asking it for its own path sees through version managers' shims.
+        # Asking it for its own path sees through version managers' shims, and through an environment that is active: it
+        # may be the one that is about to be made anew.
         "$candidate" - 2>/dev/null <<'PY' && return
 import ensurepip, sys, venv
 if not (3, 11) <= sys.version_info < (3, 13): sys.exit(1)
-print(sys.executable)
+print(sys._base_executable)
 PY
     done
     fail "no usable Python: 3.11 or 3.12 with its venv module is needed" \

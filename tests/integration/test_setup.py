@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_an_environment_of_the_users_own_is_not_touched(clone: Path) -> None:
     assert done.returncode == 1
     assert "not made by this script" in done.stderr
     assert (clone / ".venv" / "precious").exists()
+
+
+def test_an_active_environment_is_not_what_the_new_one_is_made_with(clone: Path, tmp_path: Path) -> None:
+    active = tmp_path / "active"
+    venv.create(active, symlinks=True)
+    done = setup(clone, "cpu", PATH=f"{active / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert "making" in done.stdout
+    assert str(active) not in done.stdout
 
 
 def test_an_unknown_kind_is_refused(clone: Path) -> None:
