@@ -80,11 +80,12 @@ def test_what_cannot_be_measured_is_refused(override: str, message: str) -> None
 def test_the_other_trainer_is_told_the_same() -> None:
     told = arguments(work(shapes(), steps=12, threads=2), generation="transformers", micro_batches=4)
     assert (told["per_device_train_batch_size"], told["gradient_accumulation_steps"]) == (32, 4)
-    assert (told["num_generations"], told["max_completion_length"], told["temperature"]) == (8, 96, 1.0)
-    assert (told["beta"], told["epsilon"], told["epsilon_high"]) == (0.01, 0.2, 0.28)
-    assert (told["loss_type"], told["scale_rewards"]) == ("dapo", "group")
+    assert (told["num_generations"], told["max_completion_length"]) == (8, 96)
+    assert (told["temperature"], told["top_p"]) == (1.0, 0.9)
+    assert (told["beta"], told["epsilon"], told["epsilon_high"]) == (0.1, 0.2, 0.28)
+    assert (told["loss_type"], told["scale_rewards"]) == ("dapo", "batch")
     # 5 % of 12 steps, as ours rounds it.
-    assert (told["learning_rate"], told["lr_scheduler_type"], told["warmup_steps"]) == (2e-4, "constant_with_warmup", 1)
+    assert (told["learning_rate"], told["lr_scheduler_type"], told["warmup_steps"]) == (3e-4, "constant_with_warmup", 1)
     assert (told["max_steps"], told["bf16"], told["shuffle_dataset"]) == (12, False, False)
     assert "use_vllm" not in told
     engine = arguments(work(shapes(), steps=12, threads=2), generation="vllm", micro_batches=1)

@@ -31,6 +31,7 @@ def arguments(config: PolicyRunConfig, *, generation: Generation, micro_batches:
         "num_generations": rollouts.group_size,
         "max_completion_length": rollouts.max_tokens,
         "temperature": rollouts.temperature,
+        "top_p": rollouts.top_p,
         "beta": algorithm.kl.coefficient,
         "use_bias_correction_kl": algorithm.kl.weighted,
         "epsilon": algorithm.clip_low,
