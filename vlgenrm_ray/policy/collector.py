@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines import weight_sync
@@ -30,7 +30,7 @@ from vlgenrm_ray.policy.pool import Pool
 from vlgenrm_ray.policy.relay import Relay
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import Asked, Build, Group, RolloutEngine, RolloutsConfig
-from vlgenrm_ray.policy.sync import Way
+from vlgenrm_ray.policy.sync import SyncConfig, Way
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.store import StageFolder
 
@@ -61,8 +61,7 @@ class CollectorJob:
     images: ImageLimits
     blank: int = 0
     """Answers of an evaluation that are judged by blank pictures as well."""
-    sync_timeout_s: float = 300.0
-    """See `SyncConfig`."""
+    sync: SyncConfig = field(default_factory=SyncConfig)
     way: Way = "object_store"
     """By which new weights come."""
     build: Build = VllmGenerator
@@ -192,7 +191,7 @@ class Collector:
             restarts=rollouts.restarts,
             stall_timeout_s=rollouts.stall_timeout_s,
         )
-        self._relay = Relay(self._pool, timeout_s=job.sync_timeout_s)
+        self._relay = Relay(self._pool, timeout_s=job.sync.timeout_s)
         self._held_out = list(job.held_out.records(Question))
         self._reward = reward.build(job.rewards, job.patience, job.images)
         self._collecting = Collecting(
@@ -217,7 +216,7 @@ class Collector:
 
     async def load(self, weights: Weights[Any]) -> None:
         """Give the engines new weights, whose parts are references to objects. Raises WeightSyncError."""
-        await self._pool.load(weights, timeout_s=self._job.sync_timeout_s)
+        await self._pool.load(weights, timeout_s=self._job.sync.timeout_s)
 
     async def hold(self) -> Muster:
         """See `Relay.hold`; as the three that follow, for weights that go straight into the engines."""

@@ -133,7 +133,7 @@ def _train(job: PolicyJob, questions: StageFolder, held_out: StageFolder) -> Non
             seed=config.seed,
             images=config.images,
             blank=config.evaluation.blank,
-            sync_timeout_s=config.sync.timeout_s,
+            sync=config.sync,
             way=config.way(),
         ),
         job.collector,
