@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,10 +55,11 @@ def service() -> Iterator[httpx.Client]:
     running.stop()
 
 
-def until_ready(http: httpx.Client) -> None:
-    """Wait until the service judges."""
+def until_ready(http: httpx.Client, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until the service judges; no longer than its process lives."""
     end = time.monotonic() + START_S
     while not _is_ready(http):
+        assert process is None or process.poll() is None, "the service's process ended"
         assert time.monotonic() < end, "not ready in time"
         time.sleep(0.2)
 

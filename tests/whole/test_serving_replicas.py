@@ -26,10 +26,11 @@ _SETTINGS = {
     "serving.engine.threads": 1,
     "serving.experts": "null",
 }
+_CLIENTS = 500
 
 
 @pytest.fixture
-def served() -> Iterator[tuple[str, psutil.Process]]:
+def served() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The service's address and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -38,7 +39,7 @@ def served() -> Iterator[tuple[str, psutil.Process]]:
     command = [sys.executable, "-m", "vlgenrm_ray.cli", "serve", "--model", "pack:vlm", "--port", str(port), *settings]
     process = subprocess.Popen([*command, "--address", "local"], start_new_session=True, stdout=subprocess.DEVNULL)
     try:
-        yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
         try:
@@ -48,9 +49,10 @@ def served() -> Iterator[tuple[str, psutil.Process]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def engines(service: psutil.Process) -> list[psutil.Process]:
+def engines(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The engine replicas' processes."""
-    return [p for p in service.children(recursive=True) if "ServeReplica:vlgenrm:engine" in _title(p)]
+    children = psutil.Process(service.pid).children(recursive=True)
+    return [p for p in children if "ServeReplica:vlgenrm:engine" in _title(p)]
 
 
 def _title(process: psutil.Process) -> str:
@@ -66,25 +68,36 @@ def body(seed: int) -> dict[str, object]:
     return {"items": [asked | {"seed": seed, "num_critiques": 1}]}
 
 
-def test_load_brings_a_second_engine_and_the_loss_of_one_costs_no_request(served: tuple[str, psutil.Process]) -> None:
+def test_load_brings_a_second_engine_and_the_loss_of_one_costs_no_request(
+    served: tuple[str, subprocess.Popen[bytes]],
+) -> None:
     url, service = served
     with httpx.Client(base_url=url, timeout=START_S) as http:
-        until_ready(http)
+        until_ready(http, service)
         assert len(engines(service)) == 1
 
         async def run() -> list[httpx.Response]:
-            async with httpx.AsyncClient(base_url=url, timeout=START_S, limits=httpx.Limits(max_connections=None)) as c:
-                asked = [asyncio.ensure_future(c.post("/v1/score", json=body(i))) for i in range(500)]
+            killed = asyncio.Event()
+
+            async def client(number: int) -> list[httpx.Response]:
+                # One request is under way at any time: the queue stays deep, however fast engine and clients are.
+                answered, last = [], False
+                while not last:
+                    last = killed.is_set()
+                    answered.append(await shared.post("/v1/score", json=body(number + _CLIENTS * len(answered))))
+                return answered
+
+            limits = httpx.Limits(max_connections=None)
+            async with httpx.AsyncClient(base_url=url, timeout=START_S, limits=limits) as shared:
+                clients = [asyncio.ensure_future(client(number)) for number in range(_CLIENTS)]
                 end = time.monotonic() + START_S
                 while len(engines(service)) < 2:
                     assert time.monotonic() < end, "no second engine in time"
-                    # Fresh work as the old is done, so that the queue stays deep.
-                    done = [task for task in asked if task.done()]
-                    asked += [asyncio.ensure_future(c.post("/v1/score", json=body(len(asked)))) for _ in done[:50]]
+                    assert not any(task.done() for task in clients), "a request failed"
                     await asyncio.sleep(0.5)
-                assert sum(not task.done() for task in asked) > 100, "killed too late to matter"
                 engines(service)[0].kill()
-                return await asyncio.gather(*asked)
+                killed.set()
+                return [reply for replies in await asyncio.gather(*clients) for reply in replies]
 
         replies = asyncio.run(run())
         assert {reply.status_code for reply in replies} == {200}
