@@ -83,4 +83,5 @@ class DropReason(StrEnum):
     WRONG_VERDICT = "wrong_verdict"
     SMALL_MARGIN = "small_margin"
     CONTRADICTED_CRITIQUE = "contradicted_critique"
+    UNFAITHFUL_CRITIQUE = "unfaithful_critique"
     EXAMPLE_TOO_LONG = "example_too_long"

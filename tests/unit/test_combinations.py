@@ -51,7 +51,7 @@ def apply(
 ) -> Selection:
     return select(
         critiques,
-        refuted.split(),
+        dict.fromkeys(refuted.split(), DropReason.CONTRADICTED_CRITIQUE),
         strategy=strategy,
         scale=MarginScale.PROBABILITY,
         tau=tau,

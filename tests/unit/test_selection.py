@@ -24,10 +24,13 @@ EVIDENCE = Evidence.of("shapes", Bands())
 CONFIG = SelectionConfig(tau=0.3)
 
 
-def critique(preference: Preference, side: Side, index: int, p_yes: float | None, image: str = "") -> Critique:
+def critique(
+    preference: Preference, side: Side, index: int, p_yes: float | None, image: str = "", claim: str = ""
+) -> Critique:
     """The verdict written is the likelier one; None is unreadable."""
     word = None if p_yes is None else "yes" if p_yes >= 0.5 else "no"
-    line = f"Claim: {index}. Image: {image or 'hard to say'}. Right."
+    called = "Wrong" if claim and word == "no" else "Right"
+    line = f"Claim: {claim or index}. Image: {image or 'hard to say'}. {called}."
     return factories.critique(
         f"{preference.id}/{side.value}/c{index}",
         preference=preference,
@@ -120,6 +123,21 @@ def test_a_refuted_critique_makes_room_for_an_honest_one() -> None:
     assert [(d.id, d.reason) for d in made.dropped] == [(lies.id, DropReason.CONTRADICTED_CRITIQUE)]
     unchecked = examples_of(Unit(id=preference.id, records=(lies, honest, other)), CONFIG, TEMPLATES, None)
     assert unchecked.records[0].id == f"{lies.id}/example"
+
+
+def test_a_critique_that_did_not_read_the_response_is_no_example_however_sure() -> None:
+    preference = factories.preference(sightings=(factories.sighting(),))
+    read = critique(preference, Side.REJECTED, 0, 0.2, claim="there is no red circle")
+    unread = critique(preference, Side.REJECTED, 1, 0.1, claim="there is a blue star")
+    chosen = critique(preference, Side.CHOSEN, 0, 0.9, claim="there is a red circle")
+    units = Unit(id=preference.id, records=(chosen, read, unread))
+    made = select(units, SelectionConfig(check_claims=True))
+    assert {e.id for e in made.records if e.kind is ExampleKind.CRITIQUE} == {
+        f"{chosen.id}/example",
+        f"{read.id}/example",
+    }
+    assert [(d.id, d.reason) for d in made.dropped] == [(unread.id, DropReason.UNFAITHFUL_CRITIQUE)]
+    assert f"{unread.id}/example" in {e.id for e in select(units, CONFIG).records}
 
 
 def test_failures_name_the_pairs_that_gave_nothing() -> None:

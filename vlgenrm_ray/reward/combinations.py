@@ -17,7 +17,7 @@ poorer side has critiques, and so as many critiques of the chosen response as of
 
 import math
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,6 +60,7 @@ RULES = {
 
 FAULTS = {
     DropReason.UNREADABLE_VERDICT: "no verdict to read, or more than one",
+    DropReason.UNFAITHFUL_CRITIQUE: "does not go through what the response claims",
     DropReason.CONTRADICTED_CRITIQUE: "says of the image what the experts refute",
     DropReason.WRONG_VERDICT: "the verdict is wrong",
 }
@@ -143,7 +144,7 @@ def combinations(critiques: Iterable[Critique], scale: MarginScale) -> list[Comb
 
 def select(
     critiques: Sequence[Critique],
-    refuted: Collection[str],
+    misread: Mapping[str, DropReason],
     *,
     strategy: Strategy,
     scale: MarginScale,
@@ -152,7 +153,7 @@ def select(
     min_mass: float,
     seed: int,
 ) -> Selection:
-    """Apply a strategy to the critiques of one pair; `refuted` are ids of those that the evidence contradicts.
+    """Apply a strategy to the critiques of one pair; `misread` says by id what is wrong with a critique's own text.
 
     Chance depends on `seed` and the pair's id alone, so it is the same in whatever batch the pair arrives.
     """
@@ -161,8 +162,8 @@ def select(
     def fault(critique: Critique) -> DropReason | None:
         if not is_readable(critique, min_mass):
             return DropReason.UNREADABLE_VERDICT
-        if critique.id in refuted:
-            return DropReason.CONTRADICTED_CRITIQUE
+        if critique.id in misread:
+            return misread[critique.id]
         return DropReason.WRONG_VERDICT if rule.right and not is_right(critique) else None
 
     faults = [(critique, fault(critique)) for critique in critiques]

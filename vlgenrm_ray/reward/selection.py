@@ -16,6 +16,7 @@ from vlgenrm_ray.judge import prompt as prompts
 from vlgenrm_ray.records import Critique, Dropped, Example
 from vlgenrm_ray.reward.combinations import MarginScale, Selection, Strategy, select
 from vlgenrm_ray.reward.examples import Templates, examples
+from vlgenrm_ray.reward.faithfulness import is_faithful
 from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.reward.selection_metrics import measure
 from vlgenrm_ray.settings import Settings, digest
@@ -38,6 +39,11 @@ class SelectionConfig(Settings):
     """Least margin of a combination (`mrs` only)."""
     top_n: int = Field(default=1, ge=1)
     """Combinations kept per pair at most (not `keep_all`, `correct_only`)."""
+    check_claims: bool = False
+    """Leave out critiques that put claims into the response's mouth, or whose verdict does not follow from its own.
+
+    It makes critiques read better, not verdicts right more often, and costs pairs while the judge still learns to read.
+    """
     check_evidence: bool = True
     """Leave out critiques whose own statements about the image the experts' sightings contradict."""
     w_direct: float = Field(default=0.5, ge=0.0)
@@ -51,16 +57,16 @@ class SelectionConfig(Settings):
 
 
 def choose(critiques: tuple[Critique, ...], config: SelectionConfig, evidence: Evidence | None) -> Selection:
-    """What becomes of the critiques of one pair; without `evidence` none is checked against it."""
-    refuted: list[str] = []
+    """What becomes of the critiques of one pair; without `evidence` nobody reads what they say."""
+    misread: dict[str, DropReason] = {}
     if evidence is not None:
         # Most samples of a sure judge are one and the same text, and texts are what takes time to check.
-        texts = {critique.text: critique for critique in critiques}
-        false = {text for text, critique in texts.items() if evidence.refutes(critique)}
-        refuted = [critique.id for critique in critiques if critique.text in false]
+        texts = {(critique.side, critique.text): critique for critique in critiques}
+        faults = {text: _fault(critique, config, evidence) for text, critique in texts.items()}
+        misread = {c.id: fault for c in critiques if (fault := faults[c.side, c.text]) is not None}
     return select(
         critiques,
-        refuted,
+        misread,
         strategy=config.strategy,
         scale=config.margin,
         tau=config.tau,
@@ -68,6 +74,14 @@ def choose(critiques: tuple[Critique, ...], config: SelectionConfig, evidence: E
         min_mass=config.min_mass,
         seed=config.seed,
     )
+
+
+def _fault(critique: Critique, config: SelectionConfig, evidence: Evidence) -> DropReason | None:
+    if config.check_claims and not is_faithful(critique, evidence.extractor):
+        return DropReason.UNFAITHFUL_CRITIQUE
+    if config.check_evidence and evidence.refutes(critique):
+        return DropReason.CONTRADICTED_CRITIQUE
+    return None
 
 
 def examples_of(
@@ -119,11 +133,11 @@ def run(
     """Select among the critiques in `source`.
 
     `prompt` and `direct_prompt` are the judge's own: what is trained is what is later asked. `evidence` is how
-    statements are read and checked; it is used if `config.check_evidence`.
+    statements are read and checked.
     Raises InputError for a prompt that cannot be read, ConfigError if `target` was made with other settings.
     """
     templates = Templates(critique=prompts.load(prompt), direct=prompts.load(direct_prompt))
-    used = evidence if config.check_evidence else None
+    used = evidence if config.check_claims or config.check_evidence else None
     work = _Select(config, templates, used)
     checks = used.fingerprint() if used else ""
     return flow.run(

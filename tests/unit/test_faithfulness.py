@@ -1,0 +1,68 @@
+"""Critiques held against what their response claims."""
+
+from pathlib import Path
+
+import factories
+import pytest
+
+from vlgenrm_ray.evidence.claims import VocabularyExtractor
+from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.records import Side
+from vlgenrm_ray.reward.faithfulness import is_faithful
+from vlgenrm_ray.shapes.critiques import critique
+from vlgenrm_ray.shapes.pairs import gold_pairs
+from vlgenrm_ray.shapes.world import scene_of
+
+EXTRACTOR = VocabularyExtractor(load_vocabulary("shapes"))
+RESPONSE = "There is a red circle at the top left. There is a blue star at the centre."
+CIRCLE = "Claim: a red circle at the top left. Image: a red circle at the top left. Right."
+STAR = "Claim: a blue star at the centre. Image: a blue star at the centre. Right."
+NO_STAR = "Claim: a blue star at the centre. Image: a green star at the centre. Wrong."
+OTHER = "Claim: a blue star at the top right. Image: nothing at the top right. Wrong."
+
+
+def faithful(steps: list[str], verdict: str, response: str = RESPONSE) -> bool:
+    text = "\n".join([*steps, f"Verdict: {verdict.capitalize()}"])
+    preference = factories.preference(chosen=response)
+    return is_faithful(
+        factories.critique(preference=preference, side=Side.CHOSEN, text=text, verdict=verdict), EXTRACTOR
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict", "expected"),
+    [
+        ([CIRCLE, STAR], "yes", True),
+        ([STAR, CIRCLE], "yes", True),
+        ([CIRCLE], "yes", False),
+        ([], "yes", False),
+        (["Claim: the image is as it is. Image: fine. Right."], "yes", False),
+        ([CIRCLE, NO_STAR], "yes", False),
+        ([CIRCLE, STAR, OTHER], "yes", False),
+        ([CIRCLE, NO_STAR], "no", True),
+        # One wrong claim is enough; nobody has to read on.
+        ([NO_STAR], "no", True),
+        ([CIRCLE], "no", False),
+        ([OTHER], "no", False),
+        # Right in every word, and no answer to what was asked.
+        ([CIRCLE, STAR], "no", True),
+    ],
+)
+def test_a_verdict_has_to_follow_from_the_claims_of_the_response(
+    steps: list[str], verdict: str, expected: bool
+) -> None:
+    assert faithful(steps, verdict) is expected
+
+
+def test_what_nobody_understands_is_held_against_no_critique() -> None:
+    assert faithful(["Claim: it is lovely. Image: it is. Right."], "yes", response="It is lovely.")
+
+
+def test_a_perfect_judge_is_faithful(tmp_path: Path) -> None:
+    for pair in gold_pairs(tmp_path, seed=3, split="train", count=100):
+        scene = scene_of(pair.question.id)
+        for side, response, verdict in ((Side.CHOSEN, pair.chosen, "yes"), (Side.REJECTED, pair.rejected, "no")):
+            text = critique(scene, pair.question.text, response)
+            assert text.endswith(f"Verdict: {verdict.capitalize()}")
+            made = factories.critique(preference=pair, side=side, text=text, verdict=verdict)
+            assert is_faithful(made, EXTRACTOR), (response, text)

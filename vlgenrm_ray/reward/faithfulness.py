@@ -1,0 +1,39 @@
+"""Whether a critique goes through what its response claims: it may have the right verdict without having read it.
+
+Margin alone favours such critiques: a judge is nowhere as sure as after a text that left its own language behind.
+"""
+
+from vlgenrm_ray.evidence.claims import ClaimExtractor
+from vlgenrm_ray.records import Claim, ClaimKind, Critique, Side
+from vlgenrm_ray.reward.critique_text import steps
+
+_Said = tuple[ClaimKind, str, str, str, bool]
+
+
+def is_faithful(critique: Critique, extractor: ClaimExtractor) -> bool:
+    """Whether the critique repeats nothing but claims of the response, and its verdict follows from its steps.
+
+    A Yes has to pass every claim and call none wrong; a No has to call one wrong, or pass every claim (the response may
+    be true and no answer). A response without a claim that the extractor understands is held against no critique.
+    """
+    preference = critique.preference
+    response = preference.chosen if critique.side is Side.CHOSEN else preference.rejected
+    claimed = _said(extractor, response)
+    if not claimed:
+        return True
+    made = steps(critique.text)
+    repeated = {step: _said(extractor, step.claim) for step in made}
+    passed = set().union(*repeated.values())
+    if passed - claimed:
+        return False
+    wrong = any(step.right is False and said for step, said in repeated.items())
+    complete = passed == claimed
+    return complete and not wrong if critique.verdict == "yes" else complete or wrong
+
+
+def _said(extractor: ClaimExtractor, text: str) -> set[_Said]:
+    return {_content(claim) for claim in extractor.extract(text) if not claim.hedged}
+
+
+def _content(claim: Claim) -> _Said:
+    return claim.kind, claim.subject, claim.value, claim.other, claim.negated
