@@ -15,13 +15,13 @@ from pydantic import Field
 from vlgenrm_ray import flow, images
 from vlgenrm_ray.arrow import from_table
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.contracts import Generator, Refused
+from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.evaluation.metrics import Estimate, blind, outcomes_by_id, paired_gain, summary
 from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge import prompt
-from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig, Rationale, judgement
+from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
 from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
 from vlgenrm_ray.settings import Settings, digest
 from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
@@ -69,12 +69,15 @@ def judge_pairs(
         if in_share(preference.id, no_image_share):
             asked.append((preference, NO_IMAGE, images.blank(image.size)))
     items = [item for preference, suffix, image in asked for item in _sides(preference, suffix, image)]
-    outcomes = iter(judge.critique(items))
+    judged = iter(judge.measured(items))
     for preference, suffix, _ in asked:
-        result, num_tokens = _result(judge, preference, suffix, next(outcomes), next(outcomes))
+        (chosen, for_chosen), (rejected, for_rejected) = next(judged), next(judged)
+        result = PairResult(id=f"{preference.id}{suffix}", preference=preference, chosen=chosen, rejected=rejected)
         before = units.get(preference.id, Unit(id=preference.id))
         units[preference.id] = Unit(
-            id=preference.id, records=(*before.records, result), num_tokens=before.num_tokens + num_tokens
+            id=preference.id,
+            records=(*before.records, result),
+            num_tokens=before.num_tokens + for_chosen + for_rejected,
         )
     return [units[preference.id] for preference in preferences]
 
@@ -90,24 +93,6 @@ def _sides(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Ite
     for side, response in ((Side.CHOSEN, preference.chosen), (Side.REJECTED, preference.rejected)):
         name = f"{preference.id}{suffix}/{side.value}"
         yield Item(id=name, images=(image,), question=preference.question.text, response=response)
-
-
-def _result(
-    judge: Judge,
-    preference: Preference,
-    suffix: str,
-    chosen: tuple[Rationale, ...] | Refused,
-    rejected: tuple[Rationale, ...] | Refused,
-) -> tuple[PairResult, int]:
-    name = f"{preference.id}{suffix}"
-    result = PairResult(
-        id=name,
-        preference=preference,
-        chosen=judgement(f"{name}/chosen", chosen, judge.config.aggregator),
-        rejected=judgement(f"{name}/rejected", rejected, judge.config.aggregator),
-    )
-    written = [r.num_tokens for outcome in (chosen, rejected) if not isinstance(outcome, Refused) for r in outcome]
-    return result, sum(written)
 
 
 def in_share(id: str, share: float) -> bool:

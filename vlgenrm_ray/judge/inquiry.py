@@ -33,7 +33,9 @@ class JudgeConfig(Settings):
     hint_prompt: str = "cot_hint"
     """Prompt that tells the right verdict, for hint-and-strip."""
     num_critiques: int = Field(default=4, ge=1, le=256)
-    """K, critiques per response; the `direct` mode needs one look only."""
+    """K, critiques per response (or sentence); the `direct` mode needs one look only."""
+    unit: Literal["response", "sentence"] = "response"
+    """What is judged at a time: a whole response, or each of its sentences, the least of whose rewards counts."""
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     max_tokens: int = Field(default=256, ge=1)

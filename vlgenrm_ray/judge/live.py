@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlgenrm_ray.engines.contracts import LiveGenerator, Refused
 from vlgenrm_ray.judge.inquiry import Inquiry, Item, Rationale, judgement
+from vlgenrm_ray.judge.parts import least, sentences
 from vlgenrm_ray.records import Judgement
 
 if TYPE_CHECKING:
@@ -40,9 +41,35 @@ async def judge(
 ) -> Judged:
     """Critiques of an item whose pixels are `images`, as many as are finished by `deadline`, and the reward they give.
 
-    `deadline`: as `asyncio.get_running_loop().time()` counts. What is not finished by then is aborted; so is all if the
-    caller is cancelled. Where nothing is finished, the status is `timeout`. Raises EngineLostError.
+    Where sentences are judged, each needs a critique finished. `deadline`: as `asyncio.get_running_loop().time()`
+    counts. What is not finished by then is aborted; so is all if the caller is cancelled. Where nothing is finished,
+    the status is `timeout`. Raises EngineLostError.
     """
+    several = sentences(item) if inquiry.config.unit == "sentence" else (item,)
+    made = await asyncio.gather(
+        *(_judge(inquiry, generator, part, images, aggregator=aggregator, deadline=deadline) for part in several)
+    )
+    if len(made) == 1:
+        return made[0]
+    return Judged(
+        judgement=least(item.id, [one.judgement for one in made]),
+        num_asked=sum(one.num_asked for one in made),
+        p_yes=tuple(p for one in made for p in one.p_yes),
+        num_tokens=sum(one.num_tokens for one in made),
+        engine_s=max(one.engine_s for one in made),
+        detail=next((one.detail for one in made if one.detail), ""),
+    )
+
+
+async def _judge(
+    inquiry: Inquiry,
+    generator: LiveGenerator,
+    item: Item,
+    images: "tuple[PIL.Image.Image, ...]",
+    *,
+    aggregator: Any,
+    deadline: float | None,
+) -> Judged:
     begin = time.monotonic()
     seed = inquiry.seed(item)
     found: dict[int, Rationale] = {}

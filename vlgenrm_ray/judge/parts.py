@@ -1,0 +1,39 @@
+"""A response taken apart: each sentence is judged by itself, and the whole is worth what its worst sentence is.
+
+Divide and conquer, as in RLAIF-V (arXiv 2405.17220): a judge that loses its way in a long response can still be sure of
+a short one. There a response's score is the number of its claims refused; the least reward, which is one of those of a
+whole response and favours no number of sentences, is our choice.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vlgenrm_ray.judge.inquiry import Item
+from vlgenrm_ray.records import Judgement
+
+_BETWEEN = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|\s*\n\s*")
+
+
+def sentences(item: Item) -> tuple[Item, ...]:
+    """The item's response sentence by sentence; the item itself where it is one."""
+    found = [part for part in _BETWEEN.split(item.response.strip()) if part]
+    if len(found) < 2:
+        return (item,)
+    return tuple(replace(item, id=f"{item.id}/s{number}", response=part) for number, part in enumerate(found))
+
+
+def least(id: str, parts: Sequence[Judgement]) -> Judgement:
+    """The judgement of a whole from those of its parts; without a reward, and with its status, where one of them is."""
+    worst = next((part for part in parts if part.reward is None), None)
+    if worst is None:
+        worst = min(parts, key=lambda part: part.reward if part.reward is not None else 0.0)
+    return Judgement(
+        id=id,
+        reward=worst.reward,
+        status=worst.status,
+        num_critiques=sum(part.num_critiques for part in parts),
+        verdict_mass=sum(part.verdict_mass for part in parts) / len(parts),
+        critiques=tuple(text for part in parts for text in part.critiques),
+        p_yes=tuple(p for part in parts for p in part.p_yes),
+    )
