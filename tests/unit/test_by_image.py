@@ -16,7 +16,7 @@ def rows(images: list[str]) -> pa.Table:
     return pa.table({"id": pa.array(images, pa.string()), "response": pa.array(responses, kind)})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 200).map("{:064x}".format), max_size=150))
 def test_every_response_comes_under_its_own_image_once(images: list[str]) -> None:
     grouped = group(rows(images)).to_pylist()

@@ -106,7 +106,7 @@ def seen(scene: Scene) -> Preference:
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_perfect_critique_is_never_refuted_and_a_thing_moved_always(seed: int) -> None:
     rng = random.Random(seed)
     scene = draw(rng)

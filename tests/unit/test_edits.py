@@ -81,7 +81,7 @@ def test_a_sentence_can_be_left_out() -> None:
     assert without(text, second) == "There is a red circle at the top left. It is nice."
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.data())
 def test_an_edit_changes_exactly_one_statement_and_only_its_span(index: int, data: st.DataObject) -> None:
     scene, question = world.draw(3, "train", index)
@@ -115,7 +115,7 @@ def test_what_a_question_asks(question: str, kind: str | None, subjects: set[str
     assert (about.kind, set(about.subjects)) == (kind and ClaimKind(kind), subjects)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_reference_answers_answer(index: int) -> None:
     _, question = world.draw(3, "train", index)

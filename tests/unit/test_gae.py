@@ -15,7 +15,7 @@ from vlgenrm_ray.policy.shaping import token_rewards
 NAN = float("nan")
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 6))
 shares = st.floats(0, 1)
-few = settings(deadline=None, max_examples=30)
+few = settings(max_examples=30)
 
 
 def random(size: tuple[int, int], seed: int, number: int) -> list[torch.Tensor]:

@@ -34,7 +34,7 @@ settings_of_all = st.fixed_dictionaries(
     }
 )
 seeds = st.integers(0, 999)
-few = settings(deadline=None, max_examples=30)
+few = settings(max_examples=30)
 
 
 def algorithm(**values: Any) -> AlgorithmConfig:

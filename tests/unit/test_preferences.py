@@ -94,7 +94,7 @@ def right(index: int) -> str:
 INDEX = st.integers(0, 20_000)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(INDEX, st.integers(0, 4), st.booleans(), st.randoms(use_true_random=False))
 def test_every_label_is_true_and_no_question_vanishes(
     index: int, num_wrong: int, with_right: bool, chance: random.Random
@@ -122,7 +122,7 @@ def test_every_label_is_true_and_no_question_vanishes(
     assert prefer(backwards, config, VOCABULARY, BANDS, 0) == made
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(INDEX)
 def test_a_true_response_can_always_be_edited(index: int) -> None:
     (pair,) = edited(case(index, [("policy", right(index))]))
@@ -150,7 +150,7 @@ def test_edits_do_not_favour_one_direction() -> None:
     assert max(colours.values()) < 3 * min(colours.values())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(INDEX)
 def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
     (wrong,) = wrongs(index, 1)
@@ -177,7 +177,7 @@ def test_descriptions_are_repaired_or_shortened() -> None:
     assert repairs["mended"] > 15
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(INDEX)
 def test_unknown_never_makes_a_negative(index: int) -> None:
     texts = [("policy", right(index)), *[("policy", t) for t in wrongs(index, 2)]]

@@ -54,7 +54,7 @@ def test_scores_come_in_the_order_asked_with_their_critiques() -> None:
 
 
 @given(shades=st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_an_image_travels_once_and_order_is_kept(shades: list[list[int]]) -> None:
     service = ScriptedService()
     with client(service) as judge:

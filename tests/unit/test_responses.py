@@ -107,7 +107,7 @@ def test_imported_pairs_pass_unasked(picture: ImageRef) -> None:
     assert [d.reason for d in imported(question(picture, chosen="A cat.", rejected="")).dropped] == ["empty_text"]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(share=st.floats(0.05, 1.0), seed=st.integers(0, 99))
 def test_a_share_grows_without_losing_whom_it_had(share: float, seed: int) -> None:
     image = ImageRef(uri="", sha256="", width=1, height=1)

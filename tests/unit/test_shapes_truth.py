@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.records import Claim, ClaimKind
@@ -32,7 +32,6 @@ def scene(*things: tuple[str, str]) -> Scene:
 SCENE = scene(("red circle", "top left"), ("blue star", "centre"), ("red square", "bottom right"))
 
 
-@settings(deadline=None)
 @given(INDEX, INDEX)
 def test_references_are_true_and_corruptions_false(index: int, chance: int) -> None:
     here, asked = world.draw(0, "train", index)
@@ -44,7 +43,6 @@ def test_references_are_true_and_corruptions_false(index: int, chance: int) -> N
     assert critique(here, asked.text, wrong).endswith("\nVerdict: No")
 
 
-@settings(deadline=None)
 @given(INDEX, INDEX)
 def test_a_corruption_changes_one_claim(index: int, chance: int) -> None:
     here, asked = world.draw(0, "train", index)
@@ -55,7 +53,6 @@ def test_a_corruption_changes_one_claim(index: int, chance: int) -> None:
     assert abs(len(wrong) - len(asked.reference)) <= 8
 
 
-@settings(deadline=None)
 @given(INDEX, INDEX)
 def test_verdict_is_truth_for_answers_of_another_scene(index: int, seed: int) -> None:
     """Whatever is answered, the reference critique's verdict is `is_true`, and each line's own says if it holds."""
@@ -66,7 +63,6 @@ def test_verdict_is_truth_for_answers_of_another_scene(index: int, seed: int) ->
     assert (" Wrong." in text) == (not all(holds(there, c) for c in claims(asked.reference) or ()))
 
 
-@settings(deadline=None)
 @given(INDEX)
 def test_questions_can_be_read(index: int) -> None:
     _, asked = world.draw(0, "test", index)

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.images import ImageLimits, read
@@ -37,7 +37,6 @@ def test_split_ignores_how_a_scene_looks() -> None:
     assert all(len(s) == 1 for s in splits.values())
 
 
-@settings(deadline=None)
 @given(SEEDS)
 def test_things_lie_in_their_cells_and_in_order(seed: int) -> None:
     scene = draw(random.Random(seed))
