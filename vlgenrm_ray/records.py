@@ -219,6 +219,9 @@ class Example:
     """"yes" / "no" for judgements (to balance them), "" for answers."""
     weight: float
     round: int
+    stratum: str = ""
+    """What kind of thing the judged response says ("count 3"): responses alike in it are balanced among themselves.
+    "" where it says several, or nobody read it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

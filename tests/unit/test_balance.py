@@ -59,3 +59,34 @@ def test_none_and_single_labels_leave_examples_alone() -> None:
     assert entries(given, "weights", seed=0, epoch=0) == plain
     assert entries(given, "resample", seed=0, epoch=0) == plain
     assert entries([*given, Labelled(ExampleKind.CRITIQUE, "no", 1.0)], "none", seed=0, epoch=0)[4] == Entry(4, 1.0)
+
+
+def labelled(label: str, stratum: str, times: int) -> list[Labelled]:
+    return [Labelled(ExampleKind.CRITIQUE, label, 1.0, stratum)] * times
+
+
+def test_within_a_stratum_yes_and_no_count_alike_too() -> None:
+    given = [
+        *labelled("yes", "count 1", 6),
+        *labelled("no", "count 1", 2),
+        *labelled("yes", "count 3", 2),
+        *labelled("no", "count 3", 6),
+    ]
+    by_label = entries(given, "weights", seed=0, epoch=0)
+    assert {e.weight for e in by_label} == {1.0}, "all in all there are as many of both"
+    made = entries(given, "strata", seed=0, epoch=0)
+    assert [e.weight for e in made] == pytest.approx([4 / 6] * 6 + [2.0] * 2 + [2.0] * 2 + [4 / 6] * 6)
+
+
+def test_few_examples_never_stand_for_a_whole_stratum() -> None:
+    given = labelled("yes", "count 1", 99) + labelled("no", "count 1", 1) + labelled("no", "", 98)
+    made = entries(given, "strata", seed=0, epoch=0)
+    rare, most, other = made[99].weight, made[0].weight, made[100].weight
+    assert rare / other == pytest.approx(4.0)
+    assert most < 1.0
+    assert sum(e.weight for e in made[:99]) == pytest.approx(sum(e.weight for e in made[99:]))
+
+
+def test_a_stratum_of_one_label_and_what_is_in_none_are_balanced_by_label_alone() -> None:
+    given = labelled("yes", "count 1", 3) + labelled("no", "count 2", 1) + labelled("yes", "", 1)
+    assert entries(given, "strata", seed=0, epoch=0) == entries(given, "weights", seed=0, epoch=0)

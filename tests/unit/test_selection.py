@@ -76,6 +76,24 @@ def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> Non
     assert [e.label for e in made.records] == ["yes", "no", "yes", "no", ""]
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "strata"),
+    [
+        ("There are three red stars.", "There is one red star.", ("count 3", "count 1")),
+        ("The star is red.", "The star is blue.", ("attribute red", "attribute blue")),
+        ("Yes, there is a star.", "No, there is no star.", ("existence", "existence denied")),
+        ("There is a red star at the centre.", "It is nice.", ("", "")),
+    ],
+)
+def test_judgements_know_what_kind_of_thing_they_judge(chosen: str, rejected: str, strata: tuple[str, str]) -> None:
+    preference = factories.preference(chosen=chosen, rejected=rejected, sightings=(factories.sighting(),))
+    records = (critique(preference, Side.CHOSEN, 0, 0.9), critique(preference, Side.REJECTED, 0, 0.1))
+    made = select(Unit(id=preference.id, records=records)).records
+    found = {(e.label, e.stratum) for e in made if e.kind is not ExampleKind.ANSWER}
+    assert found == set(zip(("yes", "no"), strata, strict=True))
+    assert [e.stratum for e in made if e.kind is ExampleKind.ANSWER] == [""]
+
+
 def test_parts_of_no_weight_are_left_out() -> None:
     config = SelectionConfig(tau=0.3, top_n=2, w_direct=0.0, lambda_answer=0.0)
     made = select(unit([0.9, 0.8], [0.2, 0.1]), config)

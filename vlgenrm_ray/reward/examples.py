@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlgenrm_ray.evidence.claims import ClaimExtractor
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.records import Critique, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.combinations import Combination
@@ -18,19 +19,25 @@ class Templates:
 
 
 def examples(
-    kept: Sequence[Combination], templates: Templates, *, w_direct: float, lambda_answer: float
+    kept: Sequence[Combination],
+    templates: Templates,
+    *,
+    w_direct: float,
+    lambda_answer: float,
+    extractor: ClaimExtractor | None = None,
 ) -> list[Example]:
     """Examples of one pair: each kept critique; once per pair both direct verdicts, and the chosen response.
 
     The label of a critique is the verdict it teaches (under `keep_all` not always the right one). Parts of
-    weight 0 are left out. Nothing kept gives nothing.
+    weight 0 are left out. Nothing kept gives nothing. With an `extractor` judgements have their stratum.
     """
-    made = [_critique(c, templates) for pair in kept for c in (pair.chosen, pair.rejected)]
     if not kept:
-        return made
+        return []
     preference, number = kept[0].chosen.preference, kept[0].chosen.round
+    strata = {side: _stratum(_response(preference, side), extractor) for side in Side}
+    made = [_critique(c, templates, strata[c.side]) for pair in kept for c in (pair.chosen, pair.rejected)]
     if w_direct:
-        made += [_direct(preference, side, templates, w_direct, number) for side in Side]
+        made += [_direct(preference, side, templates, w_direct, number, strata[side]) for side in Side]
     if lambda_answer:
         made.append(
             Example(
@@ -47,7 +54,7 @@ def examples(
     return made
 
 
-def _critique(critique: Critique, templates: Templates) -> Example:
+def _critique(critique: Critique, templates: Templates, stratum: str) -> Example:
     preference = critique.preference
     completion = cut_after_verdict(critique.text)
     assert critique.verdict, "an unreadable critique was kept"
@@ -61,10 +68,13 @@ def _critique(critique: Critique, templates: Templates) -> Example:
         label=critique.verdict,
         weight=1.0,
         round=critique.round,
+        stratum=stratum,
     )
 
 
-def _direct(preference: Preference, side: Side, templates: Templates, weight: float, number: int) -> Example:
+def _direct(
+    preference: Preference, side: Side, templates: Templates, weight: float, number: int, stratum: str
+) -> Example:
     label = "yes" if side is Side.CHOSEN else "no"
     return Example(
         id=f"{preference.id}/{side.value}/direct",
@@ -75,9 +85,20 @@ def _direct(preference: Preference, side: Side, templates: Templates, weight: fl
         label=label,
         weight=weight,
         round=number,
+        stratum=stratum,
     )
 
 
+def _stratum(response: str, extractor: ClaimExtractor | None) -> str:
+    """The kind, value and sense of the one thing a response says; its subject ("red circle") left out."""
+    claims = extractor.extract(response) if extractor is not None else ()
+    said = {" ".join(filter(None, (c.kind.value, c.value, "denied" if c.negated else ""))) for c in claims}
+    return said.pop() if len(said) == 1 else ""
+
+
+def _response(preference: Preference, side: Side) -> str:
+    return preference.chosen if side is Side.CHOSEN else preference.rejected
+
+
 def _render(template: str, preference: Preference, side: Side) -> str:
-    response = preference.chosen if side is Side.CHOSEN else preference.rejected
-    return prompt.render(template, question=preference.question.text, response=response)
+    return prompt.render(template, question=preference.question.text, response=_response(preference, side))

@@ -101,7 +101,13 @@ def examples_of(
     if selection.failure is not None:
         detail = f"nothing kept of {len(unit.records)} critiques"
         dropped.insert(0, Dropped(stage=STAGE, id=unit.id, reason=selection.failure, detail=detail))
-    made = examples(selection.kept, templates, w_direct=config.w_direct, lambda_answer=config.lambda_answer)
+    made = examples(
+        selection.kept,
+        templates,
+        w_direct=config.w_direct,
+        lambda_answer=config.lambda_answer,
+        extractor=evidence.extractor if evidence is not None else None,
+    )
     return Unit(id=unit.id, records=tuple(made), dropped=tuple(dropped))
 
 
@@ -137,9 +143,8 @@ def run(
     Raises InputError for a prompt that cannot be read, ConfigError if `target` was made with other settings.
     """
     templates = Templates(critique=prompts.load(prompt), direct=prompts.load(direct_prompt))
-    used = evidence if config.check_claims or config.check_evidence else None
-    work = _Select(config, templates, used)
-    checks = used.fingerprint() if used else ""
+    work = _Select(config, templates, evidence)
+    checks = evidence.fingerprint() if evidence else ""
     return flow.run(
         target,
         flow.read_units(source),

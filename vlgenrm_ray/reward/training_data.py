@@ -79,7 +79,7 @@ def measure(
                 detail = f"{len(tokens)} tokens, limit {max_tokens} (training.tokens_per_batch)"
                 dropped.append(_dropped(example, DropReason.EXAMPLE_TOO_LONG, detail))
                 continue
-            traits = Labelled(example.kind, example.label, example.weight)
+            traits = Labelled(example.kind, example.label, example.weight, example.stratum)
             fit.append(Measured(index, len(tokens), tokens.num_targets, traits))
     return fit, dropped
 
