@@ -78,7 +78,9 @@ def test_what_cannot_be_measured_is_refused(override: str, message: str) -> None
 
 
 def test_the_other_trainer_is_told_the_same() -> None:
-    told = arguments(work(shapes(), steps=12, threads=2), generation="transformers", micro_batches=4)
+    told = arguments(
+        work(shapes("policy.rollouts.top_p=0.9"), steps=12, threads=2), generation="transformers", micro_batches=4
+    )
     assert (told["per_device_train_batch_size"], told["gradient_accumulation_steps"]) == (32, 4)
     assert (told["num_generations"], told["max_completion_length"]) == (8, 96)
     assert (told["temperature"], told["top_p"]) == (1.0, 0.9)

@@ -4,8 +4,8 @@ Trainings run one at a time, each in a process of its own, on the cores that thi
 and back, so that a drift of the machine harms all alike. Only steady steps count: not the first ones, which warm up,
 nor the last, which has no next one beside it.
 
-Ours has an engine and a learner. In a synchronous step they take turns, and each has all cores; so has TRL, in its one
-process. One-step-off is compared where each of both has a core of its own, in both modes.
+Ours has an engine and a learner, and each has half of the cores, in both modes: all of them for each, in turns, was
+slower, since threads that wait for work keep their cores busy. TRL has all cores, in its one process.
 
 TRL generates with transformers, and with vLLM in its process (`vllm_mode: colocate`); the faster one is what we are
 compared to. Its batch is the whole step's at once, which was faster than any division of it; it keeps no more log than
@@ -56,7 +56,7 @@ class PolicyBenchConfig(Settings):
 
 
 class PolicyBench:
-    """One run. `run` measures part by part; `results` holds what is there so far."""
+    """One run; `results` holds its figures by part."""
 
     def __init__(self, bench: PolicyBenchConfig, config: PolicyRunConfig, tell: Callable[[str], None]) -> None:
         """Raises InputError for a recipe that cannot be measured so, or too few cores."""
@@ -65,10 +65,11 @@ class PolicyBench:
         self.cores = len(os.sched_getaffinity(0))
         self._tell = tell
         total = bench.warmup + bench.steps + 1
-        self._together = work(config, steps=total, threads=self.cores)
-        self._apart = {mode: work(config, steps=total, threads=1, mode=mode) for mode in _MODES}
+        threads = max(1, self.cores // 2)
+        self.ours = {mode: work(config, steps=total, threads=threads, mode=mode) for mode in _MODES}
+        """What ours is told, by mode."""
         self.trl = {
-            name: arguments(self._together, generation=name, micro_batches=bench.micro_batches)
+            name: arguments(self.ours["synchronous"], generation=name, micro_batches=bench.micro_batches)
             for name in (bench.generations if "trl" in bench.parts else ())
         }
         """The arguments of TRL's trainer."""
@@ -79,39 +80,36 @@ class PolicyBench:
 
     def run(self) -> dict[str, Any]:
         """All parts' figures. Raises StageError where a training fails."""
+        parts = self.bench.parts
         with TemporaryDirectory() as name:
-            if {"trl", "phases"} & set(self.bench.parts):
-                self._steps(Path(name) / "together")
-            if "one_step_off" in self.bench.parts:
-                self._modes(Path(name) / "apart")
+            folder = Path(name)
+            runs: dict[str, Callable[[Path], Pace]] = {
+                mode: partial(self._ours, config)
+                for mode, config in self.ours.items()
+                if mode == "synchronous" or mode in parts
+            }
+            for generation in self.trl:
+                # Our first run comes first: it makes the questions.
+                runs[generation] = partial(self._trl, generation, folder / "synchronous-1")
+            found = self._in_turns(runs, folder)
+        ours = found["synchronous"]
+        if "trl" in parts:
+            self.results["trl"] = compared(ours, {name: found[name] for name in self.trl})
+        if "phases" in parts:
+            self.results["phases"] = shares(ours)
+        if "one_step_off" in parts:
+            self.results["one_step_off"] = compared(found["one_step_off"], {"synchronous": ours})
         return self.results
 
     def settings(self) -> dict[str, Any]:
         """Of both sides, for the report."""
         return {
             "bench": self.bench.model_dump(mode="json"),
-            "ours": self._together.model_dump(mode="json"),
+            "ours": {mode: config.model_dump(mode="json") for mode, config in self.ours.items()},
             "trl": self.trl,
         }
 
-    # -- parts -------------------------------------------------------------------------------------------------
-
-    def _steps(self, folder: Path) -> None:
-        runs: dict[str, Callable[[Path], Pace]] = {"ours": partial(self._ours, self._together)}
-        for name in self.trl:
-            # Our first run comes first: it makes the questions.
-            runs[name] = partial(self._trl, name, folder / "ours-1")
-        found = self._in_turns(runs, folder)
-        ours = found.pop("ours")
-        if found:
-            self.results["trl"] = compared(ours, found)
-        if "phases" in self.bench.parts:
-            self.results["phases"] = shares(ours)
-
-    def _modes(self, folder: Path) -> None:
-        found = self._in_turns({mode: partial(self._ours, config) for mode, config in self._apart.items()}, folder)
-        off = found.pop("one_step_off")
-        self.results["one_step_off"] = compared(off, found)
+    # -- sides -------------------------------------------------------------------------------------------------
 
     def _in_turns(self, runs: Mapping[str, Callable[[Path], Pace]], folder: Path) -> dict[str, list[Pace]]:
         found: dict[str, list[Pace]] = {name: [] for name in runs}
@@ -121,8 +119,6 @@ class PolicyBench:
                 found[name].append(one)
                 self._tell(f"turn {turn} of {self.bench.turns}: {name:<12} {one.rate:>8.2f} samples/s")
         return found
-
-    # -- sides -------------------------------------------------------------------------------------------------
 
     def _ours(self, config: PolicyRunConfig, target: Path) -> Pace:
         target.mkdir(parents=True)
@@ -140,7 +136,7 @@ class PolicyBench:
         threads = str(self.cores)
         variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
         if name == "vllm":
-            variables |= environment(self._together.policy.rollouts.engine)
+            variables |= environment(self.ours["synchronous"].policy.rollouts.engine)
         processes.finish(command, variables, limit_s=_LIMIT_S)
         return self._pace(target / "metrics.jsonl")
 
