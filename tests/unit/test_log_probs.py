@@ -57,7 +57,7 @@ def test_no_target_is_no_row() -> None:
 
 def test_values_of_targets_stand_where_the_targets_are() -> None:
     weights = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, -1.0, 0.0, 0.0]])
-    batch = Batch({}, weights)
+    batch = Batch({}, (0, 0), weights)
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     spread = batch.spread(values)
     assert spread.tolist() == [[0.0, 0.0, 1.0, 2.0], [0.0, 3.0, 0.0, 0.0]]

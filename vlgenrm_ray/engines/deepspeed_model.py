@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, engine_settings, lr_share
 from vlgenrm_ray.engines.vlm_batch import Batch
+from vlgenrm_ray.engines.vlm_tower import Tower
 
 if TYPE_CHECKING:
     import torch
@@ -75,15 +76,17 @@ class DeepSpeedModel:
         import deepspeed
 
         self.module = module
+        self.tower = Tower(module)
         self.device = _device()
         self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
 
     def outputs(self, batch: Batch, positions: "torch.Tensor") -> "torch.Tensor":
         """What the module's head says, [B, K, width], at K positions, the same of every row."""
         batch = batch.to(self.device)
-        logits: torch.Tensor = self.engine(
-            **batch.inputs, logits_to_keep=positions.to(self.device), use_cache=False
-        ).logits
+        with self.tower.showing(batch.shown):
+            logits: torch.Tensor = self.engine(
+                **batch.inputs, logits_to_keep=positions.to(self.device), use_cache=False
+            ).logits
         return logits
 
     def before_targets(self, batch: Batch) -> "torch.Tensor":

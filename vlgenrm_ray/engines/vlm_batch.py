@@ -55,7 +55,10 @@ class Batch:
     """B examples padded on the right to T tokens."""
 
     inputs: "dict[str, torch.Tensor]"
-    """`input_ids`, `attention_mask`, `mm_token_type_ids` [B, T]; `pixel_values`, `image_grid_thw` of the B images."""
+    """`input_ids`, `attention_mask`, `mm_token_type_ids` [B, T]; `image_grid_thw` [B, 3]; `pixel_values` of the
+    distinct images, in the order of `shown`."""
+    shown: tuple[int, ...]
+    """Which of the distinct images each row shows."""
     weights: "torch.Tensor"
     """[B, T] float32: how much the loss of each token counts; 0 on prompt, image and padding tokens."""
     counts: bool = True
@@ -82,7 +85,7 @@ class Batch:
         if self.weights.device == device:
             return self
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.weights.to(device), self.counts)
+        return Batch(inputs, self.shown, self.weights.to(device), self.counts)
 
 
 class VlmEncoder:
@@ -186,6 +189,8 @@ class VlmEncoder:
         mask = torch.zeros((len(rows), longest), dtype=torch.long)
         weights = torch.zeros((len(rows), longest))
         pixels = [self.pixels(ref) for _, ref, _ in rows]
+        distinct = list(dict.fromkeys(ref.sha256 for _, ref, _ in rows))
+        shown = tuple(distinct.index(ref.sha256) for _, ref, _ in rows)
         for i, (tokens, _, weight) in enumerate(rows):
             ids[i, : len(tokens)] = torch.tensor(tokens.ids)
             mask[i, : len(tokens)] = 1
@@ -200,9 +205,10 @@ class VlmEncoder:
                 "input_ids": ids,
                 "attention_mask": mask,
                 "mm_token_type_ids": (ids == self.image_token).int(),
-                "pixel_values": torch.cat([p.values for p in pixels]),
+                "pixel_values": torch.cat([pixels[shown.index(i)].values for i in range(len(distinct))]),
                 "image_grid_thw": grids,
             },
+            shown=shown,
             weights=weights,
             counts=counts,
         )

@@ -1,0 +1,70 @@
+"""A picture that several rows show goes through the vision tower once, and nothing else is other than before."""
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.world_examples import examples
+from vlgenrm_ray.engines.vlm_batch import Batch, VlmEncoder
+from vlgenrm_ray.engines.vlm_tower import Tower
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.shapes import pack_path
+
+if TYPE_CHECKING:
+    import torch
+
+SHOWN = (0, 1, 0, 2, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    """Six rows of three pictures, one of which four prompts are about."""
+    made = examples(tmp_path_factory.mktemp("world"), 10)
+    different = {example.image.sha256: example for example in made}
+    pictures = [example.image for example in different.values()][:3]
+    encoder = VlmEncoder(pack_path("vlm"), ImageLimits())
+    rows = [(pictures[shown], made[number]) for number, shown in enumerate(SHOWN)]
+    return encoder.batch([(encoder.encode(p, e.prompt, e.completion), p, 1.0) for p, e in rows])
+
+
+def module() -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(pack_path("vlm"), dtype=torch.float32)
+
+
+def answered(model: Any, inputs: dict[str, Any]) -> "tuple[torch.Tensor, list[torch.Tensor], list[int]]":
+    """Logits, gradients of all parameters, and the patches that went through the tower."""
+    seen: list[int] = []
+    model.model.visual.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    logits = model(**inputs, use_cache=False).logits
+    logits.logsumexp(-1).mean().backward()
+    return logits.detach(), [p.grad for p in model.parameters() if p.grad is not None], seen
+
+
+def test_rows_of_one_picture_share_its_way_through_the_tower(batch: Batch) -> None:
+    import torch
+
+    assert batch.shown == SHOWN
+    patches = batch.inputs["image_grid_thw"].prod(-1)
+    ends = patches[:3].cumsum(0).tolist()
+    pictures = [batch.inputs["pixel_values"][end - int(n) : end] for end, n in zip(ends, patches, strict=False)]
+    repeated = batch.inputs | {"pixel_values": torch.cat([pictures[shown] for shown in SHOWN])}
+    logits, gradients, seen = answered(module(), repeated)
+    shared = module()
+    with Tower(shared).showing(batch.shown):
+        same_logits, same_gradients, fewer = answered(shared, batch.inputs)
+    assert (seen, fewer) == ([int(patches.sum())], [ends[-1]])
+    torch.testing.assert_close(same_logits, logits)
+    assert len(same_gradients) == len(gradients) == len(list(shared.parameters()))
+    for mine, theirs in zip(same_gradients, gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_module_without_such_a_tower_is_refused() -> None:
+    import torch
+
+    with pytest.raises(InputError, match="Linear"):
+        Tower(torch.nn.Linear(2, 2))
