@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.fp32_model import in_fp32
+from tests.plain_inputs import plain_inputs
 from tests.policy_laboratory import (
     CONFIGS,
     CRITIC_KEPT_AT,
@@ -68,7 +69,7 @@ class Plain:
         import torch
 
         batch = self.rows[worker]
-        every = (self.model(**batch.inputs).logits / temperature).log_softmax(-1)
+        every = (self.model(**plain_inputs(batch)).logits / temperature).log_softmax(-1)
         of_tokens = every[:, :-1].gather(-1, batch.inputs["input_ids"][:, 1:, None]).squeeze(-1)
         entropy = torch.distributions.Categorical(logits=every[:, :-1]).entropy()
         # The first token of a row has none before it.
