@@ -8,7 +8,7 @@ from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sample, Sa
 from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.judge.inquiry import Inquiry, Item, JudgeConfig, Rationale, judgement
-from vlgenrm_ray.judge.parts import least, sentences
+from vlgenrm_ray.judge.parts import least, parts
 from vlgenrm_ray.judge.verdict import Verdict, read_direct, strip_verdict
 from vlgenrm_ray.records import ImageRef, Judgement
 
@@ -40,17 +40,17 @@ class Judge:
 
     def measured(self, items: Sequence[Item]) -> list[tuple[Judgement, int]]:
         """`score`, with the number of tokens written for each item."""
-        parts = [sentences(item) if self.config.unit == "sentence" else (item,) for item in items]
-        outcomes = iter(self.critique([part for several in parts for part in several]))
+        taken = [parts(item, self.config.unit) for item in items]
+        outcomes = iter(self.critique([part for several in taken for part in several]))
         found = []
-        for item, several in zip(items, parts, strict=True):
+        for item, several in zip(items, taken, strict=True):
             written = [next(outcomes) for _ in several]
             judged = [
                 judgement(part.id, outcome, self.config.aggregator)
                 for part, outcome in zip(several, written, strict=True)
             ]
             tokens = sum(r.num_tokens for outcome in written if not isinstance(outcome, Refused) for r in outcome)
-            found.append((judged[0] if len(judged) == 1 else least(item.id, judged), tokens))
+            found.append((least(item.id, judged), tokens))
         return found
 
     def critique(self, items: Sequence[Item]) -> list[tuple[Rationale, ...] | Refused]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlgenrm_ray.engines.contracts import LiveGenerator, Refused
 from vlgenrm_ray.judge.inquiry import Inquiry, Item, Rationale, judgement
-from vlgenrm_ray.judge.parts import least, sentences
+from vlgenrm_ray.judge.parts import least, parts
 from vlgenrm_ray.records import Judgement
 
 if TYPE_CHECKING:
@@ -45,12 +45,10 @@ async def judge(
     counts. What is not finished by then is aborted; so is all if the caller is cancelled. Where nothing is finished,
     the status is `timeout`. Raises EngineLostError.
     """
-    several = sentences(item) if inquiry.config.unit == "sentence" else (item,)
+    several = parts(item, inquiry.config.unit)
     made = await asyncio.gather(
         *(_judge(inquiry, generator, part, images, aggregator=aggregator, deadline=deadline) for part in several)
     )
-    if len(made) == 1:
-        return made[0]
     return Judged(
         judgement=least(item.id, [one.judgement for one in made]),
         num_asked=sum(one.num_asked for one in made),

@@ -8,11 +8,17 @@ whole response and favours no number of sentences, is our choice.
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from vlgenrm_ray.judge.inquiry import Item
 from vlgenrm_ray.records import Judgement
 
 _BETWEEN = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|\s*\n\s*")
+
+
+def parts(item: Item, unit: Literal["response", "sentence"]) -> tuple[Item, ...]:
+    """What of an item is judged at a time: the item itself, or sentence by sentence, where its response has several."""
+    return (item,) if unit == "response" else sentences(item)
 
 
 def sentences(item: Item) -> tuple[Item, ...]:
@@ -25,6 +31,8 @@ def sentences(item: Item) -> tuple[Item, ...]:
 
 def least(id: str, parts: Sequence[Judgement]) -> Judgement:
     """The judgement of a whole from those of its parts; without a reward, and with its status, where one of them is."""
+    if len(parts) == 1:
+        return parts[0]
     worst = next((part for part in parts if part.reward is None), None)
     if worst is None:
         worst = min(parts, key=lambda part: part.reward if part.reward is not None else 0.0)

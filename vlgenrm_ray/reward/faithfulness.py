@@ -1,6 +1,6 @@
 """Whether a critique goes through what its response claims: it may have the right verdict without having read it.
 
-Margin alone favours such critiques: a judge is nowhere as sure as after a text that left its own language behind.
+Margin alone does not tell: a judge may be as sure after a critique that passes over half of the claims.
 """
 
 from vlgenrm_ray.evidence.claims import ClaimExtractor
