@@ -9,6 +9,8 @@ _SERVED = ("test_trl.py", "test_playground.py", "test_serving.py")
 """Talk to the one service, in this order: the last tests kill it."""
 
 
+# Before xdist's own, which makes groups of the marks that it finds.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep each file's tests in one process, for what they start; those of the running service all in one."""
     items.sort(key=lambda item: _SERVED.index(item.path.name) if item.path.name in _SERVED else -1)

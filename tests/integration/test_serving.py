@@ -130,7 +130,7 @@ def test_an_operator_exchanges_the_model(http: httpx.Client, tmp_path: Path) -> 
 
 
 def test_kill_9_of_the_engine_under_load_loses_no_request(http: httpx.Client) -> None:
-    """Second to last: the service begins again with the version that was exchanged."""
+    """Second to last: the engine begins again with the version that was exchanged."""
     until_ready(http)
 
     async def run() -> list[httpx.Response]:
