@@ -173,6 +173,10 @@ class Preference:
     windows: tuple[Window, ...] = ()
     """Where they saw nothing."""
 
+    def response(self, side: "Side") -> str:
+        """The response of one side."""
+        return self.chosen if side is Side.CHOSEN else self.rejected
+
 
 class Side(StrEnum):
     CHOSEN = "chosen"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from vlgenrm_ray.evidence.checking import Bands, check
-from vlgenrm_ray.evidence.claims import extract
+from vlgenrm_ray.evidence.claims import extract, meaning
 from vlgenrm_ray.evidence.view import Glance, View
 from vlgenrm_ray.evidence.vocabulary import Vocabulary
 from vlgenrm_ray.records import Box, Checked, Claim, ClaimKind, Finding, Truth
@@ -40,11 +40,6 @@ class Standing:
     def worst(self) -> Finding:
         """The finding that most surely contradicts it. There must be one."""
         return max(self.contradicted, key=lambda f: f.score)
-
-
-def meaning(claim: Claim) -> tuple[ClaimKind, str, str, str, bool, bool]:
-    """What a claim says, wherever it stands and however it is worded."""
-    return (claim.kind, claim.subject, claim.value, claim.other, claim.negated, claim.hedged)
 
 
 @lru_cache(maxsize=8192)

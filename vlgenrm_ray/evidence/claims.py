@@ -34,6 +34,11 @@ class VocabularyExtractor:
         return extract(text, self.vocabulary)
 
 
+def meaning(claim: Claim) -> tuple[ClaimKind, str, str, str, bool, bool]:
+    """What a claim says, wherever it stands and however it is worded."""
+    return (claim.kind, claim.subject, claim.value, claim.other, claim.negated, claim.hedged)
+
+
 def extract(text: str, vocabulary: Vocabulary) -> tuple[Claim, ...]:
     """The claims of a text, in its order. See `ClaimExtractor`."""
     found: list[Claim] = []

@@ -122,8 +122,7 @@ def write(judge: Judge, preferences: Sequence[Preference], *, round: int, hint: 
 
 def item_of(preference: Preference, side: Side) -> Item:
     """What the judge is asked about one side."""
-    response = preference.chosen if side is Side.CHOSEN else preference.rejected
-    question = preference.question
+    question, response = preference.question, preference.response(side)
     return Item(id=f"{preference.id}/{side}", images=(question.image,), question=question.text, response=response)
 
 

@@ -34,7 +34,7 @@ def examples(
     if not kept:
         return []
     preference, number = kept[0].chosen.preference, kept[0].chosen.round
-    strata = {side: _stratum(_response(preference, side), extractor) for side in Side}
+    strata = {side: _stratum(preference.response(side), extractor) for side in Side}
     made = [_critique(c, templates, strata[c.side]) for pair in kept for c in (pair.chosen, pair.rejected)]
     if w_direct:
         made += [_direct(preference, side, templates, w_direct, number, strata[side]) for side in Side]
@@ -96,9 +96,5 @@ def _stratum(response: str, extractor: ClaimExtractor | None) -> str:
     return said.pop() if len(said) == 1 else ""
 
 
-def _response(preference: Preference, side: Side) -> str:
-    return preference.chosen if side is Side.CHOSEN else preference.rejected
-
-
 def _render(template: str, preference: Preference, side: Side) -> str:
-    return prompt.render(template, question=preference.question.text, response=_response(preference, side))
+    return prompt.render(template, question=preference.question.text, response=preference.response(side))

@@ -3,11 +3,9 @@
 Margin alone does not tell: a judge may be as sure after a critique that passes over half of the claims.
 """
 
-from vlgenrm_ray.evidence.claims import ClaimExtractor
-from vlgenrm_ray.records import Claim, ClaimKind, Critique, Side
+from vlgenrm_ray.evidence.claims import ClaimExtractor, meaning
+from vlgenrm_ray.records import Critique
 from vlgenrm_ray.reward.critique_text import steps
-
-_Said = tuple[ClaimKind, str, str, str, bool]
 
 
 def is_faithful(critique: Critique, extractor: ClaimExtractor) -> bool:
@@ -16,14 +14,12 @@ def is_faithful(critique: Critique, extractor: ClaimExtractor) -> bool:
     A Yes has to pass every claim and call none wrong; a No has to call one wrong, or pass every claim (the response may
     be true and no answer). A response without a claim that the extractor understands is held against no critique.
     """
-    preference = critique.preference
-    response = preference.chosen if critique.side is Side.CHOSEN else preference.rejected
-    claimed = _said(extractor, response)
+    claimed = _said(extractor, critique.preference.response(critique.side))
     if not claimed:
         return True
     made = steps(critique.text)
     repeated = {step: _said(extractor, step.claim) for step in made}
-    passed = set().union(*repeated.values())
+    passed: set[tuple[object, ...]] = set().union(*repeated.values())
     if passed - claimed:
         return False
     wrong = any(step.right is False and said for step, said in repeated.items())
@@ -31,9 +27,5 @@ def is_faithful(critique: Critique, extractor: ClaimExtractor) -> bool:
     return complete and not wrong if critique.verdict == "yes" else complete or wrong
 
 
-def _said(extractor: ClaimExtractor, text: str) -> set[_Said]:
-    return {_content(claim) for claim in extractor.extract(text) if not claim.hedged}
-
-
-def _content(claim: Claim) -> _Said:
-    return claim.kind, claim.subject, claim.value, claim.other, claim.negated
+def _said(extractor: ClaimExtractor, text: str) -> set[tuple[object, ...]]:
+    return {meaning(claim) for claim in extractor.extract(text) if not claim.hedged}

@@ -14,7 +14,7 @@ we do, and decodes with a cache.
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,7 +56,7 @@ class PolicyBenchConfig(Settings):
 
 
 class PolicyBench:
-    """One run; `results` holds its figures by part."""
+    """One run; `results` holds its figures by part, of the turns that are done."""
 
     def __init__(self, bench: PolicyBenchConfig, config: PolicyRunConfig, tell: Callable[[str], None]) -> None:
         """Raises InputError for a recipe that cannot be measured so, or too few cores."""
@@ -91,15 +91,18 @@ class PolicyBench:
             for generation in self.trl:
                 # Our first run comes first: it makes the questions.
                 runs[generation] = partial(self._trl, generation, folder / "synchronous-1")
-            found = self._in_turns(runs, folder)
-        ours = found["synchronous"]
+            for found in self._in_turns(runs, folder):
+                self._sum_up(found)
+        return self.results
+
+    def _sum_up(self, found: Mapping[str, Sequence[Pace]]) -> None:
+        parts, ours = self.bench.parts, found["synchronous"]
         if "trl" in parts:
             self.results["trl"] = compared(ours, {name: found[name] for name in self.trl})
         if "phases" in parts:
             self.results["phases"] = shares(ours)
         if "one_step_off" in parts:
             self.results["one_step_off"] = compared(found["one_step_off"], {"synchronous": ours})
-        return self.results
 
     def settings(self) -> dict[str, Any]:
         """Of both sides, for the report."""
@@ -111,14 +114,15 @@ class PolicyBench:
 
     # -- sides -------------------------------------------------------------------------------------------------
 
-    def _in_turns(self, runs: Mapping[str, Callable[[Path], Pace]], folder: Path) -> dict[str, list[Pace]]:
+    def _in_turns(self, runs: Mapping[str, Callable[[Path], Pace]], folder: Path) -> Iterator[dict[str, list[Pace]]]:
+        """What is measured by the end of each turn."""
         found: dict[str, list[Pace]] = {name: [] for name in runs}
         for turn in range(1, self.bench.turns + 1):
             for name in runs if turn % 2 else reversed(list(runs)):
                 one = runs[name](folder / f"{name}-{turn}")
                 found[name].append(one)
                 self._tell(f"turn {turn} of {self.bench.turns}: {name:<12} {one.rate:>8.2f} samples/s")
-        return found
+            yield found
 
     def _ours(self, config: PolicyRunConfig, target: Path) -> Pace:
         target.mkdir(parents=True)
