@@ -42,6 +42,9 @@ def part(reward: float | None, status: str = "ok") -> Judgement:
         ('It reads "Stop." Next to it is a car.', ['It reads "Stop."', "Next to it is a car."]),
         ("About 3.5 m wide, i.e. wide. It is red.", ["About 3.5 m wide, i.e. wide.", "It is red."]),
         ("A star\n\n- a circle\n", ["A star", "- a circle"]),
+        ("1. A star\n2. A circle is red.", ["1. A star", "2. A circle is red."]),
+        ("It is Dr. Who. He waves.", ["It is Dr. Who.", "He waves."]),
+        ("There are 3. One is red.", ["There are 3.", "One is red."]),
         ("  ", ["  "]),
         ("", [""]),
     ],
@@ -55,6 +58,12 @@ def test_no_word_is_lost_between_sentences(response: str) -> None:
     found = sentences(replace(ITEM, response=response))
     assert "".join("".join(part.response.split()) for part in found) == "".join(response.split())
     assert len({part.id for part in found}) == len(found)
+
+
+def test_a_response_of_very_many_sentences_is_judged_in_few_parts() -> None:
+    found = sentences(replace(ITEM, response="A. " * 1000))
+    assert len(found) == 32
+    assert "".join(part.response for part in found).count("A.") == 1000
 
 
 def test_one_sentence_is_judged_as_the_response_it_is() -> None:

@@ -13,7 +13,10 @@ from typing import Literal
 from vlgenrm_ray.judge.inquiry import Item
 from vlgenrm_ray.records import Judgement
 
-_BETWEEN = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|\s*\n\s*")
+_BETWEEN = re.compile(r"(?:(?<=[.!?])(?<!\b(?:Dr|Mr|Ms|St|vs)\.)|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|\s*\n\s*")
+
+_MOST = 32
+"""Parts of one response: someone who sends a thousand sentences of a letter must not get a thousand critiques."""
 
 
 def parts(item: Item, unit: Literal["response", "sentence"]) -> tuple[Item, ...]:
@@ -22,11 +25,23 @@ def parts(item: Item, unit: Literal["response", "sentence"]) -> tuple[Item, ...]
 
 
 def sentences(item: Item) -> tuple[Item, ...]:
-    """The item's response sentence by sentence; the item itself where it is one."""
-    found = [part for part in _BETWEEN.split(item.response.strip()) if part]
+    """The item's response sentence by sentence, several at a time of more than 32; the item itself where it is one."""
+    found = _split(item.response)
     if len(found) < 2:
         return (item,)
     return tuple(replace(item, id=f"{item.id}/s{number}", response=part) for number, part in enumerate(found))
+
+
+def _split(response: str) -> list[str]:
+    found: list[str] = []
+    for part in _BETWEEN.split(response.strip()):
+        # "1." says nothing without what it is the number of.
+        if found and not any(letter.isalpha() for letter in found[-1]):
+            found[-1] = f"{found[-1]} {part}".strip()
+        else:
+            found.append(part)
+    each = -(-len(found) // _MOST)
+    return [" ".join(found[i : i + each]) for i in range(0, len(found), each)]
 
 
 def least(id: str, parts: Sequence[Judgement]) -> Judgement:
