@@ -101,6 +101,11 @@ def test_both_are_asked_for_the_same() -> None:
     assert openai.request(PIECE) == openai.request(PIECE)
 
 
+def test_a_judge_of_sentences_has_no_peer() -> None:
+    with pytest.raises(InputError, match=r"judge\.unit"):
+        OpenAi(JUDGE.model_copy(update={"unit": "sentence"}), str(pack_path("vlm")))
+
+
 def test_a_reward_is_read_from_log_probabilities() -> None:
     """p(Yes) / (p(Yes) + p(No)) at the verdict, by the judge's own reading; a critique without one abstains."""
 

@@ -18,6 +18,7 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Sample, Token
 from vlgenrm_ray.engines.tokens import Vocabulary
 from vlgenrm_ray.engines.vllm_requests import IMAGE_TOKENS, spread
+from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.inquiry import Inquiry, Item, JudgeConfig, judgement
 from vlgenrm_ray.judge.verdict import WATCH
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, ScoreResponse
@@ -63,7 +64,9 @@ class OpenAi:
     """`POST /v1/chat/completions` of `vllm serve`: n = K, and the log-probabilities of the verdict's words."""
 
     def __init__(self, judge: JudgeConfig, model: str) -> None:
-        """Raises InputError for a model folder without a tokenizer of the fast kind."""
+        """Raises InputError for a model folder without a fast tokenizer, or a judge of parts of responses."""
+        if judge.unit != "response":
+            raise InputError(f"judge.unit: {judge.unit}: vllm serve judges whole responses; to compare, give response")
         folder = model_folder.locate(model)
         self.judge = judge
         self._inquiry = Inquiry(judge)
