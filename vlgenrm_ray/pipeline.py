@@ -108,6 +108,9 @@ def quality(run: Run) -> Mapping[str, Any]:
 def _steps(run: Run) -> Steps:
     config = run.config
     vocabulary = load_vocabulary(config.experts.vocabulary)
+    # What wrote the critiques and what learns them must see a picture alike.
+    seen_as = config.training.image_processor or config.critiques.engine.image_processor
+    learning = config.training.model_copy(update={"image_processor": seen_as})
 
     def criticise(model: Path, number: int, target: StageFolder) -> Manifest:
         return critiques.run(
@@ -130,7 +133,7 @@ def _steps(run: Run) -> Steps:
         )
 
     def train(model: Path, number: int, examples: StageFolder, target: Path) -> Trained:
-        result = training.run(config.training, base=model, examples=examples, target=target, round=number)
+        result = training.run(learning, base=model, examples=examples, target=target, round=number)
         return Trained(model=result.model, seconds=result.seconds, report=result.report)
 
     def evaluate(model: Path, target: StageFolder) -> Manifest:

@@ -86,10 +86,13 @@ def test_ppo_one_step_off(recipe: Path, ray_local: None, tmp_path: Path) -> None
         "policy.mode=one_step_off",
         "policy.critic.learning_rate=3e-3",
         "policy.critic.warmup_share=0",
+        "policy.rollouts.engine.image_processor.size={shortest_edge: 1152, longest_edge: 1152}",
         *(f"policy.algorithm.{setting}" for setting in ppo),
     )
     steps = lines(tmp_path / "policy" / "metrics.jsonl")
     assert [step["staleness"] for step in steps] == [0.0, 1.0, 1.0, 1.0]
+    # Engine and learner see a picture as equally few tokens.
+    assert steps[0]["mismatch"] < 1e-4
     assert min(step["value_grad_norm"] for step in steps) > 0
     # The critic begins with 0 for everything.
     assert steps[-1]["value_error"] < steps[0]["value_error"]

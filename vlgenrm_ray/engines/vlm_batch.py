@@ -6,7 +6,7 @@ so prompt tokens are exactly those of the chat template with `add_generation_pro
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +91,23 @@ class Batch:
 class VlmEncoder:
     """Makes tensors for one model. Not thread-safe for writing; one per worker."""
 
-    def __init__(self, model: Path, limits: ImageLimits, *, cache_bytes: int = 512 * 1024 * 1024) -> None:
-        """`cache_bytes`: processed images kept, least recently used go first. Raises InputError."""
+    def __init__(
+        self,
+        model: Path,
+        limits: ImageLimits,
+        *,
+        image_processor: Mapping[str, Any] | None = None,
+        cache_bytes: int = 512 * 1024 * 1024,
+    ) -> None:
+        """`image_processor`: its settings, where they are not the folder's; those of the engine that is to see the same
+        prompts. `cache_bytes`: processed images kept, least recently used go first. Raises InputError.
+        """
         from transformers import AutoProcessor
 
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+            self.processor: Any = AutoProcessor.from_pretrained(
+                model, trust_remote_code=False, **(image_processor or {})
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"model folder {model}: its processor cannot be loaded ({error}); save the processor into it as well"

@@ -1,6 +1,6 @@
 """Settings of the training stage."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -40,4 +40,6 @@ class TrainingConfig(Settings):
     """Judgements asked of the trained model before it is exported, kept in `probes.json`: whoever loads the export can
     compare its rewards with them."""
     images: ImageLimits = ImageLimits()
+    image_processor: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the model's image processor; empty: those of the engine that wrote the critiques."""
     engine: DeepSpeedConfig = DeepSpeedConfig()

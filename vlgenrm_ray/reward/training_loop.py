@@ -96,7 +96,7 @@ class _Worker:
         torch.set_num_threads(job.config.num_cpus)
         self.seconds: dict[str, float] = {}
         self._mark = time.monotonic()
-        self.encoder = VlmEncoder(job.base, job.config.images)
+        self.encoder = VlmEncoder(job.base, job.config.images, image_processor=job.config.image_processor)
         self.examples = Examples(job.examples)
 
     def run(self) -> None:
