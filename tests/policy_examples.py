@@ -98,7 +98,7 @@ class Straw:
         """`samplers`: the first to be started; further ones live for ever."""
         self.made: list[StrawSampler] = []
         self._first = list(samplers)
-        self.pool = Pool(self._start, size=size, restarts=restarts, stall_timeout_s=stall_s)
+        self.pool = Pool(self._start, size=size, restarts=restarts, stall_timeout_s=stall_s, load_timeout_s=stall_s)
 
     async def _start(self) -> StrawSampler:
         await asyncio.sleep(0)

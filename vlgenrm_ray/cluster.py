@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ _OURS = {
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job."""
 _KNOCK_S = 10.0
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:: |$)", re.MULTILINE)
+"""The last line of a traceback, which begins at its left edge: what was raised."""
+_LONGEST_REASON = 300
 _IDLE_WORKERS = 4
 """At least, of a Ray of our own. Ray keeps one a CPU and ends the others after a second; a stage has more light tasks
 than a laptop has CPUs, and the next stage's would import Ray Data anew."""
@@ -200,3 +204,14 @@ def _quieten_ray_data(quiet: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = not quiet
+
+
+def why_died(error: Exception) -> str:
+    """What Ray says of an actor that died, in a line.
+
+    Of one whose constructor raised, Ray shows where, and only at the end what: a beginning would not name the cause.
+    """
+    text = str(error)
+    if getattr(error, "actor_init_failed", False) and (raised := list(_RAISED.finditer(text))):
+        text = text[raised[-1].start() :]
+    return " ".join(text.split())[:_LONGEST_REASON]

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from vlgenrm_ray.policy.advantages import JudgedGroup, group_advantages
 from vlgenrm_ray.policy.config import AlgorithmConfig, ImportanceConfig, KlConfig, OverlongConfig
 from vlgenrm_ray.policy.shaping import shaped
+from vlgenrm_ray.policy.training_config import PolicyConfig
 
 # Steps of 1/8: sums and shifts of them are exact, and no spread is near the limit by rounding.
 rewards = st.integers(0, 8).map(lambda n: n / 8)
 groups = st.lists(st.none() | rewards, min_size=1, max_size=8)
 steps = st.lists(groups, min_size=1, max_size=4)
+REWARD = {"rewards": [{"function": "a:b"}]}
 scales = st.sampled_from(["group", "batch", "none"])
 
 
@@ -128,7 +130,12 @@ def test_a_response_cut_at_the_limit(handling: str, expected: float | None) -> N
         (KlConfig, {"estimator": "k1", "weighted": False}, "k1"),
         (AlgorithmConfig, {"kl": {"where": "reward"}}, "algorithm: ppo"),
         (AlgorithmConfig, {"algorithm": "ppo", "ratio": "sequence"}, "algorithm: grpo"),
+        (AlgorithmConfig, {"algorithm": "ppo", "resample_rounds": 1}, "flat groups"),
         (ImportanceConfig, {"low": 2.0, "high": 2.0}, "below"),
+        (PolicyConfig, REWARD | {"rollouts": {"group_size": 1}}, "group_size"),
+        (PolicyConfig, REWARD | {"critic_warmup": 2}, "algorithm: ppo"),
+        (PolicyConfig, REWARD | {"algorithm": {"algorithm": "ppo"}, "critic_warmup": 9, "steps": 9}, "below steps"),
+        (PolicyConfig, REWARD | {"algorithm": {"overlong": {"handling": "penalty", "buffer": 4096}}}, "overlong"),
         (AlgorithmConfig, {"clip_hihg": 0.2}, "clip_hihg"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlgenrm_ray import cluster
 from vlgenrm_ray.cluster import Ask, Cluster, Node, check_resources, connect, lacking
 from vlgenrm_ray.errors import ResourceError
 
@@ -61,3 +62,14 @@ def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
         with pytest.raises(ResourceError, match=f"no Ray cluster answers at '{address}'.*ray start --head"):
             connect(address)
     assert time.monotonic() - began < 15
+
+
+def test_of_an_actor_that_did_not_start_the_cause_is_told() -> None:
+    from ray.exceptions import RayActorError
+
+    told = "The actor died because of an error raised in its creation task, ray::Judge.__init__() (pid=7)"
+    where = "\n".join(f'  File "/a/rather/long/path/{i}.py", line {i}, in call\n    call()' for i in range(9))
+    text = f"{told}\nTraceback:\n{where}\nvllm.errors.BadError: no room: \n  give more"
+    assert cluster.why_died(RayActorError(error_msg=text)).startswith("The actor died because")
+    failed = RayActorError(error_msg=text, actor_init_failed=True)
+    assert cluster.why_died(failed) == "vllm.errors.BadError: no room: give more"

@@ -60,7 +60,8 @@ def test_rewards_do_not_wait_for_the_last_sample() -> None:
 
 def test_what_has_no_reward_says_why() -> None:
     def judge(rollout: Rollout) -> Scored:
-        return Scored(reward=None, status="timeout") if rollout.text.endswith("1") else by_sample(rollout)
+        late = Scored(reward=None, status="timeout", detail="no answer")
+        return late if rollout.text.endswith("1") else by_sample(rollout)
 
     reward = StrawReward(judge)
     collector = collecting(Straw(size=1), reward)
@@ -70,6 +71,9 @@ def test_what_has_no_reward_says_why() -> None:
     assert collected.statuses == {"ok": 6, "timeout": 3, "image_missing": 3}
     assert all((r.reward is None) == (r.status != "ok") for r in collected.rollouts)
     assert "q99" not in reward.asked
+    (status, detail), *others = collected.details.items()
+    assert (status, others) == ("timeout", [])
+    assert detail.startswith("no answer (q")
 
 
 def test_groups_that_teach_nothing_are_replaced_until_rounds_are_over() -> None:

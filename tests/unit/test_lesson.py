@@ -9,7 +9,9 @@ from policy_examples import collected
 
 from vlgenrm_ray.policy import lesson
 from vlgenrm_ray.policy.config import AlgorithmConfig
+from vlgenrm_ray.policy.lesson import MISFIT, usable
 from vlgenrm_ray.policy.rollouts import Group
+from vlgenrm_ray.policy.stopping import FailureRule, reward_failures
 
 GRPO = AlgorithmConfig(scale="none")
 
@@ -61,6 +63,13 @@ def test_every_pupil_is_in_one_update_and_workers_have_equally_many_micro_batche
     whole = lesson.Lesson(pupils=tuple(found), updates=planned)
     assert sum(whole.counts(update)[0] for update in planned) == 3 * len(lengths)
     assert sum(whole.counts(update)[1] for update in planned) == len(lengths)
+
+
+def test_samples_that_fit_no_micro_batch_are_as_good_as_failed() -> None:
+    assert usable({"ok": 5, "timeout": 1}, 0) == {"ok": 5, "timeout": 1}
+    found = usable({"ok": 5, "timeout": 1}, 5)
+    assert found == {"ok": 0, "timeout": 1, MISFIT: 5}
+    assert reward_failures([found], FailureRule(window=1)) is not None
 
 
 def test_nothing_to_learn_is_no_update() -> None:

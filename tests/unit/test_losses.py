@@ -141,14 +141,14 @@ def test_penalty_bonus_and_weight_by_hand() -> None:
     one = torch.full((1, 1), -1.0, dtype=torch.float64)
     batch = tokens([[1.2]], [1.0], sampled=one - math.log(4.0), reference=one, entropy=torch.full_like(one, 0.7))
     config = algorithm(
-        kl={"coefficient": 0.5, "estimator": "k2", "weighted": True}, importance={"high": 3.0}, entropy_coefficient=0.1
+        kl={"coefficient": 0.5, "estimator": "k3", "weighted": True}, importance={"high": 3.0}, entropy_coefficient=0.1
     )
     loss = policy_loss(batch, config, 1.0)
-    kl = math.log(1.2) ** 2 / 2
+    kl = 1 / 1.2 - 1 + math.log(1.2)
     assert loss.value.item() == pytest.approx(-3.0 * 1.2 + 0.5 * 1.2 * kl - 0.1 * 0.7)
     loss.value.backward()
-    # The ratio before the penalty takes a gradient too; d/d log p of the ratio is the ratio, of k2 it is log 1.2.
-    assert batch.new.grad.item() == pytest.approx(-3.0 * 1.2 + 0.5 * 1.2 * (kl + math.log(1.2)))
+    # The ratio before the penalty takes a gradient too; d/d log p of the ratio is the ratio, of k3 it is 1 - 1 / 1.2.
+    assert batch.new.grad.item() == pytest.approx(-3.0 * 1.2 + 0.5 * 1.2 * (kl + 1 - 1 / 1.2))
     assert loss.tally.figures() == {
         "ratio": pytest.approx(1.2),
         "ratio_max": pytest.approx(1.2),
@@ -162,6 +162,14 @@ def test_penalty_bonus_and_weight_by_hand() -> None:
         "reference_kl": pytest.approx(kl),
         "entropy": pytest.approx(0.7),
     }
+
+
+def test_k2_is_never_multiplied_by_the_ratio() -> None:
+    one = torch.full((1, 1), -1.0, dtype=torch.float64)
+    batch = tokens([[1.2]], [0.0], reference=one)
+    loss = policy_loss(batch, algorithm(kl={"coefficient": 1.0, "estimator": "k2"}, importance=None), 1.0)
+    loss.value.backward()
+    assert batch.new.grad.item() == pytest.approx(math.log(1.2))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,19 @@ def test_an_engine_lost_while_it_loads_is_started_again() -> None:
     assert [sampler.version for sampler in straw.made] == [0, 1]
 
 
+def test_an_engine_that_takes_no_weights_when_started_again_is_lost() -> None:
+    first, second = StrawSampler(0, lives=4), StrawSampler(1, load_s=60.0)
+    straw = Straw(first, second, size=1, stall_s=0.2)
+
+    async def scenario() -> dict[int, list[str]]:
+        await straw.pool.load(version(1), timeout_s=5)
+        return await groups(straw.pool, 9)
+
+    assert asyncio.run(scenario()) == expected(9)
+    assert [sampler.version for sampler in straw.made] == [1, 0, 1]
+    assert second.closed
+
+
 def test_engines_lost_again_and_again_end_it() -> None:
     dying = [StrawSampler(i, lives=0) for i in range(9)]
     straw = Straw(*dying, size=1, restarts=2)

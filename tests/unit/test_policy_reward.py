@@ -12,10 +12,10 @@ from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.judge import Item
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge
-from vlgenrm_ray.policy import reward
+from vlgenrm_ray.policy import function_reward, reward
+from vlgenrm_ray.policy.function_reward import FunctionReward
 from vlgenrm_ray.policy.own_judge import OwnJudge
 from vlgenrm_ray.policy.reward import (
-    FunctionReward,
     PatienceConfig,
     Patient,
     RewardConfig,
@@ -128,6 +128,44 @@ def test_a_function_is_a_reward_and_its_failures_are_no_zeros() -> None:
     ]
 
 
+async def endless(question: Question, response: str) -> float:
+    await asyncio.sleep(60.0)
+    return 1.0
+
+
+def test_a_function_that_hangs_leaves_its_samples_without_a_reward() -> None:
+    scored = asyncio.run(FunctionReward(endless, deadline_s=0.05).score(rollouts("a", "b")))
+    assert [(s.reward, s.status) for s in scored] == [(None, "timeout")] * 2
+    assert "0.05 s" in scored[0].detail
+
+
+def test_why_a_function_failed_is_told() -> None:
+    (scored,) = asyncio.run(FunctionReward(half).score(rollouts("unknown")))
+    assert scored.detail == "'unknown'"
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.5])
+def test_a_lone_reward_has_its_weight(weight: float) -> None:
+    made = FunctionReward(always)
+    whole = reward.weighted([("judge", weight, made)])
+    (scored,) = asyncio.run(whole.score(rollouts("a")))
+    assert scored.reward == weight
+    assert reward.weighted([("judge", 1.0, made)]) is made
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"function": "a:b", "num_critiques": 4}, "num_critiques"),
+        ({"function": "a:b", "token_variable": "TOKEN"}, "token_variable"),
+        ({"url": "http://any:secret@judge:8000"}, "token_variable"),
+    ],
+)
+def test_settings_that_would_do_nothing_or_harm_are_refused(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        RewardConfig.model_validate(settings)
+
+
 def test_several_rewards_are_a_weighted_sum_of_what_all_scored() -> None:
     both = WeightedSum([("half", 2.0, FunctionReward(half)), ("always", -0.5, FunctionReward(always))])
     scored = asyncio.run(both.score(rollouts("good", "none")))
@@ -172,6 +210,19 @@ class StrawJudge:
         ]
 
 
+def test_an_own_judge_that_hangs_leaves_its_samples_without_a_reward() -> None:
+    async def hangs(items: list[Item]) -> list[Judgement]:
+        await asyncio.sleep(60.0)
+        return []
+
+    async def scenario() -> list[list[Scored]]:
+        own = OwnJudge(hangs, deadline_s=0.05)
+        return await asyncio.gather(own.score(rollouts("a")), own.score(rollouts("b", "c")))
+
+    found = asyncio.run(scenario())
+    assert [[(s.reward, s.status) for s in one] for one in found] == [[(None, "timeout")], [(None, "timeout")] * 2]
+
+
 def test_an_own_judge_takes_together_what_comes_while_it_judges() -> None:
     judge = StrawJudge()
 
@@ -209,8 +260,8 @@ def test_mistakes_are_named() -> None:
         RewardConfig(handle="a:b:c")
     for name in ("no_colon", "json:nothing", "not.there:at_all", "json:__name__"):
         with pytest.raises(ConfigError, match=name):
-            reward.load(name)
-    assert reward.load("json:loads").__name__ == "loads"
+            function_reward.load(name)
+    assert function_reward.load("json:loads").__name__ == "loads"
     os.environ.pop("NO_SUCH_TOKEN", None)
     with pytest.raises(ConfigError, match="NO_SUCH_TOKEN is not set"):
         reward.build([RewardConfig(url="http://a", token_variable="NO_SUCH_TOKEN")], PatienceConfig(), ImageLimits())

@@ -8,7 +8,8 @@ from policy_examples import StrawReward
 
 from vlgenrm_ray import images
 from vlgenrm_ray.images import ImageLimits
-from vlgenrm_ray.policy.reward import FunctionReward, WeightedSum
+from vlgenrm_ray.policy.function_reward import FunctionReward
+from vlgenrm_ray.policy.reward import WeightedSum
 from vlgenrm_ray.policy.scored import Scored
 from vlgenrm_ray.policy.sight import Look, figures, looks
 from vlgenrm_ray.records import Question, Rollout

@@ -97,7 +97,7 @@ def test_failures_beyond_the_share_stop_with_their_names() -> None:
     rule = FailureRule(window=2, max_share=0.25, min_samples=8)
     bad = {"ok": 10, "timeout": 5, "unreadable_verdict": 1}
     assert reward_failures([bad], rule) == (
-        "6 of the last 16 samples have no reward (limit 25%): 5 timeout, 1 unreadable_verdict"
+        "6 of the last 16 samples have no reward to learn from (limit 25%): 5 timeout, 1 unreadable_verdict"
     )
     assert reward_failures([bad, {"ok": 16}], rule) is None
     # Only the last two steps are looked at.
@@ -108,5 +108,7 @@ def test_the_share_itself_is_allowed_and_few_samples_are_no_share() -> None:
     rule = FailureRule(window=2, max_share=0.25, min_samples=8)
     assert reward_failures([{"ok": 6, "timeout": 2}], rule) is None
     assert reward_failures([{"timeout": 7}], rule) is None
+    # A window that is full is all there will ever be.
+    assert reward_failures([{"timeout": 2}, {"timeout": 2}], rule) is not None
     assert reward_failures([{"timeout": 8}], rule)
     assert reward_failures([], rule) is None

@@ -173,7 +173,8 @@ class Exchange:
             left = self.timeout_s if until is None else until - time.monotonic()
             if left <= 0:
                 raise TooLateError
-            timeout_s = min(self.timeout_s, left if until is None else left + _GRACE_S)
+            # Whoever gives a deadline is willing to wait for it.
+            timeout_s = self.timeout_s if until is None else left + _GRACE_S
             answer = yield Call(path, body, content_type, timeout_s)
             if isinstance(answer, httpx.Response) and (answer.status_code == 200 or answer.status_code in refusals):
                 return answer

@@ -28,6 +28,8 @@ from vlgenrm_ray.judge.wire import CompareResponse, RankResponse, ScoreReply
 __all__ = ["Ask", "AsyncRemoteJudge", "RemoteJudge"]
 
 _T = TypeVar("_T")
+_TIMEOUT_S = 330.0
+"""More than a service takes for a request without a deadline, unless its operator lets it take longer."""
 
 
 class RemoteJudge:
@@ -38,13 +40,16 @@ class RemoteJudge:
         url: str,
         *,
         token: str | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: float = _TIMEOUT_S,
         retries: int = 5,
         max_connections: int = 64,
         limits: ImageLimits | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout_s` bounds one attempt, `retries` the further attempts. Raises ConfigError for a bad address."""
+        """`timeout_s` bounds one attempt of a call without a deadline, `retries` the further attempts.
+
+        Raises ConfigError for a bad address.
+        """
         self._exchange = Exchange(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits)
         self._http = httpx.Client(transport=transport, **_settings(url, token, max_connections))
         self._uploading: dict[str, threading.Lock] = {}
@@ -106,7 +111,7 @@ class AsyncRemoteJudge:
         url: str,
         *,
         token: str | None = None,
-        timeout_s: float = 120.0,
+        timeout_s: float = _TIMEOUT_S,
         retries: int = 5,
         max_connections: int = 64,
         limits: ImageLimits | None = None,

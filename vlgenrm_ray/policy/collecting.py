@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from vlgenrm_ray.engines.contracts import Sampling
@@ -18,6 +18,9 @@ from vlgenrm_ray.policy.scored import Reward, Scored
 from vlgenrm_ray.policy.shaping import shaped
 from vlgenrm_ray.policy.sight import Look, looks
 from vlgenrm_ray.records import Question, Rollout
+
+_LONGEST_DETAIL = 300
+"""Characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class Collected:
     """Until the last group was written."""
     scoring_s: float
     """From then until the last reward came."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Of statuses that are failures of rewards, what was said of the first sample that had it."""
     looks: tuple[Look, ...] = ()
     """Of an evaluation: some of its answers, judged by blank pictures as well."""
 
@@ -108,10 +113,11 @@ class Collecting:
     async def _ask(self, asked: Sequence[Asked], sampling: Sampling, step: int) -> Collected:
         begin = time.monotonic()
         groups: dict[int, asyncio.Task[Group]] = {}
+        details: dict[str, str] = {}
         try:
             async with aclosing(cast("Any", self.pool.groups(asked, sampling))) as finished:
                 async for place, group in finished:
-                    groups[place] = asyncio.ensure_future(self._score(group))
+                    groups[place] = asyncio.ensure_future(self._score(group, details))
                     _raise_first_failure(groups.values())
             written = time.monotonic()
             scored = await asyncio.gather(*(groups[place] for place in range(len(asked))))
@@ -127,14 +133,21 @@ class Collecting:
             num_replaced=0,
             sampling_s=written - begin,
             scoring_s=time.monotonic() - written,
+            details=details,
         )
 
-    async def _score(self, group: Group) -> Group:
-        """The group with rewards; those that have no text keep the status that says why."""
+    async def _score(self, group: Group, details: dict[str, str]) -> Group:
+        """The group with rewards; those that have no text keep the status that says why. Adds to the details."""
         unscored = [rollout for rollout in group if rollout.status == UNSCORED]
         if not unscored:
             return group
-        scores = iter(await self.reward.score(unscored))
+        given = await self.reward.score(unscored)
+        for rollout, scored in zip(unscored, given, strict=True):
+            if scored.reward is None:
+                details.setdefault(
+                    scored.status, f"{scored.detail[:_LONGEST_DETAIL] or 'no reason given'} ({rollout.id})"
+                )
+        scores = iter(given)
         return tuple(_settled(rollout, next(scores)) if rollout.status == UNSCORED else rollout for rollout in group)
 
     def _teaching(self, groups: Sequence[Group]) -> list[bool]:
@@ -170,6 +183,7 @@ def _replaced(found: Collected, more: Collected, dull: Sequence[int]) -> Collect
         found,
         groups=tuple(groups),
         statuses=Counter(found.statuses) + Counter(more.statuses),
+        details={**more.details, **found.details},
         num_replaced=found.num_replaced + len(more.groups),
         sampling_s=found.sampling_s + more.sampling_s,
         scoring_s=found.scoring_s + more.scoring_s,

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray import cluster
 from vlgenrm_ray.engines import weight_sync
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.vllm import VllmGenerator
@@ -167,7 +168,7 @@ class RaySampler:
         try:
             return await awaited
         except RayActorError as error:
-            raise EngineLostError(f"{self.name} died: {' '.join(str(error).split())[:300]}") from error
+            raise EngineLostError(f"{self.name} died: {cluster.why_died(error)}") from error
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ObjectLostError):
@@ -190,6 +191,7 @@ class Collector:
             size=rollouts.actors,
             restarts=rollouts.restarts,
             stall_timeout_s=rollouts.stall_timeout_s,
+            load_timeout_s=job.sync.timeout_s,
         )
         self._relay = Relay(self._pool, timeout_s=job.sync.timeout_s)
         self._held_out = list(job.held_out.records(Question))

@@ -18,7 +18,12 @@ class KlConfig(Settings):
     """A term of the loss of each token, or subtracted from each token's reward (PPO only)."""
     weighted: bool = True
     """Multiply the term in the loss by the ratio of new to old probability, which makes the gradient of k1 and k3 that
-    of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556)."""
+    of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556). That of k2 is so already, and it never is multiplied."""
+
+    @property
+    def is_multiplied(self) -> bool:
+        """Whether the term in the loss is multiplied by that ratio."""
+        return self.weighted and self.estimator != "k2"
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> Self:
@@ -102,7 +107,8 @@ class AlgorithmConfig(Settings):
     """A group whose rewards' standard deviation is not above this is flat: its advantages are 0. A judge's rewards are
     never quite equal, and division by their spread would make much of its noise."""
     resample_rounds: int = Field(default=0, ge=0)
-    """Times per step that flat groups and those left out are replaced by new ones (DAPO's dynamic sampling)."""
+    """Times per step that flat groups and those left out are replaced by new ones (DAPO's dynamic sampling); GRPO only,
+    for PPO learns from them as well."""
     entropy_coefficient: float = Field(default=0.0, ge=0.0)
     """Weight of a bonus for the entropy of each token's distribution."""
     kl: KlConfig = KlConfig()
@@ -117,4 +123,6 @@ class AlgorithmConfig(Settings):
             raise ValueError("kl.where: reward needs algorithm: ppo, for GRPO has no rewards of tokens; use loss")
         if self.algorithm == "ppo" and self.ratio == "sequence":
             raise ValueError("ratio: sequence needs algorithm: grpo, for PPO's advantages differ within a sequence")
+        if self.algorithm == "ppo" and self.resample_rounds:
+            raise ValueError("resample_rounds needs algorithm: grpo, for PPO learns from flat groups as well")
         return self

@@ -9,8 +9,11 @@ from vlgenrm_ray.policy.advantages import group_advantages
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.rollouts import Group
+from vlgenrm_ray.policy.scored import OK
 from vlgenrm_ray.policy.shaping import shaped
 from vlgenrm_ray.records import Rollout
+
+MISFIT = "longer than policy.tokens_per_batch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,12 @@ def plan(
     return tuple(planned)
 
 
+def usable(statuses: Mapping[str, int], misfits: int) -> Mapping[str, int]:
+    """Samples of each status, with those that have a reward and fit no micro-batch under a name of their own: nothing
+    can be learnt from them either."""
+    return {**statuses, OK: statuses[OK] - misfits, MISFIT: misfits} if misfits else statuses
+
+
 def figures(collected: Collected) -> dict[str, float]:
     """Rewards, lengths, failures and staleness (steps learnt meanwhile) of a step's samples, for its line of metrics.
 
@@ -88,7 +97,7 @@ def figures(collected: Collected) -> dict[str, float]:
     rollouts = collected.rollouts
     rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
     lengths = [len(rollout.ids) for rollout in rollouts if rollout.ids]
-    failed = sum(number for status, number in collected.statuses.items() if status != "ok")
+    failed = sum(number for status, number in collected.statuses.items() if status != OK)
     found = {
         "samples": float(sum(collected.statuses.values())),
         "failed": float(failed),

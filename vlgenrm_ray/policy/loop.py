@@ -60,7 +60,10 @@ class _Worker:
         )
         ppo = algorithm.algorithm == "ppo"
         self.critic: Critic | None = Critic(job.base, self.config.critic, seed=seed) if ppo else None
-        self.study = Study(self.config, VlmEncoder(job.base, self.config.images), self.learner, self.critic)
+        # What was sampled by is what is learnt from: a picture must be as many tokens here as there.
+        seen_as = self.config.rollouts.engine.image_processor
+        encoder = VlmEncoder(job.base, self.config.images, image_processor=seen_as)
+        self.study = Study(self.config, encoder, self.learner, self.critic)
         self.supply = Supply(
             self.peers,
             self._source() if self.peers.first else None,
@@ -151,15 +154,17 @@ class _Worker:
                 **own,
                 **figures,
                 "statuses": dict(collected.statuses),
+                "failures": dict(collected.details),
                 "seconds": {name: round(value, 4) for name, value in timed.items()},
             }
         )
         if (done - 1) % self.config.samples_every == 0:
             self.journal.samples(done, collected)
-        self.course.step(own.get("reward"), collected.statuses)
+        self.course.step(own.get("reward"), lesson.usable(collected.statuses, int(figures["misfits"])))
         # What was learnt so far stays in the last checkpoint; the same command goes on from there.
         if reason := self.course.failing(self.config.failures):
-            raise StageError(f"stage 'policy': stopped after step {done}: {reason}")
+            told = "".join(f"; {status}: {detail}" for status, detail in collected.details.items())
+            raise StageError(f"stage 'policy': stopped after step {done}: {reason}{told}")
 
     # -- evaluation --------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def policy_loss(tokens: ResponseTokens, config: AlgorithmConfig, denominator: fl
         kl = divergence((tokens.new - tokens.reference).where(mask, 0.0), config.kl.estimator)
         means["reference_kl"] = kl
         if in_loss:
-            losses = losses + config.kl.coefficient * (kl * token_ratio if config.kl.weighted else kl)
+            losses = losses + config.kl.coefficient * (kl * token_ratio if config.kl.is_multiplied else kl)
     elif in_loss:
         raise ValueError("a KL penalty needs the reference policy's log-probabilities")
 

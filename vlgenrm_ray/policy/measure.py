@@ -6,7 +6,7 @@ from typing import Any
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.policy import sight
 from vlgenrm_ray.policy.collecting import Collected
-from vlgenrm_ray.policy.reward import load
+from vlgenrm_ray.policy.function_reward import load
 
 
 def measured(collected: Collected, measure: str) -> dict[str, Any]:

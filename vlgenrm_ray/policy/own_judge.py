@@ -6,13 +6,14 @@ from typing import Any
 
 from pydantic import Field
 
+from vlgenrm_ray import cluster
 from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.errors import RemoteError
+from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
 from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
-from vlgenrm_ray.policy.scored import Reward, Scored
+from vlgenrm_ray.policy.scored import TIMEOUT, Reward, Scored
 from vlgenrm_ray.records import Judgement, Rollout
 from vlgenrm_ray.settings import Settings
 
@@ -33,14 +34,27 @@ class OwnJudgeConfig(Settings):
 class OwnJudge:
     """A reward over one judge that takes one batch at a time: what comes meanwhile is the next batch."""
 
-    def __init__(self, score: Score, close: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, score: Score, close: Callable[[], None] = lambda: None, *, deadline_s: float = 300.0) -> None:
+        """`deadline_s`: after which what is not judged has no reward."""
         self._ask = score
+        self._deadline_s = deadline_s
         self._close = close
         self._turn = asyncio.Lock()
         self._waiting: list[tuple[Sequence[Rollout], asyncio.Future[list[Scored]]]] = []
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         """See `Reward`."""
+        late = asyncio.timeout(self._deadline_s)
+        try:
+            async with late:
+                return await self._score(rollouts)
+        except TimeoutError:
+            if not late.expired():
+                raise
+            why = f"the run's own judge gave no answer within {self._deadline_s:g} s"
+            return [Scored(reward=None, status=TIMEOUT, detail=why) for _ in rollouts]
+
+    async def _score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
         mine: asyncio.Future[list[Scored]] = asyncio.get_running_loop().create_future()
         self._waiting.append((rollouts, mine))
         try:
@@ -98,7 +112,7 @@ class JudgeActor:
         return self._judge.score(items) if items else []
 
 
-def start(config: OwnJudgeConfig, limits: ImageLimits) -> OwnJudge:
+def start(config: OwnJudgeConfig, limits: ImageLimits, *, deadline_s: float) -> OwnJudge:
     """Start the actor and return the reward over it. It has no state: Ray itself starts it again."""
     import ray
     from ray.exceptions import RayActorError
@@ -111,10 +125,12 @@ def start(config: OwnJudgeConfig, limits: ImageLimits) -> OwnJudge:
         try:
             judgements: list[Judgement] = await actor.score.remote(items)
         except RayActorError as error:
-            raise RemoteError(f"the run's own judge died: {' '.join(str(error).split())[:300]}") from error
+            # What fails to start fails to start again; what died may live.
+            kind = RemoteRefusalError if error.actor_init_failed else RemoteError
+            raise kind(f"the run's own judge died: {cluster.why_died(error)}") from error
         return judgements
 
-    return OwnJudge(score, lambda: ray.kill(actor))
+    return OwnJudge(score, lambda: ray.kill(actor), deadline_s=deadline_s)
 
 
 def _item(rollout: Rollout) -> Item:

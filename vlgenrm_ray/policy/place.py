@@ -69,10 +69,11 @@ class Place:
         self._held = False
         self._starting: asyncio.Task[None] | None = None
 
-    async def sampler(self) -> Sampler:
+    async def sampler(self, *, load_timeout_s: float | None = None) -> Sampler:
         """The engine, started if there is none, with the present weights; not before it is let go, if it is held.
 
-        Raises EngineLostError at the limit, WeightSyncError where the present weights cannot be had again.
+        `load_timeout_s`: an engine that has not taken them by then is taken for lost. Raises EngineLostError at the
+        limit, WeightSyncError where the present weights cannot be had again.
         """
         async with self._lock:
             while True:
@@ -87,12 +88,25 @@ class Place:
                         "went straight from the learner into its forerunner; send them again"
                     )
                 try:
-                    self.version = await sampler.load(weights)
+                    self.version = await self._taken(sampler, weights, load_timeout_s)
                 except EngineLostError as error:
                     self._bury(error)
                 else:
                     self._loaded = weights
                     return sampler
+
+    async def _taken(self, sampler: Sampler, weights: Weights[Any], timeout_s: float | None) -> int:
+        late = asyncio.timeout(timeout_s)
+        try:
+            async with late:
+                return await sampler.load(weights)
+        except TimeoutError as error:
+            if not late.expired():
+                raise
+            raise EngineLostError(
+                f"{sampler.name} hangs: it has not taken weights of version {weights.version} within {timeout_s:g} s "
+                "(sync.timeout_s)"
+            ) from error
 
     def able(self) -> bool:
         """Whether an engine here has the present weights, or can have them without the learner."""

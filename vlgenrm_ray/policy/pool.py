@@ -24,12 +24,16 @@ _T = TypeVar("_T")
 class Pool:
     """Engines that sample from one policy."""
 
-    def __init__(self, start: Start, *, size: int, restarts: int, stall_timeout_s: float) -> None:
+    def __init__(
+        self, start: Start, *, size: int, restarts: int, stall_timeout_s: float, load_timeout_s: float
+    ) -> None:
         """`restarts`: times in a row that a place's engine is started again without having finished a group.
-        `stall_timeout_s`: an engine that has questions and finishes no group for so long is taken for lost.
+        `stall_timeout_s`: an engine that has questions and finishes no group for so long is taken for lost; so is one
+        that was started again and does not take the present weights within `load_timeout_s`.
         """
         self._places = [Place(number, start, lambda: self._weights, restarts) for number in range(size)]
         self._stall_timeout_s = stall_timeout_s
+        self._load_timeout_s = load_timeout_s
         self._weights: Weights[Any] | None = None
 
     @property
@@ -161,7 +165,7 @@ class Pool:
                 await self._sit_out(place)
             share = [waiting.popleft() for _ in range(-(-len(waiting) // len(self._places)))]
             left = dict(enumerate(share))
-            sampler = await place.sampler()
+            sampler = await place.sampler(load_timeout_s=self._load_timeout_s)
             said = self._said(place, sampler, [asked[number] for number in share], sampling)
             with place.asking():
                 try:

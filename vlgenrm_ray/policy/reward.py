@@ -4,15 +4,13 @@ A sample that nobody could score has no reward and a status that says why. It is
 """
 
 import asyncio
-import importlib
-import inspect
 import logging
-import math
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -21,21 +19,18 @@ from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.handle import HandleTransport
 from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge
 from vlgenrm_ray.policy import own_judge
+from vlgenrm_ray.policy.function_reward import FunctionReward, load
 from vlgenrm_ray.policy.own_judge import OwnJudgeConfig
 from vlgenrm_ray.policy.scored import OK, Reward, Scored
-from vlgenrm_ray.records import Question, Rollout
+from vlgenrm_ray.records import Rollout
 from vlgenrm_ray.settings import Settings
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-NOT_FINITE = "not_finite"
 _LONGEST_PAUSE_S = 15.0
 _KNOCK = "Is there an image?"
 _SERVE = "http://ray-serve"
 """In place of an address, where there is a handle."""
-
-Function = Callable[[Question, str], float | Awaitable[float | None] | None]
-"""The user's: question and response -> reward, or None where there is none to give."""
 
 
 class RewardConfig(Settings):
@@ -43,7 +38,7 @@ class RewardConfig(Settings):
 
     name: str = Field(default="judge", pattern=r"^[\w.-]+$")
     weight: float = 1.0
-    """Of several: the reward is the weighted sum, of samples that all of them scored."""
+    """The reward is the weighted sum of all, of samples that all of them scored."""
     url: str = ""
     """Address of a served judge."""
     handle: str = Field(default="", pattern=r"^([^:]+(:[^:]+)?)?$")
@@ -52,11 +47,12 @@ class RewardConfig(Settings):
     token_variable: str = ""
     """Name of the environment variable that holds the service's token; the token itself stands in no file."""
     mode: Literal["cot", "direct"] | None = None
-    """Of the judge; None: as the service is configured. So with the following."""
+    """Of the served judge; None: as the service is configured. So with the following."""
     num_critiques: int | None = Field(default=None, ge=1)
-    deadline_s: float | None = Field(default=None, gt=0.0)
-    """Seconds after which a sample that is not judged has no reward; None waits for the service's own limit."""
     retries: int = Field(default=5, ge=0)
+    """Times that a served judge is asked again, before `patience` begins."""
+    deadline_s: float = Field(default=300.0, gt=0.0)
+    """Seconds after which a sample that is not judged has no reward, whoever judges."""
     judge: OwnJudgeConfig | None = None
     """A judge in an actor of the run's own."""
     function: str = ""
@@ -68,6 +64,16 @@ class RewardConfig(Settings):
             raise ValueError(
                 "give exactly one of url or handle (of a served judge), judge (one of the run's own) and function"
             )
+        if urlsplit(self.url).username is not None:
+            raise ValueError("url: a token in an address ends up in files and logs; name it by token_variable")
+        return self
+
+    @model_validator(mode="after")
+    def _is_heeded(self) -> Self:
+        served = ("token_variable", "mode", "num_critiques", "retries")
+        idle = [name for name in served if getattr(self, name) != type(self).model_fields[name].default]
+        if idle and not (self.url or self.handle):
+            raise ValueError(f"{', '.join(idle)}: of served judges only; a judge of the run's own has `judge.judge`")
         return self
 
 
@@ -102,7 +108,12 @@ class ServedJudge:
         asks = [self._ask(r.text, r.question.text, r.question.image.uri) for r in rollouts]
         replies = await self.judge.score(asks, deadline_s=self.config.deadline_s)
         return [
-            Scored(reward=r.reward, status=r.status.value, critique=r.critiques[0].text if r.critiques else "")
+            Scored(
+                reward=r.reward,
+                status=r.status.value,
+                critique=r.critiques[0].text if r.critiques else "",
+                detail=r.detail,
+            )
             for r in replies
         ]
 
@@ -127,45 +138,6 @@ class ServedJudge:
             mode=self.config.mode,
             num_critiques=self.config.num_critiques,
         )
-
-
-class FunctionReward:
-    """A Python function as a reward. What it raises is a status, and the run's log has the first of each kind."""
-
-    def __init__(self, function: Function) -> None:
-        self.function = function
-        self._told: set[str] = set()
-
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
-        """See `Reward`."""
-        return [await self._one(rollout) for rollout in rollouts]
-
-    async def check(self) -> None:
-        """See `Reward`."""
-
-    async def close(self) -> None:
-        """See `Reward`."""
-
-    def looking(self) -> None:
-        """See `Reward`. It may, but by means of its own: a picture that is not the question's would only mislead it."""
-
-    async def _one(self, rollout: Rollout) -> Scored:
-        try:
-            if inspect.iscoroutinefunction(self.function):
-                given: Any = await self.function(rollout.question, rollout.text)
-            else:
-                # Not in the loop, which others wait for.
-                given = await asyncio.to_thread(self.function, rollout.question, rollout.text)
-            reward = None if given is None else float(given)
-        except Exception as error:
-            kind = type(error).__name__
-            if kind not in self._told:
-                self._told.add(kind)
-                _log.warning("the reward function failed on %s: %s: %s", rollout.id, kind, error)
-            return Scored(reward=None, status=kind)
-        if reward is None:
-            return Scored(reward=None, status="no_reward")
-        return Scored(reward=reward, status=OK) if math.isfinite(reward) else Scored(reward=None, status=NOT_FINITE)
 
 
 class WeightedSum:
@@ -199,7 +171,7 @@ class WeightedSum:
         total, critique = 0.0, ""
         for (name, weight, _), scored in zip(self.rewards, scores, strict=True):
             if scored.reward is None:
-                return Scored(reward=None, status=f"{name}: {scored.status}")
+                return Scored(reward=None, status=f"{name}: {scored.status}", detail=scored.detail)
             total += weight * scored.reward
             critique = critique or scored.critique
         return Scored(reward=total, status=OK, critique=critique)
@@ -252,25 +224,17 @@ def build(configs: Sequence[RewardConfig], patience: PatienceConfig, limits: Ima
     """The run's reward. Raises ConfigError for what cannot be one."""
     if not configs:
         raise ConfigError("rewards: name at least one, a url or a function")
-    made: list[tuple[str, float, Reward]] = [(c.name, c.weight, _one(c, limits)) for c in configs]
-    # Of one alone, the weight says nothing that the algorithm's own scale would not.
-    whole = made[0][2] if len(made) == 1 else WeightedSum(made)
-    return Patient(whole, patience)
+    return Patient(weighted([(c.name, c.weight, _one(c, limits)) for c in configs]), patience)
+
+
+def weighted(rewards: Sequence[tuple[str, float, Reward]]) -> Reward:
+    """The sum of rewards, of each its name, weight and itself; a lone one of weight 1 is that sum."""
+    return rewards[0][2] if len(rewards) == 1 and rewards[0][1] == 1.0 else WeightedSum(rewards)
 
 
 def _one(config: RewardConfig, limits: ImageLimits) -> Reward:
     if config.judge is not None:
-        return own_judge.start(config.judge, limits)
-    return FunctionReward(load(config.function)) if config.function else ServedJudge(config, limits)
-
-
-def load(name: str) -> Function:
-    """The function `module:function`. Raises ConfigError where there is none."""
-    module, colon, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"function {name!r}: {error}; give module:function of an importable module") from error
-    if not callable(found):
-        raise ConfigError(f"function {name!r} is no function; give module:function")
-    return found  # type: ignore[no-any-return]
+        return own_judge.start(config.judge, limits, deadline_s=config.deadline_s)
+    if config.function:
+        return FunctionReward(load(config.function), config.deadline_s)
+    return ServedJudge(config, limits)

@@ -25,7 +25,7 @@ from vlgenrm_ray.cluster import Ask
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import StageError, VlGenRMError
-from vlgenrm_ray.policy import collector, reward
+from vlgenrm_ray.policy import collector, function_reward
 from vlgenrm_ray.policy.collector import CollectorJob
 from vlgenrm_ray.policy.job import PolicyJob
 from vlgenrm_ray.policy.journal import read_lines
@@ -60,7 +60,9 @@ def run(
     if summary.exists():
         return read_json(summary)
     for function in filter(None, (config.evaluation.measure, *(one.function for one in config.rewards))):
-        reward.load(function)
+        function_reward.load(function)
+    for judge in (one.judge for one in config.rewards if one.judge is not None):
+        model_folder.locate(judge.engine.model)
     cluster.check_resources(asks(config), cluster.survey())
     began = time.monotonic()
     # Of this call alone: another run on the cluster has its own, and one that this run had before may not be over yet.
@@ -179,4 +181,4 @@ def _ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
-            raise StageError(f"stage 'policy': the collector did not start: {error}") from error
+            raise StageError(f"stage 'policy': the collector did not start: {cluster.why_died(error)}") from error

@@ -8,6 +8,8 @@ from vlgenrm_ray.records import Rollout
 
 OK = "ok"
 """Status of what has a reward."""
+TIMEOUT = "timeout"
+"""Of what was not judged in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,8 @@ class Scored:
     """None unless `status` is `ok`."""
     status: str
     critique: str = ""
+    detail: str = ""
+    """Why there is none, for people."""
 
 
 class Reward(Protocol):

@@ -42,7 +42,7 @@ class FailureRule(Settings):
     max_share: float = Field(default=0.25, ge=0.0, lt=1.0)
     """Largest share of their samples without a reward."""
     min_samples: int = Field(default=32, ge=1)
-    """No share is taken of fewer."""
+    """No share is taken of fewer, unless the window is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +103,12 @@ def reward_failures(steps: Sequence[Mapping[str, int]], rule: FailureRule) -> st
         counts.update(step)
     total = counts.total()
     failed = Counter({status: number for status, number in counts.items() if status != "ok" and number})
-    if total < rule.min_samples or failed.total() <= rule.max_share * total:
+    enough = total >= rule.min_samples or len(steps) >= rule.window
+    if not enough or failed.total() <= rule.max_share * total:
         return None
     named = ", ".join(f"{number} {status}" for status, number in failed.most_common())
-    return f"{failed.total()} of the last {total} samples have no reward (limit {rule.max_share:.0%}): {named}"
+    share = f"{failed.total()} of the last {total} samples"
+    return f"{share} have no reward to learn from (limit {rule.max_share:.0%}): {named}"
 
 
 def _best_and_recent(

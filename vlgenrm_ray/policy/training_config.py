@@ -77,6 +77,27 @@ class PolicyConfig(Settings):
         self.way()
         return self
 
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        """A run that is paid for and leaves the policy as it was is a mistake."""
+        algorithm, group_size, longest = self.algorithm, self.rollouts.group_size, self.rollouts.max_tokens
+        if algorithm.algorithm == "grpo" and group_size < algorithm.min_scored:
+            raise ValueError(
+                f"rollouts.group_size ({group_size}) is below algorithm.min_scored ({algorithm.min_scored}): every "
+                "group would be left out; GRPO compares the samples of a question"
+            )
+        if self.critic_warmup and algorithm.algorithm != "ppo":
+            raise ValueError("critic_warmup needs algorithm.algorithm: ppo, for GRPO has no critic")
+        if self.critic_warmup >= self.steps:
+            raise ValueError(
+                f"critic_warmup ({self.critic_warmup}) must be below steps ({self.steps}): until then the critic alone "
+                "learns"
+            )
+        overlong = algorithm.overlong
+        if overlong.handling == "penalty" and overlong.buffer > longest:
+            raise ValueError(f"algorithm.overlong.buffer ({overlong.buffer}) is above rollouts.max_tokens ({longest})")
+        return self
+
     def way(self) -> Way:
         """By which new weights come to the rollout engines."""
         return way(self.sync, self.rollouts, workers=self.workers, num_gpus=self.num_gpus)

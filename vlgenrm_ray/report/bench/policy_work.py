@@ -30,6 +30,7 @@ def work(recipe: PolicyRunConfig, *, steps: int, threads: int, mode: Mode = "syn
         "rewards": (RewardConfig(name="measure", function=policy.evaluation.measure),),
         "mode": mode,
         "steps": steps,
+        "critic_warmup": 0,
         "rollouts": rollouts.model_copy(update={"actors": 1, "num_cpus": float(threads), "engine": engine}),
         "workers": 1,
         "num_cpus": threads,

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from vlgenrm_ray import config, images
 from vlgenrm_ray.config import PolicyRunConfig
-from vlgenrm_ray.policy import order, reward
+from vlgenrm_ray.policy import function_reward, order
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.report.bench import trl_vllm
 from vlgenrm_ray.report.bench.trl_arguments import Generation, arguments
@@ -84,7 +84,7 @@ class _Watch:
 
     def __init__(self, questions: Sequence[Question], settings: PolicyRunConfig, path: Path) -> None:
         self._questions = questions
-        self._measure = reward.load(settings.policy.evaluation.measure)
+        self._measure = function_reward.load(settings.policy.evaluation.measure)
         self._path = path
         self._step = 0
         self._mark = time.monotonic()
