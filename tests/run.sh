@@ -33,5 +33,5 @@ part "types" mypy
 part "import contract" lint-imports
 part "unit tests" python -m pytest tests/unit --numprocesses auto
 # Two at a time: most wait, for engines to start or for one thread of Python.
-part "integration tests" python -m pytest tests/integration --numprocesses 2 --dist loadgroup --durations=15
+part "integration tests" python -m pytest tests/integration --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations=15
 printf '\n== all passed: %d s\n' "$SECONDS"

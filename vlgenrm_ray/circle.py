@@ -36,7 +36,7 @@ def run(config: CircleConfig, folder: Path, *, report: Callable[[Turn], None] = 
     recipe.claim(config, folder)
     summary = folder / "summary.json"
     turns: list[Turn] = read_json(summary)["turns"] if summary.exists() else []
-    with Service(config.service) as service:
+    with Service(config.service, folder) as service:
         for number in range(len(turns) + 1, config.turns + 1):
             turns.append(_turn(config, folder / f"turn-{number}", turns, service))
             write_json(summary, {"turns": turns})
@@ -71,8 +71,10 @@ def _turn(config: CircleConfig, here: Path, turns: Sequence[Turn], service: "Ser
 class Service:
     """The circle's judge, served from its first turn to its end."""
 
-    def __init__(self, own: OwnService) -> None:
+    def __init__(self, own: OwnService, run: Path) -> None:
+        """`run`: the circle's folder."""
         self._own = own
+        self._run = run
         self._stack = ExitStack()
         self._url = ""
         # Of nobody but this run.
@@ -90,7 +92,7 @@ class Service:
             return
         serving = self._own.serving.model_copy(update={"tokens": Tokens.of(operator=self._token)})
         own = self._own.model_copy(update={"model": judge, "serving": serving})
-        self._url = self._stack.enter_context(policy_pipeline.served(own))
+        self._url = self._stack.enter_context(policy_pipeline.served(own, self._run))
 
     def exchange(self, judge: str) -> str:
         """Take another model into service while it runs; why not, where it is refused, and the old one stays.

@@ -5,6 +5,7 @@
 <run>/policy               see policy/run.py; and curves.svg, how it went
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from vlgenrm_ray.store import StageFolder
 
 def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     """Make, or finish, the run in `folder`; what `policy/summary.json` holds. Raises the errors of `errors.py`."""
-    with nullcontext() if config.service is None else served(config.service):
+    with nullcontext() if config.service is None else served(config.service, folder):
         return train(config, folder)
 
 
@@ -49,13 +50,17 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def served(own: OwnService) -> Iterator[str]:
-    """Serve a run's own judge on this machine meanwhile; its address."""
+def served(own: OwnService, run: Path) -> Iterator[str]:
+    """Serve the judge of the run in that folder on this machine meanwhile; its address.
+
+    The run's own from an attempt that was killed is replaced.
+    """
     from vlgenrm_ray.serving import running
 
+    name = f"{running.NAME}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"
     folder = str(model_folder.locate(own.model))
     config = own.serving.model_copy(update={"engine": own.serving.engine.model_copy(update={"model": folder})})
     try:
-        yield running.start(config, host="127.0.0.1", port=own.port)
+        yield running.start(config, host="127.0.0.1", port=own.port, name=name, replace=True)
     finally:
-        running.stop()
+        running.stop(name)

@@ -1,0 +1,41 @@
+"""Several services on one Ray cluster: a run's own judge does not take the place of another, nor ends it."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from served import CONFIG
+
+from tests.integration.test_job_submit import free_port
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.serving import running
+
+# Nothing is judged here: no engine need come up.
+LIGHT = CONFIG.model_copy(update={"experts": None, "num_cpus": 0.3})
+
+
+@pytest.fixture
+def one(ray_local: None) -> Iterator[str]:
+    yield running.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
+    running.stop("one")
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=30.0).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_services_live_side_by_side_and_end_alone(one: str) -> None:
+    with pytest.raises(ConfigError, match="'one' already"):
+        running.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
+    port = free_port()
+    other = running.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True)
+    # As after an attempt of the same run that was killed: its service has its port still.
+    assert running.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True) == other
+    assert answers(one)
+    assert answers(other)
+    running.stop("other")
+    assert answers(one)
+    assert not answers(other)
