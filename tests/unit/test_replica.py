@@ -72,6 +72,22 @@ def test_weights_that_do_not_suit_change_nothing() -> None:
     asyncio.run(run())
 
 
+def test_a_trial_that_is_cancelled_goes_back() -> None:
+    async def run() -> None:
+        made = replica(yes, scripts={"/second": sees}, delay_s=lambda prompt, place: 0.05)
+        trying = asyncio.ensure_future(made.trial(SECOND))
+        while made.model == FIRST:
+            await asyncio.sleep(0.005)
+        trying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await trying
+        assert made.model == FIRST
+        (outcome,) = await made.judge([TASK], FIRST)
+        assert (outcome.version, outcome.reward) == ("first-0", pytest.approx(0.9))
+
+    asyncio.run(run())
+
+
 def test_requests_wait_for_an_exchange_and_name_who_judged() -> None:
     async def run() -> list[Outcome]:
         made = replica(says("Yes"), scripts={"/second": sees}, delay_s=lambda prompt, place: 0.05)  # type: ignore[arg-type]

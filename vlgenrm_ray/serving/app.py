@@ -8,13 +8,10 @@ serves is told to every engine with every call, so one that was started late or 
 import asyncio
 import logging
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
-from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.evidence.witness import Witness
 from vlgenrm_ray.judge.handle import Answer
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
@@ -25,6 +22,7 @@ from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.dispatch import Dispatcher
 from vlgenrm_ray.serving.evidence import Evidence, EvidenceResponse, Look
 from vlgenrm_ray.serving.examiner import Examiner
+from vlgenrm_ray.serving.handover import Handover
 from vlgenrm_ray.serving.listener import Address, listen
 from vlgenrm_ray.serving.metrics import Metrics
 from vlgenrm_ray.serving.replica import first_model
@@ -92,11 +90,11 @@ class Gate:
         self._config = config
         self._standing = Standing(config)
         self._engines: Engines = EngineWithin(self._engine) if engines is None else EnginesApart(engines)
-        self._exchanging = asyncio.Lock()
         self._ready = False
         metrics = Metrics()
         dispatcher = Dispatcher(self._judge, self._is_loss, metrics, max_chunk=config.limits.max_chunk)
         self.service = Service(config, dispatcher.ask, metrics, await self._standing.get())
+        self._handover = Handover(self.service, self._engines.trial, self._standing.put, self._is_loss)
         self._canary = Canary(config.canary, config.images)
         self._evidence = None
         if config.experts is not None and experts is not None:
@@ -115,7 +113,7 @@ class Gate:
         return api.build(
             self.service,
             ready=lambda: self._ready,
-            exchange=self._exchange,
+            exchange=self._handover.to,
             canary=self._canary,
             evidence=self._evidence,
         )
@@ -166,28 +164,6 @@ class Gate:
                 except Exception as error:
                     _log.warning("not ready: %s", error)
             await asyncio.sleep(_PROBE_S)
-
-    async def _exchange(self, name: str) -> Finding:
-        """Try another version on one engine; where it passes, the others follow with their next call."""
-        folder = Path(name).absolute()
-        await asyncio.to_thread(model_folder.check, folder)
-        version = await asyncio.to_thread(model_folder.version, folder)
-        async with self._exchanging:
-            now = self.service.model
-            wanted = Model(number=now.number + 1, folder=str(folder), version=version)
-            try:
-                finding = await self._engines.trial(wanted)
-            except InputError as error:
-                # Ray's copy of it says the remote traceback as well.
-                raise InputError(str(getattr(error, "cause", error))) from error
-            except Exception as error:
-                if self._is_loss(error):
-                    raise EngineLostError("the engine was lost while it tried the version") from error
-                raise
-            if not finding.problem:
-                await self._standing.put(wanted)
-                self.service.model = wanted
-        return finding
 
 
 def application(config: ServingConfig, address: Address | None = None) -> "Application":

@@ -99,7 +99,8 @@ class Replica:
                 finding = await self.examine()
             except InputError:
                 raise
-            except Exception:
+            # Cancelled, too: nothing untested may stay in service.
+            except BaseException:
                 await self._exchange(before)
                 raise
             if finding.problem:
