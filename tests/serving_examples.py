@@ -14,7 +14,7 @@ from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.metrics import Metrics
-from vlgenrm_ray.serving.replica import Replica
+from vlgenrm_ray.serving.replica import Loaded, Replica
 from vlgenrm_ray.serving.service import Service
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
 
@@ -63,9 +63,15 @@ def sees(prompt: Prompt, chance: object) -> str:
     return f"Verdict: {'Yes' if 'yellow' in prompt.text and not grey else 'No'}"
 
 
-def replica(script: Script = yes, *, scripts: dict[str, Script] | None = None, **more: object) -> Replica:
+def replica(
+    script: Script = yes,
+    *,
+    scripts: dict[str, Script] | None = None,
+    loaded: Loaded | None = None,
+    **more: object,
+) -> Replica:
     engine = Exchangeable({"/first": script} | (scripts or {}), **more)  # type: ignore[arg-type]
-    return Replica(ServingConfig(judge=JUDGE), engine, FIRST)
+    return Replica(ServingConfig(judge=JUDGE), engine, FIRST, loaded)
 
 
 def service(script: Script = yes, *, delay_s: float = 0.0, max_images: int = 2, **limits: object) -> Service:

@@ -102,3 +102,15 @@ def test_no_folder_is_no_trial(tmp_path: Path) -> None:
         assert straw.tried == []
 
     asyncio.run(run())
+
+
+def test_a_link_that_is_led_elsewhere_changes_nothing_that_serves(tmp_path: Path) -> None:
+    async def run() -> None:
+        best = tmp_path / "best"
+        best.symlink_to(FOLDER)
+        straw, served = Straw(), service()
+        await straw.handover(served).to(str(best))
+        assert Path(served.model.folder) == FOLDER.resolve()
+        assert served.model.version.startswith("best-")
+
+    asyncio.run(run())

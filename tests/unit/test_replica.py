@@ -88,6 +88,31 @@ def test_a_trial_that_is_cancelled_goes_back() -> None:
     asyncio.run(run())
 
 
+def test_no_way_back_is_a_lost_engine() -> None:
+    async def run() -> None:
+        made = replica(yes, scripts={"/second": blind})
+        del made._generator.scripts["/first"]  # type: ignore[attr-defined]
+        with pytest.raises(EngineLostError, match="no way back to version first-0"):
+            await made.trial(SECOND)
+
+    asyncio.run(run())
+
+
+def test_replies_name_what_a_folder_really_held() -> None:
+    async def loaded(model: Model) -> Model:
+        return replace(model, version="other-9") if model == SECOND else model
+
+    async def run() -> None:
+        made = replica(yes, scripts={"/second": sees}, loaded=loaded)
+        finding = await made.trial(SECOND)
+        assert "it held other-9, not second-1" in finding.problem
+        assert made.model == FIRST
+        (outcome,) = await made.judge([TASK], SECOND)
+        assert outcome.version == "other-9"
+
+    asyncio.run(run())
+
+
 def test_requests_wait_for_an_exchange_and_name_who_judged() -> None:
     async def run() -> list[Outcome]:
         made = replica(says("Yes"), scripts={"/second": sees}, delay_s=lambda prompt, place: 0.05)  # type: ignore[arg-type]

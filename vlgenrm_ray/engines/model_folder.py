@@ -96,9 +96,9 @@ def traits(folder: Path) -> dict[str, Any]:
     return found | {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 
-def version(folder: Path) -> str:
-    """What these weights are called: the folder's name and the first 8 digits of its digest."""
-    return f"{folder.name}-{digest(folder)[:8]}"
+def version(folder: Path, name: str | None = None) -> str:
+    """What these weights are called: the folder's name, or another, and the first 8 digits of its digest."""
+    return f"{name or folder.name}-{digest(folder)[:8]}"
 
 
 def _is_whole(file: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.serving.replica import model_in
 from vlgenrm_ray.serving.service import Service
 from vlgenrm_ray.serving.tasks import Model
 
@@ -45,9 +46,8 @@ class Handover:
     async def _to(self, name: str) -> Finding:
         folder = Path(name).absolute()
         await asyncio.to_thread(model_folder.check, folder)
-        version = await asyncio.to_thread(model_folder.version, folder)
         async with self._one_at_a_time:
-            wanted = Model(number=self._service.model.number + 1, folder=str(folder), version=version)
+            wanted = await asyncio.to_thread(model_in, folder, self._service.model.number + 1)
             try:
                 finding = await self._trial(wanted)
             except InputError as error:

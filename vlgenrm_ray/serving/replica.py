@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -41,6 +41,10 @@ _STATUS = {
 }
 
 
+Loaded = Callable[[Model], Awaitable[Model]]
+"""Weights that were just loaded, under the version that they really are."""
+
+
 class Exchangeable(LiveGenerator, Protocol):
     """A live generator whose weights can be exchanged."""
 
@@ -52,10 +56,15 @@ class Exchangeable(LiveGenerator, Protocol):
 class Replica:
     """One engine with its judge."""
 
-    def __init__(self, config: ServingConfig, generator: Exchangeable, model: Model) -> None:
-        """`model`: what the generator was started with. Raises InputError where the canary cannot be read."""
+    def __init__(
+        self, config: ServingConfig, generator: Exchangeable, model: Model, loaded: Loaded | None = None
+    ) -> None:
+        """`model`: what the generator was started with. `loaded`: tells what a folder held when it was loaded; None:
+        what was asked for. Raises InputError where the canary cannot be read.
+        """
         self.config = config
         self.model = model
+        self._loaded = loaded
         self.canary = Canary(config.canary, config.images)
         self._generator = generator
         self._inquiry = lru_cache(256)(Inquiry)
@@ -90,29 +99,42 @@ class Replica:
     async def trial(self, wanted: Model) -> Finding:
         """Take other weights if they pass the canary; else go on with the present ones.
 
-        Requests wait meanwhile. Raises InputError, and changes nothing, where the folder's weights do not suit.
+        Requests wait meanwhile. Raises InputError, and changes nothing, where the folder's weights do not suit;
+        EngineLostError also where there is no way back to the present ones: then the engine must not be asked again.
         """
         async with self._exchanging:
             before = self.model
             try:
                 await self._exchange(wanted)
-                finding = await self.examine()
+                finding = await self._finding(wanted)
             except InputError:
                 raise
             # Cancelled, too: nothing untested may stay in service.
             except BaseException:
-                await self._exchange(before)
+                await self._back(before)
                 raise
             if finding.problem:
-                await self._exchange(before)
+                await self._back(before)
             return finding
+
+    async def _finding(self, wanted: Model) -> Finding:
+        if self.model.version != wanted.version:
+            return Finding(problem=f"its folder changed meanwhile: it held {self.model.version}, not {wanted.version}")
+        return await self.examine()
+
+    async def _back(self, before: Model) -> None:
+        try:
+            await self._exchange(before)
+        except InputError as error:
+            raise EngineLostError(f"no way back to version {before.version}: {error}") from error
 
     async def _exchange(self, model: Model) -> None:
         await self._idle.wait()
-        folder = Path(model.folder)
-        await self._generator.reload(folder)
+        await self._generator.reload(Path(model.folder))
         self.model = model
-        _log.warning("serving version %s", model.version)
+        if self._loaded is not None:
+            self.model = await self._loaded(model)
+        _log.warning("serving version %s", self.model.version)
 
     # -- one task ----------------------------------------------------------------------------------------------
 
@@ -166,8 +188,16 @@ class Replica:
 
 def first_model(config: ServingConfig) -> Model:
     """The weights that the configuration names. Raises InputError."""
-    folder = model_folder.locate(config.engine.model)
-    return Model(number=0, folder=str(folder), version=model_folder.version(folder))
+    return model_in(model_folder.locate(config.engine.model), 0)
+
+
+def model_in(folder: Path, number: int) -> Model:
+    """The weights that a folder holds now, named after it. Raises InputError.
+
+    What serves must not change when a link, such as a run's `best`, is led elsewhere: the link is followed here, once.
+    """
+    real = folder.resolve()
+    return Model(number=number, folder=str(real), version=model_folder.version(real, folder.name))
 
 
 def _outcome(judged: Judged, version: str) -> Outcome:
