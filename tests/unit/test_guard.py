@@ -33,14 +33,22 @@ async def exchange(folder: str) -> Finding:
 
 
 def call(
-    method: str, path: str, *, tokens: Tokens | None = None, token: str = "", max_mib: float = 0.01, **more: Any
+    method: str,
+    path: str,
+    *,
+    tokens: Tokens | None = None,
+    token: str = "",
+    max_mib: float = 0.01,
+    prefix: str = "",
+    **more: Any,
 ) -> httpx.Response:
     served = service(max_body_mib=max_mib)
     served.config = served.config.model_copy(update={"tokens": tokens or Tokens()})
     application = api.build(served, ready=lambda: True, exchange=exchange)
 
     async def run() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
+        transport = httpx.ASGITransport(application, root_path=prefix)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             return await http.request(method, path, headers=headers | more.pop("headers", {}), **more)
 
@@ -78,6 +86,26 @@ def test_scores_need_the_token_and_models_the_operators(path: str, token: str, s
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/docs", "/openapi.json"])
 def test_probes_need_no_token(path: str, tokens: Tokens) -> None:
     assert call("GET", path, tokens=tokens).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "token", "status"),
+    [
+        ("GET", "/judge/health", "", 200),
+        ("GET", "/judge/", "", 200),
+        ("GET", "/judge/v1/example", "", 401),
+        ("POST", "/judge/v1/model", "", 401),
+        ("POST", "/judge/v1/model", "user-secret", 401),
+        ("POST", "/judge/v1/model", "operator-secret", 200),
+    ],
+)
+def test_a_prefix_of_the_routes_opens_and_shuts_nothing(
+    method: str, path: str, token: str, status: int, tokens: Tokens
+) -> None:
+    body = {"json": {"model": "/new"}} if method == "POST" else {}
+    assert call(method, path, tokens=tokens, token=token, prefix="/judge", **body).status_code == status
+    if path == "/judge/v1/model":
+        assert call(method, path, prefix="/judge", **body).status_code == 403, "nobody is an operator without a token"
 
 
 @pytest.mark.parametrize("path", ["/", "/health"])

@@ -5,6 +5,8 @@ import json
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
+from starlette._utils import get_route_path
+
 from vlgenrm_ray.serving.auth import Caller, Tokens
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class Guard:
 
     def _refusal(self, scope: "Scope", authorization: str) -> tuple[int, str] | None:
         """Status and reason, or None where the caller may go on."""
-        path, caller = scope["path"], self.tokens.caller(authorization)
+        # As the router sees it: below a `route_prefix` of Ray Serve the scope's path is longer than the routes.
+        path, caller = get_route_path(scope), self.tokens.caller(authorization)
         if path in OPERATORS and scope["method"] != "GET":
             if not self.tokens.operator:
                 return 403, "authorization: this service was started without an operator's token"
