@@ -14,8 +14,9 @@ from PIL import Image
 from scripted_service import ScriptedService, listening
 
 from vlgenrm_ray.adapters import areal, connection, easyr1, failures, ms_swift, trl, verifiers, verl
+from vlgenrm_ray.adapters.asking import ask
 from vlgenrm_ray.errors import ConfigError, InputError, RemoteError
-from vlgenrm_ray.judge.label import write
+from vlgenrm_ray.judge.label import read, write
 
 PICTURE = Image.new("RGB", (16, 16), "red")
 OTHER = Image.new("RGB", (16, 16), "blue")
@@ -118,33 +119,59 @@ def test_verl_function(service: ScriptedService) -> None:
         asyncio.run(verl.compute_score("d", "fails:bad_image", write(question="q")))
 
 
-def test_verl_manager_shows_the_judge_what_the_policy_saw(service: ScriptedService) -> None:
-    class Data:
-        """As much of DataProto as a manager needs."""
+class Data:
+    """As much of verl's DataProto as a manager needs."""
 
-        def __init__(self, response: list[int], mask: list[int], **fields: Any) -> None:
-            self.batch = {"responses": np.array(response), "attention_mask": np.array(mask)}
-            self.non_tensor_batch = fields
+    def __init__(self, response: list[int], mask: list[int], **fields: Any) -> None:
+        self.batch = {"responses": np.array(response), "attention_mask": np.array(mask)}
+        self.non_tensor_batch = fields
 
-        def __getitem__(self, index: int) -> "Data":
-            assert index == -1
-            return self
+    def __getitem__(self, index: int) -> "Data":
+        assert index == -1
+        return self
 
-    decoded: list[list[int]] = []
+
+def managed(data: Data, decoded: list[list[int]]) -> dict[str, Any]:
+    """What verl's manager says of a sample whose response reads "0.25"."""
 
     def decode(ids: Any, skip_special_tokens: bool) -> str:
         decoded.append(list(ids))
         return "0.25"
 
+    manager = verl.JudgeRewardManager(None, SimpleNamespace(decode=decode), None, reward_router_address=None)
+    return asyncio.run(manager.run_single(data))
+
+
+def test_verl_manager_shows_the_judge_what_the_policy_saw(service: ScriptedService) -> None:
+    decoded: list[list[int]] = []
     prompt = np.array([user("What?", PICTURE)], dtype=object)
     data = Data([7, 8, 0], [1, 1, 1, 1, 0], raw_prompt=prompt, reward_model={"ground_truth": "a star"}, extra_info={})
-    manager = verl.JudgeRewardManager(None, SimpleNamespace(decode=decode), None, reward_router_address=None)
-    told = asyncio.run(manager.run_single(data))
+    told = managed(data, decoded)
     assert told == {"reward_score": 0.25, "reward_extra_info": {"score": 0.25, "verdict_mass": 0.9, "scored": 1.0}}
     assert decoded == [[7, 8]]
     (item,) = service.items
     assert item.messages[0]["content"][0]["image_url"]["url"] in service.images
     assert item.reference == "a star"
+
+
+def test_verl_manager_shows_the_images_beside_a_question_of_the_data_set(service: ScriptedService) -> None:
+    """As in geo3k, whose `extra_info` has the question without the prompt's instructions."""
+    turn = {"role": "user", "content": [{"type": "image", "image": p} for p in (PICTURE, OTHER)] + ["What? Think."]}
+    extra = {"question": "What?", "answer": "a star", "index": 3}
+    managed(Data([7], [1], raw_prompt=np.array([turn], dtype=object), extra_info=extra), [])
+    (item,) = service.items
+    assert (item.question, item.reference) == ("What?", "a star")
+    assert item.images == list(service.images), "both, in their order"
+    assert len(item.images) == 2
+
+
+def test_a_question_of_the_label_is_shown_with_the_labels_images_or_else_the_prompts() -> None:
+    turns, question = [user("What? Think.", URL)], {"question": "What?"}
+    assert ask("1", prompt=turns, label=read(question)).images == (URL,)
+    assert ask("1", prompt=turns, label=read(question | {"image": "a.png"})).images == ("a.png",)
+    assert ask("1", prompt=turns, images=["b.png"], label=read(question)).images == ("b.png",)
+    for blind in ([user("What?")], "What?", (), None):
+        assert ask("1", prompt=blind, label=read(question)).images == ()
 
 
 def test_ms_swift(service: ScriptedService, tmp_path: Any) -> None:

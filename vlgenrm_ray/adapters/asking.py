@@ -16,6 +16,7 @@ def ask(response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (),
     """One ask. `prompt`: messages, or text in a chat template; what the label says goes before it.
 
     `images`: what the policy saw, in order. They are left out where the messages carry images themselves: the same.
+    Where the label has a question but neither it nor `images` shows any, the messages' images are shown with it.
     Raises InputError where there is neither a prompt nor a question in the label.
     """
     label = label or Label()
@@ -24,7 +25,8 @@ def ask(response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (),
     shown = label.images or tuple(() if images is None else images)
     fields: dict[str, Any] = {"response": said(response), "images": shown, "reference": label.reference}
     if label.question is not None:
-        return Ask(question=label.question, **fields)
+        # The label's words take the place of the prompt's, not of what the policy saw.
+        return Ask(question=label.question, **fields | {"images": shown or _pictures(prompt)})
     if isinstance(prompt, str) and prompt:
         return Ask(question=asked(prompt), **fields)
     if isinstance(prompt, Sequence) and len(prompt):
@@ -33,6 +35,13 @@ def ask(response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (),
             fields["images"] = ()
         return Ask(messages=messages, **fields)
     raise InputError("a sample with neither a prompt nor a `question` in its label: see vlgenrm_ray/judge/label.py")
+
+
+def _pictures(prompt: Any) -> tuple[Any, ...]:
+    """The images of a prompt's messages as they are there, in order."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        return ()
+    return tuple(images_of(openai_form([plain(message) for message in prompt], lambda image: image)))
 
 
 def said(response: Any) -> str:
