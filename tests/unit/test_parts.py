@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -58,6 +60,26 @@ def test_no_word_is_lost_between_sentences(response: str) -> None:
     found = sentences(replace(ITEM, response=response))
     assert "".join("".join(part.response.split()) for part in found) == "".join(response.split())
     assert len({part.id for part in found}) == len(found)
+
+
+@given(st.text(alphabet='aB1. !?)"\n\t\x1f\u2003', max_size=40))
+def test_a_response_is_split_alike_wherever_its_blanks_begin(response: str) -> None:
+    sentence = r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])"
+    expected: list[str] = []
+    for found in re.split(rf"{sentence}|\s*\n\s*", response.strip()):
+        if expected and not any(letter.isalpha() for letter in expected[-1]):
+            expected[-1] = f"{expected[-1]} {found}".strip()
+        else:
+            expected.append(found)
+    found = [part.response for part in sentences(replace(ITEM, response=response))]
+    assert found == (expected if 1 < len(expected) <= 32 else found)
+
+
+@pytest.mark.parametrize("response", ["a" + " " * 100_000 + "b", "a." + " \n" * 50_000 + "b", "1. " * 30_000])
+def test_neither_blanks_nor_numbers_take_time(response: str) -> None:
+    begin = time.process_time()
+    sentences(replace(ITEM, response=response))
+    assert time.process_time() - begin < 2.0
 
 
 def test_a_response_of_very_many_sentences_is_judged_in_few_parts() -> None:

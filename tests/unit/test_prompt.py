@@ -1,5 +1,7 @@
 """A prompt is filled in once, and what is filled in stays data."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,19 @@ def test_nothing_written_can_open_a_turn_give_a_verdict_or_begin_a_line(written:
 @given(st.text(alphabet="abc .,?!'\"-", min_size=1).map(str.strip))
 def test_a_plain_sentence_is_unchanged(sentence: str) -> None:
     assert prompt.neutral(sentence) == sentence
+
+
+@given(st.text(alphabet="ab. \n\t\r\v\x1f\u2003"))
+def test_lines_are_indented_wherever_their_blanks_begin(written: str) -> None:
+    plainly = re.sub(r"\s*\n\s*", "\n  ", written.replace("\r", "\n").strip())
+    assert prompt.neutral(written) == plainly
+
+
+def test_very_many_blanks_take_no_time() -> None:
+    begin = time.process_time()
+    assert len(prompt.neutral("a" + " " * 200_000 + "b")) == 200_002
+    assert prompt.neutral("a" + " \n" * 100_000 + "b") == "a\n  b"
+    assert time.process_time() - begin < 2.0
 
 
 def test_a_prompt_may_be_a_file_of_the_users(tmp_path: Path) -> None:

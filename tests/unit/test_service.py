@@ -9,7 +9,7 @@ from serving_examples import item, png, request, service, yes
 
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.judge.exchange import UNKNOWN_IMAGE
-from vlgenrm_ray.judge.wire import CompareRequest, RankRequest, ScoreReply, Status
+from vlgenrm_ray.judge.wire import MAX_TEXT, CompareRequest, RankRequest, ScoreReply, Status
 from vlgenrm_ray.serving.score import OverloadedError
 from vlgenrm_ray.serving.service import Service
 
@@ -206,6 +206,15 @@ def test_messages_are_a_question_with_its_image() -> None:
     assert reply.status is Status.OK
     assert len(seen[0].images) == 1
     assert "What is there?\n  Reference answer: A star." in seen[0].text
+
+
+def test_a_conversation_is_bounded_as_a_question_is() -> None:
+    served = service()
+    turns = [{"role": role, "content": "word " * 7_000} for role in ("user", "assistant", "user")]
+    reply = one(served, question=None, messages=turns)
+    assert (reply.status, reply.reward) == (Status.TOO_LARGE, None)
+    assert f"limit {MAX_TEXT}" in reply.detail
+    assert served.engine.num_asked == 0
 
 
 def shades(prompt: Prompt) -> list[int]:

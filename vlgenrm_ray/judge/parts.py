@@ -13,7 +13,8 @@ from typing import Literal
 from vlgenrm_ray.judge.inquiry import Item
 from vlgenrm_ray.records import Judgement
 
-_BETWEEN = re.compile(r"(?:(?<=[.!?])(?<!\b(?:Dr|Mr|Ms|St|vs)\.)|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|\s*\n\s*")
+# A newline with its blanks only from where those begin: tried from each of many, it would take their number squared.
+_BETWEEN = re.compile(r"(?:(?<=[.!?])(?<!\b(?:Dr|Mr|Ms|St|vs)\.)|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|(?<!\s)\s*\n\s*")
 
 _MOST = 32
 """Parts of one response: someone who sends a thousand sentences of a letter must not get a thousand critiques."""
@@ -34,12 +35,15 @@ def sentences(item: Item) -> tuple[Item, ...]:
 
 def _split(response: str) -> list[str]:
     found: list[str] = []
+    numbers: list[str] = []
     for part in _BETWEEN.split(response.strip()):
         # "1." says nothing without what it is the number of.
-        if found and not any(letter.isalpha() for letter in found[-1]):
-            found[-1] = f"{found[-1]} {part}".strip()
-        else:
-            found.append(part)
+        numbers.append(part)
+        if any(letter.isalpha() for letter in part):
+            found.append(" ".join(numbers).strip())
+            numbers.clear()
+    if numbers:
+        found.append(" ".join(numbers).strip())
     each = -(-len(found) // _MOST)
     return [" ".join(found[i : i + each]) for i in range(0, len(found), each)]
 

@@ -13,7 +13,8 @@ from vlgenrm_ray.errors import InputError
 _FIELD = re.compile(r"\{(question|response|hint)\}")
 _CONTROL_TOKEN = re.compile(r"<\|([^|<>\s]*)\|>")
 _VERDICT = re.compile(r"(verdict)\s*[:\uff1a]", re.IGNORECASE)
-_NEWLINE = re.compile(r"\s*\n\s*")
+# Only from where blanks begin: tried from each of many, it would take their number squared.
+_NEWLINE = re.compile(r"(?<!\s)\s*\n\s*")
 
 
 def load(name_or_path: str) -> str:

@@ -15,6 +15,7 @@ from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.judge import ranking
 from vlgenrm_ray.judge.wire import (
+    MAX_TEXT,
     CompareRequest,
     CompareResponse,
     RankRequest,
@@ -103,6 +104,10 @@ class Service:
         question, shown = question_of(item)
         if refused := too_many(len(shown), self.config.engine.max_images):
             return failed(Status.TOO_LARGE, refused.detail)
+        # Of a conversation each turn may be of any length, and a reference comes on top.
+        if len(question) > MAX_TEXT:
+            detail = f"{len(question)} characters of question, conversation and reference together; limit {MAX_TEXT}"
+            return failed(Status.TOO_LARGE, detail)
         images = await self._images(shown)
         config = config_of(item, self.config.judge)
         while True:
