@@ -61,6 +61,8 @@ def test_the_longest_unused_is_given_up() -> None:
         "data:text/html;base64,PGI+",
         "data:image/png,plain",
         base64.b64encode(b"no image").decode(),
+        "data:image/png" + ";a=b" * 9 + ";base64,PGI+",
+        "file://[x",
         "\x00",
         "\ud800",
     ],
@@ -105,6 +107,21 @@ def test_files_outside_are_refused_alike_whether_they_exist_or_not(tmp_path: Pat
     details = {refusal(kept, reference).detail for reference in references}
     assert details == {"the file is not below a folder that the operator allowed"}
     assert "not below" in refusal(store(), str(tmp_path / "out.png")).detail, "without roots there are no files"
+
+
+def test_what_no_file_below_a_root_can_be_called_never_touches_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, without = store(tmp_path), store()
+
+    def touched(*_: object, **__: object) -> str:
+        raise AssertionError("the disk")
+
+    monkeypatch.setattr("vlgenrm_ray.serving.image_store.os.path.realpath", touched)
+    said = "the file is not below a folder that the operator allowed"
+    for reference in (f"{tmp_path}/a.b/{'a/' * 1_000_000}c.png", f"{tmp_path}/a/../b.png"):
+        assert refusal(kept, reference).detail == said
+    assert refusal(without, f"{tmp_path}/a.png").detail == said
 
 
 def test_a_link_to_the_root_is_the_root(tmp_path: Path) -> None:

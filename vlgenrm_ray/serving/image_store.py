@@ -18,8 +18,10 @@ from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.images import ImageError, ImageLimits
 
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
-_DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w=-]+)*;base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w=-]+){0,8};base64,", re.IGNORECASE)
 _NETWORK = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_LONGEST_PATH = 4096
+"""Characters; Linux opens none longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,11 @@ class ImageStore:
     def _file(self, reference: str) -> Path | None:
         """The path that is named, None where the reference is no path. Raises ImageError where it is out of bounds."""
         if reference.startswith("file://"):
-            return Path(unquote(urlparse(reference).path))
+            try:
+                return Path(unquote(urlparse(reference).path))
+            # Half an IPv6 address, for instance, where a host may stand.
+            except ValueError:
+                raise ImageError(DropReason.IMAGE_UNREADABLE, "not the address of a file") from None
         if _NETWORK.match(reference[:64]):
             raise ImageError(
                 DropReason.IMAGE_MISSING, "addresses are not fetched; send the image, or a path it lies at"
@@ -92,12 +98,15 @@ class ImageStore:
 
     def _read(self, path: Path) -> bytes:
         outside = ImageError(DropReason.IMAGE_OUTSIDE_ROOT, "the file is not below a folder that the operator allowed")
+        # Before the disk is touched: following a huge path takes its length squared.
+        if not self._roots or len(str(path)) > _LONGEST_PATH or ".." in path.parts:
+            raise outside
         try:
             real = Path(os.path.realpath(path, strict=True))
         # Whether a file outside exists is nobody's business: every failure reads the same.
         except (OSError, ValueError):
             raise outside from None
-        if ".." in path.parts or not any(real.is_relative_to(root) for root in self._roots):
+        if not any(real.is_relative_to(root) for root in self._roots):
             raise outside
         # Not blocked by a pipe, nor led elsewhere by a link put there since.
         try:
