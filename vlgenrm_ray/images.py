@@ -7,6 +7,8 @@ import io
 import os
 import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,7 +103,22 @@ def _from_data_url(url: str, limits: ImageLimits) -> bytes:
 
 def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.Image":
     """Encoded bytes -> a loaded RGB image, turned upright. Raises ImageError, never a decoder's own error."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    with _opened(data, limits, name) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def size(data: bytes, limits: ImageLimits, name: str = "image") -> tuple[int, int]:
+    """Width and height as the header of encoded bytes tells them; no pixel is decoded. Raises ImageError."""
+    with _opened(data, limits, name) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(data: bytes, limits: ImageLimits, name: str) -> "Iterator[PIL.Image.Image]":
+    """An image within limits, its pixels not decoded yet. Whatever goes wrong with it meanwhile is an ImageError."""
+    from PIL import Image
 
     if len(data) > limits.max_bytes:
         raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {len(data)} bytes, limit {limits.max_bytes}")
@@ -118,7 +135,7 @@ def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.
                     DropReason.IMAGE_UNREADABLE,
                     f"{name}: {image.width}x{image.height}, smallest side {limits.min_side}",
                 )
-            return ImageOps.exif_transpose(image).convert("RGB")
+            yield image
     except ImageError:
         raise
     # Decoders raise whatever their format inspires (OSError, SyntaxError, ValueError, struct.error, ...).

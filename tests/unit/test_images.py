@@ -53,6 +53,26 @@ def test_limits_hold_before_decoding(tmp_path: Path) -> None:
     assert reason(str(path), ImageLimits(min_side=201)) == DropReason.IMAGE_UNREADABLE
 
 
+def test_a_size_is_read_within_limits_and_without_the_pixels() -> None:
+    target = io.BytesIO()
+    Image.effect_noise((64, 48), 50).save(target, "PNG")
+    data = target.getvalue()
+    assert images.size(data[:200], LIMITS) == (64, 48), "no pixel was needed"
+    with pytest.raises(ImageError) as error:
+        images.decode(data[:200], LIMITS)
+    assert error.value.reason is DropReason.IMAGE_UNREADABLE
+    for limits, reason in (
+        (ImageLimits(max_pixels=64 * 48 - 1), DropReason.IMAGE_TOO_LARGE),
+        (ImageLimits(max_bytes=10), DropReason.IMAGE_TOO_LARGE),
+        (ImageLimits(min_side=49), DropReason.IMAGE_UNREADABLE),
+    ):
+        with pytest.raises(ImageError) as error:
+            images.size(data, limits)
+        assert error.value.reason is reason
+    with pytest.raises(ImageError):
+        images.size(b"no image", LIMITS)
+
+
 def test_other_decoders_stay_shut(tmp_path: Path) -> None:
     path = tmp_path / "a.eps"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")

@@ -14,6 +14,7 @@ from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving.dispatch import Dispatcher
 from vlgenrm_ray.serving.image_store import Stored
 from vlgenrm_ray.serving.metrics import Metrics
+from vlgenrm_ray.serving.pictures import Pictures
 from vlgenrm_ray.serving.replica import Replica
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
 
@@ -151,6 +152,19 @@ def test_pictures_of_any_size_are_looked_at() -> None:
     tasks = [replace(TASK, images=(picture,)) for picture in pictures]
     outcomes = asyncio.run(replica(yes).judge(tasks, FIRST))
     assert [outcome.status for outcome in outcomes] == [Status.OK, Status.OK]
+
+
+def test_no_room_by_the_deadline_is_a_timeout_of_its_task_only() -> None:
+    async def run() -> list[Outcome]:
+        made = replica(yes, delay_s=lambda prompt, place: 0.2)
+        made._pictures = Pictures(made.config.images, room=64 * 64)
+        tasks = [replace(TASK, images=(Stored(name * 64, png(i)),)) for i, name in enumerate("ab")]
+        return await made.judge([tasks[0], replace(tasks[1], deadline_s=0.05)], FIRST)
+
+    first, late = asyncio.run(run())
+    assert first.status is Status.OK
+    assert (late.status, late.reward, late.version) == (Status.TIMEOUT, None, "first-0")
+    assert "no room" in late.detail
 
 
 def test_a_replica_that_is_behind_catches_up() -> None:

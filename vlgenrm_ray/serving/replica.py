@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vlgenrm_ray import images
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import LiveGenerator
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
@@ -18,19 +16,13 @@ from vlgenrm_ray.judge.live import Judged, judge
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving.canary import Canary, Finding
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.image_store import Stored
+from vlgenrm_ray.serving.pictures import LateError, Pictures
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
 
 if TYPE_CHECKING:
     import PIL.Image
 
 _log = logging.getLogger("vlgenrm.serving")
-_PIXELS = 64 * 1024 * 1024
-"""Decoded images kept: a group of responses to one image comes at once, and needs it decoded once."""
-
-_SMALL = 256 * 256
-"""Pixels of a picture that is decoded at once."""
-
 _STATUS = {
     DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
     DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
@@ -68,9 +60,7 @@ class Replica:
         self.canary = Canary(config.canary, config.images)
         self._generator = generator
         self._inquiry = lru_cache(256)(Inquiry)
-        self._pictures: OrderedDict[str, PIL.Image.Image] = OrderedDict()
-        limits = config.images
-        self._small = limits.model_copy(update={"max_pixels": min(limits.max_pixels, _SMALL)})
+        self._pictures = Pictures(config.images)
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -141,13 +131,15 @@ class Replica:
     async def _one(self, task: Task, deadline: float) -> Outcome:
         version = self.model.version
         try:
-            shown = await self._shown(task.images)
             item = Item(id=task.id(), images=(), question=task.question, response=task.response)
-            judged = await judge(self._inquiry(task.config), self._generator, item, shown, deadline=deadline)
+            async with self._pictures.shown(task.images, deadline) as shown:
+                judged = await judge(self._inquiry(task.config), self._generator, item, shown, deadline=deadline)
         except EngineLostError:
             raise
         except ImageError as error:
             return Outcome(reward=None, status=_STATUS[error.reason], version=version, detail=error.detail)
+        except LateError as error:
+            return Outcome(reward=None, status=Status.TIMEOUT, version=version, detail=str(error))
         # Whatever one task does to the code must not cost the others of its call their rewards.
         except Exception as error:
             _log.exception("a task failed")
@@ -156,34 +148,6 @@ class Replica:
 
     async def _ask(self, item: Item, image: "PIL.Image.Image") -> Judged:
         return await judge(self._inquiry(self.config.judge), self._generator, item, (image,))
-
-    async def _shown(self, several: Sequence[Stored]) -> "tuple[PIL.Image.Image, ...]":
-        pictures = []
-        for place, stored in enumerate(several):
-            try:
-                pictures.append(await self._picture(stored))
-            except ImageError as error:
-                raise error.among(place, len(several)) from None
-        return tuple(pictures)
-
-    async def _picture(self, stored: Stored) -> "PIL.Image.Image":
-        if (image := self._pictures.get(stored.sha256)) is None:
-            image = await self._decoded(stored.data)
-            self._pictures[stored.sha256] = image
-            while len(self._pictures) > 1 and sum(i.width * i.height for i in self._pictures.values()) > _PIXELS:
-                self._pictures.popitem(last=False)
-        else:
-            self._pictures.move_to_end(stored.sha256)
-        return image
-
-    async def _decoded(self, data: bytes) -> "PIL.Image.Image":
-        try:
-            # A thread takes longer to begin than a small picture to decode.
-            return images.decode(data, self._small)
-        except ImageError as error:
-            if error.reason is not DropReason.IMAGE_TOO_LARGE:
-                raise
-        return await asyncio.to_thread(images.decode, data, self.config.images)
 
 
 def first_model(config: ServingConfig) -> Model:
