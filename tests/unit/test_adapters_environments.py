@@ -56,6 +56,23 @@ def test_slime_alone_and_in_a_group(service: ScriptedService) -> None:
     assert list(service.uploads.values()) == [1]
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"reward_key": "score", "eval_reward_key": "acc"}, {"score": 0.25, "acc": 0.25}),
+        ({"reward_key": None, "eval_reward_key": "acc"}, {"acc": 0.25}),
+        ({"reward_key": "score", "eval_reward_key": None}, {"score": 0.25}),
+        ({"reward_key": "score", "eval_reward_key": "score"}, {"score": 0.25}),
+    ],
+)
+def test_slime_finds_a_reward_under_the_key_of_its_evaluation(
+    service: ScriptedService, keys: dict[str, str | None], expected: dict[str, float]
+) -> None:
+    args = SimpleNamespace(**keys)
+    assert judged(args, Sample("0.25")) == expected
+    assert judged(args, [Sample("0.25")]) == [expected]
+
+
 def test_several_images_are_passed_on_and_those_of_the_messages_but_once(service: ScriptedService) -> None:
     pictures = [PICTURE, OTHER]
     spoken = [{"role": "user", "content": [*({"type": "image", "image": p} for p in pictures), "Which?"]}]

@@ -142,6 +142,13 @@ def silent(_: httpx.Request) -> httpx.Response:
     raise httpx.ReadTimeout("nothing")
 
 
+def test_a_service_that_asks_for_a_second_each_time_is_waited_for_longer_and_longer(no_waiting: list[float]) -> None:
+    busy = [refuse(503, **{"Retry-After": "1"}) for _ in range(10)]
+    assert client(ScriptedService(*busy), retries=10).score([ask("1")])[0].reward == 1.0
+    assert all(1.0 <= pause <= 30.0 for pause in no_waiting)
+    assert sum(no_waiting) > 60.0, "a minute or two, see adapters/connection.py"
+
+
 def test_a_busy_or_restarting_service_is_waited_for(no_waiting: list[float]) -> None:
     service = ScriptedService(gone, refuse(503, **{"Retry-After": "7"}), refuse(503), refuse(502))
     assert client(service).score([ask("1")])[0].reward == 1.0

@@ -4,6 +4,7 @@ Images are those the policy saw (`sample.multimodal_inputs`); a JSON `label` may
 In a group, a sample without a reward is masked: it leaves the loss (`remove_sample`) and has the mean of the others as
 its reward, which moves no advantage. Alone, or in a group without any reward, it raises, see `failures.py`; where the
 operator named a number for such samples, they leave the loss as well.
+`--eval-reward-key` needs `--reward-key` beside it: slime's training would take the object it asks for as a number.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from vlgenrm_ray.judge.label import read
 
 
 async def reward(args: Any, samples: Any, **_: Any) -> float | dict[str, float] | list[Any]:
-    """The reward of one sample, or of each of a list; objects where `--reward-key` is given."""
+    """The reward of one sample, or of each of a list; objects where `--reward-key` or `--eval-reward-key` is."""
     alone = not isinstance(samples, Sequence)
     group = [samples] if alone else list(samples)
     replies = await async_judge().score([_ask(sample) for sample in group])
@@ -32,8 +33,9 @@ async def reward(args: Any, samples: Any, **_: Any) -> float | dict[str, float] 
         rewards = [mean if value is None else value for value in masked(replies)]
     else:
         rewards = required(replies)
-    key = getattr(args, "reward_key", None)
-    told: list[Any] = [{key: value} for value in rewards] if key else list(rewards)
+    # slime's evaluation reads by its own key, where it has one.
+    keys = [key for name in ("reward_key", "eval_reward_key") if (key := getattr(args, name, None))]
+    told: list[Any] = [dict.fromkeys(keys, value) for value in rewards] if keys else list(rewards)
     return told[0] if alone else told
 
 

@@ -247,7 +247,8 @@ def _pause(answer: httpx.Response | Exception, attempt: int) -> float | None:
         if answer.status_code not in (502, 503):
             return None
         asked = answer.headers.get("retry-after", "")
-        return min(float(asked), _LONGEST_PAUSE_S) if asked.isdecimal() else _backoff(attempt)
+        # Never sooner than asked, and later each time: a service may say one second for as long as it restarts.
+        return min(max(float(asked) if asked.isdecimal() else 0.0, _backoff(attempt)), _LONGEST_PAUSE_S)
     # A request that was sent whole and not answered in time would only be asked twice.
     return None if isinstance(answer, httpx.ReadTimeout | httpx.WriteTimeout) else _backoff(attempt)
 

@@ -5,8 +5,8 @@
     reply.reward, reply.status, reply.critiques
 
 An image travels once per content hash and is a reference from then on. Failed connections and 502 or 503 are tried
-again with growing pauses (`Retry-After` is obeyed), a refusal (4xx) and an unanswered request never are. A call that
-fails raises RemoteError; an item that fails has `reward: None` and a status. Neither is ever 0.
+again with growing pauses (none shorter than `Retry-After`), a refusal (4xx) and an unanswered request never are. A call
+that fails raises RemoteError; an item that fails has `reward: None` and a status. Neither is ever 0.
 """
 
 import asyncio
