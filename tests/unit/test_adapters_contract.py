@@ -1,7 +1,9 @@
 """Adapters of trainers that call a function with the sample: TRL, verl, EasyR1, ms-swift, AReaL, verifiers."""
 
 import asyncio
+import gc
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -232,6 +234,26 @@ def test_one_client_a_process_and_one_an_event_loop(service: ScriptedService) ->
 
     assert asyncio.run(same())
     assert asyncio.run(same())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_loop_per_batch_leaves_neither_clients_nor_sockets(service: ScriptedService) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def batch() -> None:
+        asyncio.run(trl.vlgenrm_reward_async(["What?"] * 3, ["1"] * 3))
+
+    batch()
+    before = descriptors()
+    gc.disable()
+    try:
+        for _ in range(8):
+            batch()
+    finally:
+        gc.enable()
+    assert len(connection._loops) == 1, "the last batch's"
+    assert descriptors() <= before + 4, "nor is it left to chance when they are collected"
 
 
 def test_without_an_address_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The clients that adapters share: one a process (blocking), one an event loop (asynchronous)."""
 
 import asyncio
+import gc
 import os
-import weakref
 from functools import cache
 
 from vlgenrm_ray.errors import ConfigError
@@ -13,9 +13,7 @@ TOKEN = "VLGENRM_TOKEN"
 RETRIES = 10
 """A service that restarts is waited for, for a minute or two, rather than the training ended."""
 
-_loops: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None], AsyncRemoteJudge]]" = (
-    weakref.WeakKeyDictionary()
-)
+_loops: dict[asyncio.AbstractEventLoop, dict[tuple[str, str | None], AsyncRemoteJudge]] = {}
 _known: dict[str, set[str]] = {}
 """Address -> images sent there, whatever the event loop: some trainers have a new one every batch."""
 
@@ -29,12 +27,29 @@ def judge(url: str | None = None, token: str | None = None) -> RemoteJudge:
 def async_judge(url: str | None = None, token: str | None = None) -> AsyncRemoteJudge:
     """The asynchronous client of the running event loop. Raises ConfigError as `judge`."""
     address = _address(url, token)
-    clients = _loops.setdefault(asyncio.get_running_loop(), {})
+    loop = asyncio.get_running_loop()
+    if loop not in _loops:
+        _forget_closed_loops()
+    clients = _loops.setdefault(loop, {})
     if address not in clients:
         clients[address] = AsyncRemoteJudge(
             address[0], token=address[1], retries=RETRIES, known=_known.setdefault(address[0], set())
         )
     return clients[address]
+
+
+def _forget_closed_loops() -> None:
+    """Let go of the clients of loops that are over, and close their sockets.
+
+    A client's connections refer to their loop, so that no weak reference to it would ever end; and each loop of a
+    trainer that has a new one every batch would leave its sockets open.
+    """
+    closed = [loop for loop in list(_loops) if loop.is_closed()]
+    for loop in closed:
+        _loops.pop(loop, None)
+    if closed:
+        # Connections and their transports refer to each other, and what is old is collected too seldom.
+        gc.collect()
 
 
 @cache
