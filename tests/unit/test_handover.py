@@ -99,6 +99,8 @@ def test_no_folder_is_no_trial(tmp_path: Path) -> None:
         straw = Straw()
         with pytest.raises(InputError, match="no such folder"):
             await straw.handover(service()).to(str(tmp_path / "none"))
+        with pytest.raises(InputError, match="cannot be read"):
+            await straw.handover(service()).to("/" + "a" * 4000)
         assert straw.tried == []
 
     asyncio.run(run())

@@ -69,6 +69,58 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         model_folder.locate(str(tmp_path / "m"))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": ["a"]}', "\x00\xff", "[" * 100_000])
+def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
+    (whole(tmp_path / "m") / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match=r"index\.json cannot be read"):
+        model_folder.locate(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b'{"w": 3}', b'{"w": {"data_offsets": []}}', b'{"w": {"data_offsets": [0, "9"]}}']
+)
+def test_a_header_of_weights_that_is_none_is_named(tmp_path: Path, header: bytes) -> None:
+    (whole(tmp_path / "m") / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(InputError, match=r"model\.safetensors is cut short"):
+        model_folder.locate(str(tmp_path / "m"))
+
+
+def test_a_name_too_long_is_no_folder() -> None:
+    for name in ("a" * 4000, "/" + "a" * 300, "a/" * 2500):
+        for use in (model_folder.locate, lambda name: model_folder.check(Path(name))):
+            with pytest.raises(InputError, match="cannot be read") as error:
+                use(name)
+            assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, file: str) -> None:
+    folder = whole(tmp_path / "m")
+    (folder / file).unlink()
+    # Root may read everything, but no folder as a file.
+    (folder / file).mkdir()
+    with pytest.raises(InputError, match=f"{file} cannot be read"):
+        model_folder.version(folder)
+    if file == "model.safetensors":
+        with pytest.raises(InputError, match=f"{file} cannot be read"):
+            model_folder.check(folder)
+    else:
+        with pytest.raises(InputError, match=f"{file} cannot be read"):
+            model_folder.traits(folder)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = whole(tmp_path / "m")
+
+    def forbidden(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    for use in (model_folder.check, model_folder.digest):
+        with pytest.raises(InputError, match=r"m: cannot be read \(Permission denied\)"):
+            use(folder)
+
+
 def test_how_long_a_sequence_may_be(tmp_path: Path) -> None:
     assert model_folder.max_positions(whole(tmp_path / "m")) == 512
 

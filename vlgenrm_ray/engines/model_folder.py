@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +13,7 @@ from vlgenrm_ray.errors import InputError
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _INCIDENTAL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 """Entries of a configuration that change with who saved it, not with what it is."""
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PIECES = 16
 _PIECE_BYTES = 64 * 1024
 
@@ -23,7 +26,9 @@ def locate(model: str) -> Path:
     folder = Path(model)
     if not model:
         raise InputError("no model is named: set `model` to a model folder or to a name on the Hugging Face hub")
-    if not folder.exists() and _HUB_NAME.fullmatch(model):
+    with _readable(folder):
+        here = folder.exists()
+    if not here and _HUB_NAME.fullmatch(model):
         folder = _fetch(model)
     check(folder)
     return folder.absolute()
@@ -45,26 +50,61 @@ def _fetch(name: str) -> Path:
 
 def check(folder: Path) -> None:
     """Raise InputError unless `folder` holds a configuration, whole weights, a tokenizer and an image processor."""
+    with _readable(folder):
+        _check(folder)
+
+
+def _check(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"model folder {folder}: no such folder; check the path (every node must see it)")
+    # Listed, as a glob passes over a folder that may not be read.
+    weights = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     _configuration(folder)
-    weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     if not weights:
         raise InputError(f"model folder {folder}: no weights (*.safetensors); export or download the model again")
-    index = folder / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
-    if missing := sorted(named - {file.name for file in weights}):
+    if missing := sorted(_indexed(folder) - {file.name for file in weights}):
         raise InputError(f"model folder {folder}: {missing[0]} is missing; export or download the model again")
     for file in weights:
         if file.suffix == ".safetensors" and not _is_whole(file):
             raise InputError(f"model folder {folder}: {file.name} is cut short; export or download the model again")
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).exists() for name in _TOKENIZERS):
         raise InputError(f"model folder {folder}: no tokenizer (tokenizer.json); save the processor into it as well")
     if not any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
         raise InputError(
             f"model folder {folder}: no image processor (preprocessor_config.json); name a model that sees images, "
             "or save its processor into the folder as well"
         )
+
+
+def _indexed(folder: Path) -> set[str]:
+    """The files that the weights' index names; none without an index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return set()
+    try:
+        return {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"model folder {folder}: {index.name} cannot be read ({error!r}); export or download the model again"
+        ) from error
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """What the operating system says of a folder or a file in it (no right, a name too long) is an InputError."""
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename is not None and Path(error.filename) != folder
+        what = f"{Path(error.filename).name} cannot" if inside else "cannot"
+        raise InputError(
+            f"model folder {_shortened(str(folder))}: {what} be read ({error.strerror or error}); check the path and "
+            "the rights of whoever runs this"
+        ) from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:200]}..."
 
 
 def max_positions(folder: Path) -> int | None:
@@ -81,7 +121,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
         read["model_type"]
     except FileNotFoundError:
         raise InputError(f"model folder {folder}: no config.json; give a folder in the Hugging Face format") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"model folder {folder}: config.json cannot be read ({error!r}); export the model again"
         ) from error
@@ -91,9 +131,10 @@ def _configuration(folder: Path) -> dict[str, Any]:
 def traits(folder: Path) -> dict[str, Any]:
     """What decides a model's shapes and tokens, by name; models of equal traits can exchange their weights."""
     found = {name: value for name, value in _configuration(folder).items() if name not in _INCIDENTAL}
-    files = (folder / name for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    tokenizer = next(file for file in files if file.exists())
-    return found | {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
+    files = (folder / name for name in _TOKENIZERS)
+    with _readable(folder):
+        tokenizer = next(file for file in files if file.exists())
+        return found | {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 
 def version(folder: Path, name: str | None = None) -> str:
@@ -104,30 +145,35 @@ def version(folder: Path, name: str | None = None) -> str:
 def _is_whole(file: Path) -> bool:
     """A safetensors file begins with its header's length, and the header says where its last tensor ends."""
     with file.open("rb") as stream:
+        size = file.stat().st_size
         length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size - 8:
+        if length > size - 8:
             return False
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            return False
-    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    return 8 + length + max(ends, default=0) <= file.stat().st_size
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        return bool(8 + length + max(ends, default=0) <= size)
+    # A header that is none: no JSON, or JSON of another kind.
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return False
 
 
 def digest(folder: Path) -> str:
     """Which model this is: 16 hexadecimal digits over the files' names, sizes and evenly spread pieces of them.
 
-    Reads at most a megabyte per file, so it is quick for any model; trained weights differ everywhere.
+    Reads at most a megabyte per file, so it is quick for any model; trained weights differ everywhere. Raises
+    InputError for what cannot be read.
     """
     total = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
-            continue
-        size = file.stat().st_size
-        total.update(f"{file.name}:{size};".encode())
-        with file.open("rb") as stream:
-            for piece in range(_PIECES):
-                stream.seek(max(size - _PIECE_BYTES, 0) * piece // (_PIECES - 1))
-                total.update(stream.read(_PIECE_BYTES))
+    with _readable(folder):
+        for file in sorted(folder.iterdir()):
+            if file.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
+                continue
+            size = file.stat().st_size
+            total.update(f"{file.name}:{size};".encode())
+            with file.open("rb") as stream:
+                for piece in range(_PIECES):
+                    stream.seek(max(size - _PIECE_BYTES, 0) * piece // (_PIECES - 1))
+                    total.update(stream.read(_PIECE_BYTES))
     return total.hexdigest()[:16]
