@@ -39,7 +39,7 @@ class Straw:
         return {"first": found, "best": found | {"value": 0.6}}
 
     @contextmanager
-    def _served(self, own: OwnService) -> Iterator[str]:
+    def _served(self, own: OwnService, run: Path) -> Iterator[str]:
         assert own.serving.tokens.operator
         self.asked.append(("serve", own.model))
         yield "http://judge"

@@ -85,10 +85,13 @@ class Gate:
         address: Address | None,
         engines: "DeploymentHandle | None",
         experts: "DeploymentHandle | None",
+        name: str = "",
     ) -> None:
-        """`address`: where to listen, unless Ray Serve's proxies do. Without `engines`, one of its own."""
+        """`address`: where to listen, unless Ray Serve's proxies do. Without `engines`, one of its own. `name`: of the
+        service, see `Standing`.
+        """
         self._config = config
-        self._standing = Standing(config)
+        self._standing = Standing(config, name)
         self._engines: Engines = EngineWithin(self._engine) if engines is None else EnginesApart(engines)
         self._ready = False
         metrics = Metrics()
@@ -166,11 +169,11 @@ class Gate:
             await asyncio.sleep(_PROBE_S)
 
 
-def application(config: ServingConfig, address: Address | None = None) -> "Application":
+def application(config: ServingConfig, address: Address | None = None, name: str = "") -> "Application":
     """The service, to be handed to `serve.run`, or returned by what `serve deploy` imports.
 
-    `address`: where the gate itself listens; None leaves that to Ray Serve's proxies. Raises InputError for a model
-    folder that cannot be used.
+    `address`: where the gate itself listens; None leaves that to Ray Serve's proxies. `name`: tells apart services of
+    one configuration on one cluster. Raises InputError for a model folder that cannot be used.
     """
     from ray import serve
 
@@ -184,8 +187,8 @@ def application(config: ServingConfig, address: Address | None = None) -> "Appli
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=10.0,
     )(serve.ingress()(Gate))
-    engines = None if alone else apart.deployment(config, Standing(config).get)
-    return gate.bind(config, address, engines, None if config.experts is None else _experts(config))
+    engines = None if alone else apart.deployment(config, Standing(config, name).get)
+    return gate.bind(config, address, engines, None if config.experts is None else _experts(config), name)
 
 
 def _experts(config: ServingConfig) -> "Application":

@@ -49,8 +49,8 @@ def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, repl
         logging_config=_quiet(),
     )
     fitting = _fitted(config, there)
-    Standing(fitting).forget()
-    made = application(fitting, Address(host, port) if alone else None)
+    Standing(fitting, name).forget()
+    made = application(fitting, Address(host, port) if alone else None, name)
     # Where the gate listens itself it needs no route, of which two applications cannot have the same.
     serve.run(made, name=name, route_prefix=None if alone else "/", logging_config=_quiet())
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host

@@ -13,8 +13,10 @@ _NAMESPACE = "vlgenrm"
 class Standing:
     """A service's standing, from any process of the cluster. Made with the model first served by whoever asks first."""
 
-    def __init__(self, config: ServingConfig) -> None:
+    def __init__(self, config: ServingConfig, service: str = "") -> None:
+        """`service`: tells apart several of one configuration."""
         self._config = config
+        self._service = service
 
     async def get(self) -> Model:
         """The version that serves."""
@@ -47,7 +49,7 @@ class Standing:
         return ray.remote(_Memory).options(**options).remote(model)
 
     def _name(self) -> str:
-        return f"serving-{self._config.fingerprint()}"
+        return f"serving-{self._service}-{self._config.fingerprint()}"
 
 
 class _Memory:
