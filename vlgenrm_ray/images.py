@@ -61,7 +61,10 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
     """
     if uri.startswith("data:"):
         return _from_data_url(uri, limits)
-    scheme = urlparse(uri).scheme
+    try:
+        scheme = urlparse(uri).scheme
+    except ValueError as error:
+        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: {error}") from error
     if scheme in ("http", "https", "ftp"):
         raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first")
     try:

@@ -79,7 +79,7 @@ def test_other_decoders_stay_shut(tmp_path: Path) -> None:
     assert reason(str(path)) == DropReason.IMAGE_UNREADABLE
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1/a.png", "https://example.org/a.png"])
+@pytest.mark.parametrize("uri", ["http://127.0.0.1/a.png", "https://example.org/a.png", "http://[half"])
 def test_network_addresses_are_not_fetched(uri: str) -> None:
     assert reason(uri) == DropReason.IMAGE_MISSING
 
