@@ -112,7 +112,7 @@ class JudgeActor:
         return self._judge.score(items) if items else []
 
 
-def start(config: OwnJudgeConfig, limits: ImageLimits, *, deadline_s: float) -> OwnJudge:
+def start(config: OwnJudgeConfig, limits: ImageLimits, *, deadline_s: float = 300.0) -> OwnJudge:
     """Start the actor and return the reward over it. It has no state: Ray itself starts it again."""
     import ray
     from ray.exceptions import RayActorError
