@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.processes import below
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import WeightSyncError
 from vlgenrm_ray.images import ImageLimits, keep
@@ -92,7 +93,7 @@ def weights(factor: float) -> dict[str, Any]:
 
 def engine_process() -> psutil.Process:
     """Of the rollout actor that lives."""
-    (found,) = [p for p in psutil.Process().children(recursive=True) if "ray::RolloutActor" in " ".join(p.cmdline())]
+    (found,) = below("ray::RolloutActor")
     return found
 
 

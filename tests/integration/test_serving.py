@@ -16,6 +16,7 @@ import pytest
 from served import CANARY, OPERATOR, START_S, USER, until_ready
 from serving_examples import png
 
+from tests.processes import below
 from vlgenrm_ray.shapes import pack_path
 
 README = Path(__file__).parents[2] / "README.md"
@@ -166,8 +167,7 @@ def test_kill_9_of_the_gate_is_outlived(http: httpx.Client) -> None:
 
 def process(name: str) -> psutil.Process:
     """The one of the service's processes that has this in its title."""
-    children = psutil.Process().children(recursive=True)
-    (found,) = [p for p in children if name in " ".join(p.cmdline())]
+    (found,) = below(name)
     return found
 
 

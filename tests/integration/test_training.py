@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests.processes import below
 from tests.world_examples import examples, stage_folder
 from vlgenrm_ray import images
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
@@ -139,9 +139,7 @@ def once_steps_are_done(target: Path, steps: int, then: Callable[[], None]) -> I
 
 
 def kill_a_worker() -> None:
-    mine = psutil.Process().children(recursive=True)
-    worker = next(p for p in mine if "RayTrainWorker" in " ".join(p.cmdline()))
-    worker.kill()
+    below("RayTrainWorker")[0].kill()
 
 
 def weights(target: Path) -> list[float]:

@@ -27,11 +27,9 @@ def test_on_a_gpu_the_rest_is_vllms_choice(monkeypatch: pytest.MonkeyPatch) -> N
     assert (arguments["dtype"], arguments["enforce_eager"], arguments["load_format"]) == ("auto", False, "dummy")
 
 
-@pytest.mark.parametrize(("computes", "dtype"), [(True, "auto"), (False, "float32")])
-def test_a_cpu_without_bfloat16_uses_float32(monkeypatch: pytest.MonkeyPatch, computes: bool, dtype: str) -> None:
+def test_a_cpu_uses_float32_whatever_else_it_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_config, "_on_cpu", lambda: True)
-    monkeypatch.setattr(vllm_config, "has_cpu_bfloat16", lambda: computes)
-    assert vllm_config.engine_arguments(VllmConfig(), None)["dtype"] == dtype
+    assert vllm_config.engine_arguments(VllmConfig(), None)["dtype"] == "float32"
     assert vllm_config.engine_arguments(VllmConfig(dtype="bfloat16"), None)["dtype"] == "bfloat16"
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 from event_files import shown
 from policy_runs import lines, served_at, train, write
 
 from tests.integration.test_job_submit import free_port
 from tests.integration.test_training import kill_a_worker, once_steps_are_done
+from tests.processes import below
 from vlgenrm_ray.errors import RemoteError
 
 WAIT_S = 400.0
@@ -128,5 +128,4 @@ def wait_for_steps(target: Path, number: int, process: "subprocess.Popen[str]") 
 
 
 def kill_the_engine() -> None:
-    mine = psutil.Process().children(recursive=True)
-    next(p for p in mine if "ray::RolloutActor" in " ".join(p.cmdline())).kill()
+    below("ray::RolloutActor")[0].kill()

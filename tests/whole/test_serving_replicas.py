@@ -15,6 +15,8 @@ import psutil
 import pytest
 from served import CANARY, START_S, until_ready
 
+from tests.processes import below
+
 _SETTINGS = {
     # Room for two on two cores.
     "serving.replicas": "auto",
@@ -51,15 +53,7 @@ def served() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 def engines(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The engine replicas' processes."""
-    children = psutil.Process(service.pid).children(recursive=True)
-    return [p for p in children if "ServeReplica:vlgenrm:engine" in _title(p)]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return below("ServeReplica:vlgenrm:engine", service.pid)
 
 
 def body(seed: int) -> dict[str, object]:

@@ -19,15 +19,6 @@ def has_gpu() -> bool:
     return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
-def has_cpu_bfloat16() -> bool:
-    """True where the CPU multiplies bfloat16 itself; elsewhere each product is emulated, slower than in float32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(f" {flag} " in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def thread_variables(threads: int) -> dict[str, str]:
     """Environment of a process whose numeric libraries use `threads` CPU threads that sleep while they wait."""
     count = str(threads)

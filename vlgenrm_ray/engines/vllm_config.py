@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlgenrm_ray.engines.environment import has_cpu_bfloat16, has_gpu, limit_threads, thread_variables
+from vlgenrm_ray.engines.environment import has_gpu, limit_threads, thread_variables
 from vlgenrm_ray.settings import Settings
 
 _GIB = 1 << 30
@@ -18,7 +18,8 @@ class VllmConfig(Settings):
     model: str = ""
     """Model folder, or name on the Hugging Face hub. Stages that are handed a model put its folder here."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """`auto`: the model's own on a GPU; on a CPU bfloat16 if it computes in it, else float32."""
+    """`auto`: the model's own on a GPU; float32 on a CPU, as in a learner there: most only emulate bfloat16, and all
+    are to bring the same."""
     max_model_len: int = Field(default=4096, ge=16)
     """Longest prompt and answer together, in tokens, image tokens included; never more than the model was made for."""
     max_num_seqs: int = Field(default=256, ge=1)
@@ -102,7 +103,7 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
     on_cpu = _on_cpu()
     max_model_len = min(config.max_model_len, max_positions or config.max_model_len)
     arguments: dict[str, Any] = {
-        "dtype": "float32" if config.dtype == "auto" and on_cpu and not has_cpu_bfloat16() else config.dtype,
+        "dtype": "float32" if config.dtype == "auto" and on_cpu else config.dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,

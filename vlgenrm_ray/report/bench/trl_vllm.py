@@ -36,8 +36,8 @@ def mend(engine: VllmConfig, *, image_token: int) -> None:
         """
         return generate(self, [one_placeholder(ids, image_token) for ids in prompts], *rest, **named)
 
-    # TRL has no arguments for how the engine computes: left alone, in the folder's bf16, which most CPUs emulate, and
-    # compiled. What TRL does state stands above ours.
+    # TRL has no arguments for how the engine computes: left alone, in the folder's bf16, and compiled. What TRL
+    # does state stands above ours.
     ours = engine_arguments(engine, model_folder.max_positions(Path(engine.model)))
     module.LLM = partial(module.LLM, **ours)
     generation.sync_weights, generation.generate = sync_weights, generate_once_expanded
