@@ -59,6 +59,20 @@ def batches(base: Path, made: list[Example], worker: int, cuts: tuple[int, ...])
     return [encoder.batch(rows[end - size : end]) for size, end in zip(cuts, ends, strict=True)]
 
 
+def families(base: Path, made: list[Example], worker: int, *, shared: bool) -> Any:
+    """A worker's rows, each with a second and a third sample of its prompt: in one row, or each in its own."""
+    from vlgenrm_ray.engines.vlm_batch import VlmEncoder
+
+    encoder = VlmEncoder(base, ImageLimits())
+    rows = []
+    for e in made[worker * ROWS :][:ROWS]:
+        written = encoder.encode(e.image, e.prompt, e.completion)
+        ids = written.ids[written.num_prompt :]
+        rows += [(encoder.rollout(e.image, e.prompt, of), e.image, 1.0) for of in (ids, ids[1:4], ids[::-1])]
+    together = [range(3 * row, 3 * row + 3) for row in range(len(rows) // 3)]
+    return encoder.batch(rows, families=together if shared else None)
+
+
 def cross_entropy(_: int, batch: Any, tokens: Any) -> "torch.Tensor":
     return -(tokens.values * batch.weights).sum() / DENOMINATOR
 
@@ -108,6 +122,10 @@ def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
     found["cut"].append(learner.learn(padded, cross_entropy, lr=LEARNING_RATE))
     found["cut"].append(learner.step(parts, denominator=DENOMINATOR, lr=LEARNING_RATE))
     found["cut_after"] = learner.logprobs(whole)[0]
+    for shared in (False, True):
+        batch = families(base, made, dist.get_rank(), shared=shared)
+        step = learner.learn([batch], tempered, lr=0.0, **options)
+        found[f"families of {shared}"] = learner.logprobs([batch])[0], found["entropy-0"].detach(), step
     with pytest.raises(NonFiniteGradient):
         learner.learn(parts, steep, lr=LEARNING_RATE)
     found["unharmed"] = learner.logprobs(whole)[0]
@@ -137,6 +155,9 @@ def _critic(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
             critic.save(folder / "critic")
         losses.append(critic.learn(whole, squares, lr=CRITIC_LEARNING_RATE).loss)
     found |= {"losses": losses, "end": critic.values(whole)}
+    found["families"] = [
+        critic.values([families(base, made, dist.get_rank(), shared=shared)])[0] for shared in (False, True)
+    ]
     critic.close()
     critic = Critic(base, config, seed=1)
     critic.load(folder / "critic")

@@ -137,6 +137,27 @@ def test_cuts_and_fillers_change_nothing_and_step_is_the_cross_entropy(folder: P
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_samples_that_share_their_prompt_are_learnt_as_if_apart(folder: Path, name: str) -> None:
+    for worker in range(NUM_WORKERS):
+        found = found_by(folder, name, worker)
+        (values, entropy, apart), (same_values, same_entropy, shared) = (
+            found[f"families of {shared}"] for shared in (False, True)
+        )
+        assert int((values != 0).any(-1).sum()) == 3 * ROWS
+        assert_close(same_values, values, atol=1e-4)
+        assert_close(same_entropy, entropy, atol=1e-4)
+        assert (shared.loss, shared.grad_norm) == pytest.approx((apart.loss, apart.grad_norm), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", WITH_CRITIC)
+def test_a_critic_says_the_same_of_samples_that_share_their_prompt(folder: Path, name: str) -> None:
+    for worker in range(NUM_WORKERS):
+        apart, shared = found_by(folder, name, worker)["critic"]["families"]
+        assert float(apart.abs().max()) > 1e-2
+        assert_close(shared, apart, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_scalar_that_is_not_finite_accuses_its_micro_batch(folder: Path, name: str) -> None:
     assert found_by(folder, name, 1)["rows"] == [(1, row) for row in range(ROWS - 1)]
 

@@ -70,6 +70,11 @@ def test_likes_go_together() -> None:
     assert sorted(tuple(sorted(b.members)) for row in step.rows for b in row) == [tuple(range(10)), (10, 11)]
 
 
+def test_what_would_be_mostly_padding_is_cut_in_two() -> None:
+    (step,) = plan([50] + [10] * 3, workers=1)
+    assert sorted(tuple(sorted(b.members)) for row in step.rows for b in row) == [(0,), (1, 2, 3)]
+
+
 def test_an_entry_beyond_the_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="201 tokens does not fit tokens_per_batch = 200"):
         plan([5, 201])

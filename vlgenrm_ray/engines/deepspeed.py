@@ -40,6 +40,11 @@ class Learner(TrainedModel):
         if keep_reference:
             self._reference = self if config.lora else _frozen(model, config, settings)
 
+    @property
+    def width(self) -> int:
+        """Hidden size of the decoder."""
+        return int(self._model().config.get_text_config().hidden_size)
+
     # -- learning ----------------------------------------------------------------------------------------------
 
     def step(self, batches: Sequence[Batch], *, denominator: float, lr: float) -> StepResult:
@@ -139,6 +144,5 @@ def _frozen(model: Path, config: DeepSpeedConfig, settings: dict[str, Any]) -> D
 
 def _log_probs(model: DeepSpeedModel, batch: Batch, temperature: float, entropy: EntropyMode) -> LogProbs:
     """Of a batch on the device, [B, T]."""
-    targets = batch.inputs["input_ids"][batch.targets]
-    found = log_probs(model.before_targets(batch), targets, temperature=temperature, entropy=entropy)
+    found = log_probs(model.before_targets(batch), batch.words, temperature=temperature, entropy=entropy)
     return LogProbs(batch.spread(found.values), None if found.entropy is None else batch.spread(found.entropy))

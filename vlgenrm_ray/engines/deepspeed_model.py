@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, engine_settings, lr_share
+from vlgenrm_ray.engines.shared_prompts import model_inputs
 from vlgenrm_ray.engines.vlm_batch import Batch
 from vlgenrm_ray.engines.vlm_tower import Tower
 
@@ -81,19 +82,24 @@ class DeepSpeedModel:
         self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
 
     def outputs(self, batch: Batch, positions: "torch.Tensor") -> "torch.Tensor":
-        """What the module's head says, [B, K, width], at K positions, the same of every row."""
+        """What the module's head says, [R, K, width], at K columns, the same of each of the batch's R rows."""
         batch = batch.to(self.device)
+        shared = batch.sharing
+        inputs = batch.inputs if shared is None else model_inputs(batch, shared, self.tower.model)
         with self.tower.showing(batch.shown):
             logits: torch.Tensor = self.engine(
-                **batch.inputs, logits_to_keep=positions.to(self.device), use_cache=False
+                **inputs, logits_to_keep=positions.to(self.device), use_cache=False
             ).logits
         return logits
 
     def before_targets(self, batch: Batch) -> "torch.Tensor":
         """What the head says just before each of the batch's N targets, [N, width], in the order of a mask's True."""
+        import torch
+
         # Only where some row has a target: over a vocabulary this is the widest tensor there is.
-        columns = batch.targets.any(0).nonzero().squeeze(1)
-        return self.outputs(batch, columns - 1)[batch.targets[:, columns].to(self.device)]
+        rows, columns = batch.to(self.device).before
+        kept = columns.bincount().nonzero().squeeze(1)
+        return self.outputs(batch, kept)[rows, torch.searchsorted(kept, columns)]
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off and free what it holds."""

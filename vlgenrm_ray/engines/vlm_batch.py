@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray import images
+from vlgenrm_ray.engines import shared_prompts
+from vlgenrm_ray.engines.shared_prompts import Sharing
 from vlgenrm_ray.engines.tokens import Vocabulary
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.images import ImageLimits
@@ -52,10 +54,11 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B examples padded on the right to T tokens."""
+    """B examples of up to T tokens, in R rows of L, padded on the right: each in its own, or several of one prompt in
+    one."""
 
     inputs: "dict[str, torch.Tensor]"
-    """`input_ids`, `attention_mask`, `mm_token_type_ids` [B, T]; `image_grid_thw` [B, 3]; `pixel_values` of the
+    """`input_ids`, `attention_mask`, `mm_token_type_ids` [R, L]; `image_grid_thw` [R, 3]; `pixel_values` of the
     distinct images, in the order of `shown`."""
     shown: tuple[int, ...]
     """Which of the distinct images each row shows."""
@@ -63,6 +66,8 @@ class Batch:
     """[B, T] float32: how much the loss of each token counts; 0 on prompt, image and padding tokens."""
     counts: bool = True
     """False for a filler, run only because the other workers have one more batch."""
+    sharing: Sharing | None = None
+    """None where every example has its own row: then R is B, and L is T."""
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -76,6 +81,19 @@ class Batch:
         """[B, T] boolean: the tokens that have a weight. The first of a row never has."""
         return self.weights != 0
 
+    @property
+    def words(self) -> "torch.Tensor":
+        """[N]: the N targets, in the order of a mask's True."""
+        return self.inputs["input_ids"][self.targets] if self.sharing is None else self.sharing.words
+
+    @property
+    def before(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Rows and columns of the inputs, [N] each, in which what stands before each target is."""
+        if self.sharing is not None:
+            return self.sharing.before
+        rows, columns = self.targets.nonzero(as_tuple=True)
+        return rows, columns - 1
+
     def spread(self, values: "torch.Tensor") -> "torch.Tensor":
         """Values [N] of the N targets -> [B, T], 0 elsewhere; with their gradient."""
         return values.new_zeros(self.weights.shape).masked_scatter(self.targets, values)
@@ -85,7 +103,8 @@ class Batch:
         if self.weights.device == device:
             return self
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.shown, self.weights.to(device), self.counts)
+        sharing = None if self.sharing is None else self.sharing.to(device)
+        return Batch(inputs, self.shown, self.weights.to(device), self.counts, sharing)
 
 
 class VlmEncoder:
@@ -191,21 +210,36 @@ class VlmEncoder:
 
     # -- both --------------------------------------------------------------------------------------------------
 
-    def batch(self, rows: Sequence[tuple[Tokens, ImageRef, float]], *, counts: bool = True) -> Batch:
-        """Examples as (tokens, image, weight of each of its completion tokens) -> one padded batch."""
+    def batch(
+        self,
+        examples: Sequence[tuple[Tokens, ImageRef, float]],
+        *,
+        counts: bool = True,
+        families: Sequence[range] | None = None,
+    ) -> Batch:
+        """Examples as (tokens, image, weight of each of its completion tokens) -> one padded batch.
+
+        `families`: examples in a row each, which have a prompt and an image in common and weights that are not 0; all
+        of them, in their order. None: each has its own.
+        """
         import torch
 
-        longest = max(len(tokens) for tokens, _, _ in rows)
-        ids = torch.full((len(rows), longest), self.pad_token)
-        mask = torch.zeros((len(rows), longest), dtype=torch.long)
-        weights = torch.zeros((len(rows), longest))
-        pixels = [self.pixels(ref) for _, ref, _ in rows]
-        distinct = list(dict.fromkeys(ref.sha256 for _, ref, _ in rows))
-        shown = tuple(distinct.index(ref.sha256) for _, ref, _ in rows)
-        for i, (tokens, _, weight) in enumerate(rows):
-            ids[i, : len(tokens)] = torch.tensor(tokens.ids)
-            mask[i, : len(tokens)] = 1
+        weights = torch.zeros((len(examples), max(len(tokens) for tokens, _, _ in examples)))
+        for i, (tokens, _, weight) in enumerate(examples):
             weights[i, tokens.num_prompt : len(tokens)] = weight
+        if families is not None and not all(weight for _, _, weight in examples):
+            raise ValueError("an example of no weight has a row of its own")
+        together = [range(i, i + 1) for i in range(len(examples))] if families is None else families
+        rows = [shared_prompts.row([examples[i][0] for i in family]) for family in together]
+        refs = [examples[family.start][1] for family in together]
+        ids = torch.full((len(rows), max(len(row.ids) for row in rows)), self.pad_token)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids)
+            mask[i, : len(row.ids)] = 1
+        pixels = [self.pixels(ref) for ref in refs]
+        distinct = list(dict.fromkeys(ref.sha256 for ref in refs))
+        shown = tuple(distinct.index(ref.sha256) for ref in refs)
         grids = torch.tensor([p.grid for p in pixels])
         expected = grids.prod(-1).div(self._merged, rounding_mode="floor")
         # Sizes in the records plan the batches; an image of another size would shift every token after it.
@@ -222,6 +256,7 @@ class VlmEncoder:
             shown=shown,
             weights=weights,
             counts=counts,
+            sharing=shared_prompts.sharing(rows) if len(rows) < len(examples) else None,
         )
 
 

@@ -25,7 +25,11 @@ def load_module(folder: Path, config: DeepSpeedConfig, settings: dict[str, Any])
     shared_out = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None
     try:
         module: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.bfloat16 if halved else torch.float32, trust_remote_code=False
+            folder,
+            dtype=torch.bfloat16 if halved else torch.float32,
+            trust_remote_code=False,
+            # Takes any mask: see `shared_prompts`.
+            attn_implementation="sdpa",
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"model: cannot load {folder} ({error}); give a complete Hugging Face folder") from error

@@ -22,6 +22,8 @@ class Tower:
         inner = next((m for m in module.modules() if "visual" in m._modules and hasattr(m, "get_image_features")), None)
         if inner is None:
             raise InputError(f"model: {type(module).__name__} has no vision tower as Qwen-VL models have it")
+        self.model: Any = inner
+        """The part of the module that has the tower."""
         self._features = inner.get_image_features
         self._shown: Sequence[int] = ()
         inner.get_image_features = self._spread

@@ -63,16 +63,18 @@ class Study:
             if len(made) <= self.config.tokens_per_batch:
                 kept.append(pupil)
                 tokens.append(made)
-        updates = plan(
+        rows, updates = plan(
             kept,
-            [len(t) for t in tokens],
+            tokens,
+            width=self.learner.width,
             step=step,
             seed=self.config.seed,
             updates=self.config.updates_per_step,
             tokens_per_batch=self.config.tokens_per_batch,
             workers=workers,
         )
-        return Lesson(pupils=tuple(kept), updates=updates, fates=fates), tokens, len(pupils) - len(kept)
+        lesson = Lesson(pupils=tuple(kept), rows=rows, updates=updates, fates=fates)
+        return lesson, tokens, len(pupils) - len(kept)
 
     def learn(
         self, lesson: Lesson, tokens: Sequence[Tokens], *, rank: int, lr: float, critic_lr: float, warmup: bool
@@ -100,7 +102,7 @@ class Study:
 
         pupils = [lesson.pupils[member] for member in micro.members]
         rows = [(tokens[member], lesson.pupils[member].rollout.question.image, 1.0) for member in micro.members]
-        batch = self.encoder.batch(rows, counts=micro.counts)
+        batch = self.encoder.batch(rows, counts=micro.counts, families=lesson.families(micro))
         sampled = torch.zeros_like(batch.weights)
         for row, (member, pupil) in enumerate(zip(micro.members, pupils, strict=True)):
             begin = tokens[member].num_prompt
