@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -117,25 +118,24 @@ def test_ctrl_c_then_a_killed_worker_then_the_same_result(
 
 @contextmanager
 def once_steps_are_done(target: Path, steps: int, then: Callable[[], None]) -> Iterator[None]:
-    """Do `then`, from another thread, when the metrics have so many lines."""
-    over, done = threading.Event(), threading.Event()
+    """Do `then`, from another thread, when the metrics have so many lines. What it raises is raised here."""
+    over = threading.Event()
 
-    def watch() -> None:
+    def watch() -> bool:
         path = target / "metrics.jsonl"
         while not over.wait(0.02):
             if path.exists() and len(path.read_text().splitlines()) >= steps:
-                done.set()
                 then()
-                return
+                return True
+        return False
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-    assert done.is_set(), f"step {steps} was never seen"
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            yield
+        finally:
+            over.set()
+        assert watching.result(), f"step {steps} was never seen"
 
 
 def kill_a_worker() -> None:
