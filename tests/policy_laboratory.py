@@ -60,7 +60,7 @@ def batches(base: Path, made: list[Example], worker: int, cuts: tuple[int, ...])
 
 
 def families(base: Path, made: list[Example], worker: int, *, shared: bool) -> Any:
-    """A worker's rows, each with a second and a third sample of its prompt: in one row, or each in its own."""
+    """A worker's rows, each with a second and a third sample of its prompt: some in one row, or each in its own."""
     from vlgenrm_ray.engines.vlm_batch import VlmEncoder
 
     encoder = VlmEncoder(base, ImageLimits())
@@ -69,7 +69,7 @@ def families(base: Path, made: list[Example], worker: int, *, shared: bool) -> A
         written = encoder.encode(e.image, e.prompt, e.completion)
         ids = written.ids[written.num_prompt :]
         rows += [(encoder.rollout(e.image, e.prompt, of), e.image, 1.0) for of in (ids, ids[1:4], ids[::-1])]
-    together = [range(3 * row, 3 * row + 3) for row in range(len(rows) // 3)]
+    together = [range(3), range(3, 5), range(5, 6), *(range(row, row + 3) for row in range(6, len(rows), 3))]
     return encoder.batch(rows, families=together if shared else None)
 
 
@@ -125,7 +125,7 @@ def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
     for shared in (False, True):
         batch = families(base, made, dist.get_rank(), shared=shared)
         step = learner.learn([batch], tempered, lr=0.0, **options)
-        found[f"families of {shared}"] = learner.logprobs([batch])[0], found["entropy-0"].detach(), step
+        found[f"shared: {shared}"] = learner.logprobs([batch])[0], found["entropy-0"].detach(), step
     with pytest.raises(NonFiniteGradient):
         learner.learn(parts, steep, lr=LEARNING_RATE)
     found["unharmed"] = learner.logprobs(whole)[0]

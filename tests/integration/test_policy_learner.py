@@ -140,9 +140,7 @@ def test_cuts_and_fillers_change_nothing_and_step_is_the_cross_entropy(folder: P
 def test_samples_that_share_their_prompt_are_learnt_as_if_apart(folder: Path, name: str) -> None:
     for worker in range(NUM_WORKERS):
         found = found_by(folder, name, worker)
-        (values, entropy, apart), (same_values, same_entropy, shared) = (
-            found[f"families of {shared}"] for shared in (False, True)
-        )
+        (values, entropy, apart), (same_values, same_entropy, shared) = found["shared: False"], found["shared: True"]
         assert int((values != 0).any(-1).sum()) == 3 * ROWS
         assert_close(same_values, values, atol=1e-4)
         assert_close(same_entropy, entropy, atol=1e-4)

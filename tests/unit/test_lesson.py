@@ -3,11 +3,9 @@ from typing import Any
 
 import factories
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from policy_examples import collected
 
-from vlgenrm_ray.engines.vlm_batch import Tokens
+from vlgenrm_ray.engines.batch_plan import MicroBatch, Step
 from vlgenrm_ray.policy import lesson
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.lesson import MISFIT, usable
@@ -49,87 +47,12 @@ def test_a_sample_that_was_cut_can_be_masked(algorithm: str) -> None:
     assert lesson.pupils([group(1.0, 0.0, finish="length")], config, max_tokens=3)[0] == []
 
 
-PROMPT = 5
-LIMIT = 64
-
-
-def planned(
-    groups: list[list[int]], *, updates: int = 1, workers: int = 1, width: int = 100, **over: Any
-) -> lesson.Lesson:
-    """Of groups of samples, by their lengths in tokens; each group has a prompt of its own."""
-    found, tokens = [], []
-    for number, lengths in enumerate(groups):
-        for length in lengths:
-            rollout = factories.rollout(ids=(7,) * length, logprobs=(-0.5,) * length, **over)
-            found.append(lesson.Pupil(rollout=rollout, reward=0.5, advantage=0.0))
-            tokens.append(Tokens((number,) * PROMPT + rollout.ids, PROMPT))
-    rows, planned = lesson.plan(
-        found, tokens, width=width, step=0, seed=0, updates=updates, tokens_per_batch=LIMIT, workers=workers
-    )
-    return lesson.Lesson(pupils=tuple(found), rows=rows, updates=planned)
-
-
-@given(
-    st.lists(st.lists(st.integers(1, LIMIT - PROMPT), min_size=1, max_size=9), min_size=1, max_size=9),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.integers(1, 5000),
-)
-def test_every_pupil_is_in_one_update_and_workers_have_equally_many_micro_batches(
-    groups: list[list[int]], updates: int, workers: int, width: int
-) -> None:
-    whole = planned(groups, updates=updates, workers=workers, width=width)
-    number = sum(map(len, groups))
-    assert min(updates, number) <= len(whole.rows)
-    assert len(whole.updates) <= updates
-    assert sorted(member for update in whole.updates for member in update.members()) == list(range(number))
-    for update in whole.updates:
-        assert len({len(update.of(rank)) for rank in range(workers)}) == 1
-    assert sum(whole.counts(update)[0] for update in whole.updates) == sum(map(sum, groups))
-    assert sum(whole.counts(update)[1] for update in whole.updates) == number
-
-
-@given(
-    st.lists(st.lists(st.integers(1, LIMIT - PROMPT), min_size=1, max_size=9), min_size=1, max_size=9),
-    st.integers(1, 3),
-)
-def test_rows_are_whole_in_a_micro_batch_of_one_group_and_within_the_budget(
-    groups: list[list[int]], workers: int
-) -> None:
-    whole = planned(groups, workers=workers)
-    group = [number for number, lengths in enumerate(groups) for _ in lengths]
-    sizes = [length for lengths in groups for length in lengths]
-    for micro in (micro for update in whole.updates for each in update.rows for micro in each):
-        rows = [[micro.members[place] for place in family] for family in whole.families(micro)]
-        assert [member for row in rows for member in row] == list(micro.members)
-        assert all(len({group[member] for member in row}) == 1 for row in rows)
-        assert len(rows) * max(PROMPT + sum(sizes[member] for member in row) for row in rows) <= LIMIT
-
-
-def test_a_group_shares_a_row() -> None:
-    assert planned([[3] * 4, [5] * 4]).rows == (range(4), range(4, 8))
-
-
-def test_equal_prompts_about_other_pictures_are_not_shared() -> None:
-    first, second = (
-        lesson.Pupil(
-            rollout=factories.rollout(question=factories.question(image=factories.image(sha256=digit * 64))),
-            reward=0.5,
-            advantage=0.0,
-        )
-        for digit in "ab"
-    )
-    same = Tokens((1,) * PROMPT + (7, 7), PROMPT)
-    rows, _ = lesson.plan(
-        [first, first, second], [same] * 3, width=100, step=0, seed=0, updates=1, tokens_per_batch=64, workers=1
-    )
-    assert rows == (range(2), range(2, 3))
-
-
-def test_updates_and_workers_come_before_sharing() -> None:
-    whole = planned([[3] * 8], updates=2, workers=2)
-    assert [len(row) for row in whole.rows] == [2, 2, 2, 2]
-    assert [len(update.of(rank)) for update in whole.updates for rank in range(2)] == [1, 1, 1, 1]
+def test_counts_and_families_of_a_lesson() -> None:
+    found, _ = lesson.pupils([group(1.0, 0.0), group(0.5, 0.25)], GRPO, max_tokens=8)
+    update = Step(((MicroBatch((2, 3, 0)),), (MicroBatch((1,)),)))
+    whole = lesson.Lesson(pupils=tuple(found), rows=((0,), (1,), (2, 3)), updates=(update,))
+    assert whole.counts(update) == (3 * 4, 4)
+    assert [whole.families(micro) for micro in update.of(0)] == [[range(2), range(2, 3)], [range(1)]]
 
 
 def test_samples_that_fit_no_micro_batch_are_as_good_as_failed() -> None:
@@ -137,10 +60,6 @@ def test_samples_that_fit_no_micro_batch_are_as_good_as_failed() -> None:
     found = usable({"ok": 5, "timeout": 1}, 5)
     assert found == {"ok": 0, "timeout": 1, MISFIT: 5}
     assert reward_failures([found], FailureRule(window=1)) is not None
-
-
-def test_nothing_to_learn_is_no_update() -> None:
-    assert planned([], updates=2, workers=2).updates == ()
 
 
 def test_the_figures_of_a_step() -> None:

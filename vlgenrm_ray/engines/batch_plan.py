@@ -8,12 +8,13 @@ Workers meet in collectives, so each gets the same number of micro-batches; wher
 runs a filler whose loss is multiplied by 0.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PADDING = 1 / 16
-"""Share of a micro-batch's token budget that may be padding; beyond it, another micro-batch is cheaper."""
+"""What a micro-batch costs beside its tokens, as a share of its token budget: for less padding none is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,41 +60,55 @@ def plan_epoch(
     random.Random(f"{seed}/{epoch}").shuffle(order)
     total = num_steps(len(order), examples_per_step)
     return [
-        _step(order[len(order) * i // total : len(order) * (i + 1) // total], lengths, tokens_per_batch, workers)
+        plan_step(
+            order[len(order) * i // total : len(order) * (i + 1) // total],
+            lengths,
+            tokens_per_batch=tokens_per_batch,
+            workers=workers,
+        )
         for i in range(total)
     ]
 
 
-def _step(members: Sequence[int], lengths: Sequence[int], budget: int, workers: int) -> Step:
+def plan_step(members: Sequence[int], lengths: Sequence[int], *, tokens_per_batch: int, workers: int) -> Step:
+    """One optimizer step on some entries, as `plan_epoch` plans each of an epoch's."""
     # The position breaks ties, so that equal lengths cannot make two workers plan differently.
     ordered = sorted(members, key=lambda m: (-lengths[m], m))
-    batches = _pack(ordered, lengths, budget)
+    packings = (_pack(ordered, lengths, tokens_per_batch, padding) for padding in (math.inf, _PADDING))
+    planned = [_dealt(batches, lengths, workers) for batches in packings]
+    overhead = _PADDING * tokens_per_batch
+    return min(planned, key=lambda step: sum(overhead + _cost(row[0].members, lengths) for row in step.rows))
+
+
+def _dealt(batches: list[list[int]], lengths: Sequence[int], workers: int) -> Step:
+    """Micro-batches, some of them cut in two, with those at the same time of like cost, the costliest first."""
     while len(batches) % workers:
         costliest = max(batches, key=lambda b: _cost(b, lengths) if len(b) > 1 else 0)
         if len(costliest) == 1:
             break
         at, middle = batches.index(costliest), len(costliest) // 2
         batches[at : at + 1] = [costliest[:middle], costliest[middle:]]
+    shortest = batches[-1][-1]
     batches.sort(key=lambda b: (-_cost(b, lengths), b))
     micro = [MicroBatch(tuple(b)) for b in batches]
-    filler = MicroBatch((ordered[-1],), counts=False)
-    micro += [filler] * (-len(micro) % workers)
+    micro += [MicroBatch((shortest,), counts=False)] * (-len(micro) % workers)
     return Step(tuple(tuple(micro[i : i + workers]) for i in range(0, len(micro), workers)))
 
 
-def _pack(ordered: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Cut a list sorted by falling length into runs that, padded to their first, keep the budget and waste little."""
+def _pack(ordered: Sequence[int], lengths: Sequence[int], budget: int, padding: float) -> list[list[int]]:
+    """Cut a list sorted by falling length into runs that keep the budget once padded to their first, of which padding
+    is at most this share."""
     batches: list[list[int]] = []
-    padding = 0
+    wasted = 0
     for member in ordered:
         if batches:
             longest = lengths[batches[-1][0]]
-            padding += longest - lengths[member]
-            if (len(batches[-1]) + 1) * longest <= budget and padding <= _PADDING * budget:
+            wasted += longest - lengths[member]
+            if (len(batches[-1]) + 1) * longest <= budget and wasted <= padding * budget:
                 batches[-1].append(member)
                 continue
         batches.append([member])
-        padding = 0
+        wasted = 0
     return batches
 
 

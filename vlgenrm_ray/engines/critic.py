@@ -57,4 +57,4 @@ class Critic(TrainedModel):
 
     def _values(self, batch: Batch) -> "torch.Tensor":
         """Of a batch on the device, [B, T]."""
-        return batch.spread(self.before_targets(batch).squeeze(-1).float())
+        return batch.spread(self.outputs(batch, *batch.before).squeeze(-1).float())

@@ -41,9 +41,12 @@ class Learner(TrainedModel):
             self._reference = self if config.lora else _frozen(model, config, settings)
 
     @property
-    def width(self) -> int:
-        """Hidden size of the decoder."""
-        return int(self._model().config.get_text_config().hidden_size)
+    def shared_width(self) -> int | None:
+        """Hidden size of the decoder; None where samples cannot share a row, for some layer looks elsewhere than a mask
+        says."""
+        config = self._model().config.get_text_config()
+        whole = {"full_attention"}.issuperset(getattr(config, "layer_types", None) or ())
+        return int(config.hidden_size) if whole else None
 
     # -- learning ----------------------------------------------------------------------------------------------
 
@@ -108,8 +111,7 @@ class Learner(TrainedModel):
         self.engine.eval()
         last = batch.inputs["attention_mask"].sum(-1) - 1
         with torch.no_grad():
-            logits = self.outputs(batch, torch.arange(int(last.max()) + 1))
-        probabilities = logits[torch.arange(len(last)), last.to(self.device)].float().softmax(-1).cpu()
+            probabilities = self.outputs(batch, torch.arange(len(last)), last).float().softmax(-1).cpu()
         return [{word: float(row[list(ids)].sum()) for word, ids in words.items()} for row in probabilities]
 
     # -- handing out -------------------------------------------------------------------------------------------
@@ -144,5 +146,5 @@ def _frozen(model: Path, config: DeepSpeedConfig, settings: dict[str, Any]) -> D
 
 def _log_probs(model: DeepSpeedModel, batch: Batch, temperature: float, entropy: EntropyMode) -> LogProbs:
     """Of a batch on the device, [B, T]."""
-    found = log_probs(model.before_targets(batch), batch.words, temperature=temperature, entropy=entropy)
+    found = log_probs(model.outputs(batch, *batch.before), batch.words, temperature=temperature, entropy=entropy)
     return LogProbs(batch.spread(found.values), None if found.entropy is None else batch.spread(found.entropy))

@@ -78,28 +78,25 @@ class DeepSpeedModel:
 
         self.module = module
         self.tower = Tower(module)
+        # Over a vocabulary the head's is the widest tensor there is, and its product the largest.
+        module.get_output_embeddings().register_forward_pre_hook(self._at_places)
+        self._places: tuple[torch.Tensor, torch.Tensor]
         self.device = _device()
         self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
 
-    def outputs(self, batch: Batch, positions: "torch.Tensor") -> "torch.Tensor":
-        """What the module's head says, [R, K, width], at K columns, the same of each of the batch's R rows."""
+    def outputs(self, batch: Batch, rows: "torch.Tensor", columns: "torch.Tensor") -> "torch.Tensor":
+        """What the module's head says at K places of the batch's inputs, given by row and column, [K, width]."""
         batch = batch.to(self.device)
         shared = batch.sharing
         inputs = batch.inputs if shared is None else model_inputs(batch, shared, self.tower.model)
+        self._places = rows.to(self.device), columns.to(self.device)
         with self.tower.showing(batch.shown):
-            logits: torch.Tensor = self.engine(
-                **inputs, logits_to_keep=positions.to(self.device), use_cache=False
-            ).logits
+            logits: torch.Tensor = self.engine(**inputs, use_cache=False).logits
         return logits
 
-    def before_targets(self, batch: Batch) -> "torch.Tensor":
-        """What the head says just before each of the batch's N targets, [N, width], in the order of a mask's True."""
-        import torch
-
-        # Only where some row has a target: over a vocabulary this is the widest tensor there is.
-        rows, columns = batch.to(self.device).before
-        kept = columns.bincount().nonzero().squeeze(1)
-        return self.outputs(batch, kept)[rows, torch.searchsorted(kept, columns)]
+    def _at_places(self, _: Any, hidden: "tuple[torch.Tensor]") -> "tuple[torch.Tensor]":
+        """Hidden states [R, L, H] on their way to the head: only those asked for, [K, H], go on."""
+        return (hidden[0][self._places],)
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off and free what it holds."""

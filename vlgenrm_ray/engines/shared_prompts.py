@@ -31,25 +31,29 @@ def runs(
     """
     number = len(completions)
     best = [range(i, i + 1) for i in range(number)]
-    least = sum(_cost(num_prompt, [length], width) for length in completions)
+    least = sum(cost(num_prompt + length, shared=False, width=width) for length in completions)
     for rows in range(-(-number // samples_per_row), number):
         found = [range(begin, end) for begin, end in pairwise(number * i // rows for i in range(rows + 1))]
-        lengths = [completions[run.start : run.stop] for run in found]
-        if max(num_prompt + sum(run) for run in lengths) > tokens_per_row:
+        lengths = [num_prompt + sum(completions[run.start : run.stop]) for run in found]
+        if max(lengths) > tokens_per_row:
             continue
-        if (cost := sum(_cost(num_prompt, run, width) for run in lengths)) < least:
-            best, least = found, cost
+        if (found_cost := sum(cost(length, shared=True, width=width) for length in lengths)) < least:
+            best, least = found, found_cost
     return best
 
 
-def _cost(num_prompt: int, completions: Sequence[int], width: int) -> int:
+def cost(num_tokens: int, *, shared: bool, width: int) -> int:
     """Of a row, in units of 2 x width multiplications and additions a layer.
 
     A layer has about 12 width^2 weights, and a pair of tokens that is attended to takes 4 x width more; the causal mask
     of a lone sample spares half of the pairs, that of several is a tensor and spares none.
     """
-    tokens = num_prompt + sum(completions)
-    return tokens * (12 * width + (tokens if len(completions) == 1 else 2 * tokens))
+    return num_tokens * (12 * width + (2 if shared else 1) * num_tokens)
+
+
+def num_tokens(samples: "Sequence[Tokens]") -> int:
+    """Of a row of such samples."""
+    return samples[0].num_prompt + sum(tokens.num_targets for tokens in samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,10 @@ class Row:
 def row(samples: "Sequence[Tokens]") -> Row:
     """One row of samples that begin with the same prompt. Raises ValueError where they do not."""
     num_prompt = samples[0].num_prompt
-    prompt = samples[0].ids[:num_prompt]
+    prompt = samples[0].prompt
     ids, of, back, before = list(prompt), [0] * num_prompt, [0] * num_prompt, list[int]()
     for number, tokens in enumerate(samples, start=1):
-        if tokens.ids[: tokens.num_prompt] != prompt:
+        if tokens.prompt != prompt:
             raise ValueError("samples of one row have one prompt")
         begin = len(ids)
         ids += tokens.ids[num_prompt:]
@@ -106,14 +110,17 @@ def sharing(rows: Sequence[Row]) -> Sharing:
     """Of rows padded on the right."""
     import torch
 
-    longest = max(len(row.ids) for row in rows)
+    def tensor(values: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long)
+
+    longest = max(len(one.ids) for one in rows)
     return Sharing(
-        of=torch.tensor([[*row.of, *[_PADDING] * (longest - len(row.of))] for row in rows]),
-        back=torch.tensor([[*row.back, *[0] * (longest - len(row.back))] for row in rows]),
-        words=torch.tensor([word for row in rows for word, of in zip(row.ids, row.of, strict=True) if of]),
+        of=tensor([[*one.of, *[_PADDING] * (longest - len(one.of))] for one in rows]),
+        back=tensor([[*one.back, *[0] * (longest - len(one.back))] for one in rows]),
+        words=tensor([word for one in rows for word, of in zip(one.ids, one.of, strict=True) if of]),
         before=(
-            torch.tensor([place for place, row in enumerate(rows) for _ in row.before]),
-            torch.tensor([column for row in rows for column in row.before]),
+            tensor([place for place, one in enumerate(rows) for _ in one.before]),
+            tensor([column for one in rows for column in one.before]),
         ),
     )
 

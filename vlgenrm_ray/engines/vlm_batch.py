@@ -40,6 +40,10 @@ class Tokens:
         return len(self.ids)
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.ids[: self.num_prompt]
+
+    @property
     def num_targets(self) -> int:
         return len(self.ids) - self.num_prompt
 
@@ -73,12 +77,8 @@ class Batch:
         return len(self.weights)
 
     @property
-    def num_tokens(self) -> int:
-        return int(self.inputs["attention_mask"].sum())
-
-    @property
     def targets(self) -> "torch.Tensor":
-        """[B, T] boolean: the tokens that have a weight. The first of a row never has."""
+        """[B, T] boolean: the tokens that have a weight. An example's first never has."""
         return self.weights != 0
 
     @property

@@ -3,14 +3,12 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
-from vlgenrm_ray.engines import shared_prompts
-from vlgenrm_ray.engines.batch_plan import MicroBatch, Step, plan_epoch
-from vlgenrm_ray.engines.vlm_batch import Tokens
+from vlgenrm_ray.engines.batch_plan import MicroBatch, Step
 from vlgenrm_ray.policy.advantages import group_advantages
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.config import AlgorithmConfig
+from vlgenrm_ray.policy.lesson_plan import Rows
 from vlgenrm_ray.policy.rollouts import Group
 from vlgenrm_ray.policy.scored import OK
 from vlgenrm_ray.policy.shaping import shaped
@@ -35,8 +33,8 @@ class Lesson:
     """A step's samples that count, and the parts they are learnt in."""
 
     pupils: tuple[Pupil, ...]
-    rows: tuple[range, ...]
-    """Places in `pupils` that run through the model as one row, their prompt once; all of them, in order."""
+    rows: Rows
+    """Places in `pupils` that run through the model as one row, their prompt once."""
     updates: tuple[Step, ...]
     """One per optimizer step; their members are places in `pupils`, those of a row together."""
     fates: Mapping[str, int] = field(default_factory=Counter)
@@ -44,7 +42,7 @@ class Lesson:
 
     def families(self, micro: MicroBatch) -> list[range]:
         """Places among a micro-batch's members that share a row."""
-        sizes = {row.start: len(row) for row in self.rows}
+        sizes = {row[0]: len(row) for row in self.rows}
         found: list[range] = []
         while (begin := found[-1].stop if found else 0) < len(micro.members):
             found.append(range(begin, begin + sizes[micro.members[begin]]))
@@ -75,47 +73,6 @@ def pupils(groups: Sequence[Group], config: AlgorithmConfig, *, max_tokens: int)
         if reward is not None and advantage is not None and rollout.ids
     ]
     return found, Counter(group.fate for group in judged)
-
-
-def plan(
-    found: Sequence[Pupil],
-    tokens: Sequence[Tokens],
-    *,
-    width: int,
-    step: int,
-    seed: int,
-    updates: int,
-    tokens_per_batch: int,
-    workers: int,
-) -> tuple[tuple[range, ...], tuple[Step, ...]]:
-    """Deal samples out to rows, and these to optimizer steps and micro-batches: `Lesson.rows` and `Lesson.updates`.
-
-    Samples of one prompt beside each other share a row where that is cheaper for a decoder of hidden size `width`, and
-    leaves some rows for every update and worker.
-    """
-    if not found:
-        return (), ()
-    samples_per_row = max(1, len(found) // (updates * workers))
-    rows: list[range] = []
-    for family in _families(found, tokens):
-        sizes = [tokens[place].num_targets for place in family]
-        runs = shared_prompts.runs(
-            tokens[family.start].num_prompt,
-            sizes,
-            width=width,
-            tokens_per_row=tokens_per_batch,
-            samples_per_row=samples_per_row,
-        )
-        rows += [family[run.start : run.stop] for run in runs]
-    planned = plan_epoch(
-        [tokens[row.start].num_prompt + sum(tokens[place].num_targets for place in row) for row in rows],
-        epoch=step,
-        seed=seed,
-        examples_per_step=-(-len(rows) // updates),
-        tokens_per_batch=tokens_per_batch,
-        workers=workers,
-    )
-    return tuple(rows), tuple(Step(tuple(_samples(each, rows) for each in update.rows)) for update in planned)
 
 
 def usable(statuses: Mapping[str, int], misfits: int) -> Mapping[str, int]:
@@ -166,20 +123,3 @@ def _pairs(
 ) -> Iterable[tuple[Rollout, float | None]]:
     for group, of_group in zip(groups, rewards, strict=True):
         yield from zip(group, of_group, strict=True)
-
-
-def _families(found: Sequence[Pupil], tokens: Sequence[Tokens]) -> Iterable[range]:
-    """Places of samples beside each other that have a prompt and an image in common."""
-
-    def prompt(place: int) -> tuple[object, ...]:
-        made = tokens[place]
-        return found[place].rollout.question.image.sha256, made.ids[: made.num_prompt]
-
-    for _, places in groupby(range(len(found)), key=prompt):
-        first, *others = places
-        yield range(first, first + 1 + len(others))
-
-
-def _samples(each: Sequence[MicroBatch], rows: Sequence[range]) -> tuple[MicroBatch, ...]:
-    """Micro-batches of rows, as such of samples."""
-    return tuple(MicroBatch(tuple(place for row in one.members for place in rows[row]), one.counts) for one in each)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vlgenrm_ray.engines.batch_plan import MicroBatch, Step
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens, VlmEncoder
 from vlgenrm_ray.policy.advantages import gae, moments, whitened
-from vlgenrm_ray.policy.lesson import Lesson, Pupil, plan
+from vlgenrm_ray.policy.lesson import Lesson, Pupil
+from vlgenrm_ray.policy.lesson_plan import plan
 from vlgenrm_ray.policy.losses import Loss, ResponseTokens, denominator, policy_loss, value_loss
 from vlgenrm_ray.policy.shaping import token_rewards
 from vlgenrm_ray.policy.tally import Tally
@@ -64,9 +65,9 @@ class Study:
                 kept.append(pupil)
                 tokens.append(made)
         rows, updates = plan(
-            kept,
             tokens,
-            width=self.learner.width,
+            [pupil.rollout.question.image.sha256 for pupil in kept],
+            width=self.learner.shared_width,
             step=step,
             seed=self.config.seed,
             updates=self.config.updates_per_step,
@@ -101,12 +102,13 @@ class Study:
         import torch
 
         pupils = [lesson.pupils[member] for member in micro.members]
-        rows = [(tokens[member], lesson.pupils[member].rollout.question.image, 1.0) for member in micro.members]
-        batch = self.encoder.batch(rows, counts=micro.counts, families=lesson.families(micro))
+        samples = [
+            (tokens[m], pupil.rollout.question.image, 1.0) for m, pupil in zip(micro.members, pupils, strict=True)
+        ]
+        batch = self.encoder.batch(samples, counts=micro.counts, families=lesson.families(micro))
         sampled = torch.zeros_like(batch.weights)
-        for row, (member, pupil) in enumerate(zip(micro.members, pupils, strict=True)):
-            begin = tokens[member].num_prompt
-            sampled[row, begin : len(tokens[member])] = torch.tensor(pupil.rollout.logprobs)
+        for i, ((made, _, _), pupil) in enumerate(zip(samples, pupils, strict=True)):
+            sampled[i, made.num_prompt : len(made)] = torch.tensor(pupil.rollout.logprobs)
         device = self.learner.device
         return _Part(
             batch=batch.to(device),
