@@ -131,7 +131,7 @@ def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
     found["unharmed"] = learner.logprobs(whole)[0]
     with pytest.raises(NonFiniteLoss) as caught:
         learner.learn(parts, lambda n, b, t: cross_entropy(n, b, t) * (float("inf") if n else 1.0), lr=LEARNING_RATE)
-    found["rows"] = list(caught.value.rows)
+    found["accused"] = list(caught.value.examples)
     learner.close()
     return {name: value for name, value in found.items() if "-" not in name}
 

@@ -101,7 +101,7 @@ def _poisoned(base: Path, made: list[Example]) -> list[tuple[int, int]]:
     ]
     with pytest.raises(NonFiniteLoss) as caught:
         learner.step([encoder.batch(rows)], denominator=10.0, lr=LEARNING_RATE)
-    return list(caught.value.rows)
+    return list(caught.value.examples)
 
 
 def judgements(made: list[Example]) -> list[Example]:

@@ -157,7 +157,7 @@ def test_a_critic_says_the_same_of_samples_that_share_their_prompt(folder: Path,
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_scalar_that_is_not_finite_accuses_its_micro_batch(folder: Path, name: str) -> None:
-    assert found_by(folder, name, 1)["rows"] == [(1, row) for row in range(ROWS - 1)]
+    assert found_by(folder, name, 1)["accused"] == [(1, row) for row in range(ROWS - 1)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -73,10 +73,10 @@ class Learner(TrainedModel):
         """One optimizer step on this worker's micro-batches, as many as every other worker has.
 
         `loss` gets a micro-batch's number, the micro-batch and its log-probabilities [B, T] at `temperature`, all on
-        the device, and gives its part of the step's loss: [], or [B] by row. The step's loss is the sum of all parts of
-        all workers, so what a loss divides by must be the same for all; parts of fillers are asked for, and count 0.
-        Raises NonFiniteLoss on all workers if the loss is not finite on one, with the rows of the parts at fault, and
-        NonFiniteGradient if the gradient is not.
+        the device, and gives its part of the step's loss: [], or [B] by example. The step's loss is the sum of all
+        parts of all workers, so what a loss divides by must be the same for all; parts of fillers are asked for, and
+        count 0. Raises NonFiniteLoss on all workers if the loss is not finite on one, with the examples of the parts at
+        fault, and NonFiniteGradient if the gradient is not.
         """
 
         def of(number: int, batch: Batch) -> "torch.Tensor":
@@ -105,7 +105,7 @@ class Learner(TrainedModel):
             return [_log_probs(model, batch.to(self.device), temperature, "none").values for batch in batches]
 
     def word_probabilities(self, batch: Batch, words: Mapping[str, Sequence[int]]) -> list[dict[str, float]]:
-        """For each row, the probability that its next token is one of each word's token ids."""
+        """For each example, the probability that its next token is one of each word's token ids."""
         import torch
 
         self.engine.eval()

@@ -31,10 +31,10 @@ class NonFiniteLoss(NonFiniteStep):
 
     what = "loss"
 
-    def __init__(self, rows: Sequence[tuple[int, int]]) -> None:
-        """`rows`: (batch, row) of this worker's examples at fault; may be empty, the loss is the same for all."""
-        super().__init__(rows)
-        self.rows = rows
+    def __init__(self, examples: Sequence[tuple[int, int]]) -> None:
+        """`examples`: this worker's at fault, (batch, place in it); may be empty, the loss is the same for all."""
+        super().__init__(examples)
+        self.examples = examples
 
 
 class NonFiniteGradient(NonFiniteStep):
@@ -129,25 +129,25 @@ class TrainedModel(DeepSpeedModel):
         """One optimizer step on this worker's micro-batches, as many as every other worker has.
 
         `loss` gets a micro-batch's number and the micro-batch on the device, and gives its part of the step's loss, []
-        or [B] by row, with gradient. The loss is the sum of all parts of all workers but those of fillers. Raises
-        NonFiniteLoss on all workers if it is not finite on one; a part without rows then accuses all of its rows.
+        or [B] by example, with gradient. The loss is the sum of all parts of all workers but those of fillers. Raises
+        NonFiniteLoss on all workers if it is not finite on one; a part [] then accuses all of its examples.
         Raises NonFiniteGradient, on all workers too, if the gradient's norm is not finite.
         """
         import torch
 
         self.engine.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        rows: list[torch.Tensor] = []
+        losses: list[torch.Tensor] = []
         for number, batch in enumerate(batches):
             part = loss(number, batch.to(self.device))
-            rows.append(part.detach().expand(len(batch)))
+            losses.append(part.detach().expand(len(batch)))
             value = part.sum() if batch.counts else part.sum() * 0.0
             # DeepSpeed averages gradients over the workers; the loss is a sum over them.
             self.engine.backward(value * torch.distributed.get_world_size(), scale_wrt_gas=False)
             total += value.detach()
         torch.distributed.all_reduce(total)
         if not torch.isfinite(total):
-            at = [(b, int(r)) for b, row in enumerate(rows) for r in (~torch.isfinite(row)).nonzero()]
+            at = [(b, int(e)) for b, of_batch in enumerate(losses) for e in (~torch.isfinite(of_batch)).nonzero()]
             raise NonFiniteLoss(at)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr

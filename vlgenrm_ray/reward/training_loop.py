@@ -183,13 +183,13 @@ class _Worker:
     def _tensors(self, measured: Sequence[Measured], step: PlannedStep) -> list[Batch]:
         batches = []
         for micro in step.step.of(self.rank):
-            rows = []
+            examples = []
             for member in micro.members:
                 entry = step.entries[member]
                 example = self.examples[measured[entry.index].index]
                 tokens = self.encoder.encode(example.image, example.prompt, example.completion)
-                rows.append((tokens, example.image, token_weight(entry, measured, self.config)))
-            batches.append(self.encoder.batch(rows, counts=micro.counts))
+                examples.append((tokens, example.image, token_weight(entry, measured, self.config)))
+            batches.append(self.encoder.batch(examples, counts=micro.counts))
         return batches
 
     def _learn(
@@ -203,7 +203,7 @@ class _Worker:
             result = learner.step(batches, denominator=step.denominator, lr=lr)
         except NonFiniteLoss as error:
             micro = step.step.of(self.rank)
-            members = [micro[batch].members[row] for batch, row in error.rows]
+            members = [micro[batch].members[place] for batch, place in error.examples]
             mine = [self.examples[measured[step.entries[m].index].index].id for m in members]
             names = sorted({name for part in self._gather(mine) for name in part})
             raise StageError(

@@ -5,7 +5,7 @@ and back, so that a drift of the machine harms all alike. Only steady steps coun
 nor the last, which has no next one beside it.
 
 Ours has an engine and a learner, and each has half of the cores, in both modes: all of them for each, in turns, was
-slower, since threads that wait for work keep their cores busy. TRL has all cores, in its one process.
+not faster, for most of an engine's time is one thread's Python. TRL has all cores, in its one process.
 
 TRL generates with transformers, and with vLLM in its process (`vllm_mode: colocate`); the faster one is what we are
 compared to. Its batch is the whole step's at once, which was faster than any division of it; it keeps no more log than
