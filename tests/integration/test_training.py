@@ -108,7 +108,8 @@ def test_ctrl_c_then_a_killed_worker_then_the_same_result(
         train(selection, target)
     assert not (target / "manifest.json").exists()
     assert signal.getsignal(signal.SIGINT) is handler
-    with once_steps_are_done(target, 7, kill_a_worker):
+    # Past what the first run left, so that it is the second's worker.
+    with once_steps_are_done(target, len(metrics(target)) + 2, kill_a_worker):
         train(selection, target)
     whole, pieces = metrics(uninterrupted), metrics(target)
     assert [s["step"] for s in pieces] == [s["step"] for s in whole]
