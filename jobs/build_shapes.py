@@ -7,28 +7,31 @@ beside them. Takes about half an hour of one core; single models can be named to
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.evaluation.metrics import plain, summary, wilson
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
-from vlgenrm_ray.shapes import card, pack_path
-from vlgenrm_ray.shapes.experts_pack import build_detector, build_matcher
-from vlgenrm_ray.shapes.vlm_figures import answered, judged
-from vlgenrm_ray.shapes.vlm_pack import build_vlm
+from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.shapes.building import card
+from vlgenrm_ray.shapes.building.experts_pack import build_detector, build_matcher
+from vlgenrm_ray.shapes.building.vlm_figures import answered, judged
+from vlgenrm_ray.shapes.building.vlm_pack import build_vlm
 
 SEED, HELD_OUT_SEED, COUNT = 0, 1, 1000
 
 
 def measure_vlm(folder: Path) -> dict[str, Any]:
     """The VLM as policy and as judge, through vLLM."""
-    import numpy as np
 
     engine = VllmGenerator(VllmConfig(model=str(folder), max_model_len=512))
+    seeds = {"seed": HELD_OUT_SEED, "count": COUNT}
     with tempfile.TemporaryDirectory() as pictures:
-        answers = answered(engine, Path(pictures), seed=HELD_OUT_SEED, count=COUNT)
+        answers = answered(engine, Path(pictures), **seeds)
         cot = Judge(JudgeConfig(prompt="shapes_cot", max_tokens=192), engine)
         direct = Judge(JudgeConfig(mode="direct", direct_prompt="shapes_direct"), engine)
         right = np.array([float(true) for _, true in answers])
@@ -36,22 +39,23 @@ def measure_vlm(folder: Path) -> dict[str, Any]:
         by_kind = {kind: plain(wilson(right[kinds == kind])) for kind in dict.fromkeys(kinds.tolist())}
         return {
             "answers": plain(wilson(right)) | {"by_kind": by_kind},
-            "judge": summary(judged(cot, Path(pictures), seed=HELD_OUT_SEED, count=COUNT)),
-            "judge_direct": summary(judged(direct, Path(pictures), seed=HELD_OUT_SEED, count=COUNT)),
+            "judge": summary(judged(cot, Path(pictures), **seeds)),
+            "judge_direct": summary(judged(direct, Path(pictures), **seeds)),
         }
 
 
-Build = Callable[[Path, int], dict[str, Any]]
-BUILD: dict[str, Build] = {"vlm": build_vlm, "detector": build_detector, "matcher": build_matcher}
+BUILD: Mapping[str, Callable[[Path, int], dict[str, Any]]] = {
+    "vlm": build_vlm,
+    "detector": build_detector,
+    "matcher": build_matcher,
+}
 
 
 def main() -> None:
     figures = json.loads(card.FILE.read_text()) if card.FILE.exists() else {}
     for name in sys.argv[1:] or BUILD:
         print(f"building {name}", flush=True)
-        figures[name] = BUILD[name](pack_path(name), SEED)
-        if name == "vlm":
-            figures[name] |= measure_vlm(pack_path(name))
+        figures[name] = BUILD[name](pack_path(name), SEED) | (measure_vlm(pack_path(name)) if name == "vlm" else {})
         print(json.dumps(figures[name], indent=1), flush=True)
         card.write(figures)
 

@@ -14,9 +14,9 @@ settings.load_profile("tests")
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """One local Ray for all integration tests of a session."""
-    from vlgenrm_ray import cluster
+    from vlgenrm_ray.cluster import connection
 
-    cluster.connect("local")
+    connection.connect("local")
     yield
     import ray
 

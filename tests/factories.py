@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from vlgenrm_ray.data.store import Manifest
 from vlgenrm_ray.records import (
     Box,
     Claim,
     ClaimKind,
     Critique,
+    Detection,
     ImageRef,
     Origin,
     Preference,
@@ -14,9 +16,7 @@ from vlgenrm_ray.records import (
     Response,
     Rollout,
     Side,
-    Sighting,
 )
-from vlgenrm_ray.store import Manifest
 
 
 def image(**over: Any) -> ImageRef:
@@ -45,8 +45,8 @@ def box(label: str = "circle", **over: Any) -> Box:
     return Box(**({"label": label, "score": 0.9, "x0": 10.0, "y0": 10.0, "x1": 70.0, "y1": 70.0} | over))
 
 
-def sighting(label: str = "circle", colour: str = "red", **over: Any) -> Sighting:
-    return Sighting(box=box(label, **over), attribute=colour, attribute_score=0.95)
+def sighting(label: str = "circle", colour: str = "red", **over: Any) -> Detection:
+    return Detection(box=box(label, **over), attribute=colour, attribute_score=0.95)
 
 
 def preference(id: str = "q0/p0", **over: Any) -> Preference:

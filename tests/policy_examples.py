@@ -13,7 +13,7 @@ from vlgenrm_ray.errors import EngineLostError
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.pool import Pool
 from vlgenrm_ray.policy.rollouts import UNSCORED, Asked, Group
-from vlgenrm_ray.policy.scored import Scored
+from vlgenrm_ray.policy.scored import RewardOutput
 from vlgenrm_ray.records import Question, Rollout
 
 
@@ -110,11 +110,11 @@ class Straw:
 class StrawReward:
     """Scores by a function of the rollout; keeps when it was asked."""
 
-    def __init__(self, judge: Callable[[Rollout], Scored]) -> None:
+    def __init__(self, judge: Callable[[Rollout], RewardOutput]) -> None:
         self.judge = judge
         self.asked: list[str] = []
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         self.asked.append(rollouts[0].question.id)
         return [self.judge(rollout) for rollout in rollouts]
 

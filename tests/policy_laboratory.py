@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines import weight_sync
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import Example
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import httpx
 from vlgenrm_ray.engines.detector import DetectorConfig
 from vlgenrm_ray.engines.matcher import MatcherConfig
 from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.evidence.matching import MatchingConfig
+from vlgenrm_ray.experts.matching import MatchingConfig
 from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.serving import running
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens

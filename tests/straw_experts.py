@@ -6,8 +6,8 @@ import PIL.Image
 
 from vlgenrm_ray.engines.detector import DetectorConfig
 from vlgenrm_ray.engines.matcher import MatcherConfig
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
-from vlgenrm_ray.evidence.witness import Witness
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.witness import Witness
 from vlgenrm_ray.records import Box
 from vlgenrm_ray.serving.config import ServedExperts
 from vlgenrm_ray.serving.evidence import Ask, Evidence

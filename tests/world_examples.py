@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.records import Example, ExampleKind
 from vlgenrm_ray.shapes.critiques import critique
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.world import draw
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 SEED = 11
 

@@ -198,7 +198,7 @@ def bench_critiques(
     pairs: Annotated[int, typer.Option(min=1, help="Preference pairs to critique.")] = 64,
 ) -> None:
     """Measure the critiques stage's actor against its bare engine on the same prompts."""
-    from vlgenrm_ray.benches import bench_critiques as bench_stage
+    from vlgenrm_ray.bench.run import bench_critiques as bench_stage
 
     bench_stage(config, run=run, overrides=tuple(set_ or ()), pairs=pairs)
 
@@ -217,7 +217,7 @@ def bench_serving(
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
     """Measure the service: against vllm serve, with and without its cache, K = 8 against K = 1, overhead, memory."""
-    from vlgenrm_ray.benches import bench_serving as bench_service
+    from vlgenrm_ray.bench.run import bench_serving as bench_service
 
     bench_service(
         model,
@@ -244,7 +244,7 @@ def bench_policy(
     out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
 ) -> None:
     """Measure a policy's training: against TRL's GRPOTrainer, what its steps consist of, one-step-off."""
-    from vlgenrm_ray.benches import bench_policy as bench_training
+    from vlgenrm_ray.bench.run import bench_policy as bench_training
 
     bench_training(
         config,

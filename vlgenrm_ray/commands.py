@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from vlgenrm_ray import circle, cluster, config, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray import co_training as circle
+from vlgenrm_ray import config, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray.cluster import connection, resources
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
@@ -44,10 +46,10 @@ def train_reward(
     asked = plan.asks(settings)
     if dry_run:
         console.print(recipe.dump(settings), markup=False)
-        console.print(plan.table(asked, cluster.connect(address)))
+        console.print(plan.table(asked, connection.connect(address)))
         return {}
     _begin(console, folder, path, settings.seed)
-    cluster.check_resources(asked, cluster.connect(address, offline=_all_here(_models(settings))))
+    resources.check_resources(asked, connection.connect(address, offline=_all_here(_models(settings))))
     done = pipeline.run(settings, folder, report=lambda finished: _tell(console, finished))
     console.print(summary.funnel(done))
     console.print(summary.table(done))
@@ -70,13 +72,13 @@ def train_policy(
     asked = plan.policy_asks(settings)
     if dry_run:
         console.print(recipe.dump(settings), markup=False)
-        console.print(plan.table(asked, cluster.connect(address)))
+        console.print(plan.table(asked, connection.connect(address)))
         return {}
     trackers.check(settings.policy.trackers)
     _begin(console, folder, path, settings.seed)
     models = [settings.base, *(one.judge.engine.model for one in settings.policy.rewards if one.judge)]
     models += [settings.service.model] if settings.service else []
-    cluster.check_resources(asked, cluster.connect(address, offline=_all_here(models)))
+    resources.check_resources(asked, connection.connect(address, offline=_all_here(models)))
     done = policy_pipeline.run(settings, folder)
     for line in policy_summary.lines(done, folder):
         console.print(line, markup=False, soft_wrap=True)
@@ -97,18 +99,18 @@ def go_round(
     dry_run: bool = False,
 ) -> list[circle.Turn]:
     """Make, or finish, a recipe's circle; print what each turn came to. Returns the turns."""
-    settings = config.load_circle(path, tuple(overrides))
+    settings = config.load_co_training(path, tuple(overrides))
     folder = run or Path("runs") / path.stem
     console = Console(highlight=False)
     asked = plan.circle_asks(settings)
     if dry_run:
         console.print(recipe.dump(settings), markup=False)
-        console.print(plan.table(asked, cluster.connect(address)))
+        console.print(plan.table(asked, connection.connect(address)))
         return []
     trackers.check(settings.policy.policy.trackers)
     _begin(console, folder, path, settings.reward.seed)
     models = [*_models(settings.reward), settings.policy.base]
-    cluster.check_resources(asked, cluster.connect(address, offline=_all_here(models)))
+    resources.check_resources(asked, connection.connect(address, offline=_all_here(models)))
     return circle.run(settings, folder, report=lambda turn: _tell_turn(console, turn))
 
 
@@ -155,13 +157,13 @@ def evaluate(
 ) -> Mapping[str, Any]:
     """Judge a recipe's held-out pairs with a model; print and return the figures."""
     from vlgenrm_ray.curation import pool
+    from vlgenrm_ray.data.store import StageFolder
     from vlgenrm_ray.evaluation import heldout, pairs
-    from vlgenrm_ray.store import StageFolder
 
     settings = config.load(path, tuple(overrides))
     folder = model_folder.locate(recipe.resolve(model))
     asked = [replace(ask, stage="evaluation") for ask in plan.asks(settings) if ask.stage == "evaluation"]
-    cluster.check_resources(asked, cluster.connect(address, offline=True))
+    resources.check_resources(asked, connection.connect(address, offline=True))
     labelled, target = StageFolder(run / "heldout-pool"), StageFolder(run / "heldout")
     pool.run(settings.heldout, target=labelled)
     heldout.run(source=labelled, target=target)
@@ -176,9 +178,9 @@ def score(
     image: Path, question: str, response: str, *, model: str, path: Path | None, num_critiques: int | None
 ) -> None:
     """Print one response's reward and critiques, judged in this process without Ray."""
-    from vlgenrm_ray import images
+    from vlgenrm_ray.data import images
+    from vlgenrm_ray.data.images import ImageError
     from vlgenrm_ray.engines.vllm import VllmGenerator
-    from vlgenrm_ray.images import ImageError
     from vlgenrm_ray.judge.judge import Item, Judge
 
     settings = config.load(path or shipped_recipe("shapes"))
@@ -220,7 +222,7 @@ def serve(
     from vlgenrm_ray.serving import running
 
     settings = serving(model, path=path, overrides=overrides, replicas=replicas, image_roots=image_roots)
-    cluster.connect(address, offline=True)
+    connection.connect(address, offline=True)
     url = running.start(settings, host=host, port=port)
     console = Console(highlight=False)
     console.print(
@@ -256,7 +258,7 @@ def serving(
 
 def examine(path: Path | None, *, overrides: Sequence[str] = (), address: str | None = None) -> int:
     """Print the doctor's findings; 0 if nothing failed."""
-    from vlgenrm_ray import doctor
+    from vlgenrm_ray.cluster import doctor
 
     asked = plan.asks(config.load(path, tuple(overrides))) if path else []
     return doctor.report(doctor.diagnose(asked, address=address))

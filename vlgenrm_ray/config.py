@@ -55,7 +55,7 @@ class RunConfig(Settings):
         return self
 
 
-class OwnService(Settings):
+class ManagedJudgeService(Settings):
     """A judge that a policy's run serves for itself, as long as it lasts."""
 
     model: str = ""
@@ -76,16 +76,16 @@ class PolicyRunConfig(Settings):
     """Images and questions to learn from."""
     heldout: PoolConfig
     """Images and questions to measure on; never learned from."""
-    service: OwnService | None = None
+    service: ManagedJudgeService | None = None
     """None: the rewards are served already, or are functions."""
     policy: PolicyConfig
 
 
-class CircleConfig(Settings):
+class CoTrainingConfig(Settings):
     """Everything a circle is decided by, apart from its folder."""
 
     turns: int = Field(default=2, ge=1)
-    service: OwnService
+    service: ManagedJudgeService
     """Serves the judge of each turn."""
     reward: RunConfig
     """How the GenRM learns; the first generator of `responses` is the turn's policy."""
@@ -103,9 +103,9 @@ def load_policy(path: Path, overrides: tuple[str, ...] = ()) -> PolicyRunConfig:
     return recipe.load(PolicyRunConfig, path, overrides)
 
 
-def load_circle(path: Path, overrides: tuple[str, ...] = ()) -> CircleConfig:
+def load_co_training(path: Path, overrides: tuple[str, ...] = ()) -> CoTrainingConfig:
     """Read a recipe of a circle. Raises ConfigError with one line per mistake."""
-    return recipe.load(CircleConfig, path, overrides)
+    return recipe.load(CoTrainingConfig, path, overrides)
 
 
 def serving(settings: RunConfig, **changes: Any) -> ServingConfig:

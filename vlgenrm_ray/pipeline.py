@@ -18,18 +18,18 @@ from typing import Any
 from vlgenrm_ray import recipe
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.curation import experts, pool, preferences, responses
+from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.evaluation import evidence_quality, heldout, pairs
 from vlgenrm_ray.evaluation.metrics import plain
-from vlgenrm_ray.evidence.claims import VocabularyExtractor
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.claims import VocabularyExtractor
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Checked, Preference
 from vlgenrm_ray.report.lineage import lineage
 from vlgenrm_ray.report.summary import summary
 from vlgenrm_ray.reward import critiques, rounds, selection, training
 from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.reward.rounds import Round, Steps, Trained
-from vlgenrm_ray.store import Manifest, StageFolder, read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray.cluster import Ask, Cluster, lacking, many
-from vlgenrm_ray.config import CircleConfig, OwnService, PolicyRunConfig, RunConfig
-from vlgenrm_ray.flow import LIGHT_CPUS, LIGHT_TASKS, Pool
+from vlgenrm_ray.cluster.resources import Cluster, ResourceRequest, lacking, many
+from vlgenrm_ray.config import CoTrainingConfig, ManagedJudgeService, PolicyRunConfig, RunConfig
+from vlgenrm_ray.data.flow import LIGHT_CPUS, LIGHT_TASKS, ActorPoolConfig
 from vlgenrm_ray.policy import run as policy
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def asks(config: RunConfig) -> list[Ask]:
+def asks(config: RunConfig) -> list[ResourceRequest]:
     """What each stage's actors need. Stages run one after another; pools of one stage run together.
 
     Beside a stage's actors there must be room for the tasks that bring them rows and write down what they made.
@@ -23,22 +23,26 @@ def asks(config: RunConfig) -> list[Ask]:
         pools.append(("critiques", config.critiques.pool))
     pools.append(("evaluation", config.evaluation.pool))
     wanted = [_ask(stage, pool) for stage, pool in pools]
-    wanted += [Ask(stage=stage, role="task", count=LIGHT_TASKS, num_cpus=LIGHT_CPUS) for stage in dict(pools)]
+    wanted += [
+        ResourceRequest(stage=stage, role="task", count=LIGHT_TASKS, num_cpus=LIGHT_CPUS) for stage in dict(pools)
+    ]
     if config.rounds.num_rounds:
         training = config.training
         wanted.append(
-            Ask(stage="training", count=training.workers, num_cpus=training.num_cpus, num_gpus=training.num_gpus)
+            ResourceRequest(
+                stage="training", count=training.workers, num_cpus=training.num_cpus, num_gpus=training.num_gpus
+            )
         )
     return wanted
 
 
-def policy_asks(config: PolicyRunConfig) -> list[Ask]:
+def policy_asks(config: PolicyRunConfig) -> list[ResourceRequest]:
     """What the training of a policy needs at the same time, its own service included."""
     own = [_served(policy.STAGE, config.service)] if config.service else []
     return [*policy.asks(config.policy), *own]
 
 
-def circle_asks(config: CircleConfig) -> list[Ask]:
+def circle_asks(config: CoTrainingConfig) -> list[ResourceRequest]:
     """What the parts of a turn need; from the first turn's end on, beside the judge that is served."""
     rewarding = asks(config.reward)
     if config.turns > 1:
@@ -46,17 +50,19 @@ def circle_asks(config: CircleConfig) -> list[Ask]:
     return rewarding + policy_asks(config.policy.model_copy(update={"service": config.service}))
 
 
-def _served(stage: str, own: OwnService) -> Ask:
+def _served(stage: str, own: ManagedJudgeService) -> ResourceRequest:
     serving = own.serving
     count = 1 if serving.replicas == "auto" else serving.replicas
-    return Ask(stage=stage, role="served judge", count=count, num_cpus=serving.num_cpus, num_gpus=serving.num_gpus)
+    return ResourceRequest(
+        stage=stage, role="served judge", count=count, num_cpus=serving.num_cpus, num_gpus=serving.num_gpus
+    )
 
 
-def _ask(stage: str, pool: Pool) -> Ask:
-    return Ask(stage=stage, count=pool.actors, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
+def _ask(stage: str, pool: ActorPoolConfig) -> ResourceRequest:
+    return ResourceRequest(stage=stage, count=pool.actors, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
 
 
-def table(asked: Sequence[Ask], cluster: Cluster) -> "Table":
+def table(asked: Sequence[ResourceRequest], cluster: Cluster) -> "Table":
     """What is asked beside what is there, at most 80 columns wide."""
     from rich.table import Table
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vlgenrm_ray import recipe
-from vlgenrm_ray.config import OwnService, PolicyRunConfig
+from vlgenrm_ray.config import ManagedJudgeService, PolicyRunConfig
 from vlgenrm_ray.curation import pool
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.policy import run as policy
 from vlgenrm_ray.report import curves
-from vlgenrm_ray.store import StageFolder
 
 
 def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def served(own: OwnService, run: Path) -> Iterator[str]:
+def served(own: ManagedJudgeService, run: Path) -> Iterator[str]:
     """Serve the judge of the run in that folder on this machine meanwhile; its address.
 
     The run's own from an attempt that was killed is replaced.

@@ -111,7 +111,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sighting:
+class Detection:
     """What the experts see in one image whatever anybody claims: boxes, and the attributes matched on each crop."""
 
     box: Box
@@ -121,7 +121,7 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class WindowScore:
     """A part of the image, and how likely it shows anything at all that the vocabulary has a noun for."""
 
     box: Box
@@ -136,8 +136,8 @@ class Checked:
     id: str
     response: Response
     findings: tuple[Finding, ...]
-    sightings: tuple[Sighting, ...] = ()
-    windows: tuple[Window, ...] = ()
+    sightings: tuple[Detection, ...] = ()
+    windows: tuple[WindowScore, ...] = ()
 
 
 class Origin(StrEnum):
@@ -168,9 +168,9 @@ class Preference:
     chosen_id: str = ""
     rejected_id: str = ""
     """Ids of the responses the texts came from; an edited text has its parent's id with `/e`."""
-    sightings: tuple[Sighting, ...] = ()
+    sightings: tuple[Detection, ...] = ()
     """What the experts saw in the image, against which critiques may be checked."""
-    windows: tuple[Window, ...] = ()
+    windows: tuple[WindowScore, ...] = ()
     """Where they saw nothing."""
 
     def response(self, side: "Side") -> str:

@@ -11,11 +11,11 @@ import pytest
 from scripted_service import Looking, listening
 from serving_examples import png
 
+from vlgenrm_ray.bench import servers, serving, soak
+from vlgenrm_ray.bench.serving import BenchConfig, ServingBench, needed
+from vlgenrm_ray.bench.serving_table import rows
+from vlgenrm_ray.bench.work import Piece
 from vlgenrm_ray.judge.inquiry import JudgeConfig
-from vlgenrm_ray.report.bench import servers, serving, soak
-from vlgenrm_ray.report.bench.serving import BenchConfig, ServingBench, needed
-from vlgenrm_ray.report.bench.serving_table import rows
-from vlgenrm_ray.report.bench.work import Piece
 from vlgenrm_ray.serving.config import ServingConfig
 
 JUDGE = JudgeConfig(prompt="shapes_cot", num_critiques=2, max_tokens=160)

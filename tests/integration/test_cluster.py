@@ -27,9 +27,9 @@ def test_workers_know_how_to_wait_and_whom_not_to_call() -> None:
 def test_survey_counts_what_ray_counts() -> None:
     import ray
 
-    from vlgenrm_ray import cluster
+    from vlgenrm_ray.cluster import connection
 
-    found = cluster.survey()
+    found = connection.survey()
     assert found.num_cpus == ray.cluster_resources()["CPU"]
     assert len(found.nodes) == 1
     assert not found.grows

@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 from tests.processes import below
+from vlgenrm_ray.data.images import ImageLimits, keep
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import WeightSyncError
-from vlgenrm_ray.images import ImageLimits, keep
 from vlgenrm_ray.policy import collector
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.config import AlgorithmConfig
@@ -21,7 +22,6 @@ from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.shapes import pack_path
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 ENGINE = VllmConfig(max_model_len=384, kv_cache_gib=0.05, threads=1)
 

@@ -10,10 +10,11 @@ import pytest
 
 from vlgenrm_ray.curation import by_image, experts
 from vlgenrm_ray.curation.experts import ExpertsConfig
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
 from vlgenrm_ray.engines.matcher import MatcherConfig, build_matcher
-from vlgenrm_ray.evidence.matching import MatchingConfig
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.matching import MatchingConfig
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Checked, ClaimKind, Question, Response, Truth
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.phrases import HORIZONTAL, VERTICAL, counted, sentence
@@ -21,7 +22,6 @@ from vlgenrm_ray.shapes.questions import describe, existence
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene
 from vlgenrm_ray.shapes.truth import holds
 from vlgenrm_ray.shapes.world import questions, scene_of
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 CONFIG = ExpertsConfig(
     vocabulary="shapes",

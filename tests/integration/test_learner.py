@@ -14,9 +14,9 @@ import pytest
 
 from tests.fp32_model import in_fp32
 from tests.world_examples import examples
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig, worker_environment
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import Example, ExampleKind
 from vlgenrm_ray.shapes import pack_path
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import factories
 from PIL import Image
 
+from vlgenrm_ray.data.images import ImageLimits, keep
 from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.images import ImageLimits, keep
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.policy import own_judge
 from vlgenrm_ray.policy.own_judge import OwnJudgeConfig

@@ -10,9 +10,9 @@ from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.judge.prompt import load
 from vlgenrm_ray.judge.prompt import render as fill
 from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.shapes.building.vlm_figures import answered, judged
 from vlgenrm_ray.shapes.judging import cot_prompt, direct_prompt
 from vlgenrm_ray.shapes.render import render
-from vlgenrm_ray.shapes.vlm_figures import answered, judged
 from vlgenrm_ray.shapes.world import draw
 
 VLM = pack_path("vlm")

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from vlgenrm_ray.data.flow import ActorPoolConfig
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
 from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.evaluation import pairs
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
-from vlgenrm_ray.flow import Pool
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.records import PairResult, Preference
 from vlgenrm_ray.shapes.pairs import gold_pairs
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=2)
-CONFIG = EvaluationConfig(engine=VllmConfig(), pool=Pool(num_cpus=0.5, batch_size=16), no_image_share=0.5)
+CONFIG = EvaluationConfig(engine=VllmConfig(), pool=ActorPoolConfig(num_cpus=0.5, batch_size=16), no_image_share=0.5)
 
 
 def build(config: VllmConfig) -> ScriptedGenerator:

@@ -26,7 +26,7 @@ from tests.policy_laboratory import (
 from tests.tensors import assert_close
 from tests.workers import NUM_WORKERS, run_on_workers
 from tests.world_examples import examples
-from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.records import Example
 from vlgenrm_ray.shapes import pack_path
 

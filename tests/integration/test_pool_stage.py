@@ -13,9 +13,9 @@ from vlgenrm_ray.curation import pool
 from vlgenrm_ray.curation.pool import PoolConfig
 from vlgenrm_ray.curation.sources.columns import Columns
 from vlgenrm_ray.curation.sources.jsonl import open_jsonl
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.records import Question
-from vlgenrm_ray.store import StageFolder
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlgenrm_ray import images
 from vlgenrm_ray.curation import responses
 from vlgenrm_ray.curation.responses import ResponsesConfig
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import Question, Response
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 
 def pool_of(run_folder: Path, count: int) -> StageFolder:

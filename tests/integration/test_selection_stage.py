@@ -5,13 +5,13 @@ from pathlib import Path
 import factories
 import pytest
 
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.evidence.checking import Bands
+from vlgenrm_ray.experts.checking import Bands
 from vlgenrm_ray.records import Critique, Example, Side
 from vlgenrm_ray.reward import selection
 from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.reward.selection import SelectionConfig
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 ASKED = {"prompt": "shapes_cot", "direct_prompt": "shapes_direct", "evidence": Evidence.of("shapes", Bands())}
 

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.straw_engine import SLOW_S, StrawEngine
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.policy import reward
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
-from vlgenrm_ray.policy.scored import Reward, Scored
+from vlgenrm_ray.policy.scored import Reward, RewardOutput
 from vlgenrm_ray.records import Rollout
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.serving.config import Limits, ServingConfig
@@ -68,8 +68,8 @@ def judge(run_s: float = 0.0, start_s: float = 0.0, **config: object) -> Reward:
     return reward.build([made], PatienceConfig(run_s=run_s, start_s=start_s), ImageLimits())
 
 
-def scored(by: Reward, rollouts: list[Rollout]) -> list[Scored]:
-    async def ask() -> list[Scored]:
+def scored(by: Reward, rollouts: list[Rollout]) -> list[RewardOutput]:
+    async def ask() -> list[RewardOutput]:
         try:
             return await by.score(rollouts)
         finally:
@@ -112,7 +112,7 @@ def test_one_that_is_absent_is_waited_for_and_then_named(there: None, handle: st
 
 def test_one_that_goes_away_is_waited_for_and_found_again() -> None:
     """Last of these: it ends the service."""
-    answers: list[Scored] = []
+    answers: list[RewardOutput] = []
     with served():
         # Once more, for the gate that comes instead has not its picture.
         by = judge(run_s=120.0, retries=1)

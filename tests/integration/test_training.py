@@ -15,14 +15,14 @@ import pytest
 
 from tests.processes import below
 from tests.world_examples import examples, stage_folder
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.errors import InputError, ResourceError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import Checkpoint, Example
 from vlgenrm_ray.reward.training import TrainingConfig, TrainingResult, run
 from vlgenrm_ray.shapes import pack_path
-from vlgenrm_ray.store import StageFolder
 
 CONFIG = TrainingConfig(
     workers=2,

@@ -13,9 +13,9 @@ from served import USER_SECRET
 
 from vlgenrm_ray.adapters import connection, failures
 from vlgenrm_ray.adapters.trl import vlgenrm_reward, vlgenrm_reward_async
+from vlgenrm_ray.bench.work import Piece, of_shapes
 from vlgenrm_ray.errors import RemoteError
-from vlgenrm_ray.judge.remote import Ask, RemoteJudge
-from vlgenrm_ray.report.bench.work import Piece, of_shapes
+from vlgenrm_ray.judge.remote import RemoteJudge, ScoreInput
 from vlgenrm_ray.shapes import pack_path
 
 GROUP = 4
@@ -92,10 +92,10 @@ def test_every_completion_has_the_reward_of_its_picture(http: httpx.Client, tmp_
     assert [reply.reward for reply in replies] == pytest.approx(rewards, abs=1e-6)
 
 
-def ask(row: dict[str, Any]) -> Ask:
+def ask(row: dict[str, Any]) -> ScoreInput:
     question = text(row["prompt"])
     (piece,) = [piece for piece in PIECES if piece.question == question]
-    return Ask(image=picture(piece), question=question, response=text(row["completion"]))
+    return ScoreInput(image=picture(piece), question=question, response=text(row["completion"]))
 
 
 def text(messages: Sequence[dict[str, Any]]) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vlgenrm_ray.data.images import ImageError, ImageLimits, decode
 from vlgenrm_ray.engines.contracts import Detector
 from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
 from vlgenrm_ray.engines.matcher import MatcherConfig, build_matcher
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.images import ImageError, ImageLimits, decode
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.render import boxes, render
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, draw_in

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.engines.weight_sync import Checksum, Weights, pack
 from vlgenrm_ray.errors import ConfigError, WeightSyncError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.policy.rollouts import RolloutEngine
 from vlgenrm_ray.shapes import pack_path
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from vlgenrm_ray.shapes.vlm_data import Album
-from vlgenrm_ray.shapes.vlm_model import build_model
-from vlgenrm_ray.shapes.vlm_optimizer import Muon
-from vlgenrm_ray.shapes.vlm_seeing import see
-from vlgenrm_ray.shapes.vlm_tokenizer import build_processor
+from vlgenrm_ray.shapes.building.vlm_data import Album
+from vlgenrm_ray.shapes.building.vlm_model import build_model
+from vlgenrm_ray.shapes.building.vlm_optimizer import Muon
+from vlgenrm_ray.shapes.building.vlm_seeing import see
+from vlgenrm_ray.shapes.building.vlm_tokenizer import build_processor
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])

@@ -6,10 +6,10 @@ import pytest
 
 from tests.plain_inputs import plain_inputs
 from tests.world_examples import examples
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vlm_batch import Batch, VlmEncoder
 from vlgenrm_ray.engines.vlm_tower import Tower
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.shapes import pack_path
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import pytest
 from scripted_service import Looking, listening, refuse
 from serving_examples import png
 
+from vlgenrm_ray.bench import load, servers, work
+from vlgenrm_ray.bench.dialects import OpenAi, Wire
+from vlgenrm_ray.bench.figures import percentile, slope
+from vlgenrm_ray.bench.serving_table import rows
+from vlgenrm_ray.bench.table import lines
+from vlgenrm_ray.bench.work import Piece
 from vlgenrm_ray.errors import InputError, RemoteError
 from vlgenrm_ray.judge.inquiry import JudgeConfig
-from vlgenrm_ray.report.bench import load, servers, work
-from vlgenrm_ray.report.bench.dialects import OpenAi, Wire
-from vlgenrm_ray.report.bench.figures import percentile, slope
-from vlgenrm_ray.report.bench.serving_table import rows
-from vlgenrm_ray.report.bench.table import lines
-from vlgenrm_ray.report.bench.work import Piece
 from vlgenrm_ray.shapes import pack_path
 
 JUDGE = JudgeConfig(prompt="shapes_cot", num_critiques=2, max_tokens=160)

@@ -3,8 +3,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.arrow import arrow_schema, to_row
 from vlgenrm_ray.curation.by_image import group
+from vlgenrm_ray.data.arrow import arrow_schema, to_row
 from vlgenrm_ray.records import Response
 
 

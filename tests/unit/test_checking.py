@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.evidence.checking import Bands, check
-from vlgenrm_ray.evidence.claims import extract
-from vlgenrm_ray.evidence.view import Glance, View, windows
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
-from vlgenrm_ray.records import Box, Claim, ClaimKind, Finding, Sighting, Truth
+from vlgenrm_ray.experts.checking import Bands, check
+from vlgenrm_ray.experts.claims import extract
+from vlgenrm_ray.experts.view import Glance, View, windows
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
+from vlgenrm_ray.records import Box, Claim, ClaimKind, Detection, Finding, Truth
 from vlgenrm_ray.shapes.critiques import critique
 from vlgenrm_ray.shapes.phrases import counted, sentence
 from vlgenrm_ray.shapes.questions import KINDS, ask, describe, existence
@@ -28,7 +28,7 @@ PHRASES = (*SHAPES, *(f"{c} {s}" for c in COLOURS for s in (*SHAPES, "shape")), 
 def perfect(scene: Scene, *, glances: bool = True) -> View:
     """What faultless experts would see of a scene."""
     things = zip(scene.things, boxes(scene), strict=True)
-    sightings = tuple(Sighting(box=box, attribute=thing.colour, attribute_score=0.99) for thing, box in things)
+    sightings = tuple(Detection(box=box, attribute=thing.colour, attribute_score=0.99) for thing, box in things)
     cells = [
         Glance(window, {p: 0.97 if (held := scene.at(i)) and held in scene.matching(p) else 0.01 for p in PHRASES})
         for i, window in enumerate(windows(SIDE, SIDE, (3,)))
@@ -107,11 +107,11 @@ def box(label: str, x: float, y: float, score: float = 0.9, side: float = 40.0) 
     return Box(label=label, score=score, x0=x - side / 2, y0=y - side / 2, x1=x + side / 2, y1=y + side / 2)
 
 
-def seen(label: str, x: float, y: float, colour: str = "red", score: float = 0.9) -> Sighting:
-    return Sighting(box=box(label, x, y, score), attribute=colour, attribute_score=0.95)
+def seen(label: str, x: float, y: float, colour: str = "red", score: float = 0.9) -> Detection:
+    return Detection(box=box(label, x, y, score), attribute=colour, attribute_score=0.95)
 
 
-def verdict(text: str, *sightings: Sighting, hints: dict[str, float] | None = None) -> Truth:
+def verdict(text: str, *sightings: Detection, hints: dict[str, float] | None = None) -> Truth:
     """The verdict on a one-claim text, in a view of 300 x 300 whose every tile gives `hints`."""
     glances = [Glance(window, hints) for window in windows(300, 300, (3,))] if hints is not None else []
     finding = found(text, View(300, 300, sightings, tuple(glances)))
@@ -199,7 +199,7 @@ def test_the_finding_names_boxes_experts_and_confidence() -> None:
 
 def test_a_narrower_word_is_not_proven_by_a_box_of_the_noun_but_fails_without_one() -> None:
     claim = extract("There is a woman.", COCO)[0]
-    person = Sighting(box=box("person", 50, 50), attribute="", attribute_score=0.2)
+    person = Detection(box=box("person", 50, 50), attribute="", attribute_score=0.2)
     empty = tuple(Glance(window, {"woman": 0.01}) for window in windows(300, 300, (3,)))
     assert check(claim, View(300, 300, (person,)), COCO, BANDS).truth is Truth.UNKNOWN
     assert check(claim, View(300, 300, (), empty), COCO, BANDS).truth is Truth.CONTRADICTED
@@ -214,7 +214,7 @@ def test_photographs_may_hold_two_things_at_one_place() -> None:
     claim = extract("There is a dog on the left.", COCO)[-1]
     if claim.kind is not ClaimKind.SPATIAL:
         claim = extract("There is a dog on the left.", COCO)[0]
-    cat = Sighting(box=box("cat", 50, 50), attribute="", attribute_score=0.2)
+    cat = Detection(box=box("cat", 50, 50), attribute="", attribute_score=0.2)
     assert check(claim, View(300, 300, (cat,)), COCO, BANDS).truth is Truth.UNKNOWN
 
 

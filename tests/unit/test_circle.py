@@ -8,9 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from vlgenrm_ray import circle, config, pipeline, policy_pipeline
+from vlgenrm_ray import co_training as circle
+from vlgenrm_ray import config, pipeline, policy_pipeline
 from vlgenrm_ray.commands import shipped_recipe
-from vlgenrm_ray.config import OwnService, PolicyRunConfig, RunConfig
+from vlgenrm_ray.config import ManagedJudgeService, PolicyRunConfig, RunConfig
 from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.shapes import pack_path
 
@@ -39,7 +40,7 @@ class Straw:
         return {"first": found, "best": found | {"value": 0.6}}
 
     @contextmanager
-    def _served(self, own: OwnService, run: Path) -> Iterator[str]:
+    def _served(self, own: ManagedJudgeService, run: Path) -> Iterator[str]:
         assert own.serving.tokens.operator
         self.asked.append(("serve", own.model))
         yield "http://judge"
@@ -55,7 +56,7 @@ class Straw:
 
 
 def go_round(folder: Path, *overrides: str) -> list[circle.Turn]:
-    return circle.run(config.load_circle(shipped_recipe("shapes_circle"), overrides), folder)
+    return circle.run(config.load_co_training(shipped_recipe("shapes_circle"), overrides), folder)
 
 
 def test_each_turn_begins_with_what_the_one_before_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

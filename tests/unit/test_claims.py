@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.evidence.claims import VocabularyExtractor, extract
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.claims import VocabularyExtractor, extract
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 from vlgenrm_ray.shapes import truth
 from vlgenrm_ray.shapes.phrases import NUMBERS, RELATIONS, counted, listed, placed, sentence

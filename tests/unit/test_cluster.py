@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlgenrm_ray import cluster
-from vlgenrm_ray.cluster import Ask, Cluster, Node, check_resources, connect, lacking
+from vlgenrm_ray.cluster import connection
+from vlgenrm_ray.cluster.connection import connect
+from vlgenrm_ray.cluster.resources import Cluster, Node, ResourceRequest, check_resources, lacking
 from vlgenrm_ray.errors import ResourceError
 
 LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
@@ -16,12 +17,12 @@ TWO_GPU_NODES = Cluster(nodes=(Node(num_cpus=16, num_gpus=2), Node(num_cpus=16, 
 
 
 def test_what_fits_is_silent() -> None:
-    check_resources([Ask(stage="responses", count=2), Ask(stage="training", count=2)], LAPTOP)
+    check_resources([ResourceRequest(stage="responses", count=2), ResourceRequest(stage="training", count=2)], LAPTOP)
 
 
 def test_gpus_on_a_laptop_are_refused_with_stage_resource_and_remedy() -> None:
     with pytest.raises(ResourceError) as caught:
-        check_resources([Ask(stage="critiques", count=2, num_gpus=1)], LAPTOP)
+        check_resources([ResourceRequest(stage="critiques", count=2, num_gpus=1)], LAPTOP)
     message = str(caught.value)
     assert "stage 'critiques': asks for 2 GPUs at once" in message
     assert "2 CPUs and 0 GPUs on 1 node" in message
@@ -29,29 +30,41 @@ def test_gpus_on_a_laptop_are_refused_with_stage_resource_and_remedy() -> None:
 
 
 def test_pools_of_one_stage_add_up_and_stages_do_not() -> None:
-    assert lacking([Ask(stage="experts", num_cpus=1.5), Ask(stage="experts", num_cpus=1)], LAPTOP)
-    assert not lacking([Ask(stage="responses", num_cpus=1.5), Ask(stage="experts", num_cpus=1)], LAPTOP)
+    assert lacking(
+        [ResourceRequest(stage="experts", num_cpus=1.5), ResourceRequest(stage="experts", num_cpus=1)], LAPTOP
+    )
+    assert not lacking(
+        [ResourceRequest(stage="responses", num_cpus=1.5), ResourceRequest(stage="experts", num_cpus=1)], LAPTOP
+    )
 
 
 def test_an_actor_must_find_its_place_on_one_node() -> None:
-    (line,) = lacking([Ask(stage="critiques", num_gpus=4)], TWO_GPU_NODES)
+    (line,) = lacking([ResourceRequest(stage="critiques", num_gpus=4)], TWO_GPU_NODES)
     assert "asks for 4 GPUs" in line
-    assert not lacking([Ask(stage="critiques", count=2, num_gpus=2)], TWO_GPU_NODES)
+    assert not lacking([ResourceRequest(stage="critiques", count=2, num_gpus=2)], TWO_GPU_NODES)
 
 
 def test_every_stage_that_lacks_something_is_named() -> None:
-    asks = [Ask(stage="responses", num_gpus=1), Ask(stage="experts"), Ask(stage="training", num_cpus=3)]
+    asks = [
+        ResourceRequest(stage="responses", num_gpus=1),
+        ResourceRequest(stage="experts"),
+        ResourceRequest(stage="training", num_cpus=3),
+    ]
     assert [line.split("'")[1] for line in lacking(asks, LAPTOP)] == ["responses", "training"]
 
 
 def test_a_growing_cluster_is_given_the_benefit_of_the_doubt() -> None:
-    check_resources([Ask(stage="training", count=8, num_gpus=1)], Cluster(nodes=(Node(num_cpus=4),), grows=True))
+    check_resources(
+        [ResourceRequest(stage="training", count=8, num_gpus=1)], Cluster(nodes=(Node(num_cpus=4),), grows=True)
+    )
 
 
 @given(st.integers(1, 40), st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 1.0, 3.0]))
 def test_equal_actors_fit_exactly_as_often_as_they_divide_the_node(count: int, num_cpus: float) -> None:
     cluster = Cluster(nodes=(Node(num_cpus=12),))
-    assert bool(lacking([Ask(stage="s", count=count, num_cpus=num_cpus)], cluster)) == (count * num_cpus > 12 + 1e-4)
+    assert bool(lacking([ResourceRequest(stage="s", count=count, num_cpus=num_cpus)], cluster)) == (
+        count * num_cpus > 12 + 1e-4
+    )
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
@@ -70,6 +83,6 @@ def test_of_an_actor_that_did_not_start_the_cause_is_told() -> None:
     told = "The actor died because of an error raised in its creation task, ray::Judge.__init__() (pid=7)"
     where = "\n".join(f'  File "/a/rather/long/path/{i}.py", line {i}, in call\n    call()' for i in range(9))
     text = f"{told}\nTraceback:\n{where}\nvllm.errors.BadError: no room: \n  give more"
-    assert cluster.why_died(RayActorError(error_msg=text)).startswith("The actor died because")
+    assert connection.why_died(RayActorError(error_msg=text)).startswith("The actor died because")
     failed = RayActorError(error_msg=text, actor_init_failed=True)
-    assert cluster.why_died(failed) == "vllm.errors.BadError: no room: give more"
+    assert connection.why_died(failed) == "vllm.errors.BadError: no room: give more"

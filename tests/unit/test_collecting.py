@@ -8,14 +8,14 @@ from vlgenrm_ray.errors import ConfigError, RemoteError
 from vlgenrm_ray.policy.collecting import Collected, Collecting
 from vlgenrm_ray.policy.config import AlgorithmConfig, OverlongConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
-from vlgenrm_ray.policy.scored import Scored
+from vlgenrm_ray.policy.scored import RewardOutput
 from vlgenrm_ray.policy.sight import Look
 from vlgenrm_ray.records import Rollout
 
 
-def by_sample(rollout: Rollout) -> Scored:
+def by_sample(rollout: Rollout) -> RewardOutput:
     """Samples 0, 1, 2 have rewards 0, 0.5, 1."""
-    return Scored(reward=int(rollout.text.split()[1]) / 2, status="ok", critique="seen")
+    return RewardOutput(reward=int(rollout.text.split()[1]) / 2, status="ok", critique="seen")
 
 
 def collecting(straw: Straw, reward: StrawReward, number: int = 12, **algorithm: object) -> Collecting:
@@ -50,7 +50,7 @@ def test_a_step_is_the_same_whoever_collects_it() -> None:
 def test_rewards_do_not_wait_for_the_last_sample() -> None:
     straw, seen = Straw(StrawSampler(0, pace_s=0.01), size=1), list[int]()
 
-    def judge(rollout: Rollout) -> Scored:
+    def judge(rollout: Rollout) -> RewardOutput:
         seen.append(len(straw.made[0].asked))
         return by_sample(rollout)
 
@@ -59,8 +59,8 @@ def test_rewards_do_not_wait_for_the_last_sample() -> None:
 
 
 def test_what_has_no_reward_says_why() -> None:
-    def judge(rollout: Rollout) -> Scored:
-        late = Scored(reward=None, status="timeout", detail="no answer")
+    def judge(rollout: Rollout) -> RewardOutput:
+        late = RewardOutput(reward=None, status="timeout", detail="no answer")
         return late if rollout.text.endswith("1") else by_sample(rollout)
 
     reward = StrawReward(judge)
@@ -78,7 +78,7 @@ def test_what_has_no_reward_says_why() -> None:
 
 def test_groups_that_teach_nothing_are_replaced_until_rounds_are_over() -> None:
     def flat(dull: set[str]) -> StrawReward:
-        return StrawReward(lambda r: Scored(reward=0.5, status="ok") if r.question.id in dull else by_sample(r))
+        return StrawReward(lambda r: RewardOutput(reward=0.5, status="ok") if r.question.id in dull else by_sample(r))
 
     plain = asyncio.run(collecting(Straw(size=1), flat(set())).step(2))
     dull = {plain.groups[at][0].question.id for at in (1, 3)}
@@ -103,7 +103,7 @@ def test_what_is_masked_does_not_teach() -> None:
 
 
 def test_a_reward_that_is_gone_ends_the_step() -> None:
-    def judge(rollout: Rollout) -> Scored:
+    def judge(rollout: Rollout) -> RewardOutput:
         raise RemoteError("no reward for 300 s")
 
     async def scenario() -> int:
@@ -121,8 +121,8 @@ def test_an_evaluation_has_one_greedy_answer_a_question() -> None:
 
 
 def test_some_answers_of_an_evaluation_are_judged_by_blank_pictures() -> None:
-    def judge(rollout: Rollout) -> Scored:
-        return Scored(reward=0.25 if rollout.question.image.uri.startswith("data:") else 0.75, status="ok")
+    def judge(rollout: Rollout) -> RewardOutput:
+        return RewardOutput(reward=0.25 if rollout.question.image.uri.startswith("data:") else 0.75, status="ok")
 
     collector = collecting(Straw(size=2), StrawReward(judge))
     found = asyncio.run(collector.evaluate(questions(5), 40, blank=3))

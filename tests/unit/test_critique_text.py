@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.evidence.checking import Bands
-from vlgenrm_ray.evidence.view import windows as cut
-from vlgenrm_ray.records import Box, Preference, Sighting, Window
+from vlgenrm_ray.experts.checking import Bands
+from vlgenrm_ray.experts.view import windows as cut
+from vlgenrm_ray.records import Box, Detection, Preference, WindowScore
 from vlgenrm_ray.reward.critique_text import Step, cut_after_verdict, steps
 from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.shapes.critiques import critique
@@ -83,7 +83,7 @@ def test_a_critique_is_refuted_by_its_own_false_steps_only(said: str, refuted: b
 
 @pytest.mark.parametrize(("anything", "refuted"), [(0.01, True), (0.6, False), (1.0, False)])
 def test_what_is_said_of_an_empty_window_is_false(anything: float, refuted: bool) -> None:
-    middle = Window(box=Box(label="", score=1.0, x0=80, y0=80, x1=160, y1=160), anything=anything)
+    middle = WindowScore(box=Box(label="", score=1.0, x0=80, y0=80, x1=160, y1=160), anything=anything)
     preference = factories.preference(sightings=(factories.sighting(),), windows=(middle,))
     text = "Claim: x. Image: a green star at the centre. Right.\nVerdict: Yes"
     assert EVIDENCE.refutes(factories.critique(preference=preference, text=text)) is refuted
@@ -100,8 +100,8 @@ def seen(scene: Scene) -> Preference:
     cells = enumerate(cut(SIDE, SIDE, (3,)))
     return factories.preference(
         question=factories.question(image=factories.image(width=SIDE, height=SIDE)),
-        sightings=tuple(Sighting(box=b, attribute=t.colour, attribute_score=0.99) for t, b in things),
-        windows=tuple(Window(box=w, anything=0.99 if scene.at(i) else 0.01) for i, w in cells),
+        sightings=tuple(Detection(box=b, attribute=t.colour, attribute_score=0.99) for t, b in things),
+        windows=tuple(WindowScore(box=w, anything=0.99 if scene.at(i) else 0.01) for i, w in cells),
     )
 
 

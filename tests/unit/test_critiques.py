@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from tests import factories
-from vlgenrm_ray.arrow import arrow_schema
+from vlgenrm_ray.data.arrow import arrow_schema
+from vlgenrm_ray.data.flow import ActorPoolConfig
+from vlgenrm_ray.data.store import StageFolder, units_table, write_units
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
-from vlgenrm_ray.flow import Pool
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.records import Critique, ImageRef, Preference, Side
 from vlgenrm_ray.reward import critiques
-from vlgenrm_ray.store import StageFolder, units_table, write_units
 
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_prompt="shapes_cot_hint", num_critiques=3)
 
@@ -22,7 +22,7 @@ JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_pro
 def pair(tmp_path: object) -> Preference:
     from PIL import Image
 
-    from vlgenrm_ray.images import ImageLimits, probe
+    from vlgenrm_ray.data.images import ImageLimits, probe
 
     path = f"{tmp_path}/a.png"
     Image.new("RGB", (16, 16)).save(path)
@@ -97,7 +97,7 @@ def test_metrics_say_how_many_could_be_read(tmp_path: object, pair: Preference) 
 
 def test_what_is_written_decides_the_fingerprint_and_how_many_write_does_not() -> None:
     config = critiques.CritiquesConfig()
-    more = config.model_copy(update={"pool": Pool(actors=4)})
+    more = config.model_copy(update={"pool": ActorPoolConfig(actors=4)})
     hinted = config.model_copy(update={"hint": True})
     same = critiques.fingerprint(config, JUDGE, 1)
     assert critiques.fingerprint(more, JUDGE, 1) == same
@@ -107,7 +107,7 @@ def test_what_is_written_decides_the_fingerprint_and_how_many_write_does_not() -
 
 
 def test_the_actor_maps_a_table_to_units(pair: Preference) -> None:
-    from vlgenrm_ray.arrow import to_table
+    from vlgenrm_ray.data.arrow import to_table
 
     actor = critiques.CritiqueActor(critiques.CritiquesConfig(), JUDGE, 1, lambda config: ScriptedGenerator(looks))
     made = actor(to_table(Preference, [pair]))

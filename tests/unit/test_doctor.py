@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from vlgenrm_ray.cluster import Ask
-from vlgenrm_ray.doctor import Check, Status, diagnose, report
-from vlgenrm_ray.machine import Machine
+from vlgenrm_ray.cluster.doctor import Check, Status, diagnose, report
+from vlgenrm_ray.cluster.machine import Machine
+from vlgenrm_ray.cluster.resources import ResourceRequest
 
 
 class Healthy(Machine):
@@ -51,12 +51,12 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def bad(machine: Machine, *asks: Ask) -> list[Check]:
+def bad(machine: Machine, *asks: ResourceRequest) -> list[Check]:
     return [check for check in diagnose(asks, machine=machine) if check.status is not Status.OK]
 
 
 def test_a_healthy_machine_passes() -> None:
-    assert bad(Healthy(), Ask(stage="responses", count=2)) == []
+    assert bad(Healthy(), ResourceRequest(stage="responses", count=2)) == []
     assert report(diagnose(machine=Healthy())) == 0
 
 
@@ -122,7 +122,7 @@ def test_docker_with_its_small_shared_memory() -> None:
 
 
 def test_a_gpu_recipe_on_a_laptop_fails_by_its_stage() -> None:
-    (check,) = bad(Healthy(), Ask(stage="critiques", num_gpus=1), Ask(stage="pool"))
+    (check,) = bad(Healthy(), ResourceRequest(stage="critiques", num_gpus=1), ResourceRequest(stage="pool"))
     assert (check.name, check.status) == ("stage critiques", Status.FAIL)
     assert report([check]) == 1
 
@@ -135,7 +135,7 @@ def test_a_cluster_that_does_not_answer_is_a_finding() -> None:
 
 def test_the_table_is_at_most_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    report(diagnose([Ask(stage="critiques", count=3, num_gpus=1)], machine=Healthy()))
+    report(diagnose([ResourceRequest(stage="critiques", count=3, num_gpus=1)], machine=Healthy()))
     printed = capsys.readouterr().out
     assert "critiques" in printed
     assert max(map(len, printed.splitlines())) <= 80

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from vlgenrm_ray.curation.asked import asked
 from vlgenrm_ray.curation.edits import Fact, edits, is_single, statements, without
-from vlgenrm_ray.evidence.claims import extract
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.claims import extract
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import ClaimKind
 from vlgenrm_ray.shapes import world
 from vlgenrm_ray.shapes.pairs import corrupt

@@ -12,12 +12,12 @@ from straw_experts import CIRCLE, Finder, Redmatcher
 
 from vlgenrm_ray.curation import experts
 from vlgenrm_ray.curation.experts import ExpertsConfig, Look
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.detector import DetectorConfig
 from vlgenrm_ray.engines.matcher import MatcherConfig
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
-from vlgenrm_ray.evidence.witness import Witness
-from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.witness import Witness
 from vlgenrm_ray.records import ImageRef, Response, Truth
 
 WORDS = load_vocabulary("shapes")

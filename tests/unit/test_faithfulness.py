@@ -5,8 +5,8 @@ from pathlib import Path
 import factories
 import pytest
 
-from vlgenrm_ray.evidence.claims import VocabularyExtractor
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.claims import VocabularyExtractor
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Side
 from vlgenrm_ray.reward.faithfulness import is_faithful
 from vlgenrm_ray.shapes.critiques import critique

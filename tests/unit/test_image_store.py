@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from serving_examples import png
 
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import ConfigError, DropReason
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.serving.image_store import ImageStore
 
 LIMITS = ImageLimits(max_bytes=10_000)

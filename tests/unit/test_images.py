@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.images import ImageError, ImageLimits
 
 LIMITS = ImageLimits()
 

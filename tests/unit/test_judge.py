@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from vlgenrm_ray.data.images import ImageLimits, probe
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import DropReason, InputError
-from vlgenrm_ray.images import ImageLimits, probe
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
 from vlgenrm_ray.records import ImageRef
 

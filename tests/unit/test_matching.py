@@ -5,16 +5,9 @@ from collections.abc import Sequence
 import PIL.Image
 import pytest
 
-from vlgenrm_ray.evidence.claims import extract
-from vlgenrm_ray.evidence.matching import (
-    MatchingConfig,
-    glances_of,
-    known_phrases,
-    nouns_of,
-    phrases_of,
-    sightings_of,
-)
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.claims import extract
+from vlgenrm_ray.experts.matching import MatchingConfig, glances_of, known_phrases, nouns_of, phrases_of, sightings_of
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Box
 
 WORDS = load_vocabulary("shapes")

@@ -7,14 +7,14 @@ import factories
 import pytest
 from PIL import Image
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.evaluation.pairs import NO_IMAGE, figures, gain, in_share, judge_pairs
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.records import ImageRef, PairResult, Preference
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 LIMITS = ImageLimits()
 

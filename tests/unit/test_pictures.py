@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_examples import png
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.serving.image_store import Stored
 from vlgenrm_ray.serving.pictures import LateError, Pictures
 
@@ -66,7 +66,7 @@ class Decoding:
 @pytest.fixture
 def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoding]:
     found = Decoding()
-    monkeypatch.setattr("vlgenrm_ray.images.decode", found)
+    monkeypatch.setattr("vlgenrm_ray.data.images.decode", found)
     yield found
     found.go_on.set()
 
@@ -170,7 +170,7 @@ def test_a_decode_that_fails_harms_its_takers_and_is_not_kept(side: int, monkeyp
             raise ImageError(DropReason.IMAGE_UNREADABLE, "out of luck")
         return decode(data, limits)
 
-    monkeypatch.setattr("vlgenrm_ray.images.decode", decoded)
+    monkeypatch.setattr("vlgenrm_ray.data.images.decode", decoded)
 
     async def run() -> None:
         nonlocal failing
@@ -245,7 +245,7 @@ def test_a_picture_of_many_bytes_is_looked_at_in_a_thread(monkeypatch: pytest.Mo
         threads.append(threading.current_thread())
         return decode(data, limits)
 
-    monkeypatch.setattr("vlgenrm_ray.images.decode", decoded)
+    monkeypatch.setattr("vlgenrm_ray.data.images.decode", decoded)
     heavy = png(1) + bytes(300_000)
     asyncio.run(look(pictures(), Stored("a" * 64, heavy)))
     asyncio.run(look(pictures(), stored(1)))

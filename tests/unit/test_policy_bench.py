@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 
 from vlgenrm_ray import config, recipe
-from vlgenrm_ray.benches import bench_policy
+from vlgenrm_ray.bench.policy import compared, shares
+from vlgenrm_ray.bench.policy_table import rows
+from vlgenrm_ray.bench.policy_work import Pace, pace, work
+from vlgenrm_ray.bench.run import bench_policy
+from vlgenrm_ray.bench.table import lines
+from vlgenrm_ray.bench.trl_arguments import arguments
+from vlgenrm_ray.bench.trl_vllm import one_placeholder
 from vlgenrm_ray.commands import shipped_recipe
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.errors import InputError, StageError
-from vlgenrm_ray.report.bench.policy import compared, shares
-from vlgenrm_ray.report.bench.policy_table import rows
-from vlgenrm_ray.report.bench.policy_work import Pace, pace, work
-from vlgenrm_ray.report.bench.table import lines
-from vlgenrm_ray.report.bench.trl_arguments import arguments
-from vlgenrm_ray.report.bench.trl_vllm import one_placeholder
 
 SECONDS = {"wait": 0.6, "learn": 0.3, "sync": 0.05, "sampling": 0.5}
 

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 from scripted_service import ScriptedService, refuse
 
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.judge import Item
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge
 from vlgenrm_ray.policy import function_reward, reward
@@ -22,7 +22,7 @@ from vlgenrm_ray.policy.reward import (
     ServedJudge,
     WeightedSum,
 )
-from vlgenrm_ray.policy.scored import Scored
+from vlgenrm_ray.policy.scored import RewardOutput
 from vlgenrm_ray.records import Judgement, Question, Rollout
 
 
@@ -45,9 +45,9 @@ class Failing:
         self.error = error
         self.asked = 0
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         await self.check()
-        return [Scored(reward=1.0, status="ok")] * len(rollouts)
+        return [RewardOutput(reward=1.0, status="ok")] * len(rollouts)
 
     async def check(self) -> None:
         self.asked += 1
@@ -215,7 +215,7 @@ def test_an_own_judge_that_hangs_leaves_its_samples_without_a_reward() -> None:
         await asyncio.sleep(60.0)
         return []
 
-    async def scenario() -> list[list[Scored]]:
+    async def scenario() -> list[list[RewardOutput]]:
         own = OwnJudge(hangs, deadline_s=0.05)
         return await asyncio.gather(own.score(rollouts("a")), own.score(rollouts("b", "c")))
 
@@ -226,7 +226,7 @@ def test_an_own_judge_that_hangs_leaves_its_samples_without_a_reward() -> None:
 def test_an_own_judge_takes_together_what_comes_while_it_judges() -> None:
     judge = StrawJudge()
 
-    async def scenario() -> list[list[Scored]]:
+    async def scenario() -> list[list[RewardOutput]]:
         own = OwnJudge(judge)
         return await asyncio.gather(*(own.score(rollouts(f"0.{i}1", f"0.{i}2")) for i in range(4)))
 
@@ -239,7 +239,7 @@ def test_an_own_judge_takes_together_what_comes_while_it_judges() -> None:
 def test_an_own_judge_that_is_gone_or_not_waited_for_harms_nobody_else() -> None:
     judge = StrawJudge(failures=1)
 
-    async def scenario() -> tuple[object, list[Scored]]:
+    async def scenario() -> tuple[object, list[RewardOutput]]:
         own = OwnJudge(judge)
         first, given_up, last = (asyncio.ensure_future(own.score(rollouts(text))) for text in ("0.1", "0.2", "0.3"))
         await asyncio.sleep(0.015)

@@ -15,18 +15,18 @@ from vlgenrm_ray.curation.contrasts import FLIPPED, imported, verified
 from vlgenrm_ray.curation.preferences import PreferencesConfig, prefer
 from vlgenrm_ray.curation.rewriting import edited, repaired
 from vlgenrm_ray.curation.witness import Witness
-from vlgenrm_ray.evidence.checking import Bands, check
-from vlgenrm_ray.evidence.claims import extract
-from vlgenrm_ray.evidence.view import Glance, View, area, shared_area, windows
-from vlgenrm_ray.evidence.vocabulary import load_vocabulary
-from vlgenrm_ray.records import Checked, ImageRef, Origin, Preference, Question, Response, Sighting
+from vlgenrm_ray.data.store import Unit
+from vlgenrm_ray.experts.checking import Bands, check
+from vlgenrm_ray.experts.claims import extract
+from vlgenrm_ray.experts.view import Glance, View, area, shared_area, windows
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
+from vlgenrm_ray.records import Checked, Detection, ImageRef, Origin, Preference, Question, Response
 from vlgenrm_ray.shapes import world
 from vlgenrm_ray.shapes.pairs import corrupt
 from vlgenrm_ray.shapes.questions import Asked
 from vlgenrm_ray.shapes.render import SIDE, boxes
 from vlgenrm_ray.shapes.scenes import Scene
 from vlgenrm_ray.shapes.truth import is_true
-from vlgenrm_ray.store import Unit
 
 VOCABULARY = load_vocabulary("shapes")
 BANDS = Bands()
@@ -35,7 +35,7 @@ BANDS = Bands()
 def check_all(scene: Scene, question: Question, texts: list[tuple[str, str]], *, blind: bool = False) -> list[Checked]:
     """(sampler, text) of each response, checked by experts that see all there is, or (`blind`) nothing at all."""
     seen = [
-        Sighting(box=replace(box, score=0.95), attribute=thing.colour, attribute_score=0.95)
+        Detection(box=replace(box, score=0.95), attribute=thing.colour, attribute_score=0.95)
         for thing, box in zip(scene.things, boxes(scene), strict=True)
     ]
     claims = [c for _, text in texts for c in extract(text, VOCABULARY)]

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from vlgenrm_ray import progress
-from vlgenrm_ray.progress import Progress
+from vlgenrm_ray.data import progress
+from vlgenrm_ray.data.progress import Progress
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlgenrm_ray import arrow, records
+from vlgenrm_ray import records
+from vlgenrm_ray.data import arrow
 from vlgenrm_ray.records import Checked, Critique, Finding, Preference, Response, Truth
 
 

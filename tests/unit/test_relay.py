@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from policy_examples import Straw, StrawSampler, asked, version
 
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.engines.weight_transfer import Muster, Phase, engine_settings
 from vlgenrm_ray.errors import EngineLostError, TransferBrokenError, WeightSyncError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.policy.collector import CollectorJob
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.relay import Relay
 from vlgenrm_ray.policy.reward import PatienceConfig
 from vlgenrm_ray.policy.rollouts import Asked, Group, RolloutsConfig
-from vlgenrm_ray.store import StageFolder
 
 NCCL = {"rank_offset": 1, "world_size": 4}
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scripted_service import ScriptedService, listening, refuse
 
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, InputError, RemoteError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge import exchange
-from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge, RemoteJudge
+from vlgenrm_ray.judge.remote import AsyncRemoteJudge, RemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import MAX_ITEMS, MAX_TEXT, Status
 
 
@@ -35,8 +35,8 @@ def client(service: ScriptedService, **over: object) -> RemoteJudge:
     return RemoteJudge("http://judge", transport=httpx.MockTransport(service), **over)
 
 
-def ask(response: str = "0.5", **over: object) -> Ask:
-    return Ask(**{"question": "What is it?", "response": response, **over})
+def ask(response: str = "0.5", **over: object) -> ScoreInput:
+    return ScoreInput(**{"question": "What is it?", "response": response, **over})
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_one_image_in_every_form_is_one_upload(tmp_path: Path) -> None:
 def test_images_in_a_conversation_are_references_too() -> None:
     service = ScriptedService()
     content = [{"type": "image", "image": picture()}, {"type": "text", "text": "What is it?"}]
-    (reply,) = client(service).score([Ask(messages=[{"role": "user", "content": content}], response="1")])
+    (reply,) = client(service).score([ScoreInput(messages=[{"role": "user", "content": content}], response="1")])
     assert reply.reward == 1.0
     (part, text) = service.items[0].messages[0]["content"]
     assert part["image_url"]["url"] in service.images

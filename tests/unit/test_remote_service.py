@@ -14,7 +14,7 @@ from serving_examples import png, service
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.errors import RemoteError
 from vlgenrm_ray.judge.label import write
-from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge
+from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving import api
 from vlgenrm_ray.serving.auth import Tokens
@@ -46,8 +46,8 @@ def is_red(prompt: Prompt, chance: object) -> str:
     return f"Claim: it is red.\nVerdict: {'Yes' if red else 'No'}"
 
 
-def ask(image: Any = None, response: str = "It is red.") -> Ask:
-    return Ask(image=image, question="Which colour?", response=response)
+def ask(image: Any = None, response: str = "It is red.") -> ScoreInput:
+    return ScoreInput(image=image, question="Which colour?", response=response)
 
 
 def test_the_picture_that_was_sent_is_the_picture_that_is_judged() -> None:
@@ -61,8 +61,11 @@ def test_several_pictures_are_judged_in_their_order() -> None:
     red, blue = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
     content = [{"type": "image", "image": red}, {"type": "text", "text": "Which colour is the first?"}]
     turns = [{"role": "user", "content": content}]
-    asks = [Ask(images=pair, question="Which?", response="Red.") for pair in ((red, blue), (blue, red))]
-    asks += [Ask(image=blue, messages=turns, response="Red."), Ask(images=[red] * 3, question="?", response="Red.")]
+    asks = [ScoreInput(images=pair, question="Which?", response="Red.") for pair in ((red, blue), (blue, red))]
+    asks += [
+        ScoreInput(image=blue, messages=turns, response="Red."),
+        ScoreInput(images=[red] * 3, question="?", response="Red."),
+    ]
     replies = talk(service(is_red), lambda judge: judge.score(asks))
     assert [r.reward for r in replies] == [pytest.approx(0.9), pytest.approx(0.1), pytest.approx(0.1), None]
     assert replies[3].status is Status.TOO_LARGE

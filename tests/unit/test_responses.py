@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from vlgenrm_ray import images
 from vlgenrm_ray.curation.responses import (
     CHOSEN,
     REJECTED,
@@ -20,12 +19,13 @@ from vlgenrm_ray.curation.responses import (
     imported,
     seed_of,
 )
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import Unit
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import ImageRef, Question, Response
-from vlgenrm_ray.store import Unit
 
 
 @pytest.fixture(scope="module")

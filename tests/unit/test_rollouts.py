@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
 from vlgenrm_ray.engines import weight_sync
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import END_OF_TURN, ScriptedGenerator

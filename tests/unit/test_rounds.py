@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from factories import manifest
 
+from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.reward import rounds
 from vlgenrm_ray.reward.rounds import Round, RoundsConfig, Steps, Trained
-from vlgenrm_ray.store import Manifest, StageFolder
 
 BASE = Path("/base")
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray import recipe
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError, DropReason
-from vlgenrm_ray.evidence.checking import Bands
+from vlgenrm_ray.experts.checking import Bands
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.records import Critique, Dropped, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.combinations import Strategy
@@ -17,7 +18,6 @@ from vlgenrm_ray.reward.examples import Templates
 from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.reward.selection import SelectionConfig, examples_of, failures
 from vlgenrm_ray.reward.selection_metrics import measure
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 TEMPLATES = Templates(critique=prompt.load("shapes_cot"), direct=prompt.load("shapes_direct"))
 EVIDENCE = Evidence.of("shapes", Bands())

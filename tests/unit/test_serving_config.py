@@ -7,10 +7,10 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from vlgenrm_ray import cli, config
-from vlgenrm_ray.cluster import Cluster, Node
+from vlgenrm_ray.cluster.resources import Cluster, Node
 from vlgenrm_ray.commands import serving, shipped_recipe
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.serving import running
 from vlgenrm_ray.serving.canary import Canary
 from vlgenrm_ray.serving.config import CanaryConfig, ServingConfig

@@ -1,6 +1,6 @@
 """The model card shows what was measured."""
 
-from vlgenrm_ray.shapes.card import page
+from vlgenrm_ray.shapes.building.card import page
 
 
 def estimate(value: float) -> dict[str, object]:

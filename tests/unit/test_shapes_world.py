@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlgenrm_ray.images import ImageLimits, read
+from vlgenrm_ray.data.images import ImageLimits, read
 from vlgenrm_ray.shapes import world
 from vlgenrm_ray.shapes.questions import KINDS, MAX_COUNT
 from vlgenrm_ray.shapes.render import SIDE, boxes, render

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlgenrm_ray import config, plan
-from vlgenrm_ray.cluster import Cluster, Node, check_resources
+from vlgenrm_ray.cluster.resources import Cluster, Node, check_resources
 from vlgenrm_ray.commands import RECIPES, shipped_recipe
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.errors import ConfigError, InputError, ResourceError
@@ -41,14 +41,14 @@ def test_a_policys_recipe_fits_the_cluster_it_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", CIRCLES)
 def test_a_circles_recipe_fits_the_cluster_it_names(name: str) -> None:
-    check_resources(plan.circle_asks(config.load_circle(shipped_recipe(name))), CIRCLES[name])
+    check_resources(plan.circle_asks(config.load_co_training(shipped_recipe(name))), CIRCLES[name])
 
 
 def test_from_the_second_turn_on_the_genrm_learns_beside_the_judge_that_is_served() -> None:
     wanting = ("service.serving.num_cpus=0.5",)
     with pytest.raises(ResourceError, match="stage 'training'"):
-        check_resources(plan.circle_asks(config.load_circle(shipped_recipe("shapes_circle"), wanting)), LAPTOP)
-    once = config.load_circle(shipped_recipe("shapes_circle"), (*wanting, "turns=1"))
+        check_resources(plan.circle_asks(config.load_co_training(shipped_recipe("shapes_circle"), wanting)), LAPTOP)
+    once = config.load_co_training(shipped_recipe("shapes_circle"), (*wanting, "turns=1"))
     check_resources(plan.circle_asks(once), LAPTOP)
 
 

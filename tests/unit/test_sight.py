@@ -6,19 +6,19 @@ import factories
 import pytest
 from policy_examples import StrawReward
 
-from vlgenrm_ray import images
-from vlgenrm_ray.images import ImageLimits
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.policy.function_reward import FunctionReward
 from vlgenrm_ray.policy.reward import WeightedSum
-from vlgenrm_ray.policy.scored import Scored
+from vlgenrm_ray.policy.scored import RewardOutput
 from vlgenrm_ray.policy.sight import Look, figures, looks
 from vlgenrm_ray.records import Question, Rollout
 
 
-def by_picture(rollout: Rollout) -> Scored:
+def by_picture(rollout: Rollout) -> RewardOutput:
     if rollout.text == "?":
-        return Scored(reward=None, status="timeout")
-    return Scored(reward=0.25 if rollout.question.image.uri.startswith("data:") else 0.75, status="ok")
+        return RewardOutput(reward=None, status="timeout")
+    return RewardOutput(reward=0.25 if rollout.question.image.uri.startswith("data:") else 0.75, status="ok")
 
 
 def answers(number: int, **over: object) -> list[Rollout]:
@@ -29,7 +29,7 @@ def answers(number: int, **over: object) -> list[Rollout]:
 def test_a_blank_picture_has_the_size_of_the_one_it_replaces() -> None:
     shown: list[Rollout] = []
 
-    def judge(rollout: Rollout) -> Scored:
+    def judge(rollout: Rollout) -> RewardOutput:
         shown.append(rollout)
         return by_picture(rollout)
 
@@ -42,7 +42,7 @@ def test_a_blank_picture_has_the_size_of_the_one_it_replaces() -> None:
 def test_those_asked_about_are_spread_over_all() -> None:
     chosen: list[str] = []
 
-    def judge(rollout: Rollout) -> Scored:
+    def judge(rollout: Rollout) -> RewardOutput:
         chosen.append(rollout.question.id)
         return by_picture(rollout)
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import factories
 import pytest
 
+from vlgenrm_ray.data.store import StageFolder, Unit, read_json, units_from_table, units_table, write_units
 from vlgenrm_ray.errors import ConfigError, DropReason, StageError
 from vlgenrm_ray.records import Dropped, Question
-from vlgenrm_ray.store import StageFolder, Unit, read_json, units_from_table, units_table, write_units
 
 
 def unit(id: str) -> Unit[Question]:

@@ -6,6 +6,7 @@ from typing import Any
 import factories
 import pytest
 
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import (
     Checked,
@@ -25,7 +26,6 @@ from vlgenrm_ray.records import (
     Truth,
 )
 from vlgenrm_ray.report.trace import trace
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 ASKED = factories.question("q/1", text="How many circles are there?", kind="count", reference="There is one circle.")
 OTHER = factories.question("q/10")

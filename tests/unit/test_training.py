@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from tests.unit.test_training_data import example
+from vlgenrm_ray.data.store import StageFolder, Unit, write_json, write_units
 from vlgenrm_ray.errors import ConfigError, InputError, StageError
 from vlgenrm_ray.records import Example
 from vlgenrm_ray.reward.training import TrainingConfig, run
-from vlgenrm_ray.store import StageFolder, Unit, write_json, write_units
 
 
 @pytest.fixture

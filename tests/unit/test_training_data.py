@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.factories import image
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.records import Example, ExampleKind
 from vlgenrm_ray.reward.balance import Labelled
 from vlgenrm_ray.reward.training_config import TrainingConfig
@@ -17,7 +18,6 @@ from vlgenrm_ray.reward.training_data import (
     token_weight,
     total_steps,
 )
-from vlgenrm_ray.store import StageFolder, Unit, write_units
 
 
 def example(id: str = "e0", **over: object) -> Example:

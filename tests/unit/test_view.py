@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.evidence.view import area, distinct, overlap, shared_area, windows
+from vlgenrm_ray.experts.view import area, distinct, overlap, shared_area, windows
 from vlgenrm_ray.records import Box
 
 sides = st.floats(1, 50)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.evidence.vocabulary import Phrase, described, load_vocabulary
+from vlgenrm_ray.experts.vocabulary import Phrase, described, load_vocabulary
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES
 
 COCO = load_vocabulary("coco")

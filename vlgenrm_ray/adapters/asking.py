@@ -7,12 +7,14 @@ from typing import Any
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import images_of, openai_form, text_of
-from vlgenrm_ray.judge.exchange import Ask
+from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import Label
 from vlgenrm_ray.judge.transcript import asked
 
 
-def ask(response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (), label: Label | None = None) -> Ask:
+def ask(
+    response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (), label: Label | None = None
+) -> ScoreInput:
     """One ask. `prompt`: messages, or text in a chat template; what the label says goes before it.
 
     `images`: what the policy saw, in order. They are left out where the messages carry images themselves: the same.
@@ -26,14 +28,14 @@ def ask(response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (),
     fields: dict[str, Any] = {"response": said(response), "images": shown, "reference": label.reference}
     if label.question is not None:
         # The label's words take the place of the prompt's, not of what the policy saw.
-        return Ask(question=label.question, **fields | {"images": shown or _pictures(prompt)})
+        return ScoreInput(question=label.question, **fields | {"images": shown or _pictures(prompt)})
     if isinstance(prompt, str) and prompt:
-        return Ask(question=asked(prompt), **fields)
+        return ScoreInput(question=asked(prompt), **fields)
     if isinstance(prompt, Sequence) and len(prompt):
         messages = [plain(message) for message in prompt]
         if not label.images and images_of(openai_form(messages, lambda image: "")):
             fields["images"] = ()
-        return Ask(messages=messages, **fields)
+        return ScoreInput(messages=messages, **fields)
     raise InputError("a sample with neither a prompt nor a `question` in its label: see vlgenrm_ray/judge/label.py")
 
 

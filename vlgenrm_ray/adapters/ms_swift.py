@@ -13,7 +13,7 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask, peer
 from vlgenrm_ray.adapters.connection import async_judge
 from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.exchange import Ask
+from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import Label, read
 
 NAME = "vlgenrm"
@@ -33,7 +33,7 @@ class JudgeReward(peer("swift.rewards.orm:AsyncORM")):  # type: ignore[misc]
         return required(await async_judge().score(asks))
 
 
-def _ask(completion: str, columns: Mapping[str, Any], row: int) -> Ask:
+def _ask(completion: str, columns: Mapping[str, Any], row: int) -> ScoreInput:
     def column(name: str) -> Any:
         values = columns.get(name)
         return None if values is None else values[row]

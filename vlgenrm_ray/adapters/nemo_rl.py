@@ -12,7 +12,7 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask, peer
 from vlgenrm_ray.adapters.connection import judge
 from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.exchange import Ask
+from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import read
 
 _MAX_RESTARTS = 3
@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
     return ray.remote(max_restarts=_MAX_RESTARTS)(Environment)
 
 
-def _ask(log: Sequence[Mapping[str, Any]], info: Any) -> Ask:
+def _ask(log: Sequence[Mapping[str, Any]], info: Any) -> ScoreInput:
     """The last run of assistant turns is judged; tokens, which NeMo-RL keeps beside the text, are left out."""
     turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in log]
     start = len(turns)

@@ -13,7 +13,7 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask
 from vlgenrm_ray.adapters.connection import async_judge
 from vlgenrm_ray.adapters.failures import masked, required
-from vlgenrm_ray.judge.exchange import Ask
+from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import read
 
 
@@ -39,6 +39,6 @@ async def reward(args: Any, samples: Any, **_: Any) -> float | dict[str, float] 
     return told[0] if alone else told
 
 
-def _ask(sample: Any) -> Ask:
+def _ask(sample: Any) -> ScoreInput:
     images = (getattr(sample, "multimodal_inputs", None) or {}).get("images") or ()
     return ask(sample.response, prompt=sample.prompt, images=images, label=read(sample.label))

@@ -12,7 +12,7 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask
 from vlgenrm_ray.adapters.connection import async_judge, judge
 from vlgenrm_ray.adapters.failures import masked
-from vlgenrm_ray.judge.exchange import Ask
+from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import Label
 
 
@@ -32,7 +32,7 @@ async def vlgenrm_reward_async(
     return masked(replies)
 
 
-def _asks(prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[Ask]:
+def _asks(prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any]) -> list[ScoreInput]:
     rows = range(len(completions))
     references = columns.get("reference") or [None] * len(completions)
     return [

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vlgenrm_ray.curation.edits import OPPOSITE
-from vlgenrm_ray.evidence.claims import extract
-from vlgenrm_ray.evidence.vocabulary import Vocabulary
+from vlgenrm_ray.experts.claims import extract
+from vlgenrm_ray.experts.vocabulary import Vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 
 _COUNT = re.compile(r"\bhow many\b")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray import flow
-from vlgenrm_ray.arrow import arrow_schema
+from vlgenrm_ray.data import flow
+from vlgenrm_ray.data.arrow import arrow_schema
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.records import Response
-from vlgenrm_ray.store import StageFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa

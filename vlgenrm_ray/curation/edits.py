@@ -11,9 +11,9 @@ from enum import StrEnum
 from functools import lru_cache
 
 from vlgenrm_ray.curation.witness import claims_of
-from vlgenrm_ray.evidence.claims import meaning
-from vlgenrm_ray.evidence.lexicon import Kind, Lexicon, Word
-from vlgenrm_ray.evidence.vocabulary import Vocabulary, described
+from vlgenrm_ray.experts.claims import meaning
+from vlgenrm_ray.experts.lexicon import Kind, Lexicon, Word
+from vlgenrm_ray.experts.vocabulary import Vocabulary, described
 from vlgenrm_ray.records import Claim, ClaimKind
 
 

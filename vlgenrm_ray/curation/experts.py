@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray import flow, images
-from vlgenrm_ray.arrow import from_row, from_table, to_table
 from vlgenrm_ray.curation.by_image import grouped
+from vlgenrm_ray.data import flow, images
+from vlgenrm_ray.data.arrow import from_row, from_table, to_table
+from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines.contracts import Detector, Matcher
 from vlgenrm_ray.engines.detector import build_detector
 from vlgenrm_ray.engines.matcher import build_matcher
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.evidence.checking import Bands, check
-from vlgenrm_ray.evidence.claims import VocabularyExtractor
-from vlgenrm_ray.evidence.matching import glances_of, known_phrases, nouns_of, phrases_of, sightings_of
-from vlgenrm_ray.evidence.view import ANYTHING, Glance, View, distinct
-from vlgenrm_ray.evidence.vocabulary import Vocabulary, load_vocabulary
-from vlgenrm_ray.evidence.witness import WitnessConfig, stretched
-from vlgenrm_ray.images import ImageError, ImageLimits
-from vlgenrm_ray.records import Box, Checked, ClaimKind, Dropped, Response, Sighting, Truth, Window
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
+from vlgenrm_ray.experts.checking import Bands, check
+from vlgenrm_ray.experts.claims import VocabularyExtractor
+from vlgenrm_ray.experts.matching import glances_of, known_phrases, nouns_of, phrases_of, sightings_of
+from vlgenrm_ray.experts.view import ANYTHING, Glance, View, distinct
+from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
+from vlgenrm_ray.experts.witness import WitnessConfig, stretched
+from vlgenrm_ray.records import Box, Checked, ClaimKind, Detection, Dropped, Response, Truth, WindowScore
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -37,8 +37,8 @@ STAGE = "experts"
 class ExpertsConfig(WitnessConfig):
     """Which experts, how many of each, and how their word is taken."""
 
-    detectors: flow.Pool = flow.Pool(num_cpus=0.5, batch_size=32)
-    matchers: flow.Pool = flow.Pool(num_cpus=0.5, batch_size=32)
+    detectors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
+    matchers: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
     limits: ImageLimits = ImageLimits()
 
 
@@ -66,7 +66,7 @@ class Look:
     pixels: bytes = b""
     """RGB, row by row."""
     boxes: tuple[Box, ...] = ()
-    sightings: tuple[Sighting, ...] = ()
+    sightings: tuple[Detection, ...] = ()
     looked_for_all: bool = False
     """The detector was asked for every noun of the vocabulary: where it found nothing, it might have found anything."""
     windows: tuple[Glanced, ...] = ()
@@ -138,7 +138,7 @@ def matched(looks: Sequence[Look], matcher: Matcher, vocabulary: Vocabulary, con
     return [replace(look, pixels=b"") for look in each_alone(match, looks)]
 
 
-def _scaled(look: Look, sightings: Sequence[Sighting], glances: Sequence[Glance]) -> Look:
+def _scaled(look: Look, sightings: Sequence[Detection], glances: Sequence[Glance]) -> Look:
     return replace(
         look,
         boxes=tuple(stretched(box, *look.scale) for box in look.boxes),
@@ -161,7 +161,7 @@ def checked(look: Look, vocabulary: Vocabulary, bands: Bands) -> Unit[Checked]:
         return Unit(id=look.id, dropped=tuple(lost))
     original = look.responses[0].question.image
     glances = tuple(Glance(w.box, dict(zip(look.phrases, w.scores, strict=True))) for w in look.windows)
-    windows = tuple(Window(box=w.box, anything=w.anything) for w in look.windows)
+    windows = tuple(WindowScore(box=w.box, anything=w.anything) for w in look.windows)
     view = View(original.width, original.height, look.sightings, glances)
     extractor = VocabularyExtractor(vocabulary)
     records = [

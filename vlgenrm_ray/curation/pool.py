@@ -12,15 +12,15 @@ from urllib.parse import urlparse
 
 from pydantic import Field, field_validator, model_validator
 
-from vlgenrm_ray import flow, images
-from vlgenrm_ray.arrow import from_table
 from vlgenrm_ray.curation.sources.candidate import Candidate
 from vlgenrm_ray.curation.sources.columns import Columns
+from vlgenrm_ray.data import flow, images
+from vlgenrm_ray.data.arrow import from_table
+from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.errors import DropReason, InputError, StageError
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.records import Dropped, ImageRef, Question
 from vlgenrm_ray.settings import Settings
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

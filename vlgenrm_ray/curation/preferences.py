@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from vlgenrm_ray import flow
 from vlgenrm_ray.curation.balance import BalanceConfig, gap, is_even, skewing
 from vlgenrm_ray.curation.case import Case, EvidenceConfig, Lost
 from vlgenrm_ray.curation.contrasts import FLIPPED, imported, verified
 from vlgenrm_ray.curation.experts import ExpertsConfig
 from vlgenrm_ray.curation.rewriting import edited, repaired
 from vlgenrm_ray.curation.witness import Witness
+from vlgenrm_ray.data import flow
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason, StageError
-from vlgenrm_ray.evidence.checking import Bands
-from vlgenrm_ray.evidence.vocabulary import Vocabulary, load_vocabulary
+from vlgenrm_ray.experts.checking import Bands
+from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.records import Checked, Dropped, Origin, Preference
 from vlgenrm_ray.settings import Settings, digest
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_from_table, units_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from vlgenrm_ray import flow, images
-from vlgenrm_ray.arrow import arrow_schema, from_row, from_table, to_row
+from vlgenrm_ray.data import flow, images
+from vlgenrm_ray.data.arrow import arrow_schema, from_row, from_table, to_row
+from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.records import Dropped, Question, Response
 from vlgenrm_ray.settings import Settings, digest
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_from_table, units_table
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -44,7 +44,7 @@ class GeneratorConfig(Settings):
     name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
     """Stands as `sampler` in each of its responses."""
     engine: VllmConfig
-    pool: flow.Pool = flow.Pool()
+    pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
     n: int = Field(default=4, ge=1)
     """Responses per question."""
     temperature: float = Field(default=1.0, ge=0)

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from vlgenrm_ray.evidence.checking import Bands, check
-from vlgenrm_ray.evidence.claims import extract, meaning
-from vlgenrm_ray.evidence.view import Glance, View
-from vlgenrm_ray.evidence.vocabulary import Vocabulary
+from vlgenrm_ray.experts.checking import Bands, check
+from vlgenrm_ray.experts.claims import extract, meaning
+from vlgenrm_ray.experts.view import Glance, View
+from vlgenrm_ray.experts.vocabulary import Vocabulary
 from vlgenrm_ray.records import Box, Checked, Claim, ClaimKind, Finding, Truth
 
 

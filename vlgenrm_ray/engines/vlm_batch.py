@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines import shared_prompts
 from vlgenrm_ray.engines.shared_prompts import Sharing
 from vlgenrm_ray.engines.tokens import Vocabulary
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.records import ImageRef
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ The labels of these pairs are taken as the truth to measure against. They never 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray import flow
-from vlgenrm_ray.arrow import from_table
+from vlgenrm_ray.data import flow
+from vlgenrm_ray.data.arrow import from_table
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.errors import DropReason, StageError
 from vlgenrm_ray.records import Dropped, Origin, Preference, Question
 from vlgenrm_ray.settings import digest
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

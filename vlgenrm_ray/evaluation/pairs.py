@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from vlgenrm_ray import flow, images
-from vlgenrm_ray.arrow import from_table
+from vlgenrm_ray.data import flow, images
+from vlgenrm_ray.data.arrow import from_table
+from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.evaluation.metrics import Estimate, blind, outcomes_by_id, paired_gain, summary
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
 from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
 from vlgenrm_ray.settings import Settings, digest
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -43,7 +43,7 @@ class EvaluationConfig(Settings):
     """How the held-out pairs are judged."""
 
     engine: VllmConfig
-    pool: flow.Pool = flow.Pool()
+    pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors, each with an engine."""
     no_image: bool = True
     """Judge some pairs without their image as well, for the baseline."""

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason, InputError, RemoteError, RemoteRefusalError
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge.conversation import Message, images_of, openai_form
-from vlgenrm_ray.judge.pictures import Album, Picture
+from vlgenrm_ray.judge.pictures import ImageUploads, Picture
 from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status
 
 UNKNOWN_IMAGE = "unknown image"
@@ -29,7 +29,7 @@ LATE = ScoreReply(reward=None, status=Status.TIMEOUT, detail="no answer before t
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class ScoreInput:
     """One response to be judged remotely. Exactly one of `question` and `messages` is given."""
 
     response: str
@@ -66,7 +66,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Run `Exchange.upload` unless another caller has it under way; sent why the image is refused, or None."""
+    """Run `JudgeProtocol.upload` unless another caller has it under way; sent why the image is refused, or None."""
 
     name: str
     data: bytes
@@ -77,7 +77,7 @@ class TooLateError(Exception):
     """The caller's deadline has passed."""
 
 
-class Exchange:
+class JudgeProtocol:
     """The rules of the talk, and what is known of the server: which images it has."""
 
     def __init__(
@@ -95,10 +95,12 @@ class Exchange:
         self.limits = limits or ImageLimits()
         self.known = set() if known is None else known
 
-    def score(self, asks: Sequence[Ask], deadline_s: float | None = None) -> Generator[Any, Any, list[ScoreReply]]:
+    def score(
+        self, asks: Sequence[ScoreInput], deadline_s: float | None = None
+    ) -> Generator[Any, Any, list[ScoreReply]]:
         """One reply per ask, in order. What the server was too busy for, or lacked an image for, is asked again."""
         until = None if deadline_s is None else time.monotonic() + deadline_s
-        album = Album(self.limits)
+        album = ImageUploads(self.limits)
         prepared = [prepare(ask, album) for ask in asks]
         replies = {i: item for i, item in enumerate(prepared) if isinstance(item, ScoreReply)}
         pending = {i: item for i, item in enumerate(prepared) if isinstance(item, ScoreItem)}
@@ -136,7 +138,7 @@ class Exchange:
         return None
 
     def _batch(
-        self, items: Sequence[ScoreItem], album: Album, until: float | None
+        self, items: Sequence[ScoreItem], album: ImageUploads, until: float | None
     ) -> Generator[Any, Any, list[ScoreReply]]:
         """The replies to at most MAX_ITEMS items, after their images are with the server."""
         try:
@@ -191,7 +193,7 @@ class Exchange:
             yield Pause(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _again(self, item: ScoreItem, reply: ScoreReply, album: Album) -> bool:
+    def _again(self, item: ScoreItem, reply: ScoreReply, album: ImageUploads) -> bool:
         """Whether to ask once more. Forgets, as the server has, an image it says it does not know."""
         if reply.status is Status.BAD_IMAGE and reply.detail.startswith(UNKNOWN_IMAGE):
             ours = {name for name in shown(item) if name in album.encoded}
@@ -200,7 +202,7 @@ class Exchange:
         return reply.status is Status.OVERLOADED
 
 
-def prepare(ask: Ask, album: Album) -> ScoreItem | ScoreReply:
+def prepare(ask: ScoreInput, album: ImageUploads) -> ScoreItem | ScoreReply:
     """What is sent for an ask, its images put into the album; or its reply, where it cannot be sent.
 
     Raises InputError where the ask itself is wrong (no question, an unknown mode).

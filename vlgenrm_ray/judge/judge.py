@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sample, Sampling
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.judge.inquiry import Inquiry, Item, JudgeConfig, Rationale, judgement
 from vlgenrm_ray.judge.parts import least, parts

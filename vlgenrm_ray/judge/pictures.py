@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.images import ImageError, ImageLimits
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -20,7 +20,7 @@ as Hugging Face data sets keep an image that is not decoded."""
 _PREFIX = "sha256:"
 
 
-class Album:
+class ImageUploads:
     """The images of one call, each read and encoded once, however many items show it."""
 
     def __init__(self, limits: ImageLimits | None = None) -> None:

@@ -1,7 +1,7 @@
 """Clients of a served judge, blocking and asynchronous.
 
     judge = RemoteJudge("http://127.0.0.1:8000", token="...")
-    (reply,) = judge.score([Ask(image="cat.png", question="What is it?", response="A cat.")])
+    (reply,) = judge.score([ScoreInput(image="cat.png", question="What is it?", response="A cat.")])
     reply.reward, reply.status, reply.critiques
 
 An image travels once per content hash and is a reference from then on. Failed connections and 502 or 503 are tried
@@ -19,13 +19,13 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge import ranking
-from vlgenrm_ray.judge.exchange import Ask, Call, Exchange, Pause, Upload
+from vlgenrm_ray.judge.exchange import Call, JudgeProtocol, Pause, ScoreInput, Upload
 from vlgenrm_ray.judge.wire import CompareResponse, RankResponse, ScoreReply
 
-__all__ = ["Ask", "AsyncRemoteJudge", "RemoteJudge"]
+__all__ = ["AsyncRemoteJudge", "RemoteJudge", "ScoreInput"]
 
 _T = TypeVar("_T")
 _TIMEOUT_S = 330.0
@@ -50,22 +50,22 @@ class RemoteJudge:
 
         Raises ConfigError for a bad address.
         """
-        self._exchange = Exchange(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits)
+        self._exchange = JudgeProtocol(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits)
         self._http = httpx.Client(transport=transport, **_settings(url, token, max_connections))
         self._uploading: dict[str, threading.Lock] = {}
 
-    def score(self, items: Sequence[Ask], *, deadline_s: float | None = None) -> list[ScoreReply]:
+    def score(self, items: Sequence[ScoreInput], *, deadline_s: float | None = None) -> list[ScoreReply]:
         """One reply per item, in order; after `deadline_s` seconds what is not finished has status `timeout`.
 
         Raises RemoteError where the service cannot be reached or refuses the request.
         """
         return self._run(self._exchange.score(items, deadline_s))
 
-    def compare(self, item: Ask, first: str, second: str, *, deadline_s: float | None = None) -> CompareResponse:
+    def compare(self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None) -> CompareResponse:
         """Which of two responses to the item's question is better; `response` of `item` is not looked at."""
         return ranking.compare(*self.score(_variants(item, (first, second)), deadline_s=deadline_s))
 
-    def rank(self, item: Ask, responses: Sequence[str], *, deadline_s: float | None = None) -> RankResponse:
+    def rank(self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None) -> RankResponse:
         """Responses to the item's question from best to worst; `response` of `item` is not looked at."""
         return ranking.rank(self.score(_variants(item, responses), deadline_s=deadline_s))
 
@@ -119,19 +119,23 @@ class AsyncRemoteJudge:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """As `RemoteJudge`. `known`: a set that clients of one service share, of the images it has been sent."""
-        self._exchange = Exchange(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits, known=known)
+        self._exchange = JudgeProtocol(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits, known=known)
         self._http = httpx.AsyncClient(transport=transport, **_settings(url, token, max_connections))
         self._uploading: dict[str, asyncio.Lock] = {}
 
-    async def score(self, items: Sequence[Ask], *, deadline_s: float | None = None) -> list[ScoreReply]:
+    async def score(self, items: Sequence[ScoreInput], *, deadline_s: float | None = None) -> list[ScoreReply]:
         """See `RemoteJudge.score`."""
         return await self._run(self._exchange.score(items, deadline_s))
 
-    async def compare(self, item: Ask, first: str, second: str, *, deadline_s: float | None = None) -> CompareResponse:
+    async def compare(
+        self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None
+    ) -> CompareResponse:
         """See `RemoteJudge.compare`."""
         return ranking.compare(*await self.score(_variants(item, (first, second)), deadline_s=deadline_s))
 
-    async def rank(self, item: Ask, responses: Sequence[str], *, deadline_s: float | None = None) -> RankResponse:
+    async def rank(
+        self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None
+    ) -> RankResponse:
         """See `RemoteJudge.rank`."""
         return ranking.rank(await self.score(_variants(item, responses), deadline_s=deadline_s))
 
@@ -193,5 +197,5 @@ def _request(call: Call) -> dict[str, Any]:
     return {"content": call.body, "headers": {"Content-Type": call.content_type}, "timeout": timeout}
 
 
-def _variants(item: Ask, responses: Sequence[str]) -> list[Ask]:
+def _variants(item: ScoreInput, responses: Sequence[str]) -> list[ScoreInput]:
     return [replace(item, response=response) for response in responses]

@@ -14,7 +14,7 @@ from vlgenrm_ray.policy.advantages import group_advantages
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.pool import Pool
 from vlgenrm_ray.policy.rollouts import UNSCORED, Asked, Group, RolloutsConfig
-from vlgenrm_ray.policy.scored import Reward, Scored
+from vlgenrm_ray.policy.scored import Reward, RewardOutput
 from vlgenrm_ray.policy.shaping import shaped
 from vlgenrm_ray.policy.sight import Look, looks
 from vlgenrm_ray.records import Question, Rollout
@@ -163,7 +163,7 @@ class Collecting:
         return [judged.fate == "learnt" for judged in group_advantages(rewards, self.algorithm)]
 
 
-def _settled(rollout: Rollout, scored: Scored) -> Rollout:
+def _settled(rollout: Rollout, scored: RewardOutput) -> Rollout:
     return replace(rollout, reward=scored.reward, status=scored.status, critique=scored.critique)
 
 

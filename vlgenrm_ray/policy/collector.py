@@ -15,7 +15,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray import cluster
+from vlgenrm_ray.cluster import connection
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import weight_sync
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.engines.vllm import VllmGenerator
@@ -23,7 +25,6 @@ from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.engines.weight_sync import Checksum, Part, Weights
 from vlgenrm_ray.engines.weight_transfer import Muster, Phase, engine_settings
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.policy import reward
 from vlgenrm_ray.policy.collecting import Collected, Collecting
 from vlgenrm_ray.policy.config import AlgorithmConfig
@@ -33,7 +34,6 @@ from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import Asked, Build, Group, RolloutEngine, RolloutsConfig
 from vlgenrm_ray.policy.sync import SyncConfig, Way
 from vlgenrm_ray.records import Question
-from vlgenrm_ray.store import StageFolder
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +168,7 @@ class RaySampler:
         try:
             return await awaited
         except RayActorError as error:
-            raise EngineLostError(f"{self.name} died: {cluster.why_died(error)}") from error
+            raise EngineLostError(f"{self.name} died: {connection.why_died(error)}") from error
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ObjectLostError):

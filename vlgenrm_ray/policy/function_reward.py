@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.policy.scored import OK, TIMEOUT, Scored
+from vlgenrm_ray.policy.scored import OK, TIMEOUT, RewardOutput
 from vlgenrm_ray.records import Question, Rollout
 
 NOT_FINITE = "not_finite"
@@ -25,7 +25,7 @@ class FunctionReward:
         self.function = function
         self._deadline_s = deadline_s
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward`."""
         until = asyncio.get_running_loop().time() + self._deadline_s
         return [await self._one(rollout, until) for rollout in rollouts]
@@ -39,7 +39,7 @@ class FunctionReward:
     def looking(self) -> None:
         """See `Reward`. It may, but by means of its own: a picture that is not the question's would only mislead it."""
 
-    async def _one(self, rollout: Rollout, until: float) -> Scored:
+    async def _one(self, rollout: Rollout, until: float) -> RewardOutput:
         late = asyncio.timeout_at(until)
         try:
             async with late:
@@ -47,11 +47,15 @@ class FunctionReward:
             reward = None if given is None else float(given)
         except Exception as error:
             if late.expired():
-                return Scored(reward=None, status=TIMEOUT, detail=f"no answer within {self._deadline_s:g} s")
-            return Scored(reward=None, status=type(error).__name__, detail=str(error))
+                return RewardOutput(reward=None, status=TIMEOUT, detail=f"no answer within {self._deadline_s:g} s")
+            return RewardOutput(reward=None, status=type(error).__name__, detail=str(error))
         if reward is None:
-            return Scored(reward=None, status="no_reward")
-        return Scored(reward=reward, status=OK) if math.isfinite(reward) else Scored(reward=None, status=NOT_FINITE)
+            return RewardOutput(reward=None, status="no_reward")
+        return (
+            RewardOutput(reward=reward, status=OK)
+            if math.isfinite(reward)
+            else RewardOutput(reward=None, status=NOT_FINITE)
+        )
 
     async def _given(self, rollout: Rollout) -> Any:
         if inspect.iscoroutinefunction(self.function):

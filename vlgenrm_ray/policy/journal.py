@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray import images
-from vlgenrm_ray.images import ImageError, ImageLimits
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.job import PolicyJob
 from vlgenrm_ray.policy.trackers import Place, Trackers
 from vlgenrm_ray.records import ImageRef
-from vlgenrm_ray.store import read_json, write_json
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.data.images import ImageError
+from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import StageError, VlGenRMError
-from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.policy import lesson
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.course import Course
@@ -21,7 +22,6 @@ from vlgenrm_ray.policy.journal import Journal
 from vlgenrm_ray.policy.measure import measured
 from vlgenrm_ray.policy.peers import Peers
 from vlgenrm_ray.policy.supply import Supply
-from vlgenrm_ray.store import read_json, write_json
 
 if TYPE_CHECKING:
     from vlgenrm_ray.policy.source import Source

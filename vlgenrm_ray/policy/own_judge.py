@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import Field
 
-from vlgenrm_ray import cluster
+from vlgenrm_ray.cluster import connection
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
-from vlgenrm_ray.policy.scored import TIMEOUT, Reward, Scored
+from vlgenrm_ray.policy.scored import TIMEOUT, Reward, RewardOutput
 from vlgenrm_ray.records import Judgement, Rollout
 from vlgenrm_ray.settings import Settings
 
@@ -40,9 +40,9 @@ class OwnJudge:
         self._deadline_s = deadline_s
         self._close = close
         self._turn = asyncio.Lock()
-        self._waiting: list[tuple[Sequence[Rollout], asyncio.Future[list[Scored]]]] = []
+        self._waiting: list[tuple[Sequence[Rollout], asyncio.Future[list[RewardOutput]]]] = []
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward`."""
         late = asyncio.timeout(self._deadline_s)
         try:
@@ -52,10 +52,10 @@ class OwnJudge:
             if not late.expired():
                 raise
             why = f"the run's own judge gave no answer within {self._deadline_s:g} s"
-            return [Scored(reward=None, status=TIMEOUT, detail=why) for _ in rollouts]
+            return [RewardOutput(reward=None, status=TIMEOUT, detail=why) for _ in rollouts]
 
-    async def _score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
-        mine: asyncio.Future[list[Scored]] = asyncio.get_running_loop().create_future()
+    async def _score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
+        mine: asyncio.Future[list[RewardOutput]] = asyncio.get_running_loop().create_future()
         self._waiting.append((rollouts, mine))
         try:
             async with self._turn:
@@ -127,7 +127,7 @@ def start(config: OwnJudgeConfig, limits: ImageLimits, *, deadline_s: float = 30
         except RayActorError as error:
             # What fails to start fails to start again; what died may live.
             kind = RemoteRefusalError if error.actor_init_failed else RemoteError
-            raise kind(f"the run's own judge died: {cluster.why_died(error)}") from error
+            raise kind(f"the run's own judge died: {connection.why_died(error)}") from error
         return judgements
 
     return OwnJudge(score, lambda: ray.kill(actor), deadline_s=deadline_s)
@@ -138,6 +138,6 @@ def _item(rollout: Rollout) -> Item:
     return Item(id=rollout.id, images=(asked.image,), question=asked.text, response=rollout.text)
 
 
-def _scored(judgement: Judgement) -> Scored:
+def _scored(judgement: Judgement) -> RewardOutput:
     critique = judgement.critiques[0] if judgement.critiques else ""
-    return Scored(reward=judgement.reward, status=judgement.status, critique=critique)
+    return RewardOutput(reward=judgement.reward, status=judgement.status, critique=critique)

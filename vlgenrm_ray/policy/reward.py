@@ -14,14 +14,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge.handle import HandleTransport
-from vlgenrm_ray.judge.remote import Ask, AsyncRemoteJudge
+from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
 from vlgenrm_ray.policy import own_judge
 from vlgenrm_ray.policy.function_reward import FunctionReward, load
 from vlgenrm_ray.policy.own_judge import OwnJudgeConfig
-from vlgenrm_ray.policy.scored import OK, Reward, Scored
+from vlgenrm_ray.policy.scored import OK, Reward, RewardOutput
 from vlgenrm_ray.records import Rollout
 from vlgenrm_ray.settings import Settings
 
@@ -103,12 +103,12 @@ class ServedJudge:
             transport=HandleTransport(config.handle) if config.handle else None,
         )
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward`."""
         asks = [self._ask(r.text, r.question.text, r.question.image.uri) for r in rollouts]
         replies = await self.judge.score(asks, deadline_s=self.config.deadline_s)
         return [
-            Scored(
+            RewardOutput(
                 reward=r.reward,
                 status=r.status.value,
                 critique=r.critiques[0].text if r.critiques else "",
@@ -129,9 +129,9 @@ class ServedJudge:
         """See `Reward`."""
         return self
 
-    def _ask(self, response: str, question: str, image: str | None = None) -> Ask:
+    def _ask(self, response: str, question: str, image: str | None = None) -> ScoreInput:
         # Never with the question's right answer: a policy is judged by what can be seen.
-        return Ask(
+        return ScoreInput(
             image=image,
             question=question,
             response=response,
@@ -147,7 +147,7 @@ class WeightedSum:
         """Of each its name, weight and itself."""
         self.rewards = rewards
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward`. A status is that of the first that failed, with its name before it."""
         given = await asyncio.gather(*(reward.score(rollouts) for _, _, reward in self.rewards))
         return [self._together(scores) for scores in zip(*given, strict=True)]
@@ -167,14 +167,14 @@ class WeightedSum:
             return self
         return WeightedSum(parts) if parts else None
 
-    def _together(self, scores: Sequence[Scored]) -> Scored:
+    def _together(self, scores: Sequence[RewardOutput]) -> RewardOutput:
         total, critique = 0.0, ""
         for (name, weight, _), scored in zip(self.rewards, scores, strict=True):
             if scored.reward is None:
-                return Scored(reward=None, status=f"{name}: {scored.status}", detail=scored.detail)
+                return RewardOutput(reward=None, status=f"{name}: {scored.status}", detail=scored.detail)
             total += weight * scored.reward
             critique = critique or scored.critique
-        return Scored(reward=total, status=OK, critique=critique)
+        return RewardOutput(reward=total, status=OK, critique=critique)
 
 
 class Patient:
@@ -184,7 +184,7 @@ class Patient:
         self.reward = reward
         self.patience = patience
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward`. Raises RemoteError once patience is over."""
         return await self._insist(lambda: self.reward.score(rollouts), self.patience.run_s)
 

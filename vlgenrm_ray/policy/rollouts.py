@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.engines import weight_sync
 from vlgenrm_ray.engines.contracts import PolicyGenerator, Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, stay_in_process
 from vlgenrm_ray.engines.weight_sync import Part, Weights
 from vlgenrm_ray.engines.weight_transfer import Phase
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.records import Question, Rollout
 from vlgenrm_ray.settings import Settings
 

@@ -20,8 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray import cluster, errors
-from vlgenrm_ray.cluster import Ask
+from vlgenrm_ray import errors
+from vlgenrm_ray.cluster import connection, resources
+from vlgenrm_ray.cluster.resources import ResourceRequest
+from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, steps_shown
+from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import StageError, VlGenRMError
@@ -33,9 +36,7 @@ from vlgenrm_ray.policy.loop import work
 from vlgenrm_ray.policy.news import News
 from vlgenrm_ray.policy.reward import RewardConfig
 from vlgenrm_ray.policy.training_config import PolicyConfig
-from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
 from vlgenrm_ray.settings import digest
-from vlgenrm_ray.store import StageFolder, read_json, write_json
 
 STAGE = "policy"
 _RAY = "ray"
@@ -63,7 +64,7 @@ def run(
         function_reward.load(function)
     for judge in (one.judge for one in config.rewards if one.judge is not None):
         model_folder.locate(judge.engine.model)
-    cluster.check_resources(asks(config), cluster.survey())
+    resources.check_resources(asks(config), connection.survey())
     began = time.monotonic()
     # Of this call alone: another run on the cluster has its own, and one that this run had before may not be over yet.
     name = f"collector-{uuid.uuid4().hex}"
@@ -89,20 +90,25 @@ def run(
     return found
 
 
-def asks(config: PolicyConfig) -> list[Ask]:
+def asks(config: PolicyConfig) -> list[ResourceRequest]:
     """What the training needs at the same time."""
     rollouts = config.rollouts
     judges = [one.judge for one in config.rewards if one.judge is not None]
     return [
-        Ask(stage=STAGE, role="worker", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus),
-        Ask(
+        ResourceRequest(
+            stage=STAGE, role="worker", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus
+        ),
+        ResourceRequest(
             stage=STAGE,
             role="rollout engine",
             count=rollouts.actors,
             num_cpus=rollouts.num_cpus,
             num_gpus=rollouts.num_gpus,
         ),
-        *(Ask(stage=STAGE, role="judge", num_cpus=judge.num_cpus, num_gpus=judge.num_gpus) for judge in judges),
+        *(
+            ResourceRequest(stage=STAGE, role="judge", num_cpus=judge.num_cpus, num_gpus=judge.num_gpus)
+            for judge in judges
+        ),
     ]
 
 
@@ -181,4 +187,4 @@ def _ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
-            raise StageError(f"stage 'policy': the collector did not start: {cluster.why_died(error)}") from error
+            raise StageError(f"stage 'policy': the collector did not start: {connection.why_died(error)}") from error

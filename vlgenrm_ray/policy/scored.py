@@ -13,7 +13,7 @@ TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class RewardOutput:
     """What a reward says of one rollout."""
 
     reward: float | None
@@ -27,7 +27,7 @@ class Scored:
 class Reward(Protocol):
     """Scores rollouts that have a text."""
 
-    async def score(self, rollouts: Sequence[Rollout]) -> list[Scored]:
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """One per rollout, in order. Raises RemoteError where there is nobody to ask."""
         ...
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
 from vlgenrm_ray.policy.scored import OK, Reward
 from vlgenrm_ray.records import Rollout
 

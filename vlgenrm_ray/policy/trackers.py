@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.errors import ConfigError, StageError
-from vlgenrm_ray.store import read_json, write_json
 
 if TYPE_CHECKING:
     import PIL.Image

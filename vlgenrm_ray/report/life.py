@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from vlgenrm_ray.arrow import from_row
+from vlgenrm_ray.data.arrow import from_row
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import (
     Checked,
@@ -21,7 +22,6 @@ from vlgenrm_ray.records import (
     Question,
     Response,
 )
-from vlgenrm_ray.store import StageFolder
 
 
 class _Named(Protocol):

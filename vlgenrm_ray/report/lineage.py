@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from vlgenrm_ray.data.store import Manifest
 from vlgenrm_ray.reward.rounds import Round
-from vlgenrm_ray.store import Manifest
 
 
 def lineage(done: Round, prepared: Mapping[str, Manifest]) -> dict[str, Any]:

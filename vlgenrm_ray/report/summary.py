@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.data.store import Manifest
 from vlgenrm_ray.reward.rounds import Round
-from vlgenrm_ray.store import Manifest
 
 if TYPE_CHECKING:
     from rich.table import Table

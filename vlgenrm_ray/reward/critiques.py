@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from vlgenrm_ray import flow
-from vlgenrm_ray.arrow import from_table
+from vlgenrm_ray.data import flow
+from vlgenrm_ray.data.arrow import from_table
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, Refused
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig, Rationale
 from vlgenrm_ray.judge.verdict import NO, YES
 from vlgenrm_ray.records import Critique, Dropped, Preference, Side
 from vlgenrm_ray.settings import Settings, digest
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,7 @@ class CritiquesConfig(Settings):
     judge that was told the verdict, and read by one that was not."""
     engine: VllmConfig = VllmConfig()
     limits: ImageLimits = ImageLimits()
-    pool: flow.Pool = flow.Pool()
+    pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors, each with an engine."""
 
 

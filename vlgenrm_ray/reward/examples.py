@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlgenrm_ray.evidence.claims import ClaimExtractor
+from vlgenrm_ray.experts.claims import ClaimExtractor
 from vlgenrm_ray.judge import prompt
 from vlgenrm_ray.records import Critique, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.combinations import Combination

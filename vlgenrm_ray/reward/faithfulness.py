@@ -3,7 +3,7 @@
 Margin alone does not tell: a judge may be as sure after a critique that passes over half of the claims.
 """
 
-from vlgenrm_ray.evidence.claims import ClaimExtractor, meaning
+from vlgenrm_ray.experts.claims import ClaimExtractor, meaning
 from vlgenrm_ray.records import Critique
 from vlgenrm_ray.reward.critique_text import steps
 

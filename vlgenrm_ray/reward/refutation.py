@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
-from vlgenrm_ray.evidence.checking import Bands, check
-from vlgenrm_ray.evidence.claims import ClaimExtractor, VocabularyExtractor
-from vlgenrm_ray.evidence.view import View
-from vlgenrm_ray.evidence.vocabulary import Vocabulary, load_vocabulary
+from vlgenrm_ray.experts.checking import Bands, check
+from vlgenrm_ray.experts.claims import ClaimExtractor, VocabularyExtractor
+from vlgenrm_ray.experts.view import View
+from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind, Critique, Truth
 from vlgenrm_ray.reward.critique_text import Step, steps
 from vlgenrm_ray.settings import digest

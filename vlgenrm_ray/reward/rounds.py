@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.settings import Settings
-from vlgenrm_ray.store import Manifest, StageFolder
 
 
 class RoundsConfig(Settings):

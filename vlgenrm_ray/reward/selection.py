@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from vlgenrm_ray import flow
+from vlgenrm_ray.data import flow
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.judge import prompt as prompts
 from vlgenrm_ray.records import Critique, Dropped, Example
@@ -20,7 +21,6 @@ from vlgenrm_ray.reward.faithfulness import is_faithful
 from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.reward.selection_metrics import measure
 from vlgenrm_ray.settings import Settings, digest
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, units_from_table, units_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.records import Side
 from vlgenrm_ray.reward.combinations import MarginScale, margin
-from vlgenrm_ray.store import StageFolder
 
 BINS = 20
 _CRITIQUE = ("preference.kind", "side", "p_yes", "verdict_mass")

@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray import cluster
-from vlgenrm_ray.cluster import Ask
+from vlgenrm_ray.cluster import connection, resources
+from vlgenrm_ray.cluster.resources import ResourceRequest
+from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, steps_shown
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, read_json, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import InputError, StageError
-from vlgenrm_ray.ray_train import WorkerGroup, fit, steps_shown
 from vlgenrm_ray.records import Checkpoint, Dropped
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_loop import TrainingJob, work
 from vlgenrm_ray.settings import digest
-from vlgenrm_ray.store import Manifest, StageFolder, Unit, read_json, units_table
 
 __all__ = ["TrainingConfig", "TrainingResult", "run"]
 
@@ -71,8 +71,10 @@ def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Pa
     began = time.monotonic()
     try:
         if not job.result.exists():
-            needs = Ask(stage="training", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus)
-            cluster.check_resources([needs], cluster.survey())
+            needs = ResourceRequest(
+                stage="training", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus
+            )
+            resources.check_resources([needs], connection.survey())
             job.failure.unlink(missing_ok=True)
             _fit(job)
     except BaseException:

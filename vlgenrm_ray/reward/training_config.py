@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
-from vlgenrm_ray.images import ImageLimits
 from vlgenrm_ray.reward.balance import Balance
 from vlgenrm_ray.settings import Settings
 

@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray import images
-from vlgenrm_ray.arrow import from_row
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.arrow import from_row
+from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.batch_plan import Step, num_steps, plan_epoch
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.records import Dropped, Example, ExampleKind
 from vlgenrm_ray.reward.balance import Entry, Labelled, entries
 from vlgenrm_ray.reward.training_config import TrainingConfig
-from vlgenrm_ray.store import StageFolder
 
 if TYPE_CHECKING:
     import pyarrow as pa

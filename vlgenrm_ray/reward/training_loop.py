@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.data.images import ImageError
+from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, VlmEncoder
 from vlgenrm_ray.errors import InputError, StageError, VlGenRMError
-from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.records import Dropped
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_data import (
@@ -27,7 +28,6 @@ from vlgenrm_ray.reward.training_data import (
     token_weight,
     total_steps,
 )
-from vlgenrm_ray.store import StageFolder, read_json, write_json
 
 if TYPE_CHECKING:
     from vlgenrm_ray.engines.deepspeed import Learner

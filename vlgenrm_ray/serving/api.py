@@ -10,9 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from vlgenrm_ray import __version__, images
+from vlgenrm_ray import __version__
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
-from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.judge.wire import (
     CompareRequest,
     CompareResponse,

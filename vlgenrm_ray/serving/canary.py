@@ -7,9 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.images import ImageError, ImageLimits
 from vlgenrm_ray.judge.inquiry import Item
 from vlgenrm_ray.judge.live import Judged
 from vlgenrm_ray.serving.config import CanaryConfig

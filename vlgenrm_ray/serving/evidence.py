@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.judge.wire import MAX_TEXT, Status
 from vlgenrm_ray.records import ClaimKind, Truth
 from vlgenrm_ray.serving.config import ServedExperts

@@ -5,9 +5,9 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from vlgenrm_ray import images
-from vlgenrm_ray.evidence.witness import Testimony, Witness
-from vlgenrm_ray.images import ImageError, ImageLimits
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.experts.witness import Testimony, Witness
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Box
 from vlgenrm_ray.serving.evidence import (

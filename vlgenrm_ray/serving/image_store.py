@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from vlgenrm_ray import images
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import ConfigError, DropReason
-from vlgenrm_ray.images import ImageError, ImageLimits
 
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w=-]+){0,8};base64,", re.IGNORECASE)

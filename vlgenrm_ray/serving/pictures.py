@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray import images
-from vlgenrm_ray.images import ImageError, ImageLimits
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.serving.image_store import Stored
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from vlgenrm_ray.images import data_url
+from vlgenrm_ray.data.images import data_url
 from vlgenrm_ray.serving.canary import Canary
 from vlgenrm_ray.serving.config import ServingConfig
 

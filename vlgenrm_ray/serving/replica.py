@@ -7,10 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import LiveGenerator
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
-from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.judge.inquiry import Inquiry, Item
 from vlgenrm_ray.judge.live import Judged, judge
 from vlgenrm_ray.judge.wire import Status

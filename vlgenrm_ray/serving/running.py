@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any
 
-from vlgenrm_ray import cluster
-from vlgenrm_ray.cluster import Ask, Cluster
+from vlgenrm_ray.cluster import connection, resources
+from vlgenrm_ray.cluster.resources import Cluster, ResourceRequest
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.serving.config import ServingConfig
 
@@ -31,13 +31,15 @@ def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, repl
     from vlgenrm_ray.serving.listener import Address
     from vlgenrm_ray.serving.standing import Standing
 
-    there = cluster.survey()
+    there = connection.survey()
     count = 1 if config.replicas == "auto" else config.replicas
-    ask = Ask(stage="serving", role="engine", count=count, num_cpus=config.num_cpus, num_gpus=config.num_gpus)
+    ask = ResourceRequest(
+        stage="serving", role="engine", count=count, num_cpus=config.num_cpus, num_gpus=config.num_gpus
+    )
     asks = [ask]
     if config.experts is not None:
-        asks.append(Ask(stage="serving", role="experts", num_cpus=0.0, num_gpus=config.experts.num_gpus))
-    cluster.check_resources(asks, there)
+        asks.append(ResourceRequest(stage="serving", role="experts", num_cpus=0.0, num_gpus=config.experts.num_gpus))
+    resources.check_resources(asks, there)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # On one machine the gate listens itself; on several, clients must not need to know which one it is on.
     alone = len(there.nodes) == 1 and not there.grows

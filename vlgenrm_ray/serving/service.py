@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import too_many
 from vlgenrm_ray.errors import DropReason, InputError
-from vlgenrm_ray.images import ImageError
 from vlgenrm_ray.judge import ranking
 from vlgenrm_ray.judge.wire import (
     MAX_TEXT,

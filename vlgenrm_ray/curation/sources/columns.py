@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
-from vlgenrm_ray import images
 from vlgenrm_ray.curation.sources.candidate import Candidate
+from vlgenrm_ray.data import images
 from vlgenrm_ray.settings import Settings
 
 _SHORTEST_BASE64 = 64

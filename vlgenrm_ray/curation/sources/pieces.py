@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlgenrm_ray.arrow import to_row, to_table
 from vlgenrm_ray.curation.sources.candidate import Candidate
 from vlgenrm_ray.curation.sources.files import DataFile
-from vlgenrm_ray.flow import LIGHT
+from vlgenrm_ray.data.arrow import to_row, to_table
+from vlgenrm_ray.data.flow import LIGHT
 
 if TYPE_CHECKING:
     import pyarrow as pa

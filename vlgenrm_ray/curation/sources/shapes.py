@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray.arrow import to_table
 from vlgenrm_ray.curation.sources.candidate import Candidate
 from vlgenrm_ray.curation.sources.pieces import Opened
-from vlgenrm_ray.flow import LIGHT
+from vlgenrm_ray.data.arrow import to_table
+from vlgenrm_ray.data.flow import LIGHT
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.settings import digest
 from vlgenrm_ray.shapes import world

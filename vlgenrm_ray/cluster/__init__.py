@@ -1,0 +1,1 @@
+"""The Ray cluster: connection, resources, worker groups, diagnosis."""
