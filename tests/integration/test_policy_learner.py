@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fp32_model import in_fp32
-from tests.plain_inputs import plain_inputs
-from tests.policy_laboratory import (
+from tests.distributed_learner_worker import (
     CONFIGS,
     CRITIC_KEPT_AT,
     DENOMINATOR,
@@ -23,6 +21,8 @@ from tests.policy_laboratory import (
     batches,
     laboratory,
 )
+from tests.fp32_model import in_fp32
+from tests.plain_inputs import plain_inputs
 from tests.tensors import assert_close
 from tests.workers import NUM_WORKERS, run_on_workers
 from tests.world_examples import examples

@@ -1,7 +1,7 @@
 import json
 
 from vlgenrm_ray.policy.course import Course
-from vlgenrm_ray.policy.stopping import Evaluation, FailureRule, HackingRule, SightRule
+from vlgenrm_ray.policy.guards import Evaluation, FailureRule, HackingRule, SightRule
 
 
 def test_an_evaluation_has_the_mean_reward_of_the_steps_since_the_last() -> None:

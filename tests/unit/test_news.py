@@ -9,9 +9,9 @@ from policy_examples import collected
 
 from vlgenrm_ray.policy import news
 from vlgenrm_ray.policy.job import PolicyJob
-from vlgenrm_ray.policy.journal import Journal
 from vlgenrm_ray.policy.news import News
 from vlgenrm_ray.policy.reward import RewardConfig
+from vlgenrm_ray.policy.run_logging import Journal
 from vlgenrm_ray.policy.training_config import PolicyConfig
 
 

@@ -7,8 +7,8 @@ import pytest
 from policy_examples import collected
 
 from vlgenrm_ray.policy.collecting import Collected
-from vlgenrm_ray.policy.peers import Peers
 from vlgenrm_ray.policy.supply import Supply
+from vlgenrm_ray.policy.worker_context import Peers
 
 _T = TypeVar("_T")
 

@@ -31,7 +31,7 @@ from vlgenrm_ray.bench.trl_arguments import GENERATIONS, Generation, arguments
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.engines.vllm_config import environment
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.policy.journal import read_lines
+from vlgenrm_ray.policy.run_logging import read_lines
 from vlgenrm_ray.settings import Settings
 
 Part = Literal["trl", "phases", "one_step_off"]

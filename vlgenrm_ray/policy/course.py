@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from vlgenrm_ray.policy.stopping import (
+from vlgenrm_ray.policy.guards import (
     Evaluation,
     FailureRule,
     HackingRule,

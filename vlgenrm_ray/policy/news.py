@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlgenrm_ray.policy.job import PolicyJob
-from vlgenrm_ray.policy.journal import Tail
+from vlgenrm_ray.policy.run_logging import Tail
 
 _WIDTH = 80
 """Columns."""

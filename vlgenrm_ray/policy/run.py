@@ -31,10 +31,10 @@ from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.policy import collector, function_reward
 from vlgenrm_ray.policy.collector import CollectorJob
 from vlgenrm_ray.policy.job import PolicyJob
-from vlgenrm_ray.policy.journal import read_lines
-from vlgenrm_ray.policy.loop import work
 from vlgenrm_ray.policy.news import News
 from vlgenrm_ray.policy.reward import RewardConfig
+from vlgenrm_ray.policy.run_logging import read_lines
+from vlgenrm_ray.policy.trainer import work
 from vlgenrm_ray.policy.training_config import PolicyConfig
 from vlgenrm_ray.settings import digest
 

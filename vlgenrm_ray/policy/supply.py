@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from vlgenrm_ray.policy.collecting import Collected
-from vlgenrm_ray.policy.peers import Peers
+from vlgenrm_ray.policy.worker_context import Peers
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.policy.config import AlgorithmConfig
+from vlgenrm_ray.policy.guards import FailureRule, HackingRule, SightRule
 from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
-from vlgenrm_ray.policy.stopping import FailureRule, HackingRule, SightRule
 from vlgenrm_ray.policy.sync import SyncConfig, Way, way
 from vlgenrm_ray.policy.trackers import TrackerName
 from vlgenrm_ray.settings import Settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.policy.journal import read_lines
+from vlgenrm_ray.policy.run_logging import read_lines
 
 _SMOOTHED = 5
 """Steps averaged in the curves of single steps."""

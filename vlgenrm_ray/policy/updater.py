@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vlgenrm_ray.engines.batch_plan import MicroBatch, Step
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens, VlmEncoder
 from vlgenrm_ray.policy.advantages import gae, moments, whitened
-from vlgenrm_ray.policy.lesson import Lesson, Pupil
+from vlgenrm_ray.policy.batching import Lesson, Pupil
 from vlgenrm_ray.policy.lesson_plan import plan
 from vlgenrm_ray.policy.losses import Loss, ResponseTokens, denominator, policy_loss, value_loss
 from vlgenrm_ray.policy.shaping import token_rewards

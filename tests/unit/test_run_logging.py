@@ -8,8 +8,8 @@ from policy_examples import collected
 
 from vlgenrm_ray.data.store import read_json
 from vlgenrm_ray.policy.job import PolicyJob
-from vlgenrm_ray.policy.journal import Journal, read_lines
 from vlgenrm_ray.policy.reward import RewardConfig
+from vlgenrm_ray.policy.run_logging import Journal, read_lines
 from vlgenrm_ray.policy.training_config import PolicyConfig
 
 

@@ -6,11 +6,11 @@ import pytest
 from policy_examples import collected
 
 from vlgenrm_ray.engines.batch_plan import MicroBatch, Step
-from vlgenrm_ray.policy import lesson
+from vlgenrm_ray.policy import batching as lesson
+from vlgenrm_ray.policy.batching import MISFIT, usable
 from vlgenrm_ray.policy.config import AlgorithmConfig
-from vlgenrm_ray.policy.lesson import MISFIT, usable
+from vlgenrm_ray.policy.guards import FailureRule, reward_failures
 from vlgenrm_ray.policy.rollouts import Group
-from vlgenrm_ray.policy.stopping import FailureRule, reward_failures
 
 GRPO = AlgorithmConfig(scale="none")
 

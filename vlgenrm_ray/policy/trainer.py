@@ -14,14 +14,14 @@ from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import StageError, VlGenRMError
-from vlgenrm_ray.policy import lesson
+from vlgenrm_ray.policy import batching as lesson
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.course import Course
+from vlgenrm_ray.policy.evaluation import measured
 from vlgenrm_ray.policy.job import PolicyJob
-from vlgenrm_ray.policy.journal import Journal
-from vlgenrm_ray.policy.measure import measured
-from vlgenrm_ray.policy.peers import Peers
+from vlgenrm_ray.policy.run_logging import Journal
 from vlgenrm_ray.policy.supply import Supply
+from vlgenrm_ray.policy.worker_context import Peers
 
 if TYPE_CHECKING:
     from vlgenrm_ray.policy.source import Source
@@ -48,7 +48,7 @@ class _Worker:
 
         from vlgenrm_ray.engines.critic import Critic
         from vlgenrm_ray.engines.deepspeed import Learner
-        from vlgenrm_ray.policy.study import Study
+        from vlgenrm_ray.policy.updater import Study
 
         self.job = job
         self.config = job.config

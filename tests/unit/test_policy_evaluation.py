@@ -6,7 +6,7 @@ import pytest
 from policy_examples import collected
 
 from vlgenrm_ray.errors import ConfigError, StageError
-from vlgenrm_ray.policy.measure import measured
+from vlgenrm_ray.policy.evaluation import measured
 from vlgenrm_ray.policy.rollouts import Group
 from vlgenrm_ray.records import Question
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlgenrm_ray.policy.stopping import (
+from vlgenrm_ray.policy.guards import (
     Evaluation,
     FailureRule,
     HackingRule,
