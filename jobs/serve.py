@@ -18,7 +18,7 @@ from vlgenrm_ray.errors import VlGenRMError
 
 def application(args: dict[str, str]) -> Any:
     """The Serve application, for `serve run`, `serve deploy` and KubeRay. `args`: model, config, replicas."""
-    from vlgenrm_ray.serving.app import application
+    from vlgenrm_ray.serving.ingress import application
 
     path = Path(args["config"]) if "config" in args else None
     return application(serving(args["model"], path=path, replicas=args.get("replicas")))

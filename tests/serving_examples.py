@@ -13,8 +13,8 @@ from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest
 from vlgenrm_ray.serving.config import ServingConfig
+from vlgenrm_ray.serving.engine_worker import Loaded, Replica
 from vlgenrm_ray.serving.metrics import Metrics
-from vlgenrm_ray.serving.replica import Loaded, Replica
 from vlgenrm_ray.serving.service import Service
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
 

@@ -10,8 +10,8 @@ from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.experts.witness import Witness
 from vlgenrm_ray.records import Box
 from vlgenrm_ray.serving.config import ServedExperts
-from vlgenrm_ray.serving.evidence import Ask, Evidence
 from vlgenrm_ray.serving.examiner import Examiner
+from vlgenrm_ray.serving.experts import Ask, Evidence
 from vlgenrm_ray.serving.service import Service
 
 CIRCLE = Box(label="circle", score=0.9, x0=5.0, y0=5.0, x1=15.0, y1=15.0)

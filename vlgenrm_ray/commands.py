@@ -219,17 +219,17 @@ def serve(
 
     The tokens are read from the environment: VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN.
     """
-    from vlgenrm_ray.serving import running
+    from vlgenrm_ray.serving import launch
 
     settings = serving(model, path=path, overrides=overrides, replicas=replicas, image_roots=image_roots)
     connection.connect(address, offline=True)
-    url = running.start(settings, host=host, port=port)
+    url = launch.start(settings, host=host, port=port)
     console = Console(highlight=False)
     console.print(
         f"serving {settings.engine.model} at {url}  docs: {url}/docs  ready: {url}/ready", markup=False, soft_wrap=True
     )
     if wait:
-        running.wait()
+        launch.wait()
     return url
 
 

@@ -55,12 +55,12 @@ def served(own: ManagedJudgeService, run: Path) -> Iterator[str]:
 
     The run's own from an attempt that was killed is replaced.
     """
-    from vlgenrm_ray.serving import running
+    from vlgenrm_ray.serving import launch
 
-    name = f"{running.NAME}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"
+    name = f"{launch.NAME}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"
     folder = str(model_folder.locate(own.model))
     config = own.serving.model_copy(update={"engine": own.serving.engine.model_copy(update={"model": folder})})
     try:
-        yield running.start(config, host="127.0.0.1", port=own.port, name=name, replace=True)
+        yield launch.start(config, host="127.0.0.1", port=own.port, name=name, replace=True)
     finally:
-        running.stop(name)
+        launch.stop(name)

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def http(ray_local: None) -> Iterator[httpx.Client]:
     """A client of the service, with the user's token."""
-    from served import service
+    from running_service import service
 
     with service() as client:
         yield client

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from scripted_service import Looking, listening
+from fake_service import Looking, listening
 from serving_examples import png
 
 from vlgenrm_ray.bench import servers, serving, soak

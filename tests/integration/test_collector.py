@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import below
 
-from tests.processes import below
 from vlgenrm_ray.data.images import ImageLimits, keep
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.vllm_config import VllmConfig

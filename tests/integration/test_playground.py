@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import CANARY, USER_SECRET
+from running_service import CANARY, USER_SECRET
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")

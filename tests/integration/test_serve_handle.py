@@ -9,9 +9,9 @@ from pathlib import Path
 
 import factories
 import pytest
+from fake_engine import SLOW_S, StrawEngine
 from PIL import Image
 
-from tests.straw_engine import SLOW_S, StrawEngine
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
@@ -41,7 +41,7 @@ def served() -> Iterator[None]:
     """The gate as application `judge`."""
     from ray import serve
 
-    from vlgenrm_ray.serving.app import Gate
+    from vlgenrm_ray.serving.ingress import Gate
 
     serve.start(proxy_location="Disabled")
     engine = serve.deployment(name="engines", ray_actor_options={"num_cpus": 0.1})(StrawEngine)

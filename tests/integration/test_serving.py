@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from served import CANARY, OPERATOR, START_S, USER, until_ready
+from processes import below
+from running_service import CANARY, OPERATOR, START_S, USER, until_ready
 from serving_examples import png
 
-from tests.processes import below
 from vlgenrm_ray.shapes import pack_path
 
 README = Path(__file__).parents[2] / "README.md"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import below
 
-from tests.processes import below
 from tests.world_examples import examples, stage_folder
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits

@@ -9,7 +9,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from served import USER_SECRET
+from running_service import USER_SECRET
 
 from vlgenrm_ray.adapters import connection, failures
 from vlgenrm_ray.adapters.trl import vlgenrm_reward, vlgenrm_reward_async

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_service import ScriptedService, listening
 from PIL import Image
-from scripted_service import ScriptedService, listening
 
 from vlgenrm_ray.adapters import areal, connection, easyr1, failures, ms_swift, trl, verifiers, verl
 from vlgenrm_ray.adapters.asking import ask

@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_service import ScriptedService, listening
 from PIL import Image
-from scripted_service import ScriptedService, listening
 
 from vlgenrm_ray.adapters import asking, connection, failures, nemo_rl, roll, skyrl, slime
 from vlgenrm_ray.errors import InputError, RemoteError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_service import Looking, listening, refuse
+from fake_service import Looking, listening, refuse
 from serving_examples import png
 
 from vlgenrm_ray.bench import load, servers, work

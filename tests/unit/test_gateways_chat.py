@@ -6,7 +6,7 @@ import math
 
 import httpx
 import pytest
-from asgi import Gateway
+from fake_gateway import Gateway
 
 from vlgenrm_ray.judge.exchange import shown
 from vlgenrm_ray.judge.wire import ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from asgi import Gateway
+from fake_gateway import Gateway
 
 from vlgenrm_ray.judge.exchange import shown
 from vlgenrm_ray.judge.label import write

@@ -9,7 +9,7 @@ from serving_examples import png
 
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import ConfigError, DropReason
-from vlgenrm_ray.serving.image_store import ImageStore
+from vlgenrm_ray.serving.images import ImageStore
 
 LIMITS = ImageLimits(max_bytes=10_000)
 DATA = png()
@@ -117,7 +117,7 @@ def test_what_no_file_below_a_root_can_be_called_never_touches_the_disk(
     def touched(*_: object, **__: object) -> str:
         raise AssertionError("the disk")
 
-    monkeypatch.setattr("vlgenrm_ray.serving.image_store.os.path.realpath", touched)
+    monkeypatch.setattr("vlgenrm_ray.serving.images.os.path.realpath", touched)
     said = "the file is not below a folder that the operator allowed"
     for reference in (f"{tmp_path}/a.b/{'a/' * 1_000_000}c.png", f"{tmp_path}/a/../b.png"):
         assert refusal(kept, reference).detail == said

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import factories
 import httpx
 import pytest
+from fake_service import ScriptedService, refuse
 from pydantic import ValidationError
-from scripted_service import ScriptedService, refuse
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError

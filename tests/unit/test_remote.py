@@ -9,10 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fake_service import ScriptedService, listening, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scripted_service import ScriptedService, listening, refuse
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, InputError, RemoteError

@@ -11,7 +11,7 @@ from vlgenrm_ray.cluster.resources import Cluster, Node
 from vlgenrm_ray.commands import serving, shipped_recipe
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.serving import running
+from vlgenrm_ray.serving import launch
 from vlgenrm_ray.serving.canary import Canary
 from vlgenrm_ray.serving.config import CanaryConfig, ServingConfig
 from vlgenrm_ray.shapes import pack_path
@@ -81,7 +81,7 @@ def test_tokens_come_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPa
 def test_automatic_replicas_stop_at_what_fits(
     cluster: Cluster, cpus: float, gpus: float, fitted: tuple[object, int]
 ) -> None:
-    found = running._fitted(ServingConfig(num_cpus=cpus, num_gpus=gpus, max_replicas=5), cluster)
+    found = launch._fitted(ServingConfig(num_cpus=cpus, num_gpus=gpus, max_replicas=5), cluster)
     assert (found.replicas, found.max_replicas) == fitted
 
 
@@ -92,7 +92,7 @@ def test_replicas_are_the_recipes_unless_stated(asked: int | str | None, found: 
 
 def test_a_stated_number_of_replicas_stays() -> None:
     config = ServingConfig(replicas=3)
-    assert running._fitted(config, Cluster(nodes=(Node(num_cpus=2),))) == config
+    assert launch._fitted(config, Cluster(nodes=(Node(num_cpus=2),))) == config
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -101,7 +101,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port}"):
-            running._check_port("127.0.0.1", port)
+            launch._check_port("127.0.0.1", port)
 
 
 def test_replicas_are_a_number_or_auto() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from event_files import shown
 from policy_runs import lines, served_at, train, write
+from processes import below
 
 from tests.integration.test_job_submit import free_port
 from tests.integration.test_training import kill_a_worker, once_steps_are_done
-from tests.processes import below
 from vlgenrm_ray.errors import RemoteError
 
 WAIT_S = 400.0
@@ -86,7 +86,7 @@ def test_a_reward_that_goes_away_stops_the_run_which_then_goes_on(
 def service(port: int) -> Iterator["subprocess.Popen[str]"]:
     """A served reward in a process of its own."""
     code = (
-        "import sys, time\nfrom scripted_service import ByLength, listening\n"
+        "import sys, time\nfrom fake_service import ByLength, listening\n"
         f"with listening(ByLength(), {port}):\n    print('up', flush=True)\n    time.sleep(3600)"
     )
     process = subprocess.Popen(

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 import httpx
 import psutil
 import pytest
-from served import CANARY, START_S, until_ready
-
-from tests.processes import below
+from processes import below
+from running_service import CANARY, START_S, until_ready
 
 _SETTINGS = {
     # Room for two on two cores.

@@ -25,7 +25,7 @@ from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.inquiry import Inquiry, Item, JudgeConfig, judgement
 from vlgenrm_ray.judge.verdict import WATCH
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, ScoreResponse
-from vlgenrm_ray.serving.image_store import Stored
+from vlgenrm_ray.serving.images import Stored
 from vlgenrm_ray.serving.tasks import Task
 
 

@@ -25,9 +25,9 @@ from vlgenrm_ray.judge.wire import (
 )
 from vlgenrm_ray.serving import gateways, playground
 from vlgenrm_ray.serving.canary import Canary, Finding
-from vlgenrm_ray.serving.evidence import Evidence, EvidenceRequest, EvidenceResponse
+from vlgenrm_ray.serving.experts import Evidence, EvidenceRequest, EvidenceResponse
 from vlgenrm_ray.serving.gateways import unirl
-from vlgenrm_ray.serving.guard import Guard
+from vlgenrm_ray.serving.limits import Guard
 from vlgenrm_ray.serving.score import OverloadedError
 from vlgenrm_ray.serving.service import Service
 

@@ -11,7 +11,7 @@ from vlgenrm_ray.engines.vllm_async import AsyncVllmGenerator
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.serving.canary import Finding
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.replica import Replica
+from vlgenrm_ray.serving.engine_worker import Replica
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
 
 _log = logging.getLogger("vlgenrm.serving")

@@ -10,7 +10,7 @@ from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.experts.witness import Testimony, Witness
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Box
-from vlgenrm_ray.serving.evidence import (
+from vlgenrm_ray.serving.experts import (
     EvidenceResponse,
     Look,
     WireBox,

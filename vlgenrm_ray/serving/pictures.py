@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.serving.image_store import Stored
+from vlgenrm_ray.serving.images import Stored
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -31,7 +31,7 @@ from vlgenrm_ray.judge.wire import (
 from vlgenrm_ray.serving.cache import Cache
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.flights import Flights
-from vlgenrm_ray.serving.image_store import ImageStore, Stored
+from vlgenrm_ray.serving.images import ImageStore, Stored
 from vlgenrm_ray.serving.metrics import Metrics
 from vlgenrm_ray.serving.score import OverloadedError
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task, config_of, failed, question_of

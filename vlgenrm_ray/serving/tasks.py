@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vlgenrm_ray.judge.conversation import images_of, openai_form, text_of
 from vlgenrm_ray.judge.inquiry import JudgeConfig
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply, Status
-from vlgenrm_ray.serving.image_store import Stored
+from vlgenrm_ray.serving.images import Stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

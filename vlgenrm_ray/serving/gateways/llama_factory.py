@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.transcript import answered, asked
 from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.judging import item, judge, rewards
+from vlgenrm_ray.serving.gateways.scoring import item, judge, rewards
 from vlgenrm_ray.serving.score import Score
 
 

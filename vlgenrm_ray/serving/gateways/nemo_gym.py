@@ -13,7 +13,7 @@ from fastapi import APIRouter, HTTPException, Response
 from pydantic import BaseModel, ConfigDict
 
 from vlgenrm_ray.judge.label import Label
-from vlgenrm_ray.serving.gateways.judging import item, judge, label, rewards
+from vlgenrm_ray.serving.gateways.scoring import item, judge, label, rewards
 from vlgenrm_ray.serving.score import Score
 
 

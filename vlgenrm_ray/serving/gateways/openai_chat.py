@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import split_answer
 from vlgenrm_ray.judge.wire import MAX_CRITIQUES, ScoreItem, ScoreReply, WireCritique
-from vlgenrm_ray.serving.gateways.judging import item, judge, rewards
+from vlgenrm_ray.serving.gateways.scoring import item, judge, rewards
 from vlgenrm_ray.serving.score import Score
 
 _LEAST = -9999.0

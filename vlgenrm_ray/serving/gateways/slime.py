@@ -12,7 +12,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
 from vlgenrm_ray.judge.transcript import asked
-from vlgenrm_ray.serving.gateways.judging import item, judge, label, rewards
+from vlgenrm_ray.serving.gateways.scoring import item, judge, label, rewards
 from vlgenrm_ray.serving.score import Score
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
 from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.judging import item, judge, why
+from vlgenrm_ray.serving.gateways.scoring import item, judge, why
 from vlgenrm_ray.serving.score import Score
 
 REWARD = "vlgenrm"

@@ -9,8 +9,8 @@ from serving_examples import JUDGE
 from vlgenrm_ray.errors import EngineLostError
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.serving.in_process import EngineWithin
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
-from vlgenrm_ray.serving.within import EngineWithin
 
 MODEL = Model(number=0, folder="/first", version="first-0")
 TASK = Task(images=(), question="What is there?", response="A star.", config=JUDGE, deadline_s=10.0)

@@ -15,7 +15,7 @@ from serving_examples import png
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.serving.image_store import Stored
+from vlgenrm_ray.serving.images import Stored
 from vlgenrm_ray.serving.pictures import LateError, Pictures
 
 SIDE = 64

@@ -4,7 +4,7 @@ from typing import Any
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.replica import first_model
+from vlgenrm_ray.serving.engine_worker import first_model
 from vlgenrm_ray.serving.tasks import Model
 
 _NAMESPACE = "vlgenrm"

@@ -17,7 +17,7 @@ from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.judge.wire import MAX_TEXT, Status
 from vlgenrm_ray.records import ClaimKind, Truth
 from vlgenrm_ray.serving.config import ServedExperts
-from vlgenrm_ray.serving.image_store import ImageStore, Stored
+from vlgenrm_ray.serving.images import ImageStore, Stored
 from vlgenrm_ray.serving.metrics import Metrics
 
 _log = logging.getLogger("vlgenrm.serving")

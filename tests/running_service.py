@@ -14,7 +14,7 @@ from vlgenrm_ray.engines.matcher import MatcherConfig
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.experts.matching import MatchingConfig
 from vlgenrm_ray.judge.inquiry import JudgeConfig
-from vlgenrm_ray.serving import running
+from vlgenrm_ray.serving import launch
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens
 from vlgenrm_ray.serving.canary import Canary
 from vlgenrm_ray.serving.config import CanaryConfig, Limits, ServedExperts, ServingConfig
@@ -48,11 +48,11 @@ def service() -> Iterator[httpx.Client]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url = running.start(CONFIG.model_copy(update={"tokens": Tokens.from_environment()}), host="127.0.0.1", port=port)
+    url = launch.start(CONFIG.model_copy(update={"tokens": Tokens.from_environment()}), host="127.0.0.1", port=port)
     with httpx.Client(base_url=url, headers=USER, timeout=START_S) as client:
         until_ready(client)
         yield client
-    running.stop()
+    launch.stop()
 
 
 def until_ready(http: httpx.Client, process: subprocess.Popen[bytes] | None = None) -> None:

@@ -12,8 +12,8 @@ from straw_experts import WITNESS, evidence
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Truth
 from vlgenrm_ray.serving import api
-from vlgenrm_ray.serving.evidence import Evidence, EvidenceRequest, EvidenceResponse, Look
 from vlgenrm_ray.serving.examiner import Examiner
+from vlgenrm_ray.serving.experts import Evidence, EvidenceRequest, EvidenceResponse, Look
 
 IMAGE = base64.b64encode(png(9, side=32)).decode()
 BLACK = base64.b64encode(png(0, side=32)).decode()

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from served import CONFIG
+from running_service import CONFIG
 
 from tests.integration.test_job_submit import free_port
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.serving import running
+from vlgenrm_ray.serving import launch
 
 # Nothing is judged here: no engine need come up.
 LIGHT = CONFIG.model_copy(update={"experts": None, "num_cpus": 0.3})
@@ -16,8 +16,8 @@ LIGHT = CONFIG.model_copy(update={"experts": None, "num_cpus": 0.3})
 
 @pytest.fixture
 def one(ray_local: None) -> Iterator[str]:
-    yield running.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
-    running.stop("one")
+    yield launch.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
+    launch.stop("one")
 
 
 def answers(url: str) -> bool:
@@ -29,13 +29,13 @@ def answers(url: str) -> bool:
 
 def test_services_live_side_by_side_and_end_alone(one: str) -> None:
     with pytest.raises(ConfigError, match="'one' already"):
-        running.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
+        launch.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
     port = free_port()
-    other = running.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True)
+    other = launch.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True)
     # As after an attempt of the same run that was killed: its service has its port still.
-    assert running.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True) == other
+    assert launch.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True) == other
     assert answers(one)
     assert answers(other)
-    running.stop("other")
+    launch.stop("other")
     assert answers(one)
     assert not answers(other)

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from vlgenrm_ray.serving.auth import Tokens
-from vlgenrm_ray.serving.guard import Guard
+from vlgenrm_ray.serving.limits import Guard
 from vlgenrm_ray.serving.listener import Address, listen
 
 

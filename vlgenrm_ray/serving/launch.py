@@ -27,9 +27,9 @@ def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, repl
     """
     from ray import serve
 
-    from vlgenrm_ray.serving.app import application
+    from vlgenrm_ray.serving.ingress import application
     from vlgenrm_ray.serving.listener import Address
-    from vlgenrm_ray.serving.standing import Standing
+    from vlgenrm_ray.serving.model_version import Standing
 
     there = connection.survey()
     count = 1 if config.replicas == "auto" else config.replicas

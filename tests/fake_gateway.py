@@ -5,7 +5,7 @@ from typing import Any
 
 import fastapi
 import httpx
-from scripted_service import score
+from fake_service import score
 
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, ScoreResponse
 from vlgenrm_ray.serving.score import Score

@@ -15,21 +15,21 @@ import httpx
 from vlgenrm_ray.experts.witness import Witness
 from vlgenrm_ray.judge.handle import Answer
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
-from vlgenrm_ray.serving import apart
-from vlgenrm_ray.serving.apart import EnginesApart
+from vlgenrm_ray.serving import engine_pool
 from vlgenrm_ray.serving.canary import Canary, Finding
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.dispatch import Dispatcher
-from vlgenrm_ray.serving.evidence import Evidence, EvidenceResponse, Look
+from vlgenrm_ray.serving.engine_pool import EnginesApart
+from vlgenrm_ray.serving.engine_worker import first_model
 from vlgenrm_ray.serving.examiner import Examiner
-from vlgenrm_ray.serving.handover import Handover
+from vlgenrm_ray.serving.experts import Evidence, EvidenceResponse, Look
+from vlgenrm_ray.serving.in_process import EngineWithin
 from vlgenrm_ray.serving.listener import Address, listen
 from vlgenrm_ray.serving.metrics import Metrics
-from vlgenrm_ray.serving.replica import first_model
+from vlgenrm_ray.serving.model_swap import Handover
+from vlgenrm_ray.serving.model_version import Standing
 from vlgenrm_ray.serving.service import Service
-from vlgenrm_ray.serving.standing import Standing
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
-from vlgenrm_ray.serving.within import EngineWithin
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -187,7 +187,7 @@ def application(config: ServingConfig, address: Address | None = None, name: str
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=10.0,
     )(serve.ingress()(Gate))
-    engines = None if alone else apart.deployment(config, Standing(config, name).get)
+    engines = None if alone else engine_pool.deployment(config, Standing(config, name).get)
     return gate.bind(config, address, engines, None if config.experts is None else _experts(config), name)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.serving.canary import Finding
-from vlgenrm_ray.serving.replica import model_in
+from vlgenrm_ray.serving.engine_worker import model_in
 from vlgenrm_ray.serving.service import Service
 from vlgenrm_ray.serving.tasks import Model
 

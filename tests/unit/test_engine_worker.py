@@ -12,10 +12,10 @@ from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving.dispatch import Dispatcher
-from vlgenrm_ray.serving.image_store import Stored
+from vlgenrm_ray.serving.engine_worker import Replica
+from vlgenrm_ray.serving.images import Stored
 from vlgenrm_ray.serving.metrics import Metrics
 from vlgenrm_ray.serving.pictures import Pictures
-from vlgenrm_ray.serving.replica import Replica
 from vlgenrm_ray.serving.tasks import Model, Outcome, Task
 
 TASK = Task(images=(), question="What is there?", response="A star.", config=JUDGE, deadline_s=10.0)

@@ -28,7 +28,7 @@ class Example(BaseModel):
 def router(config: ServingConfig, canary: Canary, has_experts: bool) -> APIRouter:
     """`GET /`, for everybody, and `GET /v1/example`, for users."""
     routes = APIRouter()
-    page = (files("vlgenrm_ray.serving") / "playground.html").read_text()
+    page = (files("vlgenrm_ray.serving.playground") / "playground.html").read_text()
     headers = _headers(page)
     page = page.replace('data-experts=""', f'data-experts="{"yes" if has_experts else "no"}"')
     page = page.replace('data-critiques=""', f'data-critiques="{config.judge.num_critiques}"')

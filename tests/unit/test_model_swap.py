@@ -8,7 +8,7 @@ from serving_examples import FIRST, service
 
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.serving.canary import Finding
-from vlgenrm_ray.serving.handover import Handover
+from vlgenrm_ray.serving.model_swap import Handover
 from vlgenrm_ray.serving.service import Service
 from vlgenrm_ray.serving.tasks import Model
 from vlgenrm_ray.shapes import pack_path

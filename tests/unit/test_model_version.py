@@ -11,7 +11,7 @@ from serving_examples import FIRST
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.serving import engine
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.replica import first_model, model_in
+from vlgenrm_ray.serving.engine_worker import first_model, model_in
 from vlgenrm_ray.serving.tasks import Model
 from vlgenrm_ray.shapes import pack_path
 
