@@ -1,10 +1,13 @@
 """What the code base promises of itself. The order of imports is held by import-linter (see pyproject.toml)."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from vlgenrm_ray.cluster import ray_compat
 
 ROOT = Path(__file__).parents[2]
 FILES = [
@@ -38,3 +41,21 @@ def test_help_needs_no_heavy_import() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "doctor" in done.stdout
+
+
+PRIVATE_RAY = re.compile(
+    r"ray\._private|ray\.serve\.(?:context|_private)|ray\.\w+(?:\.\w+)*\._internal|ray\._raylet"
+    r"|\._actor_id\b|\._register_sigint_handler\b|\bRAY_[a-z]\w*|RAY_JOB_CONFIG_JSON_ENV_VAR"
+)
+
+
+def test_private_ray_api_is_used_in_one_module() -> None:
+    package = [path for path in FILES if path.is_relative_to(ROOT / "vlgenrm_ray")]
+    users = [str(path.relative_to(ROOT)) for path in package if PRIVATE_RAY.search(path.read_text())]
+    assert users == ["vlgenrm_ray/cluster/ray_compat.py"]
+
+
+def test_the_checked_version_of_ray_is_the_pinned_one() -> None:
+    for name in ("cpu", "gpu"):
+        pins = (ROOT / "cluster" / f"requirements-{name}.txt").read_text().splitlines()
+        assert f"ray=={ray_compat.CHECKED_VERSION}" in pins

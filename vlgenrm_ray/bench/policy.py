@@ -28,6 +28,7 @@ from vlgenrm_ray.bench import processes
 from vlgenrm_ray.bench.figures import middle
 from vlgenrm_ray.bench.policy_work import Mode, Pace, pace, work
 from vlgenrm_ray.bench.trl_arguments import GENERATIONS, Generation, arguments
+from vlgenrm_ray.cluster import ray_compat
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.engines.vllm_config import environment
 from vlgenrm_ray.errors import InputError
@@ -131,7 +132,7 @@ class PolicyBench:
         cpus = config.policy.num_cpus + int(config.policy.rollouts.num_cpus)
         command = [sys.executable, "-m", "vlgenrm_ray.bench.our_side", str(path), str(target), str(cpus)]
         # Ray would put its workers behind all else; what they are compared to is their equal.
-        processes.finish(command, {"RAY_worker_niceness": "0"}, limit_s=_LIMIT_S)
+        processes.finish(command, ray_compat.FULL_PRIORITY_WORKERS, limit_s=_LIMIT_S)
         return self._pace(target / "policy" / "metrics.jsonl")
 
     def _trl(self, name: Generation, run: Path, target: Path) -> Pace:

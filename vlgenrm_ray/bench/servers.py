@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from vlgenrm_ray.bench.processes import Started, started
+from vlgenrm_ray.cluster import ray_compat
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, environment
 from vlgenrm_ray.errors import EngineLostError
@@ -26,7 +27,7 @@ def service(arguments: Sequence[str], *, cache_mib: float) -> Iterator[tuple[str
     set_ = ["--set", f"serving.limits.cache_mib={cache_mib}", "--replicas", "1", "--address", "local"]
     command = [sys.executable, "-m", "vlgenrm_ray.cli", "serve", *arguments, *set_]
     # Ray would put its workers behind the client that measures them; what they are compared to is its equal.
-    with _running(command, {"RAY_worker_niceness": "0"}, "/ready") as found:
+    with _running(command, ray_compat.FULL_PRIORITY_WORKERS, "/ready") as found:
         yield found
 
 

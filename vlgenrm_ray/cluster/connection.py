@@ -1,12 +1,12 @@
 """The connection to a Ray cluster: a running one, or one of this machine's own."""
 
-import json
 import logging
 import os
 import re
 import socket
 from typing import Any
 
+from vlgenrm_ray.cluster import ray_compat
 from vlgenrm_ray.cluster.resources import Cluster, Node
 from vlgenrm_ray.errors import ResourceError
 
@@ -24,8 +24,6 @@ _OURS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "YOLO_VERBOSE": "false",
 }
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job."""
 _KNOCK_S = 10.0
 _RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:: |$)", re.MULTILINE)
 """The last line of a traceback, which begins at its left edge: what was raised."""
@@ -60,12 +58,12 @@ def connect(
     if address == "local":
         # Its workers inherit this process' environment. That Ray guards its ports by a token needs no warning.
         arguments |= {"include_dashboard": False, "num_cpus": num_cpus}
-        idle = max(_IDLE_WORKERS, num_cpus or os.cpu_count() or 1)
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(idle))
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+        ray_compat.keep_idle_workers(max(_IDLE_WORKERS, num_cpus or os.cpu_count() or 1))
+        ray_compat.silence_token_notice()
     else:
         # Ray refuses a variable that the job's submitter has set: the submitter wins.
-        arguments["runtime_env"] = {"env_vars": {k: v for k, v in variables.items() if k not in _submitted()}}
+        submitted = ray_compat.submitted_variables()
+        arguments["runtime_env"] = {"env_vars": {k: v for k, v in variables.items() if k not in submitted}}
     try:
         if not ray.is_initialized():
             _knock(address)
@@ -89,20 +87,12 @@ def _knock(address: str) -> None:
 def survey() -> Cluster:
     """The connected cluster's nodes, as they are now."""
     import ray
-    from ray._private.state import state
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Cluster(
         nodes=tuple(Node(num_cpus=r.get("CPU", 0.0), num_gpus=r.get("GPU", 0.0)) for r in resources),
-        # No public call says whether an autoscaler runs; Ray Train and Ray Data ask this one, too.
-        grows=state.get_max_resources_from_cluster_config() is not None,
+        grows=ray_compat.has_autoscaler(),
     )
-
-
-def _submitted() -> set[str]:
-    """Names of the environment variables that this job was submitted with."""
-    runtime_env = json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("runtime_env") or {}
-    return set(runtime_env.get("env_vars") or {})
 
 
 def _quieten_ray_data(quiet: bool) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlgenrm_ray.cluster import ray_compat
 from vlgenrm_ray.data.progress import Progress
 from vlgenrm_ray.data.store import read_json
 
@@ -120,7 +121,7 @@ def _settings() -> dict[str, str]:
     }
     if len(ray.nodes()) == 1:
         # An actor that watches for nodes being taken away; with the only node, it goes as well.
-        settings["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        settings |= ray_compat.NO_PREEMPTION_WATCHER
     return settings
 
 
@@ -133,7 +134,7 @@ def _interruptible(trainer: Any) -> Iterator[None]:
     ends the workers, which ends `fit`, and remembers that it did.
     """
     controllers: list[Any] = []
-    trainer._register_sigint_handler = controllers.append
+    ray_compat.replace_sigint_handler(trainer, controllers.append)
     if threading.current_thread() is not threading.main_thread():
         yield  # Signals reach the main thread only.
         return
@@ -166,6 +167,6 @@ def _abort(controller: Any) -> None:
     from ray.exceptions import GetTimeoutError, RayActorError
 
     try:
-        ray.get(controller.abort.remote(), timeout=_ABORT_S)
+        ray.get(ray_compat.abort_training(controller), timeout=_ABORT_S)
     except (RayActorError, GetTimeoutError):
         return  # The controller ends its own process; there is nothing more to hear from it.

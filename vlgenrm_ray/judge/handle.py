@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from vlgenrm_ray.cluster import ray_compat
+
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -70,7 +72,6 @@ class HandleTransport(httpx.AsyncBaseTransport):
         """Asked for anew each time: that is how one learns that it is gone. Raises httpx.ConnectError."""
         from ray import serve
         from ray.exceptions import RayActorError
-        from ray.serve.context import _set_global_client
         from ray.serve.exceptions import RayServeException
 
         try:
@@ -83,7 +84,7 @@ class HandleTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError(f"{self.name}: {told}") from error
         except RayActorError as error:
             # Ray Serve was shut down. Its client in this process would remember the controller for ever.
-            _set_global_client(None)
+            ray_compat.reset_serve_client()
             raise httpx.ConnectError(f"{self.name}: Ray Serve is gone") from error
 
 

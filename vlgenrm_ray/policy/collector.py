@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.cluster import connection
+from vlgenrm_ray.cluster import connection, ray_compat
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import weight_sync
@@ -110,7 +110,7 @@ class RaySampler:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self.name = f"rollout actor {actor._actor_id.hex()}"
+        self.name = f"rollout actor {ray_compat.actor_id(actor)}"
 
     @classmethod
     async def start(cls, job: CollectorJob) -> "RaySampler":
