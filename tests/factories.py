@@ -10,6 +10,7 @@ from vlgenrm_ray.records import (
     Critique,
     Detection,
     ImageRef,
+    JudgeCritique,
     Origin,
     Preference,
     Question,
@@ -72,6 +73,11 @@ def critique(id: str = "q0/p0/chosen/c0", **over: Any) -> Critique:
             | over
         )
     )
+
+
+def judge_critique(text: str = "Verdict: Yes", **over: Any) -> JudgeCritique:
+    fields = {"verdict": "yes", "p_yes": 0.9, "verdict_mass": 1.0, "num_tokens": 3, "seed": 0}
+    return JudgeCritique(**({"id": "q0/r0/c0", "text": text} | fields | over))
 
 
 def rollout(id: str = "q0/s0/r0", **over: Any) -> Rollout:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 
-from vlgenrm_ray.judge.exchange import shown
+from vlgenrm_ray.judge.protocol import shown
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
 
 Answer = Callable[[httpx.Request], httpx.Response | None]

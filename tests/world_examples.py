@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
-from vlgenrm_ray.judge import prompt
+from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Example, ExampleKind
 from vlgenrm_ray.shapes.critiques import critique
 from vlgenrm_ray.shapes.pairs import gold_pairs
@@ -14,16 +14,16 @@ SEED = 11
 
 def examples(images: Path, pairs: int) -> list[Example]:
     """Of each pair the critique and the direct verdict of both sides, and the chosen answer: five examples."""
-    cot, direct = prompt.load("shapes_cot"), prompt.load("shapes_direct")
+    cot, direct = prompts.load("shapes_cot"), prompts.load("shapes_direct")
     made: list[Example] = []
     for index, pair in enumerate(gold_pairs(images, seed=SEED, split="train", count=pairs)):
         scene, _ = draw(SEED, "train", index)
         question = pair.question.text
         for label, response in (("yes", pair.chosen), ("no", pair.rejected)):
-            asked = prompt.render(cot, question=question, response=response)
+            asked = prompts.render(cot, question=question, response=response)
             said = critique(scene, question, response)
             made.append(_example(pair.id, pair.question.image, ExampleKind.CRITIQUE, label, asked, said))
-            asked = prompt.render(direct, question=question, response=response)
+            asked = prompts.render(direct, question=question, response=response)
             made.append(_example(pair.id, pair.question.image, ExampleKind.DIRECT, label, asked, label.capitalize()))
         made.append(_example(pair.id, pair.question.image, ExampleKind.ANSWER, "", question, pair.chosen))
     return made

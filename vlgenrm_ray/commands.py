@@ -181,7 +181,7 @@ def score(
     from vlgenrm_ray.data import images
     from vlgenrm_ray.data.images import ImageError
     from vlgenrm_ray.engines.vllm import VllmGenerator
-    from vlgenrm_ray.judge.judge import Item, Judge
+    from vlgenrm_ray.judge.judge import Judge, JudgeInput
 
     settings = config.load(path or shipped_recipe("shapes"))
     limits = settings.evaluation.limits
@@ -192,15 +192,15 @@ def score(
     asked = settings.judge.model_copy(update={"num_critiques": num_critiques} if num_critiques else {})
     folder = str(model_folder.locate(recipe.resolve(model)))
     judge = Judge(asked, VllmGenerator(settings.evaluation.engine.model_copy(update={"model": folder})), limits)
-    (judged,) = judge.score([Item(id="cli", images=(ref,), question=question, response=response)])
+    (judged,) = judge.score([JudgeInput(id="cli", images=(ref,), question=question, response=response)])
     console = Console(highlight=False)
     reward = "none" if judged.reward is None else f"{judged.reward:.4f}"
     console.print(
-        f"reward {reward}  status {judged.status}  critiques {judged.num_critiques}  "
+        f"reward {reward}  status {judged.status}  critiques {len(judged.critiques)}  "
         f"verdict mass {judged.verdict_mass:.3f}"
     )
-    for number, text in enumerate(judged.critiques):
-        console.print(f"\n-- critique {number}\n{text}", markup=False)
+    for number, critique in enumerate(judged.critiques):
+        console.print(f"\n-- critique {number}\n{critique.text}", markup=False)
 
 
 def serve(

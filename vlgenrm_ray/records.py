@@ -229,17 +229,47 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCritique:
+    """One rationale of the judge with the verdict read after it."""
+
+    id: str
+    """`<input>/c<k>`; in sentence-wise judging `<input>/s<i>/c<k>`."""
+    text: str
+    """The complete text of the model, verdict included."""
+    verdict: str | None
+    """"yes" or "no"; None if no verdict could be read: the critique abstains."""
+    p_yes: float | None
+    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240), in [0, 1]; None if unreadable."""
+    verdict_mass: float
+    """p(Yes) + p(No) at the verdict position; a small mass means that the model did not answer the question."""
+    num_tokens: int
+    seed: int
+    """Seed of the input; critique k is the k-th sample of that seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The reward of one response: the mean (or vote) of its readable critiques, or a status that says why none."""
+    """The judge's result for one response: a reward, or the reason why there is none."""
 
     id: str
     reward: float | None
+    """Mean of `p_yes` (or share of "yes") over readable critiques, in [0, 1]; None unless `status` is `ok`."""
     status: str
-    """`ok`, or why there is no reward: `unreadable_verdict`, a drop reason."""
-    num_critiques: int
-    verdict_mass: float
-    critiques: tuple[str, ...] = ()
-    p_yes: tuple[float, ...] = ()
+    """`ok`, `unreadable_verdict`, `timeout`, or the drop reason with which the engine refused the prompt."""
+    critiques: tuple[JudgeCritique, ...] = ()
+    num_asked: int = 0
+    """Critiques requested; `critiques` has fewer after a deadline."""
+    verdict_mass: float = 0.0
+    """Mean p(Yes) + p(No) over the critiques."""
+    engine_s: float = 0.0
+    """Seconds between request and last critique, if judged by a live engine; 0 in a batch."""
+    detail: str = ""
+    """Explanation of the status, for people."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated tokens of all critiques."""
+        return sum(critique.num_tokens for critique in self.critiques)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

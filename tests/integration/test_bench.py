@@ -15,7 +15,7 @@ from vlgenrm_ray.bench import servers, serving, soak
 from vlgenrm_ray.bench.serving import BenchConfig, ServingBench, needed
 from vlgenrm_ray.bench.serving_table import rows
 from vlgenrm_ray.bench.work import Piece
-from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving.config import ServingConfig
 
 JUDGE = JudgeConfig(prompt="shapes_cot", num_critiques=2, max_tokens=160)

@@ -7,8 +7,8 @@ import pytest
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
-from vlgenrm_ray.judge.prompt import load
-from vlgenrm_ray.judge.prompt import render as fill
+from vlgenrm_ray.judge.prompts import load
+from vlgenrm_ray.judge.prompts import render as fill
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.building.vlm_figures import answered, judged
 from vlgenrm_ray.shapes.judging import cot_prompt, direct_prompt

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vlgenrm_ray.adapters import asking, connection, failures, nemo_rl, roll, skyrl, slime
 from vlgenrm_ray.errors import InputError, RemoteError
-from vlgenrm_ray.judge.exchange import shown
 from vlgenrm_ray.judge.label import read, write
+from vlgenrm_ray.judge.protocol import shown
 
 PICTURE, OTHER = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
 PROMPT = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"

@@ -16,7 +16,7 @@ from vlgenrm_ray.bench.serving_table import rows
 from vlgenrm_ray.bench.table import lines
 from vlgenrm_ray.bench.work import Piece
 from vlgenrm_ray.errors import InputError, RemoteError
-from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.shapes import pack_path
 
 JUDGE = JudgeConfig(prompt="shapes_cot", num_critiques=2, max_tokens=160)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fake_gateway import Gateway
 
-from vlgenrm_ray.judge.exchange import shown
+from vlgenrm_ray.judge.protocol import shown
 from vlgenrm_ray.judge.wire import ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
 from vlgenrm_ray.serving.gateways import ROUTERS, nemo_gym, openai_chat, unirl
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from fake_gateway import Gateway
 
-from vlgenrm_ray.judge.exchange import shown
 from vlgenrm_ray.judge.label import write
+from vlgenrm_ray.judge.protocol import shown
 from vlgenrm_ray.judge.wire import MAX_ITEMS
 from vlgenrm_ray.serving.gateways import llama_factory, openrlhf, slime
 

@@ -13,15 +13,15 @@ from vlgenrm_ray.data.images import ImageLimits, probe
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import DropReason, InputError
-from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.records import ImageRef
 
 CONFIG = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_prompt="shapes_cot_hint", num_critiques=4)
 PICTURE = Image.new("RGB", (16, 16))
 
 
-def item(id: str = "q0/r0", response: str = "There is a star.", **over: object) -> Item:
-    return replace(Item(id=id, images=(PICTURE,), question="Describe the image.", response=response), **over)
+def item(id: str = "q0/r0", response: str = "There is a star.", **over: object) -> JudgeInput:
+    return replace(JudgeInput(id=id, images=(PICTURE,), question="Describe the image.", response=response), **over)
 
 
 def wavers(prompt: Prompt, chance: random.Random) -> str:
@@ -44,8 +44,8 @@ def test_the_reward_is_the_mean_of_the_critiques() -> None:
     judge = Judge(CONFIG, ScriptedGenerator(wavers, confidence=0.8))
     (judged,) = judge.score([item()])
     assert judged.status == "ok"
-    assert judged.num_critiques == len(judged.critiques) == 4
-    said_yes = sum(c.endswith("Yes") for c in judged.critiques)
+    assert judged.num_asked == len(judged.critiques) == 4
+    said_yes = sum(c.text.endswith("Yes") for c in judged.critiques)
     assert judged.reward == pytest.approx((said_yes * 0.8 + (4 - said_yes) * 0.2) / 4)
     assert judged.verdict_mass == pytest.approx(1.0)
 
@@ -68,7 +68,7 @@ def test_unreadable_critiques_abstain() -> None:
         [item()]
     )
     assert judged[0].reward == pytest.approx(0.1)
-    assert 0 < len(judged[0].p_yes) < 16
+    assert 0 < sum(critique.p_yes is not None for critique in judged[0].critiques) < 16
     (silent,) = Judge(CONFIG, ScriptedGenerator({"": "I cannot tell."})).score([item()])
     assert (silent.reward, silent.status) == (None, "unreadable_verdict")
 
@@ -107,7 +107,7 @@ def test_direct_mode_asks_once_without_chance() -> None:
     engine = Watched({"Is the response right?": "No"}, confidence=0.7)
     (judged,) = Judge(CONFIG.model_copy(update={"mode": "direct"}), engine).score([item()])
     assert judged.reward == pytest.approx(0.3)
-    assert judged.num_critiques == 1
+    assert judged.num_asked == len(judged.critiques) == 1
     assert (engine.sampling.n, engine.sampling.temperature) == (1, 0.0)
 
 

@@ -19,7 +19,7 @@ samples = st.lists(probabilities, min_size=1, max_size=20).map(np.array)
 
 def judgement(id: str, reward: float | None) -> Judgement:
     status = "unreadable_verdict" if reward is None else "ok"
-    return Judgement(id=id, reward=reward, status=status, num_critiques=1, verdict_mass=1.0)
+    return Judgement(id=id, reward=reward, status=status, verdict_mass=1.0)
 
 
 def result(id: str, chosen: float | None, rejected: float | None, kind: str = "count") -> PairResult:

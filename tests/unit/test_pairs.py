@@ -49,7 +49,7 @@ def test_a_pair_is_judged_with_its_image_and_without(red: ImageRef) -> None:
     assert seen.chosen.reward == pytest.approx(0.9)
     assert seen.rejected.reward == pytest.approx(0.1)
     assert unseen.chosen.reward == unseen.rejected.reward == pytest.approx(0.1)
-    assert seen.chosen.num_critiques == 2
+    assert len(seen.chosen.critiques) == 2
     assert unit.num_tokens > 0
 
 

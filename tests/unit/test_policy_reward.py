@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
-from vlgenrm_ray.judge.judge import Item
+from vlgenrm_ray.judge.judge import JudgeInput
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge
 from vlgenrm_ray.policy import function_reward, reward
 from vlgenrm_ray.policy.function_reward import FunctionReward
@@ -192,7 +192,7 @@ class StrawJudge:
         self.failures = failures
         self.batches: list[list[str]] = []
 
-    async def __call__(self, items: list[Item]) -> list[Judgement]:
+    async def __call__(self, items: list[JudgeInput]) -> list[Judgement]:
         self.batches.append([item.response for item in items])
         await asyncio.sleep(0.01)
         if len(self.batches) <= self.failures:
@@ -202,16 +202,14 @@ class StrawJudge:
                 id=item.id,
                 reward=float(item.response),
                 status="ok",
-                num_critiques=1,
-                verdict_mass=1.0,
-                critiques=("c",),
+                critiques=(factories.judge_critique("c"),),
             )
             for item in items
         ]
 
 
 def test_an_own_judge_that_hangs_leaves_its_samples_without_a_reward() -> None:
-    async def hangs(items: list[Item]) -> list[Judgement]:
+    async def hangs(items: list[JudgeInput]) -> list[Judgement]:
         await asyncio.sleep(60.0)
         return []
 

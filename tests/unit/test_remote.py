@@ -16,7 +16,7 @@ from PIL import Image
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, InputError, RemoteError
-from vlgenrm_ray.judge import exchange
+from vlgenrm_ray.judge import protocol
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge, RemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import MAX_ITEMS, MAX_TEXT, Status
 
@@ -243,7 +243,7 @@ def test_threads_share_a_client_and_its_uploads() -> None:
 
 
 def test_the_asynchronous_client_keeps_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "_backoff", lambda _: 0.0)
+    monkeypatch.setattr(protocol, "_backoff", lambda _: 0.0)
     service = ScriptedService(gone, refuse(503))
 
     async def talk() -> None:

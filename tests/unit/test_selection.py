@@ -11,7 +11,7 @@ from vlgenrm_ray import recipe
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.experts.checking import Bands
-from vlgenrm_ray.judge import prompt
+from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Dropped, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.combinations import Strategy
 from vlgenrm_ray.reward.examples import Templates
@@ -19,7 +19,7 @@ from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.reward.selection import SelectionConfig, examples_of, failures
 from vlgenrm_ray.reward.selection_metrics import measure
 
-TEMPLATES = Templates(critique=prompt.load("shapes_cot"), direct=prompt.load("shapes_direct"))
+TEMPLATES = Templates(critique=prompts.load("shapes_cot"), direct=prompts.load("shapes_direct"))
 EVIDENCE = Evidence.of("shapes", Bands())
 CONFIG = SelectionConfig(tau=0.3)
 
@@ -65,11 +65,11 @@ def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> Non
     ]
     yes, no, direct_yes, direct_no, answer = made.records
     question, chosen, rejected = "Is there a red circle?", "Yes, there is a red circle.", "No, there is no red circle."
-    assert yes.prompt == prompt.render(prompt.load("shapes_cot"), question, chosen)
-    assert no.prompt == prompt.render(prompt.load("shapes_cot"), question, rejected)
+    assert yes.prompt == prompts.render(prompts.load("shapes_cot"), question, chosen)
+    assert no.prompt == prompts.render(prompts.load("shapes_cot"), question, rejected)
     assert yes.completion == "Claim: 0. Image: hard to say. Right.\nVerdict: Yes"
     assert no.completion.endswith("Verdict: No")
-    assert direct_yes.prompt == prompt.render(prompt.load("shapes_direct"), question, chosen)
+    assert direct_yes.prompt == prompts.render(prompts.load("shapes_direct"), question, chosen)
     assert [(e.label, e.completion) for e in (direct_yes, direct_no)] == [("yes", "Yes"), ("no", "No")]
     assert (answer.prompt, answer.completion, answer.label) == (question, chosen, "")
     assert [e.weight for e in made.records] == [1.0, 1.0, 0.5, 0.5, 0.1]

@@ -8,7 +8,7 @@ import pytest
 from serving_examples import item, png, request, service, yes
 
 from vlgenrm_ray.engines.contracts import Prompt
-from vlgenrm_ray.judge.exchange import UNKNOWN_IMAGE
+from vlgenrm_ray.judge.protocol import UNKNOWN_IMAGE
 from vlgenrm_ray.judge.wire import MAX_TEXT, CompareRequest, RankRequest, ScoreReply, Status
 from vlgenrm_ray.serving.score import OverloadedError
 from vlgenrm_ray.serving.service import Service

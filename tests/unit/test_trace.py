@@ -124,10 +124,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = Checkpoint(uri="/run/round-1/training/model", round=1, parent="/pack/vlm", metrics={})
     too_long = lost("training", examples[1].id, "example_too_long", "9000 tokens")
     stage(run / "round-1" / "training", Checkpoint, Unit(id="round-1", records=(made,), dropped=(too_long,)))
-    chosen = Judgement(
-        id="x", reward=0.75, status="ok", num_critiques=1, verdict_mass=1.0, critiques=("A.\nVerdict: Yes",)
-    )
-    mute = Judgement(id="y", reward=None, status="unreadable_verdict", num_critiques=1, verdict_mass=0.0)
+    chosen = Judgement(id="x", reward=0.75, status="ok", critiques=(factories.judge_critique("A.\nVerdict: Yes"),))
+    mute = Judgement(id="y", reward=None, status="unreadable_verdict")
     result = PairResult(id=GOLD.id, preference=GOLD, chosen=chosen, rejected=mute)
     stage(run / "round-1" / "evaluation", PairResult, Unit(id=GOLD.id, records=(result,)))
     return run

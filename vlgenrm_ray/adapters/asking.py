@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.conversation import images_of, openai_form, text_of
-from vlgenrm_ray.judge.exchange import ScoreInput
+from vlgenrm_ray.judge.conversation import image_urls, last_question, message_text, to_openai_messages
 from vlgenrm_ray.judge.label import Label
-from vlgenrm_ray.judge.transcript import asked
+from vlgenrm_ray.judge.protocol import ScoreInput
 
 
 def ask(
@@ -30,10 +29,10 @@ def ask(
         # The label's words take the place of the prompt's, not of what the policy saw.
         return ScoreInput(question=label.question, **fields | {"images": shown or _pictures(prompt)})
     if isinstance(prompt, str) and prompt:
-        return ScoreInput(question=asked(prompt), **fields)
+        return ScoreInput(question=last_question(prompt), **fields)
     if isinstance(prompt, Sequence) and len(prompt):
         messages = [plain(message) for message in prompt]
-        if not label.images and images_of(openai_form(messages, lambda image: "")):
+        if not label.images and image_urls(to_openai_messages(messages, lambda image: "")):
             fields["images"] = ()
         return ScoreInput(messages=messages, **fields)
     raise InputError("a sample with neither a prompt nor a `question` in its label: see vlgenrm_ray/judge/label.py")
@@ -43,14 +42,14 @@ def _pictures(prompt: Any) -> tuple[Any, ...]:
     """The images of a prompt's messages as they are there, in order."""
     if isinstance(prompt, str) or not isinstance(prompt, Sequence):
         return ()
-    return tuple(images_of(openai_form([plain(message) for message in prompt], lambda image: image)))
+    return tuple(image_urls(to_openai_messages([plain(message) for message in prompt], lambda image: image)))
 
 
 def said(response: Any) -> str:
     """A response's text, be it a text or messages."""
     if isinstance(response, str):
         return response
-    return "\n".join(text_of(plain(message)) for message in response)
+    return "\n".join(message_text(plain(message)) for message in response)
 
 
 def plain(message: Any) -> Any:

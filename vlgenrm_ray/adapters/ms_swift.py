@@ -13,8 +13,8 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask, peer
 from vlgenrm_ray.adapters.connection import async_judge
 from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import Label, read
+from vlgenrm_ray.judge.protocol import ScoreInput
 
 NAME = "vlgenrm"
 _PLACE = "<image>"

@@ -12,8 +12,8 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask, peer
 from vlgenrm_ray.adapters.connection import judge
 from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import read
+from vlgenrm_ray.judge.protocol import ScoreInput
 
 _MAX_RESTARTS = 3
 

@@ -13,8 +13,8 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask
 from vlgenrm_ray.adapters.connection import async_judge
 from vlgenrm_ray.adapters.failures import masked, required
-from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import read
+from vlgenrm_ray.judge.protocol import ScoreInput
 
 
 async def reward(args: Any, samples: Any, **_: Any) -> float | dict[str, float] | list[Any]:

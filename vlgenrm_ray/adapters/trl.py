@@ -12,8 +12,8 @@ from typing import Any
 from vlgenrm_ray.adapters.asking import ask
 from vlgenrm_ray.adapters.connection import async_judge, judge
 from vlgenrm_ray.adapters.failures import masked
-from vlgenrm_ray.judge.exchange import ScoreInput
 from vlgenrm_ray.judge.label import Label
+from vlgenrm_ray.judge.protocol import ScoreInput
 
 
 def vlgenrm_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:

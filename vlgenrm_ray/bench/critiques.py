@@ -16,7 +16,7 @@ from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import StageFolder, units_table
 from vlgenrm_ray.engines.contracts import Generator, Prompt, Sampling
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge import prompt
+from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.records import Critique, Preference, Side
 from vlgenrm_ray.reward.critiques import item_of, write
@@ -33,11 +33,11 @@ def bench_critiques(
     if not preferences:
         raise InputError(f"--run: {source.path} holds no preference; finish a run first (vlgenrm demo)")
     items = [item_of(preference, side) for preference in preferences for side in Side]
-    template = prompt.load(judge.prompt)
-    prompts = [
+    template = prompts.load(judge.prompt)
+    batch = [
         Prompt(
             images=(images.read(preference.question.image, limits),),
-            text=prompt.render(template, item.question, item.response),
+            text=prompts.render(template, item.question, item.response),
         )
         for preference, item in zip([p for p in preferences for _ in Side], items, strict=True)
     ]
@@ -46,7 +46,7 @@ def bench_critiques(
     )
 
     def bare() -> int:
-        outcomes = generator.generate(prompts, sampling, list(range(len(prompts))))
+        outcomes = generator.generate(batch, sampling, list(range(len(batch))))
         return sum(len(s.tokens) for outcome in outcomes if isinstance(outcome, list) for s in outcome)
 
     asker = Judge(judge, generator, limits)

@@ -22,8 +22,8 @@ from vlgenrm_ray.engines.contracts import Sample, Token
 from vlgenrm_ray.engines.tokens import Vocabulary
 from vlgenrm_ray.engines.vllm_requests import IMAGE_TOKENS, spread
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.inquiry import Inquiry, Item, JudgeConfig, judgement
-from vlgenrm_ray.judge.verdict import WATCH
+from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.verdict import TRACKED_WORDS
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, ScoreResponse
 from vlgenrm_ray.serving.images import Stored
 from vlgenrm_ray.serving.tasks import Task
@@ -69,10 +69,10 @@ class OpenAi:
             raise InputError(f"judge.unit: {judge.unit}: vllm serve judges whole responses; to compare, give response")
         folder = model_folder.locate(model)
         self.judge = judge
-        self._inquiry = Inquiry(judge)
+        self._judge = Judge(judge, None)
         self._vocabulary = Vocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")))
         self._special = {self._vocabulary.text(token) for token in self._vocabulary.special}
-        watched = self._vocabulary.ids_of(WATCH)
+        watched = self._vocabulary.ids_of(TRACKED_WORDS)
         configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._settings = {
             "model": NAME,
@@ -91,23 +91,23 @@ class OpenAi:
         task = Task(
             images=(stored,), question=piece.question, response=piece.response, config=self.judge, deadline_s=0.0
         )
-        item = Item(id=task.id(), images=(), question=piece.question, response=piece.response)
-        text = self._vocabulary.neutral(self._inquiry.prompt(item, ()).text)
+        item = JudgeInput(id=task.id(), images=(), question=piece.question, response=piece.response)
+        text = self._vocabulary.neutral(self._judge.prompt(item, ()).text)
         content = [
             {"type": "image_url", "image_url": {"url": images.data_url(piece.image)}},
             {"type": "text", "text": text},
         ]
         body = self._settings | {
             "messages": [{"role": "user", "content": content}],
-            "seed": spread(self._inquiry.seed(item)),
+            "seed": spread(self._judge.seed(item)),
         }
         return Asked("/v1/chat/completions", json.dumps(body).encode())
 
     def read(self, reply: bytes) -> Scored:
         """By the judge's own reading of verdicts. Raises KeyError for what is no reply."""
         samples = [self._sample(choice) for choice in json.loads(reply)["choices"]]
-        rationales = [self._inquiry.rationale(sample, 0) for sample in samples]
-        reward = judgement("bench", rationales, self.judge.aggregator).reward
+        critiques = [self._judge.read(sample, id=f"bench/c{k}", seed=0) for k, sample in enumerate(samples)]
+        reward = self._judge.judgement("bench", critiques).reward
         return Scored(reward=reward, num_critiques=len(samples))
 
     def _sample(self, choice: Mapping[str, Any]) -> Sample:
@@ -124,5 +124,5 @@ def _watched(found: list[Mapping[str, Any]]) -> dict[str, float]:
         word: math.fsum(
             math.exp(one["logprob"]) for one in found if one["token"].strip().casefold() == word.strip().casefold()
         )
-        for word in WATCH
+        for word in TRACKED_WORDS
     }

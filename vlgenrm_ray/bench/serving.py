@@ -18,7 +18,7 @@ from vlgenrm_ray.bench.dialects import OpenAi, Scored, Wire
 from vlgenrm_ray.bench.figures import middle, percentile
 from vlgenrm_ray.bench.work import Piece
 from vlgenrm_ray.errors import StageError
-from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.remote import RemoteJudge, ScoreInput
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.settings import Settings

@@ -21,8 +21,8 @@ from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.evaluation.metrics import Estimate, blind, outcomes_by_id, paired_gain, summary
-from vlgenrm_ray.judge import prompt
-from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
+from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
 from vlgenrm_ray.settings import Settings, digest
 
@@ -53,7 +53,7 @@ class EvaluationConfig(Settings):
 
 
 def judge_pairs(
-    judge: Judge, preferences: Sequence[Preference], *, limits: ImageLimits, no_image_share: float = 0.0
+    judge: Judge[Generator], preferences: Sequence[Preference], *, limits: ImageLimits, no_image_share: float = 0.0
 ) -> list[Unit[PairResult]]:
     """One unit per pair, in order. A pair whose image cannot be read is dropped; all others get a result."""
     units: dict[str, Unit[PairResult]] = {}
@@ -69,15 +69,15 @@ def judge_pairs(
         if in_share(preference.id, no_image_share):
             asked.append((preference, NO_IMAGE, images.blank(image.size)))
     items = [item for preference, suffix, image in asked for item in _sides(preference, suffix, image)]
-    judged = iter(judge.measured(items))
+    judged = iter(judge.score(items))
     for preference, suffix, _ in asked:
-        (chosen, for_chosen), (rejected, for_rejected) = next(judged), next(judged)
+        chosen, rejected = next(judged), next(judged)
         result = PairResult(id=f"{preference.id}{suffix}", preference=preference, chosen=chosen, rejected=rejected)
         before = units.get(preference.id, Unit(id=preference.id))
         units[preference.id] = Unit(
             id=preference.id,
             records=(*before.records, result),
-            num_tokens=before.num_tokens + for_chosen + for_rejected,
+            num_tokens=before.num_tokens + chosen.num_tokens + rejected.num_tokens,
         )
     return [units[preference.id] for preference in preferences]
 
@@ -89,10 +89,10 @@ def _open(image: ImageRef, limits: ImageLimits) -> "PIL.Image.Image | ImageError
         return error
 
 
-def _sides(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Iterator[Item]:
+def _sides(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Iterator[JudgeInput]:
     for side, response in ((Side.CHOSEN, preference.chosen), (Side.REJECTED, preference.rejected)):
         name = f"{preference.id}{suffix}/{side.value}"
-        yield Item(id=name, images=(image,), question=preference.question.text, response=response)
+        yield JudgeInput(id=name, images=(image,), question=preference.question.text, response=response)
 
 
 def in_share(id: str, share: float) -> bool:
@@ -138,7 +138,9 @@ class PairJudge:
 def fingerprint(config: EvaluationConfig, judge: JudgeConfig) -> str:
     """Of what decides the judgements; how many actors make them does not."""
     settings = config.model_dump(mode="json", exclude={"pool": True, "engine": {"model", "threads"}})
-    return digest([settings, judge.model_dump(mode="json"), {name: prompt.load(name) for name in judge.prompts()}])
+    return digest(
+        [settings, judge.model_dump(mode="json"), {name: prompts.load(name) for name in judge.prompt_names()}]
+    )
 
 
 def run(

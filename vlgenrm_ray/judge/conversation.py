@@ -1,5 +1,11 @@
-"""Conversations as trainers write them -> OpenAI's form, as `wire.ScoreItem.messages` wants it."""
+"""Conversations in the forms trainers use: message lists, and text rendered by a chat template.
 
+`to_openai_messages` brings message lists into OpenAI's form, as `wire.ScoreItem.messages` takes them. `last_question`
+and `last_answer` read rendered text: if the prompt is known, the answer is what follows it; otherwise the marks of
+common templates are searched (ChatML, Llama, Gemma, Mistral, plain role names).
+"""
+
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,76 +13,142 @@ from vlgenrm_ray.errors import InputError
 
 Message = Mapping[str, Any]
 
-_TEXT = ("text", "input_text", "output_text")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+
+_CONTROL = re.compile(r"<\|[^|<>]{0,64}\|>|<(?:start_of_turn|end_of_turn|eos|bos|pad|image|video)>|</?s>")
+_VISION = re.compile(r"<\|vision_start\|>|<\|vision_end\|>|(?:<\|(?:image|video)_pad\|>)+")
+_USER = re.compile(
+    r"<\|im_start\|>user\n|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\n|\[INST\]"
+    r"|^(?:user|human|user:|human:)(?=\s)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ASSISTANT = re.compile(
+    r"<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model\n|\[/INST\]"
+    r"|^(?:assistant|assistant:)(?=\s|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
-def openai_form(messages: Sequence[Message], refer: Callable[[Any], str] = str) -> list[dict[str, Any]]:
-    """The same conversation with text parts and `image_url` parts only; `refer` turns an image into its reference.
+# -- message lists -------------------------------------------------------------------------------------------------
 
-    Understands plain strings, OpenAI's chat parts (`text`, `image_url`), its Responses parts (`input_text`,
-    `output_text`, `input_image`) and the `{"type": "image", "image": ...}` of Qwen and Hugging Face. A part that only
-    marks an image's place is left out: that image comes beside the messages.
-    Raises InputError for what is none of these, and whatever `refer` raises.
+
+def to_openai_messages(messages: Sequence[Message], image_url: Callable[[Any], str] = str) -> list[dict[str, Any]]:
+    """Convert a conversation to OpenAI's form, with `text` and `image_url` parts only.
+
+    Args:
+        messages: Turns whose content is a string or a list of parts: OpenAI's chat parts (`text`, `image_url`), its
+            Responses parts (`input_text`, `output_text`, `input_image`), or `{"type": "image", "image": ...}` as in
+            Qwen and Hugging Face. A part that only marks an image's position is left out: its image travels separately.
+        image_url: Converts an image, in the form the message has it, to its URL or reference.
+
+    Raises:
+        InputError: A turn or part has none of these forms. Errors of `image_url` propagate.
     """
     turns: list[dict[str, Any]] = []
-    for number, message in enumerate(messages):
+    for index, message in enumerate(messages):
+        name = f"messages[{index}]"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InputError(f"messages[{number}]: must be an object with a `role`")
-        name = f"messages[{number}]"
-        content = _content(message.get("content"), refer, f"{name}.content")
+            raise InputError(f"{name}: must be an object with a `role`")
+        content = _content(message.get("content"), image_url, f"{name}.content")
         turns.append({"role": _text(message["role"], f"{name}.role"), "content": content})
     return turns
 
 
-def text_of(message: Message) -> str:
-    """What a message says; its images left out."""
-    content = openai_form([message])[0]["content"]
+def message_text(message: Message) -> str:
+    """Return the text of a message, without its images."""
+    content = to_openai_messages([message])[0]["content"]
     return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
 
 
-def images_of(turns: Iterable[Message]) -> list[str]:
-    """References of the images of turns in OpenAI's form, in order."""
+def image_urls(turns: Iterable[Message]) -> list[str]:
+    """Return the image URLs of turns in OpenAI's form, in order."""
     parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
     return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
 
 
-def split_answer(messages: Sequence[Message]) -> tuple[list[Message], str]:
-    """A conversation -> what came before its last turn, and what the assistant says in it.
+def split_last_answer(messages: Sequence[Message]) -> tuple[list[Message], str]:
+    """Split a conversation into the turns before its last one, and the text of that last turn.
 
-    Raises InputError unless the last turn is the assistant's and another comes before it.
+    Raises:
+        InputError: The last turn is not the assistant's, or is the only one.
     """
     if len(messages) < 2 or messages[-1].get("role") != "assistant":
         raise InputError("messages: the last turn must be the assistant's, after at least one other")
-    return list(messages[:-1]), text_of(messages[-1])
+    return list(messages[:-1]), message_text(messages[-1])
 
 
-def _content(content: Any, refer: Callable[[Any], str], name: str) -> str | list[dict[str, Any]]:
+def _content(content: Any, image_url: Callable[[Any], str], name: str) -> str | list[dict[str, Any]]:
     if content is None or isinstance(content, str):
         return _text(content or "", name)
     if not isinstance(content, Sequence):
         raise InputError(f"{name}: must be a text or a list of parts")
-    parts = [_part(part, refer, f"{name}[{i}]") for i, part in enumerate(content)]
+    parts = [_part(part, image_url, f"{name}[{i}]") for i, part in enumerate(content)]
     return [part for part in parts if part is not None]
 
 
-def _part(part: Any, refer: Callable[[Any], str], name: str) -> dict[str, Any] | None:
+def _part(part: Any, image_url: Callable[[Any], str], name: str) -> dict[str, Any] | None:
     if isinstance(part, str):
         return {"type": "text", "text": _text(part, name)}
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in _TEXT and isinstance(part.get("text"), str):
+    if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
         return {"type": "text", "text": _text(part["text"], name)}
-    if kind not in ("image", "image_url", "input_image"):
-        raise InputError(f"{name}: a part of type {kind!r}; there are text, image_url, image and their variants")
-    # Arrow gives every part every column, so that text parts have an empty image and image parts an empty text.
-    found = part.get("image_url") if part.get("image") is None else part["image"]
-    url = found.get("url") if isinstance(found, Mapping) and "url" in found else found
-    return None if url is None else {"type": "image_url", "image_url": {"url": refer(url)}}
+    if kind not in _IMAGE_PARTS:
+        raise InputError(f"{name}: a part of type {kind!r}; must be text, image_url, image or one of their variants")
+    # Arrow gives every part every column, so text parts have an empty image and image parts an empty text.
+    image = part.get("image_url") if part.get("image") is None else part["image"]
+    url = image.get("url") if isinstance(image, Mapping) and "url" in image else image
+    return None if url is None else {"type": "image_url", "image_url": {"url": image_url(url)}}
 
 
 def _text(text: str, name: str) -> str:
     try:
         text.encode()
-    # Half a surrogate pair, which JSON can spell and nothing can carry on.
+    # JSON can spell half a surrogate pair, which no encoding can represent.
     except UnicodeEncodeError as error:
         raise InputError(f"{name}: not a valid text: {error.reason}") from error
     return text
+
+
+# -- text rendered by a chat template ------------------------------------------------------------------------------
+
+
+def last_question(text: str) -> str:
+    """Return the last user turn of a rendered prompt or transcript; the whole text if it has no turns."""
+    turn = _last_turn(text)
+    return strip_control_tokens(text if turn is None else text[turn[0] : turn[1]])
+
+
+def last_answer(text: str, prompt: str | None = None) -> str:
+    """Return the answer in a rendered transcript.
+
+    Args:
+        text: Prompt and answer.
+        prompt: The prompt alone, if known: the answer is then what follows it. Image placeholders are ignored in the
+            comparison, since a processor repeats them. Otherwise the answer is the turn after the last user turn.
+
+    Raises:
+        InputError: The text neither begins with `prompt` nor has turns.
+    """
+    whole = _VISION.sub("", text)
+    if prompt and whole.startswith(start := _VISION.sub("", prompt)):
+        return strip_control_tokens(whole[len(start) :])
+    turn = _last_turn(whole)
+    if turn is None or turn[2] is None:
+        raise InputError("the answer cannot be told from the prompt: the text neither begins with it nor has turns")
+    return strip_control_tokens(whole[turn[2] :])
+
+
+def strip_control_tokens(text: str) -> str:
+    """Remove the control tokens of chat templates."""
+    return _CONTROL.sub("", text).strip()
+
+
+def _last_turn(text: str) -> tuple[int, int, int | None] | None:
+    """Find start and end of the last user turn, and the start of the answer to it; None without a user turn."""
+    users = list(_USER.finditer(text))
+    if not users:
+        return None
+    start = users[-1].end()
+    mark = _ASSISTANT.search(text, start)
+    return (start, len(text), None) if mark is None else (start, mark.start(), mark.end())

@@ -1,73 +1,188 @@
-"""The judge over a local generator: critiques of a response, and its reward."""
+"""The judge: critiques of a response by a vision-language model, the verdict of each critique, and the reward.
 
+    response -> prompt (`prompts`) -> K samples of an engine -> `Verdict` of each (`verdict`) -> `Judgement`
+
+`Judge.score` runs a batch through a `Generator`, `Judge.score_live` one response through a `LiveGenerator` under a
+deadline. Both use the same prompts, seeds, sampling and reading of verdicts, hence give the same rewards.
+Seeds follow from the input's id, so a response has the same critiques in every batch.
+"""
+
+import asyncio
+import hashlib
+import re
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast
+
+from pydantic import Field, model_validator
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sample, Sampling
-from vlgenrm_ray.judge import prompt
-from vlgenrm_ray.judge.inquiry import Inquiry, Item, JudgeConfig, Rationale, judgement
-from vlgenrm_ray.judge.parts import least, parts
-from vlgenrm_ray.judge.verdict import Verdict, read_direct, strip_verdict
-from vlgenrm_ray.records import ImageRef, Judgement
+from vlgenrm_ray.engines.contracts import Generator, LiveGenerator, Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.judge.verdict import (
+    TRACKED_WORDS,
+    Aggregator,
+    Verdict,
+    aggregate,
+    read_direct,
+    read_verdict,
+    strip_verdict,
+)
+from vlgenrm_ray.records import ImageRef, JudgeCritique, Judgement
+from vlgenrm_ray.settings import Settings
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Item", "Judge", "JudgeConfig", "Rationale", "judgement"]
+_G_co = TypeVar("_G_co", covariant=True)
+
+DIRECT_MAX_TOKENS = 2
+"""Tokens sampled where the verdict comes first: some tokenizers emit a blank before the word."""
+MAX_SENTENCES = 32
+"""Parts a response is split into at most. Longer responses have several sentences per part, which bounds their cost."""
 
 
-class Judge:
-    """Judges responses with a generator. Holds no state but its configuration and its engine."""
+class JudgeConfig(Settings):
+    """Prompts, sampling and aggregation of a judge."""
 
-    def __init__(self, config: JudgeConfig, generator: Generator, limits: ImageLimits | None = None) -> None:
-        """Raises InputError if a prompt cannot be read."""
+    mode: Literal["cot", "direct"] = "cot"
+    """`cot`: a rationale, then the verdict. `direct`: the verdict alone, deterministic."""
+    prompt: str = "cot"
+    """Prompt of the `cot` mode: a name in `judge/prompts/`, or a path."""
+    direct_prompt: str = "direct"
+    """Prompt of the `direct` mode."""
+    hint_prompt: str = "cot_hint"
+    """Prompt that states the right verdict, for hint-and-strip."""
+    num_critiques: int = Field(default=4, ge=1, le=256)
+    """K, critiques per response (or sentence). The `direct` mode always samples one."""
+    unit: Literal["response", "sentence"] = "response"
+    """Unit that is judged: the whole response, or each sentence by itself; the reward is then the lowest of them."""
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest critique in tokens, verdict included."""
+    aggregator: Aggregator = "mean"
+    """`mean`: average of p_yes over readable critiques. `vote`: share of "yes" among them."""
+    min_mass: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Least p(Yes) + p(No) at which a verdict counts as readable."""
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _reject_equal_critiques(self) -> Self:
+        if self.mode == "cot" and self.temperature == 0.0 and self.num_critiques > 1:
+            raise ValueError(
+                f"temperature 0 with num_critiques {self.num_critiques}: all critiques would be the same; "
+                "set num_critiques to 1, or temperature above 0"
+            )
+        return self
+
+    def prompt_names(self) -> tuple[str, ...]:
+        """Names or paths of all prompts this judge may use."""
+        return (self.prompt, self.direct_prompt, self.hint_prompt)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeInput:
+    """One response to judge, with its question and images."""
+
+    id: str
+    """Determines the seeds and thereby the critiques: the same id gives the same critiques in every batch."""
+    images: "tuple[PIL.Image.Image | ImageRef, ...]"
+    """Images in order, as pixels or references. Empty: the judge sees no image (the blind baseline)."""
+    question: str
+    response: str
+    hint: str = ""
+    """"Yes" or "No" to state the right verdict in the prompt (`JudgeConfig.hint_prompt`), else ""."""
+
+
+class Judge(Generic[_G_co]):
+    """A judge over one engine. Stateless apart from its configuration and the engine.
+
+    `Judge[Generator]` scores batches (`score`, `critique`, `reread`), `Judge[LiveGenerator]` single responses
+    concurrently (`score_live`). `prompt`, `seed`, `read` and `judgement` need no engine: `Judge(config, None)`.
+    """
+
+    def __init__(self, config: JudgeConfig, generator: _G_co, limits: ImageLimits | None = None) -> None:
+        """Load the prompt.
+
+        Args:
+            config: Prompts, sampling and aggregation.
+            generator: Engine that writes the critiques.
+            limits: Bounds for images given by reference.
+
+        Raises:
+            InputError: A prompt cannot be read.
+        """
         self.config = config
         self.generator = generator
         self.limits = limits or ImageLimits()
-        self.inquiry = Inquiry(config)
+        direct = config.mode == "direct"
+        self._template = prompts.load(config.direct_prompt if direct else config.prompt)
+        self._read_sample = read_direct if direct else read_verdict
+        self.sampling = Sampling(
+            n=1 if direct else config.num_critiques,
+            temperature=0.0 if direct else config.temperature,
+            top_p=config.top_p,
+            max_tokens=DIRECT_MAX_TOKENS if direct else config.max_tokens,
+            watch=TRACKED_WORDS,
+        )
+        """Sampling of critiques."""
+        self._verdict_sampling = Sampling(temperature=0.0, max_tokens=DIRECT_MAX_TOKENS, watch=TRACKED_WORDS)
 
     @staticmethod
     def check(config: JudgeConfig) -> None:
-        """Raise InputError unless every prompt named can be read: on the driver, before engines start."""
-        for name in config.prompts():
-            prompt.load(name)
+        """Load every prompt that `config` names. Called on the driver, before engines start.
 
-    def score(self, items: Sequence[Item]) -> list[Judgement]:
-        """The reward of each item, in order; where there is none, `status` says why."""
-        return [judged for judged, _ in self.measured(items)]
+        Raises:
+            InputError: A prompt cannot be read.
+        """
+        for name in config.prompt_names():
+            prompts.load(name)
 
-    def measured(self, items: Sequence[Item]) -> list[tuple[Judgement, int]]:
-        """`score`, with the number of tokens written for each item."""
-        taken = [parts(item, self.config.unit) for item in items]
-        outcomes = iter(self.critique([part for several in taken for part in several]))
-        found = []
-        for item, several in zip(items, taken, strict=True):
-            written = [next(outcomes) for _ in several]
-            judged = [
-                judgement(part.id, outcome, self.config.aggregator)
-                for part, outcome in zip(several, written, strict=True)
-            ]
-            tokens = sum(r.num_tokens for outcome in written if not isinstance(outcome, Refused) for r in outcome)
-            found.append((least(item.id, judged), tokens))
-        return found
+    # -- batches -----------------------------------------------------------------------------------------------
 
-    def critique(self, items: Sequence[Item]) -> list[tuple[Rationale, ...] | Refused]:
-        """For each item, in order, its K rationales (one in the direct mode), or why there are none."""
-        prompts = self._prompts(items, [""] * len(items))
-        seeds = [self.inquiry.seed(item) for item in items]
-        outcomes = self._generate(prompts, self.inquiry.sampling, seeds)
+    def score(self: "Judge[Generator]", inputs: Sequence[JudgeInput]) -> list[Judgement]:
+        """Judge a batch of responses.
+
+        Returns:
+            One judgement per input, in order. Without a reward, `status` states the reason.
+        """
+        units = [self._units(item) for item in inputs]
+        outcomes = iter(self.critique([unit for several in units for unit in several]))
         return [
-            outcome if isinstance(outcome, Refused) else tuple(self.inquiry.rationale(s, seed) for s in outcome)
-            for outcome, seed in zip(outcomes, seeds, strict=True)
+            min_over_sentences(item.id, [self.judgement(unit.id, next(outcomes)) for unit in several])
+            for item, several in zip(inputs, units, strict=True)
         ]
 
-    def reread(self, items: Sequence[Item], texts: Sequence[str]) -> list[Verdict | Refused]:
-        """The verdict the judge gives each item after a rationale already written, whose own verdict goes."""
+    def critique(self: "Judge[Generator]", inputs: Sequence[JudgeInput]) -> list[tuple[JudgeCritique, ...] | Refused]:
+        """Write K critiques of each input as a whole (one in the `direct` mode), in order; `Refused` where none."""
+        seeds = [self.seed(item) for item in inputs]
+        outcomes = self._generate(self._prompts(inputs, [""] * len(inputs)), self.sampling, seeds)
+        return [
+            outcome if isinstance(outcome, Refused) else self._critiques(item, dict(enumerate(outcome)))
+            for item, outcome in zip(inputs, outcomes, strict=True)
+        ]
+
+    def reread(self: "Judge[Generator]", inputs: Sequence[JudgeInput], texts: Sequence[str]) -> list[Verdict | Refused]:
+        """Read the judge's verdict after given critiques, each cut off before its own verdict.
+
+        Args:
+            inputs: One input per critique.
+            texts: Critiques, written by this or another judge.
+
+        Returns:
+            One verdict per critique, in order; unreadable with problem `no marker` if a critique has no verdict.
+        """
         prefixes = [strip_verdict(text) for text in texts]
-        prompts = self._prompts(items, [prefix or "" for prefix in prefixes])
-        outcomes = self._generate(prompts, self.inquiry.reading, [self.inquiry.seed(i) for i in items])
+        outcomes = self._generate(
+            self._prompts(inputs, [prefix or "" for prefix in prefixes]),
+            self._verdict_sampling,
+            [self.seed(item) for item in inputs],
+        )
         verdicts: list[Verdict | Refused] = []
         for prefix, outcome in zip(prefixes, outcomes, strict=True):
             if isinstance(outcome, Refused):
@@ -79,27 +194,191 @@ class Judge:
         return verdicts
 
     def _generate(
-        self, prompts: Sequence[Prompt | Refused], sampling: Sampling, seeds: Sequence[int]
+        self: "Judge[Generator]", batch: Sequence[Prompt | Refused], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Sample] | Refused]:
-        """The generator's outcomes, with the prompts that could not even be made left where they are."""
-        asked = [(i, p) for i, p in enumerate(prompts) if isinstance(p, Prompt)]
-        outcomes = iter(self.generator.generate([p for _, p in asked], sampling, [seeds[i] for i, _ in asked]))
-        return [p if isinstance(p, Refused) else next(outcomes) for p in prompts]
+        """Sample the prompts of a batch; refusals in it stay at their places."""
+        accepted = [(i, prompt) for i, prompt in enumerate(batch) if isinstance(prompt, Prompt)]
+        samples = iter(self.generator.generate([p for _, p in accepted], sampling, [seeds[i] for i, _ in accepted]))
+        return [prompt if isinstance(prompt, Refused) else next(samples) for prompt in batch]
 
-    def _prompts(self, items: Sequence[Item], prefixes: Sequence[str]) -> list[Prompt | Refused]:
-        """What the generator is asked; an image that several items share is opened once."""
-        refs = {image for item in items for image in item.images if isinstance(image, ImageRef)}
+    def _prompts(self, inputs: Sequence[JudgeInput], prefixes: Sequence[str]) -> list[Prompt | Refused]:
+        """Build the prompts of a batch. An image that several inputs share is opened once."""
+        refs = {image for item in inputs for image in item.images if isinstance(image, ImageRef)}
         opened = {ref: self._open(ref) for ref in refs}
-        prompts: list[Prompt | Refused] = []
-        for item, prefix in zip(items, prefixes, strict=True):
-            found = [opened[image] if isinstance(image, ImageRef) else image for image in item.images]
-            refused = next((image for image in found if isinstance(image, Refused)), None)
-            shown = tuple(image for image in found if not isinstance(image, Refused))
-            prompts.append(refused or self.inquiry.prompt(item, shown, prefix))
-        return prompts
+        batch: list[Prompt | Refused] = []
+        for item, prefix in zip(inputs, prefixes, strict=True):
+            pixels = [opened[image] if isinstance(image, ImageRef) else image for image in item.images]
+            refused = next((image for image in pixels if isinstance(image, Refused)), None)
+            readable = tuple(image for image in pixels if not isinstance(image, Refused))
+            batch.append(refused or self.prompt(item, readable, prefix))
+        return batch
 
     def _open(self, ref: ImageRef) -> "PIL.Image.Image | Refused":
         try:
             return images.read(ref, self.limits)
         except ImageError as error:
             return Refused(reason=error.reason, detail=error.detail)
+
+    # -- one response, by a deadline ---------------------------------------------------------------------------
+
+    async def score_live(
+        self: "Judge[LiveGenerator]",
+        item: JudgeInput,
+        pixels: "tuple[PIL.Image.Image, ...]",
+        *,
+        deadline: float | None = None,
+    ) -> Judgement:
+        """Judge one response with the critiques that are finished by `deadline`.
+
+        Unfinished critiques are aborted at the deadline, and all of them if the caller is cancelled.
+
+        Args:
+            item: The response; its `images` are not read.
+            pixels: Images in order.
+            deadline: Time of the running event loop's clock, in seconds. None: wait for all critiques.
+
+        Returns:
+            The judgement. Its status is `timeout` if no critique (or none of some sentence) was finished.
+
+        Raises:
+            EngineLostError: The engine is gone.
+        """
+        parts = [self._score_unit(unit, pixels, deadline) for unit in self._units(item)]
+        return min_over_sentences(item.id, await asyncio.gather(*parts))
+
+    async def _score_unit(
+        self: "Judge[LiveGenerator]",
+        item: JudgeInput,
+        pixels: "tuple[PIL.Image.Image, ...]",
+        deadline: float | None,
+    ) -> Judgement:
+        begin = time.monotonic()
+        finished: dict[int, Sample] = {}
+        refused: Refused | None = None
+        stream = self.generator.as_finished(self.prompt(item, pixels), self.sampling, self.seed(item))
+        try:
+            async with asyncio.timeout_at(deadline), aclosing(cast("Any", stream)) as samples:
+                async for place, outcome in samples:
+                    if isinstance(outcome, Refused):
+                        refused = outcome
+                        break
+                    finished[place] = outcome
+        except TimeoutError:
+            pass
+        engine_s = time.monotonic() - begin
+        if refused is None and not finished:
+            return Judgement(id=item.id, reward=None, status="timeout", num_asked=self.sampling.n, engine_s=engine_s)
+        return replace(self.judgement(item.id, refused or self._critiques(item, finished)), engine_s=engine_s)
+
+    # -- shared by both ----------------------------------------------------------------------------------------
+
+    def prompt(self, item: JudgeInput, pixels: "tuple[PIL.Image.Image, ...]", prefix: str = "") -> Prompt:
+        """Build the engine's prompt for an input whose images are `pixels`."""
+        template = prompts.load(self.config.hint_prompt) if item.hint else self._template
+        text = prompts.render(template, item.question, item.response, item.hint)
+        return Prompt(images=pixels, text=text, prefix=prefix)
+
+    def seed(self, item: JudgeInput) -> int:
+        """Derive the sampling seed of an input from its id: the same in every batch."""
+        return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{item.id}".encode()).digest()[:4], "big")
+
+    def read(self, sample: Sample, *, id: str, seed: int) -> JudgeCritique:
+        """Read the verdict of one sample."""
+        verdict = self._read_sample(sample, min_mass=self.config.min_mass)
+        return JudgeCritique(
+            id=id,
+            text=sample.text,
+            verdict=verdict.word,
+            p_yes=verdict.p_yes,
+            verdict_mass=verdict.mass,
+            num_tokens=len(sample.tokens),
+            seed=seed,
+        )
+
+    def judgement(self, id: str, critiques: Sequence[JudgeCritique] | Refused) -> Judgement:
+        """Compute the reward of one input from its critiques. Unreadable critiques abstain.
+
+        Returns:
+            A judgement whose reward is None if the engine refused the prompt or no critique is readable.
+        """
+        if isinstance(critiques, Refused):
+            return Judgement(
+                id=id,
+                reward=None,
+                status=critiques.reason.value,
+                num_asked=self.sampling.n,
+                detail=critiques.detail,
+            )
+        reward = aggregate(critiques, self.config.aggregator)
+        return Judgement(
+            id=id,
+            reward=reward,
+            status=DropReason.UNREADABLE_VERDICT.value if reward is None else "ok",
+            critiques=tuple(critiques),
+            num_asked=self.sampling.n,
+            verdict_mass=sum(c.verdict_mass for c in critiques) / len(critiques),
+        )
+
+    def _critiques(self, item: JudgeInput, samples: dict[int, Sample]) -> tuple[JudgeCritique, ...]:
+        """Read the samples of an input, given by their index k in 0 ... n - 1."""
+        seed = self.seed(item)
+        return tuple(self.read(samples[k], id=f"{item.id}/c{k}", seed=seed) for k in sorted(samples))
+
+    def _units(self, item: JudgeInput) -> tuple[JudgeInput, ...]:
+        return (item,) if self.config.unit == "response" else split_sentences(item)
+
+
+# Whitespace before a newline is matched only from where it begins: matching from every blank would be quadratic.
+_SENTENCE_END = re.compile(
+    r"(?:(?<=[.!?])(?<!\b(?:Dr|Mr|Ms|St|vs)\.)|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|(?<!\s)\s*\n\s*"
+)
+
+
+def split_sentences(item: JudgeInput) -> tuple[JudgeInput, ...]:
+    """Split an input into one input per sentence of its response, with ids `<id>/s<number>`.
+
+    Divide and conquer, as in RLAIF-V (arXiv 2405.17220): a judge that fails on a long response can still be right about
+    each sentence. A response of one sentence is returned unchanged; more than `MAX_SENTENCES` are grouped.
+    """
+    sentences = _sentences(item.response)
+    if len(sentences) < 2:
+        return (item,)
+    return tuple(replace(item, id=f"{item.id}/s{i}", response=sentence) for i, sentence in enumerate(sentences))
+
+
+def _sentences(response: str) -> list[str]:
+    sentences: list[str] = []
+    pending: list[str] = []
+    for part in _SENTENCE_END.split(response.strip()):
+        # A bare list number ("1.") belongs to the sentence it numbers.
+        pending.append(part)
+        if any(letter.isalpha() for letter in part):
+            sentences.append(" ".join(pending).strip())
+            pending.clear()
+    if pending:
+        sentences.append(" ".join(pending).strip())
+    group = -(-len(sentences) // MAX_SENTENCES)
+    return [" ".join(sentences[i : i + group]) for i in range(0, len(sentences), group)]
+
+
+def min_over_sentences(id: str, parts: Sequence[Judgement]) -> Judgement:
+    """Combine the judgements of a response's sentences: the reward is the lowest, r = min_s r_s.
+
+    RLAIF-V counts refused claims instead; the minimum stays in the range of a whole response's reward and does not
+    depend on the number of sentences. If a sentence has no reward, neither has the response, with that status.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    worst = next((part for part in parts if part.reward is None), None)
+    if worst is None:
+        worst = min(parts, key=lambda part: part.reward if part.reward is not None else 0.0)
+    return Judgement(
+        id=id,
+        reward=worst.reward,
+        status=worst.status,
+        critiques=tuple(critique for part in parts for critique in part.critiques),
+        num_asked=sum(part.num_asked for part in parts),
+        verdict_mass=sum(part.verdict_mass for part in parts) / len(parts),
+        engine_s=max(part.engine_s for part in parts),
+        detail=next((part.detail for part in parts if part.detail), ""),
+    )

@@ -21,9 +21,8 @@ import httpx
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.judge import ranking
-from vlgenrm_ray.judge.exchange import Call, JudgeProtocol, Pause, ScoreInput, Upload
-from vlgenrm_ray.judge.wire import CompareResponse, RankResponse, ScoreReply
+from vlgenrm_ray.judge.protocol import Call, JudgeProtocol, Pause, ScoreInput, Upload
+from vlgenrm_ray.judge.wire import CompareResponse, RankResponse, ScoreReply, compare_replies, rank_replies
 
 __all__ = ["AsyncRemoteJudge", "RemoteJudge", "ScoreInput"]
 
@@ -63,11 +62,11 @@ class RemoteJudge:
 
     def compare(self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None) -> CompareResponse:
         """Which of two responses to the item's question is better; `response` of `item` is not looked at."""
-        return ranking.compare(*self.score(_variants(item, (first, second)), deadline_s=deadline_s))
+        return compare_replies(*self.score(_variants(item, (first, second)), deadline_s=deadline_s))
 
     def rank(self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None) -> RankResponse:
         """Responses to the item's question from best to worst; `response` of `item` is not looked at."""
-        return ranking.rank(self.score(_variants(item, responses), deadline_s=deadline_s))
+        return rank_replies(self.score(_variants(item, responses), deadline_s=deadline_s))
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -131,13 +130,13 @@ class AsyncRemoteJudge:
         self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None
     ) -> CompareResponse:
         """See `RemoteJudge.compare`."""
-        return ranking.compare(*await self.score(_variants(item, (first, second)), deadline_s=deadline_s))
+        return compare_replies(*await self.score(_variants(item, (first, second)), deadline_s=deadline_s))
 
     async def rank(
         self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None
     ) -> RankResponse:
         """See `RemoteJudge.rank`."""
-        return ranking.rank(await self.score(_variants(item, responses), deadline_s=deadline_s))
+        return rank_replies(await self.score(_variants(item, responses), deadline_s=deadline_s))
 
     async def close(self) -> None:
         """Close the pooled connections."""

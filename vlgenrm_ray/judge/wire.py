@@ -3,6 +3,7 @@
 An item that could not be scored has `reward: null` and a status that says why. It is never 0: 0 is a verdict.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Literal, Self
 
@@ -161,3 +162,19 @@ class ImageResponse(_Strict):
     """Reply to `POST /v1/images` (the encoded image as the request's body)."""
 
     sha256: str
+
+
+def compare_replies(first: ScoreReply, second: ScoreReply) -> CompareResponse:
+    """Compare two replies by their rewards; undecided if either has none."""
+    if first.reward is None or second.reward is None:
+        return CompareResponse(better=None, margin=None, first=first, second=second)
+    margin = first.reward - second.reward
+    better = "first" if margin > 0 else "second" if margin < 0 else "tie"
+    return CompareResponse.model_validate({"better": better, "margin": margin, "first": first, "second": second})
+
+
+def rank_replies(replies: Sequence[ScoreReply]) -> RankResponse:
+    """Rank replies from best to worst. Ties keep their order; replies without a reward come last."""
+    order = sorted(range(len(replies)), key=lambda i: (replies[i].reward is None, -(replies[i].reward or 0.0)))
+    best = order[0] if order and replies[order[0]].reward is not None else None
+    return RankResponse(order=order, best=best, items=list(replies))

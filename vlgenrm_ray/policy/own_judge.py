@@ -12,14 +12,14 @@ from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
-from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.policy.scored import TIMEOUT, Reward, RewardOutput
 from vlgenrm_ray.records import Judgement, Rollout
 from vlgenrm_ray.settings import Settings
 
 _RETRIES = 3
 """Times that what a killed judge was asked is asked of the next."""
-Score = Callable[[list[Item]], Awaitable[list[Judgement]]]
+Score = Callable[[list[JudgeInput]], Awaitable[list[Judgement]]]
 
 
 class OwnJudgeConfig(Settings):
@@ -107,7 +107,7 @@ class JudgeActor:
     ) -> None:
         self._judge = Judge(config.judge, build(config.engine), limits)
 
-    def score(self, items: list[Item]) -> list[Judgement]:
+    def score(self, items: list[JudgeInput]) -> list[Judgement]:
         """See `Judge.score`."""
         return self._judge.score(items) if items else []
 
@@ -121,7 +121,7 @@ def start(config: OwnJudgeConfig, limits: ImageLimits, *, deadline_s: float = 30
     made = ray.remote(JudgeActor).options(max_restarts=_RETRIES, max_task_retries=_RETRIES, **options)
     actor: Any = made.remote(config, limits)
 
-    async def score(items: list[Item]) -> list[Judgement]:
+    async def score(items: list[JudgeInput]) -> list[Judgement]:
         try:
             judgements: list[Judgement] = await actor.score.remote(items)
         except RayActorError as error:
@@ -133,11 +133,11 @@ def start(config: OwnJudgeConfig, limits: ImageLimits, *, deadline_s: float = 30
     return OwnJudge(score, lambda: ray.kill(actor), deadline_s=deadline_s)
 
 
-def _item(rollout: Rollout) -> Item:
+def _item(rollout: Rollout) -> JudgeInput:
     asked = rollout.question
-    return Item(id=rollout.id, images=(asked.image,), question=asked.text, response=rollout.text)
+    return JudgeInput(id=rollout.id, images=(asked.image,), question=asked.text, response=rollout.text)
 
 
 def _scored(judgement: Judgement) -> RewardOutput:
-    critique = judgement.critiques[0] if judgement.critiques else ""
+    critique = judgement.critiques[0].text if judgement.critiques else ""
     return RewardOutput(reward=judgement.reward, status=judgement.status, critique=critique)

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError, RemoteError, RemoteRefusalError
-from vlgenrm_ray.judge.handle import HandleTransport
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
+from vlgenrm_ray.judge.serve_handle import ServeHandleTransport
 from vlgenrm_ray.policy import own_judge
 from vlgenrm_ray.policy.function_reward import FunctionReward, load
 from vlgenrm_ray.policy.own_judge import OwnJudgeConfig
@@ -100,7 +100,7 @@ class ServedJudge:
             token=token,
             retries=config.retries,
             limits=limits,
-            transport=HandleTransport(config.handle) if config.handle else None,
+            transport=ServeHandleTransport(config.handle) if config.handle else None,
         )
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:

@@ -158,8 +158,8 @@ class _Page:
         sides = f"chosen {_reward(result.chosen)}, rejected {_reward(result.rejected)}"
         yield from self._put(1, f"judged {result.id}  {sides}", result.id)
         for name, judgement in (("chosen", result.chosen), ("rejected", result.rejected)):
-            for text in judgement.critiques:
-                yield from self._put(2, f"{name}: {' / '.join(text.split(chr(10)))}")
+            for critique in judgement.critiques:
+                yield from self._put(2, f"{name}: {' / '.join(critique.text.split(chr(10)))}")
 
     def _dropped(self, shown: set[str]) -> Iterator[str]:
         """What left the flow, apart from the critiques, which have their fate beside them."""

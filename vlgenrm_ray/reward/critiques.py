@@ -18,10 +18,10 @@ from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, Refused
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
-from vlgenrm_ray.judge import prompt
-from vlgenrm_ray.judge.judge import Item, Judge, JudgeConfig, Rationale
+from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.judge.verdict import NO, YES
-from vlgenrm_ray.records import Critique, Dropped, Preference, Side
+from vlgenrm_ray.records import Critique, Dropped, JudgeCritique, Preference, Side
 from vlgenrm_ray.settings import Settings, digest
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def run(
 def fingerprint(config: CritiquesConfig, judge: JudgeConfig, round: int) -> str:
     """Of what decides which critiques are written; how many actors write them does not."""
     settings = config.model_dump(mode="json", exclude={"pool": True, "engine": {"model", "threads"}})
-    prompts = {name: prompt.load(name) for name in judge.prompts()}
-    return digest([settings, judge.model_dump(mode="json"), prompts, round])
+    texts = {name: prompts.load(name) for name in judge.prompt_names()}
+    return digest([settings, judge.model_dump(mode="json"), texts, round])
 
 
 class CritiqueActor:
@@ -106,7 +106,9 @@ class CritiqueActor:
         return units_table(Critique, units)
 
 
-def write(judge: Judge, preferences: Sequence[Preference], *, round: int, hint: bool) -> list[Unit[Critique]]:
+def write(
+    judge: Judge[Generator], preferences: Sequence[Preference], *, round: int, hint: bool
+) -> list[Unit[Critique]]:
     """Critiques of both sides of each preference, one unit per preference, in order."""
     items = [item_of(p, side) for p in preferences for side in Side]
     outcomes = dict(zip([i.id for i in items], judge.critique(items), strict=True))
@@ -120,20 +122,22 @@ def write(judge: Judge, preferences: Sequence[Preference], *, round: int, hint: 
     return [unit(p, {s: outcomes[f"{p.id}/{s}"] for s in Side}, round) for p in preferences]
 
 
-def item_of(preference: Preference, side: Side) -> Item:
+def item_of(preference: Preference, side: Side) -> JudgeInput:
     """What the judge is asked about one side."""
     question, response = preference.question, preference.response(side)
-    return Item(id=f"{preference.id}/{side}", images=(question.image,), question=question.text, response=response)
+    return JudgeInput(id=f"{preference.id}/{side}", images=(question.image,), question=question.text, response=response)
 
 
-def needs_hint(outcome: Sequence[Rationale] | Refused, side: Side) -> bool:
+def needs_hint(outcome: Sequence[JudgeCritique] | Refused, side: Side) -> bool:
     """True where critiques were written and none has the right verdict."""
     if isinstance(outcome, Refused):
         return False
-    return all(r.verdict.word != _RIGHT[side].casefold() for r in outcome)
+    return all(r.verdict != _RIGHT[side].casefold() for r in outcome)
 
 
-def _hinted(judge: Judge, items: Sequence[Item], sides: Mapping[str, Side]) -> dict[str, list[Rationale]]:
+def _hinted(
+    judge: Judge[Generator], items: Sequence[JudgeInput], sides: Mapping[str, Side]
+) -> dict[str, list[JudgeCritique]]:
     """Critiques written with the verdict told, with the verdict the judge reads off them when it is not told."""
     told = [replace(item, hint=_RIGHT[sides[item.id]]) for item in items]
     written = [
@@ -143,16 +147,18 @@ def _hinted(judge: Judge, items: Sequence[Item], sides: Mapping[str, Side]) -> d
         for rationale in outcome
     ]
     read = judge.reread([item for item, _ in written], [rationale.text for _, rationale in written])
-    found: dict[str, list[Rationale]] = {item.id: [] for item in items}
+    found: dict[str, list[JudgeCritique]] = {item.id: [] for item in items}
     for (item, rationale), verdict in zip(written, read, strict=True):
         if not isinstance(verdict, Refused):
             # The word stays the one in the text; how sure of it is the judge that was not told?
-            verdict = replace(verdict, word=rationale.verdict.word if verdict.p_yes is not None else None)
-            found[item.id].append(replace(rationale, verdict=verdict))
+            word = rationale.verdict if verdict.p_yes is not None else None
+            found[item.id].append(replace(rationale, verdict=word, p_yes=verdict.p_yes, verdict_mass=verdict.mass))
     return found
 
 
-def unit(preference: Preference, outcomes: Mapping[Side, Sequence[Rationale] | Refused], round: int) -> Unit[Critique]:
+def unit(
+    preference: Preference, outcomes: Mapping[Side, Sequence[JudgeCritique] | Refused], round: int
+) -> Unit[Critique]:
     """All critiques of a preference, or its `Dropped` where a side was refused."""
     critiques: list[Critique] = []
     num_tokens = sum(r.num_tokens for o in outcomes.values() if not isinstance(o, Refused) for r in o)
@@ -164,18 +170,17 @@ def unit(preference: Preference, outcomes: Mapping[Side, Sequence[Rationale] | R
     return Unit(id=preference.id, records=tuple(critiques), num_tokens=num_tokens)
 
 
-def record(preference: Preference, side: Side, k: int, rationale: Rationale, round: int) -> Critique:
+def record(preference: Preference, side: Side, k: int, rationale: JudgeCritique, round: int) -> Critique:
     """One rationale as the record that goes to selection."""
-    verdict = rationale.verdict
     return Critique(
         id=f"{preference.id}/{side}/c{k}",
         preference=preference,
         side=side,
         round=round,
         text=rationale.text,
-        verdict=verdict.word,
-        p_yes=verdict.p_yes,
-        verdict_mass=verdict.mass,
+        verdict=rationale.verdict,
+        p_yes=rationale.p_yes,
+        verdict_mass=rationale.verdict_mass,
         num_tokens=rationale.num_tokens,
         seed=rationale.seed,
     )

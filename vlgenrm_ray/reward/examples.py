@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlgenrm_ray.experts.claims import ClaimExtractor
-from vlgenrm_ray.judge import prompt
+from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.combinations import Combination
 from vlgenrm_ray.reward.critique_text import cut_after_verdict
@@ -97,4 +97,4 @@ def _stratum(response: str, extractor: ClaimExtractor | None) -> str:
 
 
 def _render(template: str, preference: Preference, side: Side) -> str:
-    return prompt.render(template, question=preference.question.text, response=preference.response(side))
+    return prompts.render(template, question=preference.question.text, response=preference.response(side))

@@ -13,7 +13,7 @@ from pydantic import Field
 from vlgenrm_ray.data import flow
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.judge import prompt as prompts
+from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Dropped, Example
 from vlgenrm_ray.reward.combinations import MarginScale, Selection, Strategy, select
 from vlgenrm_ray.reward.examples import Templates, examples

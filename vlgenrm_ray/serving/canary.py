@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.inquiry import Item
-from vlgenrm_ray.judge.live import Judged
+from vlgenrm_ray.judge.judge import JudgeInput
+from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.config import CanaryConfig
 
 if TYPE_CHECKING:
     import PIL.Image
 
-Ask = Callable[[Item, "PIL.Image.Image"], Awaitable[Judged]]
+Ask = Callable[[JudgeInput, "PIL.Image.Image"], Awaitable[Judgement]]
 
 _OWN = CanaryConfig(
     image="canary.png",
@@ -55,9 +55,9 @@ class Canary:
         except (OSError, ImageError) as error:
             raise InputError(f"canary.image {config.image!r}: {error}") from error
 
-    def item(self, response: str) -> Item:
+    def item(self, response: str) -> JudgeInput:
         """A question about the picture; its id is the same for all versions, so they are compared on equal chances."""
-        return Item(id=f"canary/{response}", images=(), question=self.question, response=response)
+        return JudgeInput(id=f"canary/{response}", images=(), question=self.question, response=response)
 
     async def examine(self, ask: Ask) -> Finding:
         """Have the canary judged. Raises EngineLostError."""
@@ -66,9 +66,9 @@ class Canary:
         for response in (*self.better, *self.worse):
             for seen in (True, False) if response in self.better else (True,):
                 judged = await ask(self.item(response), self.image if seen else blank)
-                if judged.judgement.reward is None:
-                    return Finding(problem=f"no reward for {response!r}: {judged.judgement.status} {judged.detail}")
-                rewards[response, seen] = judged.judgement.reward
+                if judged.reward is None:
+                    return Finding(problem=f"no reward for {response!r}: {judged.status} {judged.detail}")
+                rewards[response, seen] = judged.reward
         good = _mean([rewards[response, True] for response in self.better])
         margin = good - _mean([rewards[response, True] for response in self.worse])
         change = _mean([abs(rewards[response, True] - rewards[response, False]) for response in self.better])

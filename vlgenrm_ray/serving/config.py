@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.experts.witness import WitnessConfig
-from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.settings import Settings
 

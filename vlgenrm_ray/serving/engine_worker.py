@@ -11,9 +11,9 @@ from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import LiveGenerator
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
-from vlgenrm_ray.judge.inquiry import Inquiry, Item
-from vlgenrm_ray.judge.live import Judged, judge
+from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.judge.wire import Status
+from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.canary import Canary, Finding
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.pictures import LateError, Pictures
@@ -59,7 +59,7 @@ class Replica:
         self._loaded = loaded
         self.canary = Canary(config.canary, config.images)
         self._generator = generator
-        self._inquiry = lru_cache(256)(Inquiry)
+        self._judge = lru_cache(256)(self._build_judge)
         self._pictures = Pictures(config.images)
         self._running = 0
         self._idle = asyncio.Event()
@@ -131,9 +131,9 @@ class Replica:
     async def _one(self, task: Task, deadline: float) -> Outcome:
         version = self.model.version
         try:
-            item = Item(id=task.id(), images=(), question=task.question, response=task.response)
+            item = JudgeInput(id=task.id(), images=(), question=task.question, response=task.response)
             async with self._pictures.shown(task.images, deadline) as shown:
-                judged = await judge(self._inquiry(task.config), self._generator, item, shown, deadline=deadline)
+                judged = await self._judge(task.config).score_live(item, shown, deadline=deadline)
         except EngineLostError:
             raise
         except ImageError as error:
@@ -146,8 +146,11 @@ class Replica:
             return Outcome(reward=None, status=Status.INTERNAL, version=version, detail=type(error).__name__)
         return _outcome(judged, version)
 
-    async def _ask(self, item: Item, image: "PIL.Image.Image") -> Judged:
-        return await judge(self._inquiry(self.config.judge), self._generator, item, (image,))
+    async def _ask(self, item: JudgeInput, image: "PIL.Image.Image") -> Judgement:
+        return await self._judge(self.config.judge).score_live(item, (image,))
+
+    def _build_judge(self, config: JudgeConfig) -> Judge[LiveGenerator]:
+        return Judge(config, self._generator)
 
 
 def first_model(config: ServingConfig) -> Model:
@@ -164,24 +167,23 @@ def model_in(folder: Path, number: int) -> Model:
     return Model(number=number, folder=str(real), version=model_folder.version(real, folder.name))
 
 
-def _outcome(judged: Judged, version: str) -> Outcome:
-    made = judged.judgement
+def _outcome(judged: Judgement, version: str) -> Outcome:
     known = {status.value: status for status in Status}
-    status = known.get(made.status) or _STATUS.get(DropReason(made.status), Status.INTERNAL)
+    status = known.get(judged.status) or _STATUS.get(DropReason(judged.status), Status.INTERNAL)
     detail = judged.detail
     if status is Status.TIMEOUT:
         detail = "no critique was finished by the deadline"
     elif status is Status.UNREADABLE_VERDICT:
         detail = "no critique ended in a verdict that counts"
     return Outcome(
-        reward=made.reward,
+        reward=judged.reward,
         status=status,
         version=version,
         detail=detail,
-        critiques=made.critiques,
-        p_yes=judged.p_yes,
+        critiques=tuple(critique.text for critique in judged.critiques),
+        p_yes=tuple(critique.p_yes for critique in judged.critiques),
         num_asked=judged.num_asked,
-        verdict_mass=made.verdict_mass,
+        verdict_mass=judged.verdict_mass,
         num_tokens=judged.num_tokens,
         engine_s=judged.engine_s,
     )

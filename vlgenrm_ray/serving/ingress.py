@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 
 from vlgenrm_ray.experts.witness import Witness
-from vlgenrm_ray.judge.handle import Answer
+from vlgenrm_ray.judge.serve_handle import Answer
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
 from vlgenrm_ray.serving import engine_pool
 from vlgenrm_ray.serving.canary import Canary, Finding

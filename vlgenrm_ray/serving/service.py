@@ -13,7 +13,6 @@ from functools import partial
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import too_many
 from vlgenrm_ray.errors import DropReason, InputError
-from vlgenrm_ray.judge import ranking
 from vlgenrm_ray.judge.wire import (
     MAX_TEXT,
     CompareRequest,
@@ -27,6 +26,8 @@ from vlgenrm_ray.judge.wire import (
     Status,
     Timings,
     WireCritique,
+    compare_replies,
+    rank_replies,
 )
 from vlgenrm_ray.serving.cache import Cache
 from vlgenrm_ray.serving.config import ServingConfig
@@ -70,11 +71,11 @@ class Service:
 
     async def compare(self, request: CompareRequest) -> CompareResponse:
         """Which of two responses is better. Raises OverloadedError."""
-        return ranking.compare(*await self._variants(request.item, [request.first, request.second], request.deadline_s))
+        return compare_replies(*await self._variants(request.item, [request.first, request.second], request.deadline_s))
 
     async def rank(self, request: RankRequest) -> RankResponse:
         """Best-of-N. Raises OverloadedError."""
-        return ranking.rank(await self._variants(request.item, request.responses, request.deadline_s))
+        return rank_replies(await self._variants(request.item, request.responses, request.deadline_s))
 
     async def _variants(self, item: ScoreItem, responses: list[str], deadline_s: float | None) -> list[ScoreReply]:
         items = [item.model_copy(update={"response": response}) for response in responses]

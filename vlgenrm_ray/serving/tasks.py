@@ -4,8 +4,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from vlgenrm_ray.judge.conversation import images_of, openai_form, text_of
-from vlgenrm_ray.judge.inquiry import JudgeConfig
+from vlgenrm_ray.judge.conversation import image_urls, message_text, to_openai_messages
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply, Status
 from vlgenrm_ray.serving.images import Stored
 
@@ -68,9 +68,9 @@ def question_of(item: ScoreItem) -> tuple[str, list[str]]:
     if item.messages is None:
         question = item.question or ""
     else:
-        turns = openai_form(item.messages)
-        shown += images_of(turns)
-        said = [(turn["role"], text_of(turn)) for turn in turns]
+        turns = to_openai_messages(item.messages)
+        shown += image_urls(turns)
+        said = [(turn["role"], message_text(turn)) for turn in turns]
         # A lone question needs no label; in a longer conversation the judge must see who said what.
         question = said[0][1] if len(said) == 1 else "\n".join(f"{role.capitalize()}: {text}" for role, text in said)
     if item.reference is not None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.transcript import answered, asked
+from vlgenrm_ray.judge.conversation import last_answer, last_question
 from vlgenrm_ray.judge.wire import ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import item, judge, rewards
 from vlgenrm_ray.serving.score import Score
@@ -43,6 +43,6 @@ def router(score: Score) -> APIRouter:
 
 def _item(number: int, text: str) -> ScoreItem:
     try:
-        return item(f"messages[{number}]", question=asked(text), response=answered(text))
+        return item(f"messages[{number}]", question=last_question(text), response=last_answer(text))
     except InputError as error:
         raise HTTPException(422, f"messages[{number}]: {error}") from error

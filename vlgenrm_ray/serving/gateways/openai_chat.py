@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.conversation import split_answer
+from vlgenrm_ray.judge.conversation import split_last_answer
 from vlgenrm_ray.judge.wire import MAX_CRITIQUES, ScoreItem, ScoreReply, WireCritique
 from vlgenrm_ray.serving.gateways.scoring import item, judge, rewards
 from vlgenrm_ray.serving.score import Score
@@ -61,7 +61,7 @@ def _item(asked: Completion) -> ScoreItem:
     if asked.stream:
         raise HTTPException(422, "stream: critiques come whole; leave it out")
     try:
-        messages, response = split_answer(asked.messages)
+        messages, response = split_last_answer(asked.messages)
     except InputError as error:
         raise HTTPException(422, str(error)) from error
     return item("messages", messages=messages, response=response, num_critiques=asked.n, seed=asked.seed)

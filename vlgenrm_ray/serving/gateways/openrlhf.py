@@ -13,7 +13,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.transcript import answered, asked
+from vlgenrm_ray.judge.conversation import last_answer, last_question
 from vlgenrm_ray.judge.wire import ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import item, judge, label, rewards
 from vlgenrm_ray.serving.score import Score
@@ -58,13 +58,13 @@ def _item(number: int, query: str, prompt: str, value: Any) -> ScoreItem:
     told = label(f"labels[{number}]", value)
     messages = _conversation(prompt)
     try:
-        response = answered(query, None if messages else prompt)
+        response = last_answer(query, None if messages else prompt)
     except InputError as error:
         raise HTTPException(422, f"query[{number}]: {error}") from error
     if messages and told.question is None:
         fields: dict[str, Any] = {"messages": messages, "images": list(told.images)}
     else:
-        fields = {"question": told.question or asked(prompt or query), "images": list(told.images)}
+        fields = {"question": told.question or last_question(prompt or query), "images": list(told.images)}
     return item(f"item {number}", response=response, reference=told.reference, **fields)
 
 

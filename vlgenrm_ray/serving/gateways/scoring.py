@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from pydantic import ValidationError
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.conversation import openai_form
+from vlgenrm_ray.judge.conversation import to_openai_messages
 from vlgenrm_ray.judge.label import Label, read
 from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, Status
 from vlgenrm_ray.serving.score import Score
@@ -24,7 +24,7 @@ def item(name: str, **fields: Any) -> ScoreItem:
     """An item; HTTP 422 that names the foreign field it came from where it is none."""
     try:
         if fields.get("messages") is not None:
-            fields["messages"] = openai_form(fields["messages"], picture)
+            fields["messages"] = to_openai_messages(fields["messages"], picture)
         fields["images"] = [picture(image) for image in fields.get("images", ())]
         return ScoreItem.model_validate(fields)
     except InputError as error:

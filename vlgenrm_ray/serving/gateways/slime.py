@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
-from vlgenrm_ray.judge.transcript import asked
+from vlgenrm_ray.judge.conversation import last_question
 from vlgenrm_ray.serving.gateways.scoring import item, judge, label, rewards
 from vlgenrm_ray.serving.score import Score
 
@@ -33,7 +33,7 @@ def router(score: Score) -> APIRouter:
     async def rm(sample: Sample, as_dict: bool = False) -> float | dict[str, Any]:
         told = label("label", sample.label)
         if told.question is not None or isinstance(sample.prompt, str):
-            question = told.question or asked(str(sample.prompt))
+            question = told.question or last_question(str(sample.prompt))
             fields: dict[str, Any] = {"question": question}
         elif sample.prompt:
             fields = {"messages": sample.prompt}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlgenrm_ray.data.images import ImageLimits, read
 from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sampling
-from vlgenrm_ray.judge.judge import Item, Judge
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.records import PairResult, Preference, Question
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.world import questions, response_is_true
@@ -25,7 +25,7 @@ def answered(generator: Generator, folder: Path, *, seed: int, count: int) -> li
     ]
 
 
-def judged(judge: Judge, folder: Path, *, seed: int, count: int) -> list[PairResult]:
+def judged(judge: Judge[Generator], folder: Path, *, seed: int, count: int) -> list[PairResult]:
     """`count` held-out gold pairs, the kinds in turn, both sides judged."""
     pairs = list(gold_pairs(folder, seed=seed, split="heldout", count=count))
     items = [item for pair in pairs for item in _sides(pair)]
@@ -36,9 +36,9 @@ def judged(judge: Judge, folder: Path, *, seed: int, count: int) -> list[PairRes
     ]
 
 
-def _sides(pair: Preference) -> Sequence[Item]:
+def _sides(pair: Preference) -> Sequence[JudgeInput]:
     question = pair.question
     return [
-        Item(id=f"{pair.id}/{side}", images=(question.image,), question=question.text, response=text)
+        JudgeInput(id=f"{pair.id}/{side}", images=(question.image,), question=question.text, response=text)
         for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
     ]

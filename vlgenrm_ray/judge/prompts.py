@@ -1,7 +1,7 @@
 """Prompts: text files with `{question}`, `{response}` and, in a hinted one, `{hint}`.
 
 What a person or a model wrote goes into a prompt as data: it is filled in once (a response that says
-`{question}` stays as it is), and what could pass for the prompt's own structure is blunted, see `neutral`.
+`{question}` stays as it is), and what could pass for the prompt's own structure is blunted, see `escape_prompt_text`.
 """
 
 import re
@@ -46,12 +46,12 @@ def names() -> list[str]:
 
 
 def render(template: str, question: str, response: str = "", hint: str = "") -> str:
-    """The user's turn. One pass: nothing filled in is looked at again. Texts are made `neutral` first."""
-    values = {"question": neutral(question), "response": neutral(response), "hint": hint}
+    """The user's turn. One pass: nothing filled in is looked at again. Texts are made `escape_prompt_text` first."""
+    values = {"question": escape_prompt_text(question), "response": escape_prompt_text(response), "hint": hint}
     return _FIELD.sub(lambda field: values[field[1]], template)
 
 
-def neutral(text: str) -> str:
+def escape_prompt_text(text: str) -> str:
     """`text` as it may stand inside a prompt; plain sentences come back unchanged.
 
     - `<|im_end|>` and its like, which a chat template would take for its own, become `(im_end)`;

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason, InputError, RemoteError, RemoteRefusalError
-from vlgenrm_ray.judge.conversation import Message, images_of, openai_form
-from vlgenrm_ray.judge.pictures import ImageUploads, Picture
+from vlgenrm_ray.judge.conversation import Message, image_urls, to_openai_messages
+from vlgenrm_ray.judge.images import ImageUploads, Picture
 from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status
 
 UNKNOWN_IMAGE = "unknown image"
@@ -212,7 +212,7 @@ def prepare(ask: ScoreInput, album: ImageUploads) -> ScoreItem | ScoreReply:
             {
                 "response": ask.response,
                 "question": ask.question,
-                "messages": None if ask.messages is None else openai_form(ask.messages, album.reference),
+                "messages": None if ask.messages is None else to_openai_messages(ask.messages, album.reference),
                 "image": None if ask.image is None else album.reference(ask.image),
                 "images": [album.reference(picture) for picture in ask.images],
                 "reference": ask.reference,
@@ -235,7 +235,7 @@ def prepare(ask: ScoreInput, album: ImageUploads) -> ScoreItem | ScoreReply:
 def shown(item: ScoreItem) -> list[str]:
     """References of every image of an item."""
     own = [item.image] if item.image is not None else list(item.images)
-    return own + images_of(item.messages or [])
+    return own + image_urls(item.messages or [])
 
 
 def _backoff(attempt: int) -> float:

@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge import prompt
+from vlgenrm_ray.judge import prompts
 
 
-@pytest.mark.parametrize("name", prompt.names())
+@pytest.mark.parametrize("name", prompts.names())
 def test_every_prompt_of_the_package_can_be_filled_in(name: str) -> None:
-    text = prompt.render(prompt.load(name), "What is it?", "A cup.", "Yes")
+    text = prompts.render(prompts.load(name), "What is it?", "A cup.", "Yes")
     assert "What is it?" in text
     assert "{" not in text
     assert ("A cup." in text) == (name != "answer")
 
 
 def test_the_worlds_prompt_is_the_one_its_model_knows() -> None:
-    text = prompt.render(prompt.load("shapes_cot"), "Is there a star?", "No, there is no star.")
+    text = prompts.render(prompts.load("shapes_cot"), "Is there a star?", "No, there is no star.")
     assert text == (
         "Question: Is there a star?\nResponse: No, there is no star.\n"
         "Check each claim against the image, then give a verdict."
@@ -29,7 +29,7 @@ def test_the_worlds_prompt_is_the_one_its_model_knows() -> None:
 
 
 def test_a_place_named_in_a_response_is_not_filled_in() -> None:
-    text = prompt.render("Q: {question}\nR: {response}", "Why {response}?", "See {question} and {hint}.", "Yes")
+    text = prompts.render("Q: {question}\nR: {response}", "Why {response}?", "See {question} and {hint}.", "Yes")
     assert text == "Q: Why {response}?\nR: See {question} and {hint}."
 
 
@@ -47,12 +47,12 @@ def test_a_place_named_in_a_response_is_not_filled_in() -> None:
     ],
 )
 def test_what_could_pass_for_structure_is_blunted(written: str, shown: str) -> None:
-    assert prompt.neutral(written) == shown
+    assert prompts.escape_prompt_text(written) == shown
 
 
 @given(st.text(alphabet="<|>verdict: im_end\nx"))
 def test_nothing_written_can_open_a_turn_give_a_verdict_or_begin_a_line(written: str) -> None:
-    shown = prompt.neutral(written)
+    shown = prompts.escape_prompt_text(written)
     assert "<|im_end|>" not in shown
     assert "verdict:" not in shown.lower()
     assert all(line.startswith("  ") for line in shown.split("\n")[1:])
@@ -60,26 +60,26 @@ def test_nothing_written_can_open_a_turn_give_a_verdict_or_begin_a_line(written:
 
 @given(st.text(alphabet="abc .,?!'\"-", min_size=1).map(str.strip))
 def test_a_plain_sentence_is_unchanged(sentence: str) -> None:
-    assert prompt.neutral(sentence) == sentence
+    assert prompts.escape_prompt_text(sentence) == sentence
 
 
 @given(st.text(alphabet="ab. \n\t\r\v\x1f\u2003"))
 def test_lines_are_indented_wherever_their_blanks_begin(written: str) -> None:
     plainly = re.sub(r"\s*\n\s*", "\n  ", written.replace("\r", "\n").strip())
-    assert prompt.neutral(written) == plainly
+    assert prompts.escape_prompt_text(written) == plainly
 
 
 def test_very_many_blanks_take_no_time() -> None:
     begin = time.process_time()
-    assert len(prompt.neutral("a" + " " * 200_000 + "b")) == 200_002
-    assert prompt.neutral("a" + " \n" * 100_000 + "b") == "a\n  b"
+    assert len(prompts.escape_prompt_text("a" + " " * 200_000 + "b")) == 200_002
+    assert prompts.escape_prompt_text("a" + " \n" * 100_000 + "b") == "a\n  b"
     assert time.process_time() - begin < 2.0
 
 
 def test_a_prompt_may_be_a_file_of_the_users(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("Look: {question} {response}\n")
-    assert prompt.load(str(path)) == "Look: {question} {response}"
+    assert prompts.load(str(path)) == "Look: {question} {response}"
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "no such file"), ("no places", "{question}")])
@@ -88,10 +88,10 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str | None, said: str) -> Non
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=said) as error:
-        prompt.load(str(path))
+        prompts.load(str(path))
     assert "mine.txt" in str(error.value)
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'cott'.*shapes_cot"):
-        prompt.load("cott")
+        prompts.load("cott")

@@ -1,6 +1,6 @@
 """The way to a served judge on the same Ray cluster: its Ray Serve handle, in place of a socket.
 
-    AsyncRemoteJudge("http://judge", transport=HandleTransport("vlgenrm"))
+    AsyncRemoteJudge("http://judge", transport=ServeHandleTransport("vlgenrm"))
 
 What is carried are the requests and replies of HTTP, as bytes, so that images by hash, limits, tokens and statuses are
 those of the address. An application that is not there is as a host that refuses the connection.
@@ -25,7 +25,7 @@ _CARRIED = ("authorization", "content-type")
 _UNDERSTOOD = ("content-type", "retry-after")
 
 
-class HandleTransport(httpx.AsyncBaseTransport):
+class ServeHandleTransport(httpx.AsyncBaseTransport):
     """Carries an httpx client's requests to a deployment that has `async answer(path, headers, body) -> Answer`."""
 
     def __init__(self, name: str) -> None:
