@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 
-from vlgenrm_ray.judge.protocol import shown
+from vlgenrm_ray.judge.protocol import image_references
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
 
 Answer = Callable[[httpx.Request], httpx.Response | None]
@@ -70,7 +70,7 @@ class ScriptedService:
         return httpx.Response(200, json={"sha256": digest})
 
     def _reply(self, item: ScoreItem) -> ScoreReply:
-        for name in shown(item):
+        for name in image_references(item):
             if name not in self.images:
                 return ScoreReply(reward=None, status=Status.BAD_IMAGE, detail=f"unknown image {name}: send it first")
         return scripted(item)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from running_service import USER_SECRET
 
-from vlgenrm_ray.adapters import connection, failures
+from vlgenrm_ray.adapters import clients, rewards
 from vlgenrm_ray.adapters.trl import vlgenrm_reward, vlgenrm_reward_async
 from vlgenrm_ray.bench.work import Piece, of_shapes
 from vlgenrm_ray.errors import RemoteError
@@ -29,9 +29,9 @@ ENDLESS = "word " * 5000
 @pytest.fixture(autouse=True)
 def _fresh(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service is named as an operator names it, by the environment."""
-    monkeypatch.setenv(connection.URL, str(http.base_url))
-    monkeypatch.setenv(connection.TOKEN, USER_SECRET)
-    failures.forget()
+    monkeypatch.setenv(clients.URL_VARIABLE, str(http.base_url))
+    monkeypatch.setenv(clients.TOKEN_VARIABLE, USER_SECRET)
+    rewards.reset_counts()
 
 
 def train(folder: Path, pieces: Sequence[Piece], reward: Any = vlgenrm_reward, **columns: list[Any]) -> list[Any]:
@@ -117,8 +117,8 @@ def test_what_has_no_reward_is_masked_not_zero(tmp_path: Path) -> None:
 
 
 def test_a_service_that_is_not_there_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(connection.URL, "http://127.0.0.1:9")
-    monkeypatch.setattr(connection, "RETRIES", 1)
+    monkeypatch.setenv(clients.URL_VARIABLE, "http://127.0.0.1:9")
+    monkeypatch.setattr(clients, "RETRIES", 1)
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9"):
         train(tmp_path, PIECES[:2])
     assert not list(tmp_path.rglob("*.parquet"))

@@ -15,10 +15,10 @@ import pytest
 from fake_service import ScriptedService, listening
 from PIL import Image
 
-from vlgenrm_ray.adapters import areal, connection, easyr1, failures, ms_swift, trl, verifiers, verl
-from vlgenrm_ray.adapters.asking import ask
+from vlgenrm_ray.adapters import areal, clients, easyr1, ms_swift, rewards, trl, verifiers, verl
+from vlgenrm_ray.adapters.inputs import build_score_input
 from vlgenrm_ray.errors import ConfigError, InputError, RemoteError
-from vlgenrm_ray.judge.label import read, write
+from vlgenrm_ray.judge.label import read_label, write_label
 
 PICTURE = Image.new("RGB", (16, 16), "red")
 OTHER = Image.new("RGB", (16, 16), "blue")
@@ -32,17 +32,17 @@ def user(text: str, image: Any = None) -> dict[str, Any]:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
-    """A served judge that the environment names."""
-    found = ScriptedService()
-    failures.forget()
-    with listening(found) as url:
-        monkeypatch.setenv(connection.URL, url)
-        monkeypatch.setenv(connection.TOKEN, "secret")
-        yield found
-    failures.forget()
+    """A fake service whose address is in the environment."""
+    fake = ScriptedService()
+    rewards.reset_counts()
+    with listening(fake) as url:
+        monkeypatch.setenv(clients.URL_VARIABLE, url)
+        monkeypatch.setenv(clients.TOKEN_VARIABLE, "secret")
+        yield fake
+    rewards.reset_counts()
 
 
-def test_trl_masks_what_has_no_reward(service: ScriptedService, caplog: pytest.LogCaptureFixture) -> None:
+def test_trl_masks_items_without_a_reward(service: ScriptedService, caplog: pytest.LogCaptureFixture) -> None:
     logged: dict[str, float] = {}
     prompts = [[user("What is it?", PICTURE)]] * 2 + [[user("And this?", OTHER)]] * 2
     completions = [[{"role": "assistant", "content": c}] for c in ("0.25", "fails:timeout", "1", "0")]
@@ -61,48 +61,50 @@ def test_trl_masks_what_has_no_reward(service: ScriptedService, caplog: pytest.L
     assert "1 of 4 samples without a reward: {'timeout': 1}" in caplog.text
     assert list(service.uploads.values()) == [1, 1]
     assert [item.reference for item in service.items] == ["a star", None, None, None]
-    assert all(item.images == [] for item in service.items), "the prompts' messages carry them already"
+    assert all(item.images == [] for item in service.items), "the prompts' messages carry the images already"
     assert service.requests[0].headers["authorization"] == "Bearer secret"
     assert logged["vlgenrm/verdict_mass"] == pytest.approx(0.675)
 
 
-def test_trl_takes_images_from_columns_and_plain_prompts(service: ScriptedService) -> None:
+def test_trl_reads_images_from_columns_and_accepts_plain_prompts(service: ScriptedService) -> None:
     assert trl.vlgenrm_reward(["What?"] * 2, ["0.5", "1"], image=[PICTURE, None]) == [0.5, 1.0]
     assert trl.vlgenrm_reward([[user("What?")]], ["0"], images=[[OTHER]]) == [0.0]
     assert asyncio.run(trl.vlgenrm_reward_async(["What?"], ["1"], images=[[OTHER]])) == [1.0]
     assert [len(item.images) for item in service.items] == [1, 0, 1, 1]
 
 
-def test_a_service_that_has_failed_most_samples_stops_the_run(service: ScriptedService) -> None:
+def test_a_majority_of_failed_samples_stops_the_run(service: ScriptedService) -> None:
     assert trl.vlgenrm_reward(["q"] * 20, ["fails:internal"] * 20) == [None] * 20
     with pytest.raises(RemoteError, match="of the latest 40 samples have no reward; the last said internal"):
         trl.vlgenrm_reward(["q"] * 20, ["fails:internal"] * 20)
 
 
-def test_a_number_for_failures_is_the_operators_choice(
+def test_the_operator_can_set_a_reward_for_failed_samples(
     service: ScriptedService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [{"response": r, "response_length": 1, "ground_truth": write(question="q")} for r in ("1", "fails:timeout")]
+    rows = [
+        {"response": r, "response_length": 1, "ground_truth": write_label(question="q")} for r in ("1", "fails:timeout")
+    ]
     with pytest.raises(RemoteError, match="timeout as scripted; VLGENRM_FAILED_REWARD"):
         easyr1.compute_score(rows)
-    monkeypatch.setenv(failures.FAILED_REWARD, "0.5")
+    monkeypatch.setenv(rewards.FAILED_REWARD_VARIABLE, "0.5")
     with caplog.at_level(logging.WARNING):
-        told = easyr1.compute_score(rows)
-    assert told == [
+        results = easyr1.compute_score(rows)
+    assert results == [
         {"overall": 1.0, "verdict_mass": 0.9, "scored": 1.0},
         {"overall": 0.5, "verdict_mass": 0.0, "scored": 0.0},
     ]
-    assert failures.counted == {"ok": 2, "timeout": 2}
+    assert rewards.status_counts == {"ok": 2, "timeout": 2}
     assert "1 of 2 samples without a reward" in caplog.text
-    monkeypatch.setenv(failures.FAILED_REWARD, "nan")
+    monkeypatch.setenv(rewards.FAILED_REWARD_VARIABLE, "nan")
     with pytest.raises(ConfigError, match="VLGENRM_FAILED_REWARD"):
         easyr1.compute_score(rows)
 
 
-def test_easyr1_finds_question_and_image_in_the_ground_truth(service: ScriptedService, tmp_path: Any) -> None:
+def test_easyr1_reads_question_and_image_from_the_ground_truth(service: ScriptedService, tmp_path: Any) -> None:
     path = tmp_path / "a.png"
     PICTURE.save(path)
-    truth = write(question="What?", images=[str(path)], reference="a star")
+    truth = write_label(question="What?", images=[str(path)], reference="a star")
     easyr1.compute_score([{"response": "1", "response_length": 3, "ground_truth": truth}], weight=2)
     (item,) = service.items
     assert (item.question, item.reference, len(item.images)) == ("What?", "a star", 1)
@@ -111,30 +113,30 @@ def test_easyr1_finds_question_and_image_in_the_ground_truth(service: ScriptedSe
         easyr1.compute_score([{"response": "1", "response_length": 3, "ground_truth": "a star"}])
 
 
-def test_verl_function(service: ScriptedService) -> None:
+def test_verl_function_reads_extra_info(service: ScriptedService) -> None:
     extra = {"question": "What?", "images": np.array([{"bytes": b"\x89PNG", "path": None}], dtype=object), "index": 3}
-    told = asyncio.run(verl.compute_score("geo3k", "0.75", "a star", extra, reward_router_address="x"))
-    assert told == {"score": 0.75, "verdict_mass": 0.9, "scored": 1.0}
+    result = asyncio.run(verl.compute_score("geo3k", "0.75", "a star", extra, reward_router_address="x"))
+    assert result == {"score": 0.75, "verdict_mass": 0.9, "scored": 1.0}
     (item,) = service.items
     assert (item.question, item.reference, len(item.images)) == ("What?", "a star", 1)
     with pytest.raises(RemoteError, match="bad_image"):
-        asyncio.run(verl.compute_score("d", "fails:bad_image", write(question="q")))
+        asyncio.run(verl.compute_score("d", "fails:bad_image", write_label(question="q")))
 
 
-class Data:
-    """As much of verl's DataProto as a manager needs."""
+class FakeDataProto:
+    """Fake of verl's DataProto with the parts a manager reads."""
 
     def __init__(self, response: list[int], mask: list[int], **fields: Any) -> None:
         self.batch = {"responses": np.array(response), "attention_mask": np.array(mask)}
         self.non_tensor_batch = fields
 
-    def __getitem__(self, index: int) -> "Data":
+    def __getitem__(self, index: int) -> "FakeDataProto":
         assert index == -1
         return self
 
 
-def managed(data: Data, decoded: list[list[int]]) -> dict[str, Any]:
-    """What verl's manager says of a sample whose response reads "0.25"."""
+def run_manager(data: FakeDataProto, decoded: list[list[int]]) -> dict[str, Any]:
+    """Run verl's manager on a sample whose response decodes to "0.25"."""
 
     def decode(ids: Any, skip_special_tokens: bool) -> str:
         decoded.append(list(ids))
@@ -144,43 +146,45 @@ def managed(data: Data, decoded: list[list[int]]) -> dict[str, Any]:
     return asyncio.run(manager.run_single(data))
 
 
-def test_verl_manager_shows_the_judge_what_the_policy_saw(service: ScriptedService) -> None:
+def test_verl_manager_passes_on_prompt_and_images(service: ScriptedService) -> None:
     decoded: list[list[int]] = []
     prompt = np.array([user("What?", PICTURE)], dtype=object)
-    data = Data([7, 8, 0], [1, 1, 1, 1, 0], raw_prompt=prompt, reward_model={"ground_truth": "a star"}, extra_info={})
-    told = managed(data, decoded)
-    assert told == {"reward_score": 0.25, "reward_extra_info": {"score": 0.25, "verdict_mass": 0.9, "scored": 1.0}}
+    data = FakeDataProto(
+        [7, 8, 0], [1, 1, 1, 1, 0], raw_prompt=prompt, reward_model={"ground_truth": "a star"}, extra_info={}
+    )
+    result = run_manager(data, decoded)
+    assert result == {"reward_score": 0.25, "reward_extra_info": {"score": 0.25, "verdict_mass": 0.9, "scored": 1.0}}
     assert decoded == [[7, 8]]
     (item,) = service.items
     assert item.messages[0]["content"][0]["image_url"]["url"] in service.images
     assert item.reference == "a star"
 
 
-def test_verl_manager_shows_the_images_beside_a_question_of_the_data_set(service: ScriptedService) -> None:
+def test_verl_manager_passes_images_with_the_question_of_extra_info(service: ScriptedService) -> None:
     """As in geo3k, whose `extra_info` has the question without the prompt's instructions."""
     turn = {"role": "user", "content": [{"type": "image", "image": p} for p in (PICTURE, OTHER)] + ["What? Think."]}
     extra = {"question": "What?", "answer": "a star", "index": 3}
-    managed(Data([7], [1], raw_prompt=np.array([turn], dtype=object), extra_info=extra), [])
+    run_manager(FakeDataProto([7], [1], raw_prompt=np.array([turn], dtype=object), extra_info=extra), [])
     (item,) = service.items
     assert (item.question, item.reference) == ("What?", "a star")
     assert item.images == list(service.images), "both, in their order"
     assert len(item.images) == 2
 
 
-def test_a_question_of_the_label_is_shown_with_the_labels_images_or_else_the_prompts() -> None:
+def test_a_label_question_is_shown_with_its_images_or_the_prompts() -> None:
     turns, question = [user("What? Think.", URL)], {"question": "What?"}
-    assert ask("1", prompt=turns, label=read(question)).images == (URL,)
-    assert ask("1", prompt=turns, label=read(question | {"image": "a.png"})).images == ("a.png",)
-    assert ask("1", prompt=turns, images=["b.png"], label=read(question)).images == ("b.png",)
+    assert build_score_input("1", prompt=turns, label=read_label(question)).images == (URL,)
+    assert build_score_input("1", prompt=turns, label=read_label(question | {"image": "a.png"})).images == ("a.png",)
+    assert build_score_input("1", prompt=turns, images=["b.png"], label=read_label(question)).images == ("b.png",)
     for blind in ([user("What?")], "What?", (), None):
-        assert ask("1", prompt=blind, label=read(question)).images == ()
+        assert build_score_input("1", prompt=blind, label=read_label(question)).images == ()
 
 
-def test_ms_swift(service: ScriptedService, tmp_path: Any) -> None:
+def test_ms_swift_reads_messages_and_images(service: ScriptedService, tmp_path: Any) -> None:
     PICTURE.save(tmp_path / "a.png")
     conversation = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "0"}]
     reward = ms_swift.JudgeReward(args=None)
-    told = asyncio.run(
+    result = asyncio.run(
         reward(
             completions=["0.5", "1"],
             messages=[conversation, conversation[:1]],
@@ -189,7 +193,7 @@ def test_ms_swift(service: ScriptedService, tmp_path: Any) -> None:
             trainer_state=None,
         )
     )
-    assert told == [0.5, 1.0]
+    assert result == [0.5, 1.0]
     assert [item.messages for item in service.items] == [[{"role": "user", "content": "What?"}]] * 2
     assert list(service.uploads.values()) == [1]
     assert service.items[0].reference == "a star"
@@ -197,9 +201,7 @@ def test_ms_swift(service: ScriptedService, tmp_path: Any) -> None:
         asyncio.run(reward(completions=["fails:internal"], messages=[conversation]))
 
 
-def test_areal_answers_or_raises_before_areal_gives_up(
-    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_areal_returns_or_raises_within_its_deadline(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
     assert areal.vlgenrm_reward(rendered, "0.5", [1], [2], images=[PICTURE], answer="a star", messages=rendered) == 0.5
     (item,) = service.items
@@ -207,12 +209,12 @@ def test_areal_answers_or_raises_before_areal_gives_up(
     assert b'"deadline_s":1' in service.requests[-1].content
     with pytest.raises(RemoteError, match="timeout"):
         areal.vlgenrm_reward("What?", "fails:timeout")
-    monkeypatch.setenv(areal.DEADLINE, "soon")
+    monkeypatch.setenv(areal.DEADLINE_VARIABLE, "soon")
     with pytest.raises(ConfigError, match="VLGENRM_DEADLINE_S"):
         areal.vlgenrm_reward("What?", "1")
 
 
-def test_verifiers(service: ScriptedService) -> None:
+def test_verifiers_traces_and_rubrics(service: ScriptedService) -> None:
     message = SimpleNamespace(model_dump=lambda: user("What?", URL))
     task = SimpleNamespace(prompt=[message], answer="a star")
     assert asyncio.run(verifiers.reward(task=task, trace=SimpleNamespace(last_reply="0.75"))) == 0.75
@@ -225,19 +227,19 @@ def test_verifiers(service: ScriptedService) -> None:
         asyncio.run(verifiers.reward(task, SimpleNamespace(last_reply="fails:unreadable_verdict")))
 
 
-def test_one_client_a_process_and_one_an_event_loop(service: ScriptedService) -> None:
-    assert connection.judge() is connection.judge()
-    assert connection.judge() is not connection.judge(token="other")
+def test_one_client_per_process_and_event_loop(service: ScriptedService) -> None:
+    assert clients.judge_client() is clients.judge_client()
+    assert clients.judge_client() is not clients.judge_client(token="other")
 
     async def same() -> bool:
-        return connection.async_judge() is connection.async_judge()
+        return clients.async_judge_client() is clients.async_judge_client()
 
     assert asyncio.run(same())
     assert asyncio.run(same())
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_loop_per_batch_leaves_neither_clients_nor_sockets(service: ScriptedService) -> None:
+def test_an_event_loop_per_batch_leaks_neither_clients_nor_sockets(service: ScriptedService) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
@@ -252,17 +254,17 @@ def test_a_loop_per_batch_leaves_neither_clients_nor_sockets(service: ScriptedSe
             batch()
     finally:
         gc.enable()
-    assert len(connection._loops) == 1, "the last batch's"
-    assert descriptors() <= before + 4, "nor is it left to chance when they are collected"
+    assert len(clients._clients) == 1, "only the last batch's"
+    assert descriptors() <= before + 4, "sockets are closed without waiting for the garbage collector"
 
 
-def test_without_an_address_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(connection.URL, raising=False)
+def test_a_missing_address_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(clients.URL_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match="VLGENRM_URL"):
         trl.vlgenrm_reward(["q"], ["1"])
 
 
-def test_importing_every_adapter_imports_nothing_heavy() -> None:
+def test_importing_all_adapters_is_light() -> None:
     names = "areal, easyr1, ms_swift, nemo_rl, roll, skyrl, slime, trl, verifiers, verl"
     heavy = ("torch", "ray", "vllm", "transformers")
     code = f"import sys\nfrom vlgenrm_ray.adapters import {names}\nprint([m for m in {heavy!r} if m in sys.modules])"

@@ -11,10 +11,10 @@ import pytest
 from fake_service import ScriptedService, listening
 from PIL import Image
 
-from vlgenrm_ray.adapters import asking, connection, failures, nemo_rl, roll, skyrl, slime
+from vlgenrm_ray.adapters import clients, inputs, nemo_rl, rewards, roll, skyrl, slime
 from vlgenrm_ray.errors import InputError, RemoteError
-from vlgenrm_ray.judge.label import read, write
-from vlgenrm_ray.judge.protocol import shown
+from vlgenrm_ray.judge.label import read_label, write_label
+from vlgenrm_ray.judge.protocol import image_references
 
 PICTURE, OTHER = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
 PROMPT = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
@@ -22,18 +22,18 @@ PROMPT = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
-    """A served judge that the environment names."""
-    found = ScriptedService()
-    failures.forget()
-    with listening(found) as url:
-        monkeypatch.setenv(connection.URL, url)
-        yield found
-    failures.forget()
+    """A fake service whose address is in the environment."""
+    fake = ScriptedService()
+    rewards.reset_counts()
+    with listening(fake) as url:
+        monkeypatch.setenv(clients.URL_VARIABLE, url)
+        yield fake
+    rewards.reset_counts()
 
 
 @dataclass
 class Sample:
-    """As much of slime's as a reward function sees."""
+    """Fake of slime's Sample with the fields a reward function reads."""
 
     response: str
     prompt: Any = PROMPT
@@ -43,15 +43,15 @@ class Sample:
     multimodal_inputs: dict[str, Any] | None = field(default_factory=lambda: {"images": [PICTURE]})
 
 
-def judged(args: Any, samples: Any) -> Any:
+def run_slime(args: Any, samples: Any) -> Any:
     return asyncio.run(slime.reward(args, samples))
 
 
-def test_slime_alone_and_in_a_group(service: ScriptedService) -> None:
+def test_slime_scores_single_samples_and_groups(service: ScriptedService) -> None:
     plain, keyed = SimpleNamespace(reward_key=None), SimpleNamespace(reward_key="score")
-    assert judged(plain, Sample("0.25")) == 0.25
-    assert judged(plain, [Sample("0.25"), Sample("1", label=write(question="q"))]) == [0.25, 1.0]
-    assert judged(keyed, Sample("0.25")) == {"score": 0.25}
+    assert run_slime(plain, Sample("0.25")) == 0.25
+    assert run_slime(plain, [Sample("0.25"), Sample("1", label=write_label(question="q"))]) == [0.25, 1.0]
+    assert run_slime(keyed, Sample("0.25")) == {"score": 0.25}
     assert [item.question for item in service.items] == ["What?", "What?", "q", "What?"]
     assert list(service.uploads.values()) == [1]
 
@@ -65,46 +65,48 @@ def test_slime_alone_and_in_a_group(service: ScriptedService) -> None:
         ({"reward_key": "score", "eval_reward_key": "score"}, {"score": 0.25}),
     ],
 )
-def test_slime_finds_a_reward_under_the_key_of_its_evaluation(
+def test_slime_returns_the_reward_under_each_configured_key(
     service: ScriptedService, keys: dict[str, str | None], expected: dict[str, float]
 ) -> None:
     args = SimpleNamespace(**keys)
-    assert judged(args, Sample("0.25")) == expected
-    assert judged(args, [Sample("0.25")]) == [expected]
+    assert run_slime(args, Sample("0.25")) == expected
+    assert run_slime(args, [Sample("0.25")]) == [expected]
 
 
-def test_several_images_are_passed_on_and_those_of_the_messages_but_once(service: ScriptedService) -> None:
+def test_images_of_the_messages_are_not_sent_twice(service: ScriptedService) -> None:
     pictures = [PICTURE, OTHER]
     spoken = [{"role": "user", "content": [*({"type": "image", "image": p} for p in pictures), "Which?"]}]
     marked = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, "Which?"]}]
     for prompt in (PROMPT, marked, spoken):
-        judged(SimpleNamespace(), Sample("1", prompt=prompt, multimodal_inputs={"images": pictures}))
-    assert len({tuple(shown(item)) for item in service.items}) == 1
+        run_slime(SimpleNamespace(), Sample("1", prompt=prompt, multimodal_inputs={"images": pictures}))
+    assert len({tuple(image_references(item)) for item in service.items}) == 1
     assert [len(item.images) for item in service.items] == [2, 2, 0]
-    label = write(question="Which?", images=[f"sha256:{name * 64}" for name in "ab"])
-    assert asking.ask("1", prompt=spoken, label=read(label)).images == tuple(f"sha256:{name * 64}" for name in "ab")
+    label = write_label(question="Which?", images=[f"sha256:{name * 64}" for name in "ab"])
+    assert inputs.build_score_input("1", prompt=spoken, label=read_label(label)).images == tuple(
+        f"sha256:{name * 64}" for name in "ab"
+    )
 
 
-def test_slime_masks_within_a_group_and_moves_no_mean(service: ScriptedService) -> None:
+def test_slime_masks_within_a_group_and_keeps_its_mean(service: ScriptedService) -> None:
     group = [Sample("0"), Sample("fails:timeout"), Sample("1")]
-    assert judged(SimpleNamespace(), group) == [0.0, 0.5, 1.0]
+    assert run_slime(SimpleNamespace(), group) == [0.0, 0.5, 1.0]
     assert [sample.remove_sample for sample in group] == [False, True, False]
 
 
-def test_slime_raises_where_nothing_stands_for_the_sample(
+def test_slime_raises_without_a_group_mean_or_substitute(
     service: ScriptedService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several = [Sample("1", group_index=0), Sample("fails:timeout", group_index=1)]
     for samples in (Sample("fails:timeout"), [Sample("fails:timeout")], several):
         with pytest.raises(RemoteError, match="timeout"):
-            judged(SimpleNamespace(), samples)
-    monkeypatch.setenv(failures.FAILED_REWARD, "0")
-    assert judged(SimpleNamespace(), sample := Sample("fails:timeout")) == 0.0
+            run_slime(SimpleNamespace(), samples)
+    monkeypatch.setenv(rewards.FAILED_REWARD_VARIABLE, "0")
+    assert run_slime(SimpleNamespace(), sample := Sample("fails:timeout")) == 0.0
     assert sample.remove_sample
 
 
-def test_roll_scores_a_batch_at_once(service: ScriptedService) -> None:
-    truths = [write(question="What is drawn?", images=["sha256:" + "0" * 64]), "a star"]
+def test_roll_scores_a_batch_in_one_call(service: ScriptedService) -> None:
+    truths = [write_label(question="What is drawn?", images=["sha256:" + "0" * 64]), "a star"]
     with pytest.raises(RemoteError, match="unknown image"):
         roll.rewards([PROMPT] * 2, ["0.5", "1"], truths, [1, 2])
     assert roll.rewards([PROMPT] * 2, ["0.5", "1"], ["a star", None], [1, 2]) == [0.5, 1.0]
@@ -114,8 +116,8 @@ def test_roll_scores_a_batch_at_once(service: ScriptedService) -> None:
         roll.rewards([PROMPT], ["0", "1"], [None] * 2, [1, 2])
 
 
-def tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists in torch's place: unit tests import no torch."""
+def fake_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace torch by lists: unit tests import no torch."""
     made = SimpleNamespace(
         tensor=list,
         ones=lambda n: [1.0] * n,
@@ -125,8 +127,8 @@ def tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", made)
 
 
-def test_roll_worker_answers_in_rolls_three_forms(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors(monkeypatch)
+def test_roll_worker_returns_three_reward_tensors(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_torch(monkeypatch)
 
     class DataProto(SimpleNamespace):
         @classmethod
@@ -137,20 +139,22 @@ def test_roll_worker_answers_in_rolls_three_forms(service: ScriptedService, monk
     worker.tokenizer = SimpleNamespace(batch_decode=lambda rows, skip_special_tokens: list(rows))
     fields = {"id": [0, 1], "ground_truth": ["a star", "a circle"]}
     data = DataProto(batch={"prompts": [PROMPT] * 2, "responses": ["0.5", "1"]}, non_tensor_batch=fields)
-    told = worker.compute_rewards(data).batch
-    assert told["response_level_rewards"] == told["scores"] == [0.5, 1.0]
-    assert told["token_level_rewards"] == [[0.0] * 3, [0.0]]
+    result = worker.compute_rewards(data).batch
+    assert result["response_level_rewards"] == result["scores"] == [0.5, 1.0]
+    assert result["token_level_rewards"] == [[0.0] * 3, [0.0]]
 
 
-def test_nemo_rl_steps_a_batch(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors(monkeypatch)
+def test_nemo_rl_scores_a_batch_per_step(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_torch(monkeypatch)
     log = [{"role": "user", "content": "What?", "token_ids": object()}, {"role": "assistant", "content": "0.5"}]
     info = {"ground_truth": "a star", "image": "data:image/png;base64,iVBORw0KGgo="}
-    told = nemo_rl.Environment({"url": None}).step([log, [log[0], {"role": "assistant", "content": "1"}]], [info, None])
-    assert told["rewards"] == [0.5, 1.0]
-    assert told["terminateds"] == [1.0, 1.0]
-    assert told["metadata"] == [info, None]
-    assert len(told["observations"]) == len(told["next_stop_strings"]) == 2
+    result = nemo_rl.Environment({"url": None}).step(
+        [log, [log[0], {"role": "assistant", "content": "1"}]], [info, None]
+    )
+    assert result["rewards"] == [0.5, 1.0]
+    assert result["terminateds"] == [1.0, 1.0]
+    assert result["metadata"] == [info, None]
+    assert len(result["observations"]) == len(result["next_stop_strings"]) == 2
     assert [item.reference for item in service.items] == ["a star", None]
     assert len(service.items[0].images) == 1
     assert service.items[0].messages == [{"role": "user", "content": "What?"}]
@@ -158,7 +162,7 @@ def test_nemo_rl_steps_a_batch(service: ScriptedService, monkeypatch: pytest.Mon
         nemo_rl.Environment().step([[log[0], {"role": "assistant", "content": "fails:internal"}]], [None])
 
 
-def test_nemo_rl_has_its_actor_made_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nemo_rl_creates_its_actor_on_access(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     ray = SimpleNamespace(remote=lambda **how: lambda cls: made.append((how, cls)) or "actor")
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -168,32 +172,32 @@ def test_nemo_rl_has_its_actor_made_when_asked(monkeypatch: pytest.MonkeyPatch) 
         _ = nemo_rl.Another
 
 
-def test_skyrl_judges_one_turn(service: ScriptedService) -> None:
+def test_skyrl_scores_one_turn(service: ScriptedService) -> None:
     env = skyrl.JudgeEnv(env_config=None, extras={"reward_spec": {"method": "judge", "ground_truth": "a star"}})
     url = "data:image/png;base64,iVBORw0KGgo="
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
     prompt = [{"role": "user", "content": parts}]
     assert env.init(prompt) == (prompt, {})
-    told = env.step("0.5")
-    assert (told["reward"], told["done"], told["observations"]) == (0.5, True, [])
-    assert told["metadata"] == {"verdict_mass": 0.9, "scored": True}
+    result = env.step("0.5")
+    assert (result["reward"], result["done"], result["observations"]) == (0.5, True, [])
+    assert result["metadata"] == {"verdict_mass": 0.9, "scored": True}
     assert service.items[0].reference == "a star"
     with pytest.raises(RemoteError):
         env.step("fails:unreadable_verdict")
 
 
-def test_a_peer_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asking.peer("no_such_trainer.base:Base") is object
+def test_optional_import_falls_back_if_a_trainer_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inputs.optional_import("no_such_trainer.base:Base") is object
     module = ModuleType("some_trainer")
     module.Base = dict
     module.__spec__ = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "some_trainer", module)
-    assert asking.peer("some_trainer:Base") is dict
+    assert inputs.optional_import("some_trainer:Base") is dict
     with pytest.raises(AttributeError):
-        asking.peer("some_trainer:Gone")
+        inputs.optional_import("some_trainer:Gone")
 
 
-def test_a_sample_must_say_what_was_asked() -> None:
+def test_a_sample_without_a_question_is_an_error() -> None:
     for prompt in (None, "", []):
         with pytest.raises(InputError, match="label"):
-            asking.ask("0.5", prompt=prompt)
+            inputs.build_score_input("0.5", prompt=prompt)

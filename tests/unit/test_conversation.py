@@ -14,7 +14,7 @@ from vlgenrm_ray.judge.conversation import (
     split_last_answer,
     to_openai_messages,
 )
-from vlgenrm_ray.judge.label import Label, read, write
+from vlgenrm_ray.judge.label import Label, read_label, write_label
 
 CHATML = (
     "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
@@ -73,19 +73,19 @@ def test_any_answer_comes_back_whole(response: str) -> None:
     ],
 )
 def test_labels(value: object, label: Label) -> None:
-    assert read(value) == label
+    assert read_label(value) == label
 
 
 @pytest.mark.parametrize("value", [{"images": "a.png"}, {"images": 3}, {"question": ["q"]}, {"reference": {"a": 1}}])
 def test_labels_that_cannot_be_read(value: object) -> None:
     with pytest.raises(InputError, match=r"label\."):
-        read(value)
+        read_label(value)
 
 
 def test_a_written_label_is_read_back() -> None:
-    text = write(question="q", images=["a.png"], reference="r")
-    assert read(text) == Label(question="q", images=("a.png",), reference="r")
-    assert json.loads(write(question="q")) == {"question": "q"}
+    text = write_label(question="q", images=["a.png"], reference="r")
+    assert read_label(text) == Label(question="q", images=("a.png",), reference="r")
+    assert json.loads(write_label(question="q")) == {"question": "q"}
 
 
 def test_conversations() -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fake_gateway import Gateway
 
-from vlgenrm_ray.judge.protocol import shown
+from vlgenrm_ray.judge.protocol import image_references
 from vlgenrm_ray.judge.wire import ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
 from vlgenrm_ray.serving.gateways import ROUTERS, nemo_gym, openai_chat, unirl
 
@@ -45,7 +45,7 @@ def test_a_chat_may_show_several_images() -> None:
     more = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": OTHER}}]}
     turns = [USER, {"role": "assistant", "content": "And?"}, more, {"role": "assistant", "content": "0.5"}]
     assert gateway.post("/v1/chat/completions", {"messages": turns}).json()["reward"] == 0.5
-    assert shown(gateway.items[0]) == [URL, OTHER]
+    assert image_references(gateway.items[0]) == [URL, OTHER]
 
 
 def test_a_certain_and_an_unreadable_verdict_have_finite_logprobs_or_none() -> None:
@@ -104,7 +104,7 @@ def test_gym_may_show_several_images() -> None:
     content = [{"type": "input_image", "image_url": url} for url in (OTHER, URL)]
     given = {"input": [{"role": "user", "content": [*content, {"type": "input_text", "text": "Which?"}]}]}
     assert gateway.post("/verify", rollout("1", responses_create_params=given)).json()["reward"] == 1.0
-    assert shown(gateway.items[0]) == [OTHER, URL]
+    assert image_references(gateway.items[0]) == [OTHER, URL]
 
 
 def test_gym_is_told_of_a_failure_by_http() -> None:

@@ -5,8 +5,8 @@ import json
 import pytest
 from fake_gateway import Gateway
 
-from vlgenrm_ray.judge.label import write
-from vlgenrm_ray.judge.protocol import shown
+from vlgenrm_ray.judge.label import write_label
+from vlgenrm_ray.judge.protocol import image_references
 from vlgenrm_ray.judge.wire import MAX_ITEMS
 from vlgenrm_ray.serving.gateways import llama_factory, openrlhf, slime
 
@@ -27,7 +27,7 @@ def said(response: str) -> str:
 
 def test_openrlhf_sends_one_sample_with_question_and_image_in_the_label() -> None:
     gateway = Gateway(openrlhf.router)
-    label = write(question="What is drawn?", images=["/pictures/a.png"], reference="a cat")
+    label = write_label(question="What is drawn?", images=["/pictures/a.png"], reference="a cat")
     told = gateway.post("/get_reward", {"query": [said("0.25")], "prompts": [PROMPT], "labels": [label]}).json()
     assert told["rewards"] == told["scores"] == [0.25]
     assert told["extra_logs"] == {"verdict_mass": [0.9], "num_critiques": [1]}
@@ -73,12 +73,12 @@ def test_several_images_come_in_a_label_or_in_the_conversation() -> None:
     parts = [*({"type": "image", "image": path} for path in paths), {"type": "text", "text": "Which?"}]
     body = {"query": [said("1")], "prompts": [json.dumps([{"role": "user", "content": parts}])], "labels": ["a"]}
     assert gateway.post("/get_reward", body).json()["rewards"] == [1.0]
-    label = write(question="Which?", images=paths)
+    label = write_label(question="Which?", images=paths)
     assert gateway.post("/get_reward", {"query": [said("1")], "labels": [label]}).json()["rewards"] == [1.0]
-    assert [shown(item) for item in gateway.items] == [paths, paths]
+    assert [image_references(item) for item in gateway.items] == [paths, paths]
     slimes = Gateway(slime.router)
     assert slimes.post("/rm", {"prompt": PROMPT, "response": "1", "label": label}).json() == 1.0
-    assert shown(slimes.items[0]) == paths
+    assert image_references(slimes.items[0]) == paths
 
 
 @pytest.mark.parametrize(("status", "code"), HTTP.items())
@@ -115,7 +115,7 @@ def test_a_bad_request_names_the_field(body: object, field: str) -> None:
 
 def test_slime_reads_the_whole_reply_as_the_reward() -> None:
     gateway = Gateway(slime.router)
-    label = write(question="What is drawn?", images=["sha256:" + "0" * 64])
+    label = write_label(question="What is drawn?", images=["sha256:" + "0" * 64])
     assert gateway.post("/rm", {"prompt": PROMPT, "response": "0.25", "label": label}).json() == 0.25
     messages = [{"role": "user", "content": "What is it?"}]
     told = gateway.post("/rm?as_dict=true", {"prompt": messages, "response": "1", "label": "a cat"}).json()

@@ -146,7 +146,7 @@ def test_a_service_that_asks_for_a_second_each_time_is_waited_for_longer_and_lon
     busy = [refuse(503, **{"Retry-After": "1"}) for _ in range(10)]
     assert client(ScriptedService(*busy), retries=10).score([ask("1")])[0].reward == 1.0
     assert all(1.0 <= pause <= 30.0 for pause in no_waiting)
-    assert sum(no_waiting) > 60.0, "a minute or two, see adapters/connection.py"
+    assert sum(no_waiting) > 60.0, "a minute or two, see adapters/clients.py"
 
 
 def test_a_busy_or_restarting_service_is_waited_for(no_waiting: list[float]) -> None:
@@ -243,7 +243,7 @@ def test_threads_share_a_client_and_its_uploads() -> None:
 
 
 def test_the_asynchronous_client_keeps_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_backoff", lambda _: 0.0)
+    monkeypatch.setattr(protocol, "_backoff_s", lambda _: 0.0)
     service = ScriptedService(gone, refuse(503))
 
     async def talk() -> None:

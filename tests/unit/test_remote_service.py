@@ -13,7 +13,7 @@ from serving_examples import png, service
 
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.errors import RemoteError
-from vlgenrm_ray.judge.label import write
+from vlgenrm_ray.judge.label import write_label
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving import api
@@ -118,7 +118,7 @@ def test_a_gateway_shows_the_same_judge_the_same_picture() -> None:
             answers = []
             for shade in (255, 0):
                 sha256 = (await client.post("/v1/images", content=png(shade))).json()["sha256"]
-                label = write(question="Which colour?", images=[f"sha256:{sha256}"])
+                label = write_label(question="Which colour?", images=[f"sha256:{sha256}"])
                 body = {"prompt": prompt, "response": "It is red.", "label": label}
                 answers.append(await client.post("/rm", json=body))
             return answers

@@ -2,6 +2,28 @@
 
     export VLGENRM_URL=http://judge:8000 VLGENRM_TOKEN=...
 
-None needs its trainer to be imported, nor Ray, torch or vLLM. What happens where the judge gives no reward stands at
-the top of each file: it is masked where the trainer can mask, else it raises, see `failures.py`.
+Importing an adapter imports neither Ray, torch nor vLLM, and its trainer only if installed. The helpers below are
+public: an adapter for another trainer, in this package or elsewhere, builds inputs (`inputs.py`), scores them with a
+shared client (`clients.py`) and turns replies into rewards (`rewards.py`). README.md lists the adapters and shows a new
+one.
 """
+
+from vlgenrm_ray.adapters.clients import async_judge_client, judge_client
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, response_text
+from vlgenrm_ray.adapters.rewards import optional_rewards, required_rewards
+from vlgenrm_ray.judge.label import Label, read_label, write_label
+from vlgenrm_ray.judge.protocol import ScoreInput
+
+__all__ = [
+    "Label",
+    "ScoreInput",
+    "async_judge_client",
+    "build_score_input",
+    "judge_client",
+    "optional_import",
+    "optional_rewards",
+    "read_label",
+    "required_rewards",
+    "response_text",
+    "write_label",
+]

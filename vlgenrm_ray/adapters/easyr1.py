@@ -1,16 +1,16 @@
 """EasyR1: `worker.reward.reward_function=.../vlgenrm_ray/adapters/easyr1.py:compute_score`.
 
-EasyR1 passes neither prompt nor image: `data.answer_key` names a column of JSON labels, see `judge/label.py`, whose
-`write` makes them. It has no way to mask a sample: no reward raises, see `failures.py`.
+EasyR1 passes neither prompt nor image: `data.answer_key` names a column of JSON labels, written by
+`judge.label.write_label`. It cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.adapters.asking import ask
-from vlgenrm_ray.adapters.connection import judge
-from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.label import read
+from vlgenrm_ray.adapters.clients import judge_client
+from vlgenrm_ray.adapters.inputs import build_score_input
+from vlgenrm_ray.adapters.rewards import required_rewards
+from vlgenrm_ray.judge.label import read_label
 
 REWARD_NAME = "vlgenrm"
 REWARD_TYPE = "batch"
@@ -19,10 +19,10 @@ REWARD_TYPE = "batch"
 def compute_score(
     reward_inputs: Sequence[Mapping[str, Any]], *, url: str | None = None, token: str | None = None, **_: Any
 ) -> list[dict[str, float]]:
-    """A batch's rewards; `url` and `token` may come from `reward_function_kwargs`."""
-    asks = [ask(row["response"], label=read(row["ground_truth"])) for row in reward_inputs]
-    replies = judge(url, token).score(asks)
+    """Return the rewards of a batch. `url` and `token` may come from `reward_function_kwargs`."""
+    inputs = [build_score_input(row["response"], label=read_label(row["ground_truth"])) for row in reward_inputs]
+    replies = judge_client(url, token).score(inputs)
     return [
         {"overall": reward, "verdict_mass": reply.verdict_mass, "scored": float(reply.reward is not None)}
-        for reward, reply in zip(required(replies), replies, strict=True)
+        for reward, reply in zip(required_rewards(replies), replies, strict=True)
     ]

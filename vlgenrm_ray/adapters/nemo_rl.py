@@ -1,37 +1,37 @@
 """NeMo-RL: `register_env("vlgenrm", "vlgenrm_ray.adapters.nemo_rl.JudgeEnvironment")`, with `env.vlgenrm: {}` or
-`{url: ..., token: ...}` in the configuration; NeMo-RL wants the same name in its `ACTOR_ENVIRONMENT_REGISTRY`.
+`{url: ..., token: ...}` in the configuration; NeMo-RL needs the same name in its `ACTOR_ENVIRONMENT_REGISTRY`.
 
-Only role and text of a message reach an environment: the processor's `extra_env_info` says question and image, see
-`judge/label.py` (`ground_truth` is another name of `reference`).
-NeMo-RL has no way to mask a sample: no reward raises, see `failures.py`.
+An environment receives only role and text of a message: the processor's `extra_env_info` is the label with question and
+image (`judge/label.py`; `ground_truth` is accepted for `reference`).
+NeMo-RL cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.adapters.asking import ask, peer
-from vlgenrm_ray.adapters.connection import judge
-from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.label import read
+from vlgenrm_ray.adapters.clients import judge_client
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import
+from vlgenrm_ray.adapters.rewards import required_rewards
+from vlgenrm_ray.judge.label import read_label
 from vlgenrm_ray.judge.protocol import ScoreInput
 
 _MAX_RESTARTS = 3
 
 
-class Environment(peer("nemo_rl.environments.interfaces:EnvironmentInterface")):  # type: ignore[misc]
-    """A one-turn environment; `JudgeEnvironment` is the Ray actor of it."""
+class Environment(optional_import("nemo_rl.environments.interfaces:EnvironmentInterface")):  # type: ignore[misc]
+    """One-turn environment; `JudgeEnvironment` is the Ray actor of it."""
 
     def __init__(self, cfg: Mapping[str, Any] | None = None) -> None:
         self.cfg = dict(cfg or {})
 
     def step(self, message_log_batch: Sequence[Sequence[Mapping[str, Any]]], metadata: Sequence[Any]) -> Any:
-        """Rewards of a batch of conversations that end with the policy's answer; every episode ends here."""
+        """Score a batch of conversations that end with the policy's answer. Every episode ends here."""
         import torch
 
-        asks = [_ask(log, info) for log, info in zip(message_log_batch, metadata, strict=True)]
-        rewards = required(judge(self.cfg.get("url"), self.cfg.get("token")).score(asks))
-        made: Any = peer("nemo_rl.environments.interfaces:EnvironmentReturn", dict)
-        return made(
+        inputs = [_score_input(log, info) for log, info in zip(message_log_batch, metadata, strict=True)]
+        rewards = required_rewards(judge_client(self.cfg.get("url"), self.cfg.get("token")).score(inputs))
+        environment_return: Any = optional_import("nemo_rl.environments.interfaces:EnvironmentReturn", dict)
+        return environment_return(
             observations=[{"role": "environment", "content": ""} for _ in rewards],
             metadata=list(metadata),
             next_stop_strings=[None] * len(rewards),
@@ -41,15 +41,15 @@ class Environment(peer("nemo_rl.environments.interfaces:EnvironmentInterface")):
         )
 
     def global_post_process_and_metrics(self, batch: Any) -> tuple[Any, dict[str, float]]:
-        """The batch as it is, and the mean reward."""
+        """Return the batch unchanged, and the mean reward."""
         return batch, {"vlgenrm/mean_reward": float(batch["rewards"].float().mean())}
 
     def shutdown(self) -> None:
-        """Nothing is held that the process does not close."""
+        """Do nothing: the process closes the client."""
 
 
 def __getattr__(name: str) -> Any:
-    """`JudgeEnvironment`, made when asked for: importing this file imports no Ray."""
+    """Create `JudgeEnvironment` on access, so that importing this file does not import Ray."""
     if name != "JudgeEnvironment":
         raise AttributeError(name)
     import ray
@@ -57,12 +57,14 @@ def __getattr__(name: str) -> Any:
     return ray.remote(max_restarts=_MAX_RESTARTS)(Environment)
 
 
-def _ask(log: Sequence[Mapping[str, Any]], info: Any) -> ScoreInput:
-    """The last run of assistant turns is judged; tokens, which NeMo-RL keeps beside the text, are left out."""
+def _score_input(log: Sequence[Mapping[str, Any]], info: Any) -> ScoreInput:
+    """Build the input of a conversation: its last assistant turns are the response."""
+    # Without the tokens that NeMo-RL keeps in each message.
     turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in log]
     start = len(turns)
     while start and turns[start - 1]["role"] == "assistant":
         start -= 1
-    told = dict(info or {})
-    told.setdefault("reference", told.get("ground_truth"))
-    return ask("".join(t["content"] for t in turns[start:]), prompt=turns[:start], label=read(told))
+    fields = dict(info or {})
+    fields.setdefault("reference", fields.get("ground_truth"))
+    response = "".join(turn["content"] for turn in turns[start:])
+    return build_score_input(response, prompt=turns[:start], label=read_label(fields))

@@ -1,60 +1,63 @@
 """ROLL: `rewards.<tag>.worker_cls: vlgenrm_ray.adapters.roll.JudgeRewardWorker`.
 
-ROLL passes decoded tokens and `ground_truth`, where a JSON label says question and image, see `judge/label.py`.
-It has no way to mask a sample: no reward raises, see `failures.py`.
+ROLL passes decoded tokens and `ground_truth`, a JSON label with question and image (`judge/label.py`).
+It cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vlgenrm_ray.adapters.asking import ask, peer
-from vlgenrm_ray.adapters.connection import judge
-from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.label import read
+from vlgenrm_ray.adapters.clients import judge_client
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import
+from vlgenrm_ray.adapters.rewards import required_rewards
+from vlgenrm_ray.judge.label import read_label
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def rewards(prompts: list[str], responses: list[str], truths: list[Any], ids: list[Any]) -> list[float]:
-    """The reward of each response, all asked for together."""
+    """Return the reward of each response, scored in one call."""
     if not len(prompts) == len(responses) == len(truths) == len(ids):
         raise ValueError("prompts, responses, ground_truth and id must be of one length")
-    asks = [ask(r, prompt=p, label=read(t)) for p, r, t in zip(prompts, responses, truths, strict=True)]
-    return required(judge().score(asks))
+    inputs = [
+        build_score_input(response, prompt=prompt, label=read_label(truth))
+        for prompt, response, truth in zip(prompts, responses, truths, strict=True)
+    ]
+    return required_rewards(judge_client().score(inputs))
 
 
-def _spread(how: str) -> Callable[[_Method], _Method]:
-    """ROLL's mark on a method that its ranks run; where ROLL is not installed, none."""
-    register = peer("roll.distributed.scheduler.decorator:register", None)
+def _register(dispatch_mode: str) -> Callable[[_Method], _Method]:
+    """Return ROLL's decorator for methods its ranks run, or one that does nothing if ROLL is not installed."""
+    register = optional_import("roll.distributed.scheduler.decorator:register", None)
     if register is None:
         return lambda method: method
-    dispatch = peer("roll.distributed.scheduler.decorator:Dispatch")
-    return register(dispatch_mode=getattr(dispatch, how))  # type: ignore[no-any-return]
+    dispatch = optional_import("roll.distributed.scheduler.decorator:Dispatch")
+    return register(dispatch_mode=getattr(dispatch, dispatch_mode))  # type: ignore[no-any-return]
 
 
-class JudgeRewardWorker(peer("roll.distributed.executor.worker:Worker")):  # type: ignore[misc]
-    """A reward worker of ROLL; needs a CPU only."""
+class JudgeRewardWorker(optional_import("roll.distributed.executor.worker:Worker")):  # type: ignore[misc]
+    """Reward worker of ROLL. Needs no GPU."""
 
     tokenizer: Any = None
 
     def __init__(self, worker_config: Any = None) -> None:
-        # Without ROLL the base is `object`, which takes nothing.
+        # Without ROLL the base is `object`, which takes no argument.
         if type(self).__base__ is not object:
             super().__init__(worker_config=worker_config)
             self.rank_info.dp_rank = self.rank_info.rank
             self.rank_info.dp_size = self.rank_info.world_size
         self.worker_config = worker_config
 
-    @_spread("ONE_TO_ALL")
+    @_register("ONE_TO_ALL")
     def initialize(self, pipeline_config: Any) -> None:
-        """Loads the tokenizer, and nothing else."""
+        """Load the tokenizer."""
         super().initialize(pipeline_config)
-        provider = peer("roll.models.model_providers:default_tokenizer_provider")
+        provider = optional_import("roll.models.model_providers:default_tokenizer_provider")
         self.tokenizer = provider(model_args=self.worker_config.model_args)
 
-    @_spread("DP_MP_COMPUTE")
+    @_register("DP_MP_COMPUTE")
     def compute_rewards(self, data: Any) -> Any:
-        """Rewards of a batch, in ROLL's three forms."""
+        """Return the rewards of a batch under ROLL's three keys, per token and per response."""
         import torch
 
         prompts = self.tokenizer.batch_decode(data.batch["prompts"], skip_special_tokens=False)

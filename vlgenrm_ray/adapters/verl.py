@@ -1,21 +1,23 @@
-"""verl's reward loop: a function, and a manager that sees the images.
+"""verl's reward loop: a reward function, and a reward manager that passes on the images.
 
-Function: `reward.custom_reward_function.path=.../vlgenrm_ray/adapters/verl.py`, `.name=compute_score`. It is given no
-image: `extra_info` (or `ground_truth`) holds `question` and `image`, see `judge/label.py`.
-Manager: `reward.reward_manager.source=importlib`, `.module.path=...`, `.name=JudgeRewardManager`: prompt and images
+Function: `reward.custom_reward_function.path=.../vlgenrm_ray/adapters/verl.py`, `.name=compute_score`. It receives no
+image: `extra_info` (or `ground_truth`) is a label with `question` and `image` (`judge/label.py`).
+Manager: `reward.reward_manager.source=importlib`, `.module.path=...`, `.name=JudgeRewardManager`. Prompt and images
 come from the sample's `raw_prompt`.
-verl has no way to mask a sample: no reward raises, see `failures.py`.
+verl cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vlgenrm_ray.adapters.asking import ask, peer
-from vlgenrm_ray.adapters.connection import async_judge
-from vlgenrm_ray.adapters.failures import required
-from vlgenrm_ray.judge.label import Label, read
+from vlgenrm_ray.adapters.clients import async_judge_client
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import
+from vlgenrm_ray.adapters.rewards import required_rewards
+from vlgenrm_ray.judge.label import Label, read_label
 from vlgenrm_ray.judge.wire import ScoreReply
+
+_BASE = "verl.experimental.reward_loop.reward_manager.base:RewardManagerBase"
 
 
 async def compute_score(
@@ -28,22 +30,22 @@ async def compute_score(
     token: str | None = None,
     **_: Any,
 ) -> dict[str, float]:
-    """A reward function of verl; `url` and `token` may come from `reward_kwargs`."""
+    """Return the reward of one response, as a reward function. `url` and `token` may come from `reward_kwargs`."""
     label = _label(extra_info, ground_truth)
-    (reply,) = await async_judge(url, token).score([ask(solution_str, label=label)])
-    return _told(reply)
+    (reply,) = await async_judge_client(url, token).score([build_score_input(solution_str, label=label)])
+    return _result(reply)
 
 
-class JudgeRewardManager(peer("verl.experimental.reward_loop.reward_manager.base:RewardManagerBase")):  # type: ignore[misc]
-    """A reward manager of verl; the images are those the policy saw."""
+class JudgeRewardManager(optional_import(_BASE)):  # type: ignore[misc]
+    """Reward manager of verl. The judge sees the images the policy saw."""
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any = None, **_: Any) -> None:
-        # The base's own constructor differs between versions, and nothing it sets up is used.
+        # The base's constructor differs between versions, and nothing it sets up is used.
         self.config = config
         self.tokenizer = tokenizer
 
     async def run_single(self, data: Any) -> dict[str, Any]:
-        """The reward of the last sequence of one sample."""
+        """Return the reward of the last sequence of one sample."""
         row = data[-1]
         ids = row.batch["responses"]
         length = int(row.batch["attention_mask"][-ids.shape[-1] :].sum())
@@ -51,14 +53,15 @@ class JudgeRewardManager(peer("verl.experimental.reward_loop.reward_manager.base
         fields = row.non_tensor_batch
         truth = (fields.get("reward_model") or {}).get("ground_truth")
         label = _label(fields.get("extra_info"), truth)
-        (reply,) = await async_judge().score([ask(response, prompt=fields.get("raw_prompt"), label=label)])
-        told = _told(reply)
-        return {"reward_score": told["score"], "reward_extra_info": told}
+        score_input = build_score_input(response, prompt=fields.get("raw_prompt"), label=label)
+        (reply,) = await async_judge_client().score([score_input])
+        result = _result(reply)
+        return {"reward_score": result["score"], "reward_extra_info": result}
 
 
 def _label(extra_info: Mapping[str, Any] | None, ground_truth: Any) -> Label:
-    """What `extra_info` says, or else the ground truth; a plain ground truth is the reference."""
-    truth, extra = read(ground_truth), read(extra_info or None)
+    """Read the label of `extra_info`, completed by the ground truth; a plain ground truth is the reference."""
+    truth, extra = read_label(ground_truth), read_label(extra_info or None)
     return replace(
         truth,
         question=extra.question or truth.question,
@@ -67,10 +70,10 @@ def _label(extra_info: Mapping[str, Any] | None, ground_truth: Any) -> Label:
     )
 
 
-def _told(reply: ScoreReply) -> dict[str, float]:
-    # All samples must have the same keys, and only numbers.
+def _result(reply: ScoreReply) -> dict[str, float]:
+    # verl needs the same keys for all samples, and only numbers.
     return {
-        "score": required([reply])[0],
+        "score": required_rewards([reply])[0],
         "verdict_mass": reply.verdict_mass,
         "scored": float(reply.reward is not None),
     }

@@ -1,4 +1,4 @@
-"""What people hand over as an image -> encoded bytes under their content hash, as a served judge takes them."""
+"""Images for a served judge: any form of image to encoded bytes under their content hash."""
 
 import hashlib
 import io
@@ -13,59 +13,62 @@ from vlgenrm_ray.errors import DropReason
 if TYPE_CHECKING:
     import PIL.Image
 
-Picture = Union["PIL.Image.Image", bytes, str, Path, Mapping[str, Any]]
-"""Pixels, encoded bytes, a path or URI, a `data:` URL, a `sha256:` reference, or `{"bytes": ..., "path": ...}`
-as Hugging Face data sets keep an image that is not decoded."""
+ImageInput = Union["PIL.Image.Image", bytes, str, Path, Mapping[str, Any]]
+"""Pixels, encoded bytes, a path or URI, a `data:` URL, a `sha256:` reference, or `{"bytes": ..., "path": ...}`, the
+form in which Hugging Face data sets hold an image that is not decoded."""
 
 _PREFIX = "sha256:"
 
 
 class ImageUploads:
-    """The images of one call, each read and encoded once, however many items show it."""
+    """The images of one call. Each is read and encoded once, however many items show it."""
 
     def __init__(self, limits: ImageLimits | None = None) -> None:
         self.encoded: dict[str, bytes] = {}
-        """Reference (`sha256:...`) -> encoded bytes."""
+        """Reference (`sha256:<hex>`) -> encoded bytes."""
         self._limits = limits or ImageLimits()
-        # The objects are kept beside their references: an id is only good while its object lives.
-        self._seen: dict[int, tuple[Picture, str]] = {}
+        # Keeps the objects alive: the id of a collected object may be given to another.
+        self._references: dict[int, tuple[ImageInput, str]] = {}
 
-    def reference(self, picture: Picture) -> str:
-        """The image's `sha256:` reference. Raises ImageError where it cannot be had or is over the limits.
+    def reference(self, image: ImageInput) -> str:
+        """Return the image's `sha256:` reference, and add its bytes to `encoded`.
 
-        A reference is given back as it is: its image is taken to be with the server already.
+        A reference is returned unchanged: its image must be on the server already.
+
+        Raises:
+            ImageError: The image cannot be read or exceeds the limits.
         """
-        if isinstance(picture, str) and picture.startswith(_PREFIX):
-            return picture
-        if (seen := self._seen.get(id(picture))) is not None:
-            return seen[1]
-        data = _encode(picture, self._limits)
+        if isinstance(image, str) and image.startswith(_PREFIX):
+            return image
+        if (known := self._references.get(id(image))) is not None:
+            return known[1]
+        data = _encode(image, self._limits)
         if len(data) > self._limits.max_bytes:
             raise ImageError(DropReason.IMAGE_TOO_LARGE, f"image: {len(data)} bytes, limit {self._limits.max_bytes}")
-        name = _PREFIX + hashlib.sha256(data).hexdigest()
-        self.encoded[name] = data
-        self._seen[id(picture)] = (picture, name)
-        return name
+        reference = _PREFIX + hashlib.sha256(data).hexdigest()
+        self.encoded[reference] = data
+        self._references[id(image)] = (image, reference)
+        return reference
 
 
-def _encode(picture: Picture, limits: ImageLimits) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, Mapping):
-        if picture.get("bytes"):
-            return bytes(picture["bytes"])
-        if picture.get("path"):
-            return images.fetch(str(picture["path"]), limits)
+def _encode(image: ImageInput, limits: ImageLimits) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Mapping):
+        if image.get("bytes"):
+            return bytes(image["bytes"])
+        if image.get("path"):
+            return images.fetch(str(image["path"]), limits)
         raise ImageError(DropReason.IMAGE_MISSING, "image: a mapping with neither `bytes` nor `path`")
-    if isinstance(picture, str | Path):
-        return images.fetch(str(picture), limits)
-    return _png(picture)
+    if isinstance(image, str | Path):
+        return images.fetch(str(image), limits)
+    return _png(image)
 
 
 def _png(image: "PIL.Image.Image") -> bytes:
     if not hasattr(image, "convert"):
         raise ImageError(DropReason.IMAGE_UNREADABLE, f"image: cannot take a {type(image).__name__}")
     target = io.BytesIO()
-    # Lossless, and quick rather than small: it is sent once.
+    # Lossless, and fast rather than small: an image is sent once.
     (image if image.mode in ("RGB", "L") else image.convert("RGB")).save(target, "PNG", compress_level=1)
     return target.getvalue()

@@ -1,7 +1,8 @@
-"""What rides along with a trainer's sample, where the trainer itself passes on neither image nor question.
+"""Labels: question, images and reference in one field of a trainer's data set.
 
-Most trainers hand one free field of the data set (`label`, `ground_truth`, `extra_info`, ...) through to the reward.
-There goes a JSON object, as text or parsed: `{"question": ..., "image": ... or "images": [...], "reference": ...}`.
+Most trainers pass one free field of the data set (`label`, `ground_truth`, `extra_info`, ...) on to the reward, but
+neither image nor question. A label is a JSON object in that field, as text or parsed:
+`{"question": ..., "image": ... or "images": [...], "reference": ...}`.
 """
 
 import json
@@ -14,43 +15,52 @@ from vlgenrm_ray.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What a label says; None and () where it says nothing."""
+    """The contents of a label; None or () for keys it lacks."""
 
     question: str | None = None
     images: tuple[Any, ...] = ()
-    """As the data set has them: paths, base64, data URLs, references, or pixels."""
+    """Images as the data set has them: paths, base64, data URLs, references, or pixels."""
     reference: str | None = None
+    """A right answer, which the judge sees."""
 
 
-def read(value: Any) -> Label:
-    """A label of any form. What is no JSON object, such as a plain answer, is the reference.
+def read_label(value: Any) -> Label:
+    """Read a label from a field of a data set.
 
-    `answer` is another name of `reference`; other keys are left alone, they are the data set's own.
-    Raises InputError for a question or reference that is no text, or images that are no list.
+    Args:
+        value: A JSON object, as text or parsed. Any other value, such as a plain answer, is taken as the reference.
+            `answer` is accepted for `reference`; further keys are ignored, since they belong to the data set.
+
+    Raises:
+        InputError: Question or reference is not a text, or `images` is not a list.
     """
-    found = _parsed(value)
-    if not isinstance(found, Mapping):
+    fields = _parse(value)
+    if not isinstance(fields, Mapping):
         return Label() if value is None or value == "" else Label(reference=str(value))
-    images = found.get("images")
+    images = fields.get("images")
     if images is None:
-        images = [] if found.get("image") is None else [found["image"]]
+        images = [] if fields.get("image") is None else [fields["image"]]
     if isinstance(images, str | bytes | Mapping) or not hasattr(images, "__iter__"):
-        raise InputError("label.images: must be a list; a single image goes under `image`")
-    reference = found.get("reference")
+        raise InputError("label.images: must be a list; give a single image under `image`")
+    reference = fields.get("reference")
     return Label(
-        question=_text(found.get("question"), "question"),
+        question=_text(fields.get("question"), "question"),
         images=tuple(images),
-        reference=_text(found.get("answer") if reference is None else reference, "reference"),
+        reference=_text(fields.get("answer") if reference is None else reference, "reference"),
     )
 
 
-def write(*, question: str, images: list[str] | tuple[str, ...] = (), reference: str | None = None) -> str:
-    """A label as the JSON text to put into a data set's column. Images are paths, URIs, base64 or data URLs."""
+def write_label(*, question: str, images: list[str] | tuple[str, ...] = (), reference: str | None = None) -> str:
+    """Write a label as the JSON text for a data set's column. Images are paths, URIs, base64 or data URLs."""
     fields = {"question": question, "images": list(images), "reference": reference}
     return json.dumps({key: value for key, value in fields.items() if value}, ensure_ascii=False)
 
 
-def _parsed(value: Any) -> Any:
+write = write_label
+"""Former name of `write_label`; removed in the next version."""
+
+
+def _parse(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value
     try:

@@ -1,7 +1,7 @@
-"""Prompts: text files with `{question}`, `{response}` and, in a hinted one, `{hint}`.
+"""Judge prompts: text files with the fields `{question}`, `{response}` and, in hinted prompts, `{hint}`.
 
-What a person or a model wrote goes into a prompt as data: it is filled in once (a response that says
-`{question}` stays as it is), and what could pass for the prompt's own structure is blunted, see `escape_prompt_text`.
+Texts of people and models enter a prompt as data: fields are filled in one pass, so a response that contains
+`{question}` stays as it is, and text that could pass for the prompt's own structure is escaped by `escape_prompt_text`.
 """
 
 import re
@@ -13,50 +13,54 @@ from vlgenrm_ray.errors import InputError
 _FIELD = re.compile(r"\{(question|response|hint)\}")
 _CONTROL_TOKEN = re.compile(r"<\|([^|<>\s]*)\|>")
 _VERDICT = re.compile(r"(verdict)\s*[:\uff1a]", re.IGNORECASE)
-# Only from where blanks begin: tried from each of many, it would take their number squared.
+# Whitespace is matched only from where it begins: matching from every blank would be quadratic.
 _NEWLINE = re.compile(r"(?<!\s)\s*\n\s*")
 
 
 def load(name_or_path: str) -> str:
-    """The template of that name among the package's prompts (`cot`), or in the file at that path.
+    """Load a prompt template.
 
-    Raises InputError where there is none, or where it has no `{question}`.
+    Args:
+        name_or_path: Name of a prompt of this package (`cot`), or path of a text file.
+
+    Raises:
+        InputError: There is no such prompt or file, or it has no `{question}`.
     """
     path = Path(name_or_path)
-    own = files("vlgenrm_ray.judge") / "prompts" / f"{name_or_path}.txt"
+    packaged = files("vlgenrm_ray.judge") / "prompts" / f"{name_or_path}.txt"
     if path.suffix or len(path.parts) > 1:
         if not path.is_file():
             raise InputError(f"prompt {name_or_path!r}: no such file")
         text = path.read_text(encoding="utf-8")
-    elif own.is_file():
-        text = own.read_text(encoding="utf-8")
+    elif packaged.is_file():
+        text = packaged.read_text(encoding="utf-8")
     else:
         raise InputError(
-            f"prompt {name_or_path!r}: no prompt of that name; there are {', '.join(names())}, or give a path"
+            f"prompt {name_or_path!r}: unknown name; use one of {', '.join(names())}, or the path of a text file"
         )
     if "{question}" not in text:
-        raise InputError(f"prompt {name_or_path!r}: the text must have a place for {{question}}")
+        raise InputError(f"prompt {name_or_path!r}: the text must contain {{question}}")
     return text.rstrip("\n")
 
 
 def names() -> list[str]:
-    """Names of the package's own prompts."""
+    """List the names of the package's prompts."""
     folder = files("vlgenrm_ray.judge") / "prompts"
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".txt"))
 
 
 def render(template: str, question: str, response: str = "", hint: str = "") -> str:
-    """The user's turn. One pass: nothing filled in is looked at again. Texts are made `escape_prompt_text` first."""
+    """Fill a template with escaped question and response, in one pass. Returns the user turn, without chat template."""
     values = {"question": escape_prompt_text(question), "response": escape_prompt_text(response), "hint": hint}
     return _FIELD.sub(lambda field: values[field[1]], template)
 
 
 def escape_prompt_text(text: str) -> str:
-    """`text` as it may stand inside a prompt; plain sentences come back unchanged.
+    """Escape text that could pass for structure of the prompt; plain sentences are unchanged.
 
-    - `<|im_end|>` and its like, which a chat template would take for its own, become `(im_end)`;
-    - `Verdict:` becomes `Verdict -`, so a judge that quotes the response quotes no verdict;
-    - further lines are indented, so none can pass for a label line of the prompt.
+    - Control tokens such as `<|im_end|>`, which a chat template would interpret, become `(im_end)`.
+    - `Verdict:` becomes `Verdict -`, so that a judge quoting the response writes no verdict.
+    - Lines after the first are indented, so that none can pass for a labelled line of the prompt.
     """
     text = _CONTROL_TOKEN.sub(r"(\1)", text.replace("\r", "\n").strip())
     text = _VERDICT.sub(r"\1 -", text)

@@ -1,7 +1,10 @@
-"""What a client and a served judge say to each other, apart from how it is carried.
+"""Sans-IO protocol between a client and a served judge: retries, image uploads and deadlines, without a transport.
 
-The flows below are generators: they yield a step (`Call`, `Pause`, `Upload`) and are sent what became of it, so the
-blocking client and the asynchronous one in `remote.py` share every rule about retries, images and deadlines.
+`JudgeProtocol`'s methods are generators: they yield a step (`HttpCall`, `Pause`, `Upload`) and receive its result. The
+blocking and the asynchronous client in `remote.py` run the same generators and thereby share every rule.
+
+Retried: failed connections, 502 and 503, with growing random pauses (none shorter than `Retry-After`), and items whose
+status is `overloaded`. Never retried: refusals (4xx) and requests that were sent but not answered in time.
 """
 
 import random
@@ -16,40 +19,42 @@ from pydantic import ValidationError
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason, InputError, RemoteError, RemoteRefusalError
 from vlgenrm_ray.judge.conversation import Message, image_urls, to_openai_messages
-from vlgenrm_ray.judge.images import ImageUploads, Picture
+from vlgenrm_ray.judge.images import ImageInput, ImageUploads
 from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status
 
 UNKNOWN_IMAGE = "unknown image"
-"""How the detail of an item begins whose image the server has not, or no longer."""
+"""Prefix of the detail of an item whose image the server does not hold."""
 _GRACE_S = 2.0
-"""Seconds beyond a deadline in which the server's answer may still arrive."""
-_LONGEST_PAUSE_S = 30.0
-_MAX_KNOWN = 200_000
-LATE = ScoreReply(reward=None, status=Status.TIMEOUT, detail="no answer before the caller's deadline")
+"""Seconds after a deadline in which the server's reply may still arrive."""
+_MAX_PAUSE_S = 30.0
+_MAX_UPLOADED = 200_000
+"""References remembered as uploaded, before the memory is cleared."""
+_DEADLINE_REPLY = ScoreReply(reward=None, status=Status.TIMEOUT, detail="no answer before the caller's deadline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreInput:
-    """One response to be judged remotely. Exactly one of `question` and `messages` is given."""
+    """One response for a served judge. Exactly one of `question` and `messages` is required."""
 
     response: str
     question: str | None = None
     messages: Sequence[Message] | None = None
-    """The conversation up to the response; its image parts are shown after `image` or `images`."""
-    image: Picture | None = None
-    images: Sequence[Picture] = ()
-    """Several, in place of `image`; how many a judge takes is its operator's setting."""
+    """The conversation before the response; its image parts follow `image` or `images`."""
+    image: ImageInput | None = None
+    images: Sequence[ImageInput] = ()
+    """Several images, instead of `image`. The judge's operator limits their number."""
     reference: str | None = None
+    """A right answer, which the judge sees."""
     mode: str | None = None
-    """None: as the server is configured. So with the following."""
+    """`cot` or `direct`. None: the server's setting; the same holds for the following fields."""
     num_critiques: int | None = None
     aggregator: str | None = None
     seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """`POST path`; sent the response, or the transport's error."""
+class HttpCall:
+    """Step: `POST path`. Its result is the response, or the transport's error."""
 
     path: str
     body: bytes
@@ -59,26 +64,26 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait so many seconds."""
+    """Step: wait."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Run `JudgeProtocol.upload` unless another caller has it under way; sent why the image is refused, or None."""
+    """Step: run `JudgeProtocol.upload` unless another caller is doing so. Its result is a refusal or None."""
 
-    name: str
+    reference: str
     data: bytes
-    until: float | None
+    deadline: float | None
 
 
-class TooLateError(Exception):
+class DeadlineExceededError(Exception):
     """The caller's deadline has passed."""
 
 
 class JudgeProtocol:
-    """The rules of the talk, and what is known of the server: which images it has."""
+    """The client's side of the protocol, with the references of the images it has uploaded."""
 
     def __init__(
         self,
@@ -87,139 +92,145 @@ class JudgeProtocol:
         timeout_s: float,
         retries: int,
         limits: ImageLimits | None = None,
-        known: set[str] | None = None,
+        uploaded: set[str] | None = None,
     ) -> None:
         self.url = url
         self.timeout_s = timeout_s
         self.retries = retries
         self.limits = limits or ImageLimits()
-        self.known = set() if known is None else known
+        self.uploaded = set() if uploaded is None else uploaded
 
     def score(
-        self, asks: Sequence[ScoreInput], deadline_s: float | None = None
+        self, inputs: Sequence[ScoreInput], deadline_s: float | None = None
     ) -> Generator[Any, Any, list[ScoreReply]]:
-        """One reply per ask, in order. What the server was too busy for, or lacked an image for, is asked again."""
-        until = None if deadline_s is None else time.monotonic() + deadline_s
-        album = ImageUploads(self.limits)
-        prepared = [prepare(ask, album) for ask in asks]
+        """Score inputs; one reply each, in order. Retries items that were `overloaded` or lacked an image."""
+        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        uploads = ImageUploads(self.limits)
+        prepared = [build_score_item(score_input, uploads) for score_input in inputs]
         replies = {i: item for i, item in enumerate(prepared) if isinstance(item, ScoreReply)}
         pending = {i: item for i, item in enumerate(prepared) if isinstance(item, ScoreItem)}
         for attempt in range(self.retries + 1):
-            numbers = list(pending)
-            for start in range(0, len(numbers), MAX_ITEMS):
-                batch = numbers[start : start + MAX_ITEMS]
-                answers = yield from self._batch([pending[i] for i in batch], album, until)
-                replies.update(zip(batch, answers, strict=True))
-            pending = {i: item for i, item in pending.items() if self._again(item, replies[i], album)}
+            indices = list(pending)
+            for start in range(0, len(indices), MAX_ITEMS):
+                batch = indices[start : start + MAX_ITEMS]
+                batch_replies = yield from self._score_batch([pending[i] for i in batch], uploads, deadline)
+                replies.update(zip(batch, batch_replies, strict=True))
+            pending = {i: item for i, item in pending.items() if self._should_retry(item, replies[i], uploads)}
             if not pending or attempt == self.retries:
                 break
             if any(replies[i].status is Status.OVERLOADED for i in pending):
-                pause = _backoff(attempt)
-                if until is not None and time.monotonic() + pause > until:
+                pause = _backoff_s(attempt)
+                if deadline is not None and time.monotonic() + pause > deadline:
                     break
                 yield Pause(pause)
-        return [replies[i] for i in range(len(asks))]
+        return [replies[i] for i in range(len(inputs))]
 
     def upload(self, image: Upload) -> Generator[Any, Any, ScoreReply | None]:
-        """Give the server an image; None, or the reply of every item that shows it. Raises RemoteError."""
+        """Upload an image. Returns None, or the reply of every item that shows it. Raises RemoteError."""
         kind = "application/octet-stream"
         try:
-            response = yield from self._post("/v1/images", image.data, kind, image.until, refusals=(400, 413, 422))
-        except TooLateError:
-            return LATE
+            response = yield from self._post("/v1/images", image.data, kind, image.deadline, refusals=(400, 413, 422))
+        except DeadlineExceededError:
+            return _DEADLINE_REPLY
         if response.status_code != 200:
             status = Status.TOO_LARGE if response.status_code == 413 else Status.BAD_IMAGE
             return ScoreReply(reward=None, status=status, detail=_detail(response))
-        if f"sha256:{_json(response, self.url).get('sha256')}" != image.name:
+        if f"sha256:{_json(response, self.url).get('sha256')}" != image.reference:
             raise RemoteError(f"{self.url}/v1/images: answered with another hash than that of the image sent")
-        if len(self.known) >= _MAX_KNOWN:
-            self.known.clear()
-        self.known.add(image.name)
+        if len(self.uploaded) >= _MAX_UPLOADED:
+            self.uploaded.clear()
+        self.uploaded.add(image.reference)
         return None
 
-    def _batch(
-        self, items: Sequence[ScoreItem], album: ImageUploads, until: float | None
+    def _score_batch(
+        self, items: Sequence[ScoreItem], uploads: ImageUploads, deadline: float | None
     ) -> Generator[Any, Any, list[ScoreReply]]:
-        """The replies to at most MAX_ITEMS items, after their images are with the server."""
+        """Upload the images of at most `MAX_ITEMS` items, then score them."""
         try:
-            refused: dict[str, ScoreReply] = {}
-            for name in dict.fromkeys(n for item in items for n in shown(item)):
-                if name in album.encoded and name not in self.known:
-                    refusal = yield Upload(name, album.encoded[name], until)
+            refusals: dict[str, ScoreReply] = {}
+            for reference in dict.fromkeys(r for item in items for r in image_references(item)):
+                if reference in uploads.encoded and reference not in self.uploaded:
+                    refusal = yield Upload(reference, uploads.encoded[reference], deadline)
                     if refusal is not None:
-                        refused[name] = refusal
-            bad = [next((refused[n] for n in shown(item) if n in refused), None) for item in items]
-            sent = [item for item, refusal in zip(items, bad, strict=True) if refusal is None]
-            answers = iter((yield from self._send(sent, until)) if sent else [])
-            return [refusal or next(answers) for refusal in bad]
-        except TooLateError:
-            return [LATE] * len(items)
+                        refusals[reference] = refusal
+            refused = [next((refusals[r] for r in image_references(item) if r in refusals), None) for item in items]
+            accepted = [item for item, refusal in zip(items, refused, strict=True) if refusal is None]
+            replies = iter((yield from self._send(accepted, deadline)) if accepted else [])
+            return [refusal or next(replies) for refusal in refused]
+        except DeadlineExceededError:
+            return [_DEADLINE_REPLY] * len(items)
 
-    def _send(self, items: Sequence[ScoreItem], until: float | None) -> Generator[Any, Any, list[ScoreReply]]:
-        left = None if until is None else min(max(until - time.monotonic(), 0.001), 3600.0)
+    def _send(self, items: Sequence[ScoreItem], deadline: float | None) -> Generator[Any, Any, list[ScoreReply]]:
+        left = None if deadline is None else min(max(deadline - time.monotonic(), 0.001), 3600.0)
         body = ScoreRequest(items=list(items), deadline_s=left).model_dump_json(exclude_none=True).encode()
-        response = yield from self._post("/v1/score", body, "application/json", until)
+        response = yield from self._post("/v1/score", body, "application/json", deadline)
         try:
             replies = ScoreResponse.model_validate_json(response.content).items
         except ValidationError as error:
-            raise RemoteError(f"{self.url}/v1/score: not a judge's answer: {_first(error)}") from error
+            raise RemoteError(f"{self.url}/v1/score: not a judge's answer: {_first_error(error)}") from error
         if len(replies) != len(items):
             raise RemoteError(f"{self.url}/v1/score: {len(replies)} replies to {len(items)} items")
         return replies
 
     def _post(
-        self, path: str, body: bytes, content_type: str, until: float | None, refusals: tuple[int, ...] = ()
+        self, path: str, body: bytes, content_type: str, deadline: float | None, refusals: tuple[int, ...] = ()
     ) -> Generator[Any, Any, httpx.Response]:
-        """The response to a call, or RemoteError; TooLateError where the deadline passes first."""
+        """Post until answered with 200 or one of `refusals`. Raises RemoteError, DeadlineExceededError."""
         for attempt in range(self.retries + 1):
-            left = self.timeout_s if until is None else until - time.monotonic()
+            left = self.timeout_s if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise TooLateError
-            # Whoever gives a deadline is willing to wait for it.
-            timeout_s = self.timeout_s if until is None else left + _GRACE_S
-            answer = yield Call(path, body, content_type, timeout_s)
+                raise DeadlineExceededError
+            # A caller that gives a deadline is willing to wait for it, however long `timeout_s` is.
+            timeout_s = self.timeout_s if deadline is None else left + _GRACE_S
+            answer = yield HttpCall(path, body, content_type, timeout_s)
             if isinstance(answer, httpx.Response) and (answer.status_code == 200 or answer.status_code in refusals):
                 return answer
-            if isinstance(answer, httpx.ReadTimeout | httpx.WriteTimeout) and until is not None:
-                raise TooLateError
-            pause = _pause(answer, attempt)
+            if isinstance(answer, httpx.ReadTimeout | httpx.WriteTimeout) and deadline is not None:
+                raise DeadlineExceededError
+            pause = _retry_pause_s(answer, attempt)
             if pause is None or attempt == self.retries:
                 refused = isinstance(answer, httpx.Response) and answer.is_client_error
                 raise (RemoteRefusalError if refused else RemoteError)(
                     _explain(self.url + path, answer, attempt + 1)
                 ) from (answer if isinstance(answer, Exception) else None)
-            if until is not None and time.monotonic() + pause > until:
-                raise TooLateError
+            if deadline is not None and time.monotonic() + pause > deadline:
+                raise DeadlineExceededError
             yield Pause(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _again(self, item: ScoreItem, reply: ScoreReply, album: ImageUploads) -> bool:
-        """Whether to ask once more. Forgets, as the server has, an image it says it does not know."""
+    def _should_retry(self, item: ScoreItem, reply: ScoreReply, uploads: ImageUploads) -> bool:
+        """Return whether to send an item again. An image that the server does not hold is marked for upload."""
         if reply.status is Status.BAD_IMAGE and reply.detail.startswith(UNKNOWN_IMAGE):
-            ours = {name for name in shown(item) if name in album.encoded}
-            self.known -= ours
+            ours = {reference for reference in image_references(item) if reference in uploads.encoded}
+            self.uploaded -= ours
             return bool(ours)
         return reply.status is Status.OVERLOADED
 
 
-def prepare(ask: ScoreInput, album: ImageUploads) -> ScoreItem | ScoreReply:
-    """What is sent for an ask, its images put into the album; or its reply, where it cannot be sent.
+def build_score_item(score_input: ScoreInput, uploads: ImageUploads) -> ScoreItem | ScoreReply:
+    """Build the wire item of an input and add its images to `uploads`.
 
-    Raises InputError where the ask itself is wrong (no question, an unknown mode).
+    Returns:
+        The item, or its reply if an image is unreadable or a text or image is too large.
+
+    Raises:
+        InputError: The input itself is wrong, such as no question or an unknown mode.
     """
     try:
         return ScoreItem.model_validate(
             {
-                "response": ask.response,
-                "question": ask.question,
-                "messages": None if ask.messages is None else to_openai_messages(ask.messages, album.reference),
-                "image": None if ask.image is None else album.reference(ask.image),
-                "images": [album.reference(picture) for picture in ask.images],
-                "reference": ask.reference,
-                "mode": ask.mode,
-                "num_critiques": ask.num_critiques,
-                "aggregator": ask.aggregator,
-                "seed": ask.seed,
+                "response": score_input.response,
+                "question": score_input.question,
+                "messages": None
+                if score_input.messages is None
+                else to_openai_messages(score_input.messages, uploads.reference),
+                "image": None if score_input.image is None else uploads.reference(score_input.image),
+                "images": [uploads.reference(image) for image in score_input.images],
+                "reference": score_input.reference,
+                "mode": score_input.mode,
+                "num_critiques": score_input.num_critiques,
+                "aggregator": score_input.aggregator,
+                "seed": score_input.seed,
             }
         )
     except ImageError as error:
@@ -228,37 +239,37 @@ def prepare(ask: ScoreInput, album: ImageUploads) -> ScoreItem | ScoreReply:
         return ScoreReply(reward=None, status=status, detail=error.detail)
     except ValidationError as error:
         if all(e["type"] in ("string_too_long", "too_long") for e in error.errors()):
-            return ScoreReply(reward=None, status=Status.TOO_LARGE, detail=_first(error))
-        raise InputError(f"ask: {_first(error)}") from error
+            return ScoreReply(reward=None, status=Status.TOO_LARGE, detail=_first_error(error))
+        raise InputError(f"score input: {_first_error(error)}") from error
 
 
-def shown(item: ScoreItem) -> list[str]:
-    """References of every image of an item."""
+def image_references(item: ScoreItem) -> list[str]:
+    """Return the references of all images of an item, in the order in which the judge sees them."""
     own = [item.image] if item.image is not None else list(item.images)
     return own + image_urls(item.messages or [])
 
 
-def _backoff(attempt: int) -> float:
-    """Seconds before the next attempt: 0.25, 0.5, 1, ... with chance, so that clients do not come back together."""
-    return float(min(0.25 * 2**attempt, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))
+def _backoff_s(attempt: int) -> float:
+    """Draw the pause before the next attempt: 0.25, 0.5, 1, ... s, each times 0.5 to 1 so that clients spread out."""
+    return float(min(0.25 * 2**attempt, _MAX_PAUSE_S) * random.uniform(0.5, 1.0))
 
 
-def _pause(answer: httpx.Response | Exception, attempt: int) -> float | None:
-    """Seconds after which to try again; None where that would not help."""
+def _retry_pause_s(answer: httpx.Response | Exception, attempt: int) -> float | None:
+    """Return the seconds before the next attempt, or None if another attempt would not help."""
     if isinstance(answer, httpx.Response):
         if answer.status_code not in (502, 503):
             return None
-        asked = answer.headers.get("retry-after", "")
-        # Never sooner than asked, and later each time: a service may say one second for as long as it restarts.
-        return min(max(float(asked) if asked.isdecimal() else 0.0, _backoff(attempt)), _LONGEST_PAUSE_S)
-    # A request that was sent whole and not answered in time would only be asked twice.
-    return None if isinstance(answer, httpx.ReadTimeout | httpx.WriteTimeout) else _backoff(attempt)
+        retry_after = answer.headers.get("retry-after", "")
+        # At least Retry-After, and growing: a service may send "1" for as long as it restarts.
+        return min(max(float(retry_after) if retry_after.isdecimal() else 0.0, _backoff_s(attempt)), _MAX_PAUSE_S)
+    # The server may still be working on a request that was sent: sending it again would double the work.
+    return None if isinstance(answer, httpx.ReadTimeout | httpx.WriteTimeout) else _backoff_s(attempt)
 
 
 def _explain(url: str, answer: httpx.Response | Exception, attempts: int) -> str:
     times = f" ({attempts} attempts)" if attempts > 1 else ""
     if isinstance(answer, httpx.ReadTimeout | httpx.WriteTimeout):
-        return f"{url}: no answer in time{times}; raise timeout_s, or give deadline_s for what is finished by then"
+        return f"{url}: no answer in time{times}; raise timeout_s, or give deadline_s for partial results"
     if isinstance(answer, Exception):
         return f"{url}: {type(answer).__name__}: {answer}{times}; is the service up, and the address right?"
     remedy = "; give the service's token" if answer.status_code in (401, 403) else ""
@@ -266,22 +277,22 @@ def _explain(url: str, answer: httpx.Response | Exception, attempts: int) -> str
 
 
 def _detail(response: httpx.Response) -> str:
-    """What a refusal says, shortened."""
+    """Return the reason in a refusal's body, shortened."""
     try:
-        told = response.json()
+        body = response.json()
     except ValueError:
         return response.text[:300]
-    return str(told.get("detail", told) if isinstance(told, dict) else told)[:300]
+    return str(body.get("detail", body) if isinstance(body, dict) else body)[:300]
 
 
 def _json(response: httpx.Response, url: str) -> dict[str, Any]:
     try:
-        told = response.json()
+        body = response.json()
     except ValueError as error:
-        raise RemoteError(f"{url}: answered with something that is not JSON") from error
-    return told if isinstance(told, dict) else {}
+        raise RemoteError(f"{url}: the answer is not JSON") from error
+    return body if isinstance(body, dict) else {}
 
 
-def _first(error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -4,9 +4,8 @@
     (reply,) = judge.score([ScoreInput(image="cat.png", question="What is it?", response="A cat.")])
     reply.reward, reply.status, reply.critiques
 
-An image travels once per content hash and is a reference from then on. Failed connections and 502 or 503 are tried
-again with growing pauses (none shorter than `Retry-After`), a refusal (4xx) and an unanswered request never are. A call
-that fails raises RemoteError; an item that fails has `reward: None` and a status. Neither is ever 0.
+Each image is uploaded once per content hash and sent as a reference afterwards. A call that fails raises RemoteError;
+an item that fails has `reward: None` and a status. Neither is ever 0. The rules of retries are in `protocol.py`.
 """
 
 import asyncio
@@ -21,18 +20,18 @@ import httpx
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.judge.protocol import Call, JudgeProtocol, Pause, ScoreInput, Upload
+from vlgenrm_ray.judge.protocol import HttpCall, JudgeProtocol, Pause, ScoreInput, Upload
 from vlgenrm_ray.judge.wire import CompareResponse, RankResponse, ScoreReply, compare_replies, rank_replies
 
 __all__ = ["AsyncRemoteJudge", "RemoteJudge", "ScoreInput"]
 
 _T = TypeVar("_T")
 _TIMEOUT_S = 330.0
-"""More than a service takes for a request without a deadline, unless its operator lets it take longer."""
+"""Longer than a service takes for a request without a deadline, by its default limits."""
 
 
 class RemoteJudge:
-    """A blocking client; may be shared by threads. Connections are kept open and pooled."""
+    """Blocking client. Threads may share it; connections are pooled and kept open."""
 
     def __init__(
         self,
@@ -45,27 +44,47 @@ class RemoteJudge:
         limits: ImageLimits | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout_s` bounds one attempt of a call without a deadline, `retries` the further attempts.
+        """Create the client; the first call connects.
 
-        Raises ConfigError for a bad address.
+        Args:
+            url: Address of the service, `http://` or `https://`.
+            token: Bearer token, if the service requires one.
+            timeout_s: Limit of one attempt of a call without a deadline, in seconds.
+            retries: Attempts after the first, see `protocol.py`.
+            max_connections: Size of the connection pool.
+            limits: Bounds for images that the client reads.
+            transport: Replaces HTTP over sockets, for tests.
+
+        Raises:
+            ConfigError: `url` has another scheme.
         """
-        self._exchange = JudgeProtocol(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits)
-        self._http = httpx.Client(transport=transport, **_settings(url, token, max_connections))
+        self._protocol = JudgeProtocol(_check_url(url), timeout_s=timeout_s, retries=retries, limits=limits)
+        self._http = httpx.Client(transport=transport, **_client_settings(url, token, max_connections))
         self._uploading: dict[str, threading.Lock] = {}
 
     def score(self, items: Sequence[ScoreInput], *, deadline_s: float | None = None) -> list[ScoreReply]:
-        """One reply per item, in order; after `deadline_s` seconds what is not finished has status `timeout`.
+        """Score responses.
 
-        Raises RemoteError where the service cannot be reached or refuses the request.
+        Args:
+            items: Responses to score; any number, split into several requests if needed.
+            deadline_s: Seconds after which items without a finished critique get the status `timeout`.
+
+        Returns:
+            One reply per item, in order.
+
+        Raises:
+            RemoteError: The service cannot be reached, or does not answer as it should.
+            RemoteRefusalError: The service refuses the request (4xx).
+            InputError: An item is incomplete or contradictory.
         """
-        return self._run(self._exchange.score(items, deadline_s))
+        return self._run(self._protocol.score(items, deadline_s))
 
     def compare(self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None) -> CompareResponse:
-        """Which of two responses to the item's question is better; `response` of `item` is not looked at."""
+        """Compare two responses to the item's question; `response` of `item` is ignored."""
         return compare_replies(*self.score(_variants(item, (first, second)), deadline_s=deadline_s))
 
     def rank(self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None) -> RankResponse:
-        """Responses to the item's question from best to worst; `response` of `item` is not looked at."""
+        """Rank responses to the item's question from best to worst; `response` of `item` is ignored."""
         return rank_replies(self.score(_variants(item, responses), deadline_s=deadline_s))
 
     def close(self) -> None:
@@ -78,32 +97,33 @@ class RemoteJudge:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _run(self, flow: Generator[Any, Any, _T]) -> _T:
-        answer = None
+    def _run(self, steps: Generator[Any, Any, _T]) -> _T:
+        result = None
         while True:
             try:
-                step = flow.send(answer)
+                step = steps.send(result)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            answer = self._do(step)
+            result = self._do(step)
 
-    def _do(self, step: Call | Pause | Upload) -> Any:
-        if isinstance(step, Call):
+    def _do(self, step: HttpCall | Pause | Upload) -> Any:
+        if isinstance(step, HttpCall):
             try:
-                return self._http.post(step.path, **_request(step))
+                return self._http.post(step.path, **_request_arguments(step))
             except httpx.TransportError as error:
                 return error
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
-        with self._uploading.setdefault(step.name, threading.Lock()):
-            # Another thread may have sent it while this one waited.
-            refusal = None if step.name in self._exchange.known else self._run(self._exchange.upload(step))
-        self._uploading.pop(step.name, None)
+        with self._uploading.setdefault(step.reference, threading.Lock()):
+            # Another thread may have uploaded it while this one waited for the lock.
+            uploaded = step.reference in self._protocol.uploaded
+            refusal = None if uploaded else self._run(self._protocol.upload(step))
+        self._uploading.pop(step.reference, None)
         return refusal
 
 
 class AsyncRemoteJudge:
-    """The same for asyncio; belongs to the event loop it is first used in."""
+    """Asynchronous client. It belongs to the event loop in which it is first used."""
 
     def __init__(
         self,
@@ -114,28 +134,30 @@ class AsyncRemoteJudge:
         retries: int = 5,
         max_connections: int = 64,
         limits: ImageLimits | None = None,
-        known: set[str] | None = None,
+        uploaded: set[str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """As `RemoteJudge`. `known`: a set that clients of one service share, of the images it has been sent."""
-        self._exchange = JudgeProtocol(_checked(url), timeout_s=timeout_s, retries=retries, limits=limits, known=known)
-        self._http = httpx.AsyncClient(transport=transport, **_settings(url, token, max_connections))
+        """Create the client, see `RemoteJudge`. `uploaded`: image references that clients of one service share."""
+        self._protocol = JudgeProtocol(
+            _check_url(url), timeout_s=timeout_s, retries=retries, limits=limits, uploaded=uploaded
+        )
+        self._http = httpx.AsyncClient(transport=transport, **_client_settings(url, token, max_connections))
         self._uploading: dict[str, asyncio.Lock] = {}
 
     async def score(self, items: Sequence[ScoreInput], *, deadline_s: float | None = None) -> list[ScoreReply]:
-        """See `RemoteJudge.score`."""
-        return await self._run(self._exchange.score(items, deadline_s))
+        """Score responses, see `RemoteJudge.score`."""
+        return await self._run(self._protocol.score(items, deadline_s))
 
     async def compare(
         self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None
     ) -> CompareResponse:
-        """See `RemoteJudge.compare`."""
+        """Compare two responses, see `RemoteJudge.compare`."""
         return compare_replies(*await self.score(_variants(item, (first, second)), deadline_s=deadline_s))
 
     async def rank(
         self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None
     ) -> RankResponse:
-        """See `RemoteJudge.rank`."""
+        """Rank responses, see `RemoteJudge.rank`."""
         return rank_replies(await self.score(_variants(item, responses), deadline_s=deadline_s))
 
     async def close(self) -> None:
@@ -150,48 +172,50 @@ class AsyncRemoteJudge:
     ) -> None:
         await self.close()
 
-    async def _run(self, flow: Generator[Any, Any, _T]) -> _T:
-        answer = None
+    async def _run(self, steps: Generator[Any, Any, _T]) -> _T:
+        result = None
         while True:
             try:
-                step = flow.send(answer)
+                step = steps.send(result)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            answer = await self._do(step)
+            result = await self._do(step)
 
-    async def _do(self, step: Call | Pause | Upload) -> Any:
-        if isinstance(step, Call):
+    async def _do(self, step: HttpCall | Pause | Upload) -> Any:
+        if isinstance(step, HttpCall):
             try:
-                return await self._http.post(step.path, **_request(step))
+                return await self._http.post(step.path, **_request_arguments(step))
             except httpx.TransportError as error:
                 return error
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        async with self._uploading.setdefault(step.name, asyncio.Lock()):
-            # Another task may have sent it while this one waited.
-            refusal = None if step.name in self._exchange.known else await self._run(self._exchange.upload(step))
-        self._uploading.pop(step.name, None)
+        async with self._uploading.setdefault(step.reference, asyncio.Lock()):
+            # Another task may have uploaded it while this one waited for the lock.
+            refusal = (
+                None if step.reference in self._protocol.uploaded else await self._run(self._protocol.upload(step))
+            )
+        self._uploading.pop(step.reference, None)
         return refusal
 
 
-def _checked(url: str) -> str:
+def _check_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"url {url!r}: the address of a served judge begins with http:// or https://")
+        raise ConfigError(f"url {url!r}: the address of a served judge must begin with http:// or https://")
     return url.rstrip("/")
 
 
-def _settings(url: str, token: str | None, max_connections: int) -> dict[str, Any]:
+def _client_settings(url: str, token: str | None, max_connections: int) -> dict[str, Any]:
     return {
         "base_url": url.rstrip("/"),
         "headers": {"Authorization": f"Bearer {token}"} if token else {},
-        # Reading the certificates takes longer than many a call, and plain HTTP needs none.
+        # Loading the certificates takes longer than many calls, and plain HTTP needs none.
         "verify": url.startswith("https://"),
         "limits": httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
     }
 
 
-def _request(call: Call) -> dict[str, Any]:
-    # Waiting for a free connection of the pool is not the server's fault: it has no limit of its own.
+def _request_arguments(call: HttpCall) -> dict[str, Any]:
+    # Waiting for a free connection of the pool is not limited: the server is not the cause.
     timeout = httpx.Timeout(call.timeout_s, connect=min(call.timeout_s, 10.0), pool=None)
     return {"content": call.body, "headers": {"Content-Type": call.content_type}, "timeout": timeout}
 

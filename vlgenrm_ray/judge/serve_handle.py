@@ -1,9 +1,9 @@
-"""The way to a served judge on the same Ray cluster: its Ray Serve handle, in place of a socket.
+"""Transport of an httpx client over a Ray Serve handle, for a judge served on the same Ray cluster.
 
     AsyncRemoteJudge("http://judge", transport=ServeHandleTransport("vlgenrm"))
 
-What is carried are the requests and replies of HTTP, as bytes, so that images by hash, limits, tokens and statuses are
-those of the address. An application that is not there is as a host that refuses the connection.
+It carries the HTTP requests and replies as bytes, so image hashes, limits, tokens and statuses are the same as over a
+socket. A missing application appears as a refused connection.
 """
 
 import asyncio
@@ -17,59 +17,63 @@ from vlgenrm_ray.cluster import ray_compat
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-Answer = tuple[int, dict[str, str], bytes]
+RawResponse = tuple[int, dict[str, str], bytes]
 """Status, headers and body of a response."""
-_LOOK_S = 5.0
-"""Between looks at whether what does not answer is there at all."""
-_CARRIED = ("authorization", "content-type")
-_UNDERSTOOD = ("content-type", "retry-after")
+_PRESENCE_CHECK_S = 5.0
+"""Seconds between checks that an application which does not answer still exists."""
+_REQUEST_HEADERS = ("authorization", "content-type")
+_RESPONSE_HEADERS = ("content-type", "retry-after")
 
 
 class ServeHandleTransport(httpx.AsyncBaseTransport):
-    """Carries an httpx client's requests to a deployment that has `async answer(path, headers, body) -> Answer`."""
+    """Sends requests to a deployment with a method `async answer(path, headers, body) -> RawResponse`."""
 
     def __init__(self, name: str) -> None:
-        """`name`: "application", whose ingress is asked, or "application:deployment"."""
+        """Store the target: `application` for its ingress, or `application:deployment`."""
         self.name = name
         self._application, _, self._deployment = name.partition(":")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises httpx.ConnectError where nobody is there, httpx.ReadTimeout where nobody answers in time."""
+        """Send a request.
+
+        Raises:
+            httpx.ConnectError: There is no such application or deployment.
+            httpx.ReadTimeout: No answer within the client's read timeout.
+        """
         body = await request.aread()
-        headers = {name: request.headers[name] for name in _CARRIED if name in request.headers}
+        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
         try:
             async with asyncio.timeout(request.extensions.get("timeout", {}).get("read")):
-                status, told, content = await self._answer(request.url.path, headers, body)
+                status, all_headers, content = await self._call(request.url.path, headers, body)
         except TimeoutError:
             raise httpx.ReadTimeout(f"{self.name} did not answer", request=request) from None
-        return httpx.Response(
-            status, headers={name: told[name] for name in _UNDERSTOOD if name in told}, content=content, request=request
-        )
+        response_headers = {name: all_headers[name] for name in _RESPONSE_HEADERS if name in all_headers}
+        return httpx.Response(status, headers=response_headers, content=content, request=request)
 
-    async def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def _call(self, path: str, headers: Mapping[str, str], body: bytes) -> RawResponse:
         from ray.exceptions import RayActorError, RayTaskError
         from ray.serve.exceptions import RayServeException
 
         handle = await asyncio.to_thread(self._handle)
         response = handle.answer.remote(path, dict(headers), body)
-        answer = asyncio.ensure_future(_awaited(response))
+        call = asyncio.ensure_future(_await_response(response))
         try:
-            # Ray Serve would wait without end for an application that is gone.
-            while not (await asyncio.wait([answer], timeout=_LOOK_S))[0]:
+            # Ray Serve itself would wait forever for an application that was deleted.
+            while not (await asyncio.wait([call], timeout=_PRESENCE_CHECK_S))[0]:
                 await asyncio.to_thread(self._handle)
-            found: Answer = answer.result()
-            return found
+            raw: RawResponse = call.result()
+            return raw
         except RayTaskError as error:
             return 500, {"content-type": "text/plain"}, str(error.cause).encode()
         except (RayActorError, RayServeException) as error:
             raise httpx.ConnectError(f"{self.name}: {' '.join(str(error).split())[:300]}") from error
         finally:
-            if not answer.done():
+            if not call.done():
                 response.cancel()
-                answer.cancel()
+                call.cancel()
 
     def _handle(self) -> "DeploymentHandle":
-        """Asked for anew each time: that is how one learns that it is gone. Raises httpx.ConnectError."""
+        """Get the handle. Not cached: getting it is how a deleted application is noticed. Raises httpx.ConnectError."""
         from ray import serve
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import RayServeException
@@ -80,13 +84,13 @@ class ServeHandleTransport(httpx.AsyncBaseTransport):
                 return ingress
             return serve.get_deployment_handle(self._deployment, self._application)
         except (RayServeException, KeyError) as error:
-            told = str(error.args[0]).rstrip(".")
-            raise httpx.ConnectError(f"{self.name}: {told}") from error
+            reason = str(error.args[0]).rstrip(".")
+            raise httpx.ConnectError(f"{self.name}: {reason}") from error
         except RayActorError as error:
-            # Ray Serve was shut down. Its client in this process would remember the controller for ever.
+            # Ray Serve was shut down, and its client in this process still refers to the old controller.
             ray_compat.reset_serve_client()
             raise httpx.ConnectError(f"{self.name}: Ray Serve is gone") from error
 
 
-async def _awaited(response: "DeploymentResponse") -> Any:
+async def _await_response(response: "DeploymentResponse") -> Any:
     return await response

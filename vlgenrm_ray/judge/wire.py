@@ -1,6 +1,6 @@
-"""What travels between a served judge and its clients: `POST /v1/score`, `/v1/compare`, `/v1/rank`. JSON only.
+"""JSON types of the scoring API: `POST /v1/score`, `/v1/compare`, `/v1/rank`, `/v1/images`.
 
-An item that could not be scored has `reward: null` and a status that says why. It is never 0: 0 is a verdict.
+An item that could not be scored has `reward: null` and a status with the reason, never the reward 0: 0 is a verdict.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ from typing import Any, Literal, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 MAX_TEXT = 64_000
-"""Characters of a question, response or reference."""
+"""Most characters of a question, response or reference."""
 MAX_ITEMS = 512
-"""Items of a request."""
+"""Most items of a request."""
 MAX_CRITIQUES = 64
+"""Most critiques a client may request per item."""
 
 
 class Status(StrEnum):
-    """Why an item has, or has not, a reward."""
+    """The outcome of an item: `ok` with a reward, or the reason why there is none."""
 
     OK = "ok"
     UNREADABLE_VERDICT = "unreadable_verdict"
@@ -33,30 +34,30 @@ class _Strict(BaseModel):
 
 
 class ScoreItem(_Strict):
-    """One response to be judged."""
+    """One response to judge."""
 
     image: str | None = Field(default=None, max_length=64 * 1024 * 1024)
-    """`data:image/...;base64,...`, plain base64, `sha256:<64 hex digits>` of one sent before, or a path
-    under a root that the operator allowed. None: the judge is asked without an image."""
+    """`data:image/...;base64,...`, plain base64, `sha256:<64 hex digits>` of an uploaded image, or a path below a
+    folder that the operator allowed. None: the judge sees no image."""
     images: list[str] = Field(default_factory=list, max_length=16)
-    """Several images, in order, in place of `image`. More than the service's engines take are `too_large`."""
+    """Several images in order, instead of `image`. More than the service's engines take give `too_large`."""
     question: str | None = Field(default=None, max_length=MAX_TEXT)
     messages: list[dict[str, Any]] | None = Field(default=None, max_length=64)
-    """The conversation in OpenAI's form, in place of `question`; its image parts are shown after `images`."""
+    """A conversation in OpenAI's form, instead of `question`; its image parts follow `images`."""
     response: str = Field(max_length=MAX_TEXT)
     reference: str | None = Field(default=None, max_length=MAX_TEXT)
-    """A right answer, shown to the judge where there is one."""
+    """A right answer, which the judge sees."""
     mode: Literal["cot", "direct"] | None = None
-    """None: as the server is configured. So with the following."""
+    """None: the server's setting. The same holds for the following fields."""
     num_critiques: int | None = Field(
         default=None, ge=1, le=MAX_CRITIQUES, validation_alias=AliasChoices("num_critiques", "K", "k")
     )
-    """K, critiques to sample; `direct` takes one look only."""
+    """K, critiques to sample; the `direct` mode always samples one."""
     aggregator: Literal["mean", "vote"] | None = None
     seed: int | None = Field(default=None, ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
+    def _check_exclusive_fields(self) -> Self:
         if (self.question is None) == (self.messages is None):
             raise ValueError("give exactly one of `question` and `messages`")
         if self.image is not None and self.images:
@@ -69,7 +70,7 @@ class ScoreRequest(_Strict):
 
     items: list[ScoreItem] = Field(max_length=MAX_ITEMS)
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
-    """Seconds from arrival after which the reply goes out with what is finished by then."""
+    """Seconds from arrival after which the reply is sent with the critiques finished by then."""
 
 
 class WireCritique(_Strict):
@@ -77,11 +78,11 @@ class WireCritique(_Strict):
 
     text: str
     p_yes: float | None
-    """p(Yes) / (p(Yes) + p(No)) at its verdict; None where that cannot be read."""
+    """p(Yes) / (p(Yes) + p(No)) at its verdict, in [0, 1]; None if unreadable."""
 
 
 class Timings(_Strict):
-    """Where an item's time went, in seconds."""
+    """Time of an item in the queue, in the engine and in total, in seconds."""
 
     queued_s: float = 0.0
     engine_s: float = 0.0
@@ -89,25 +90,25 @@ class Timings(_Strict):
 
 
 class ScoreReply(_Strict):
-    """What became of one item."""
+    """The result of one item."""
 
     reward: float | None
     """In [0, 1]; None unless `status` is `ok`."""
     status: Status
     detail: str = ""
-    """What to do about it, where there is no reward."""
+    """Explanation and remedy if there is no reward."""
     critiques: list[WireCritique] = Field(default_factory=list)
     num_asked: int = 0
-    """K: how many critiques were asked for. Fewer in `critiques`: the deadline came first."""
+    """K, critiques requested. `critiques` has fewer if the deadline passed first."""
     verdict_mass: float = 0.0
-    """Mean p(Yes) + p(No) over the critiques: small means that the judge was not answering."""
+    """Mean p(Yes) + p(No) over the critiques; a small mass means that the judge was not answering."""
     model_version: str = ""
-    """Name of the weights that judged."""
+    """Version of the weights that judged."""
     cached: bool = False
     timings: Timings = Timings()
 
     @model_validator(mode="after")
-    def _reward_means_ok(self) -> Self:
+    def _check_status(self) -> Self:
         if (self.reward is not None) != (self.status is Status.OK):
             raise ValueError(f"status {self.status.value} with reward {self.reward}")
         return self
@@ -120,7 +121,7 @@ class ScoreResponse(_Strict):
 
 
 class CompareRequest(_Strict):
-    """`POST /v1/compare`: two responses to one question; `response` of `item` is replaced by each."""
+    """`POST /v1/compare`: two responses to one question; each replaces the `response` of `item`."""
 
     item: ScoreItem
     first: str = Field(max_length=MAX_TEXT)
@@ -129,10 +130,10 @@ class CompareRequest(_Strict):
 
 
 class CompareResponse(_Strict):
-    """Which of two responses is better."""
+    """The better of two responses."""
 
     better: Literal["first", "second", "tie"] | None
-    """None where either has no reward."""
+    """None if either has no reward."""
     margin: float | None
     """reward(first) - reward(second)."""
     first: ScoreReply
@@ -151,15 +152,15 @@ class RankResponse(_Strict):
     """Responses from best to worst."""
 
     order: list[int]
-    """Indices into `responses`; those without a reward come last, in their order."""
+    """Indices into `responses`, best first; those without a reward come last, in their order."""
     best: int | None
-    """None where no response has a reward."""
+    """None if no response has a reward."""
     items: list[ScoreReply]
     """One per response, in the request's order."""
 
 
 class ImageResponse(_Strict):
-    """Reply to `POST /v1/images` (the encoded image as the request's body)."""
+    """Reply to `POST /v1/images`, whose body is the encoded image."""
 
     sha256: str
 

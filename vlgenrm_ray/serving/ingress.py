@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 
 from vlgenrm_ray.experts.witness import Witness
-from vlgenrm_ray.judge.serve_handle import Answer
+from vlgenrm_ray.judge.serve_handle import RawResponse
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
 from vlgenrm_ray.serving import engine_pool
 from vlgenrm_ray.serving.canary import Canary, Finding
@@ -129,7 +129,7 @@ class Gate:
         within = httpx.ASGITransport(self._api, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=within, base_url="http://gate", verify=False)
 
-    async def answer(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
+    async def answer(self, path: str, headers: dict[str, str], body: bytes) -> RawResponse:
         """What it says to `POST path`, for whoever has its handle (see `judge/handle.py`): limits and tokens alike."""
         response = await self._http.post(path, headers=headers, content=body)
         return response.status_code, dict(response.headers), response.content

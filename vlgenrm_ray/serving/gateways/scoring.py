@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import to_openai_messages
-from vlgenrm_ray.judge.label import Label, read
+from vlgenrm_ray.judge.label import Label, read_label
 from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, Status
 from vlgenrm_ray.serving.score import Score
 
@@ -37,7 +37,7 @@ def item(name: str, **fields: Any) -> ScoreItem:
 def label(name: str, value: Any) -> Label:
     """What a foreign label says; HTTP 422 that names it where it cannot be read."""
     try:
-        return read(value)
+        return read_label(value)
     except InputError as error:
         raise HTTPException(422, f"{name}: {error}") from error
 
