@@ -46,7 +46,7 @@ def box(label: str = "circle", **over: Any) -> Box:
     return Box(**({"label": label, "score": 0.9, "x0": 10.0, "y0": 10.0, "x1": 70.0, "y1": 70.0} | over))
 
 
-def sighting(label: str = "circle", colour: str = "red", **over: Any) -> Detection:
+def detection(label: str = "circle", colour: str = "red", **over: Any) -> Detection:
     return Detection(box=box(label, **over), attribute=colour, attribute_score=0.95)
 
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import httpx
 
-from vlgenrm_ray.engines.detector import DetectorConfig
-from vlgenrm_ray.engines.matcher import MatcherConfig
+from vlgenrm_ray.engines.detectors import DetectorConfig
+from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.experts.matching import MatchingConfig
+from vlgenrm_ray.experts.expert import MatchingConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving import launch
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens

@@ -24,7 +24,7 @@ from vlgenrm_ray.evaluation import evidence_quality, heldout, pairs
 from vlgenrm_ray.evaluation.metrics import plain
 from vlgenrm_ray.experts.claims import VocabularyExtractor
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
-from vlgenrm_ray.records import Checked, Preference
+from vlgenrm_ray.records import CheckedResponse, Preference
 from vlgenrm_ray.report.lineage import lineage
 from vlgenrm_ray.report.summary import summary
 from vlgenrm_ray.reward import critiques, rounds, selection, training
@@ -98,7 +98,7 @@ def quality(run: Run) -> Mapping[str, Any]:
     from vlgenrm_ray.shapes import world
 
     return {
-        "experts": evidence_quality.expert_quality(run.stage("experts").records(Checked), world.claim_is_true),
+        "experts": evidence_quality.expert_quality(run.stage("experts").records(CheckedResponse), world.claim_is_true),
         "preferences": evidence_quality.label_quality(
             run.stage("preferences").records(Preference), world.response_is_true
         ),
@@ -127,7 +127,7 @@ def _steps(run: Run) -> Steps:
             config.selection,
             prompt=config.judge.prompt,
             direct_prompt=config.judge.direct_prompt,
-            evidence=Evidence(VocabularyExtractor(vocabulary), vocabulary, config.experts.bands),
+            evidence=Evidence(VocabularyExtractor(vocabulary), vocabulary, config.experts.thresholds),
             source=source,
             target=target,
         )

@@ -5,8 +5,10 @@ next stage needs, so no stage joins: a `Response` holds its `Question`, a `Prefe
 Records are frozen and know nothing of Ray; `arrow.py` maps any of them to Arrow and back.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,57 +89,87 @@ class Truth(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A detection: pixel corners in the original image, origin top left."""
+    """A labelled rectangle: pixel corners in the original image, origin top left."""
 
     label: str
+    """Noun; "" for a window of the image."""
     score: float
+    """Confidence of the detector in [0, 1]."""
     x0: float
     y0: float
     x1: float
     y1: float
 
+    @property
+    def area(self) -> float:
+        """Area in square pixels."""
+        return (self.x1 - self.x0) * (self.y1 - self.y0)
+
+    def intersection(self, other: "Box") -> float:
+        """Area of the intersection with another box, in square pixels."""
+        width = min(self.x1, other.x1) - max(self.x0, other.x0)
+        height = min(self.y1, other.y1) - max(self.y0, other.y0)
+        return width * height if width > 0 and height > 0 else 0.0
+
+    def iou(self, other: "Box") -> float:
+        """Intersection over union with another box, in [0, 1]."""
+        common = self.intersection(other)
+        return common / (self.area + other.area - common) if common else 0.0
+
+    def scaled(self, x: float, y: float) -> "Box":
+        """Return the box for an image `x` times as wide and `y` times as high."""
+        return replace(self, x0=self.x0 * x, y0=self.y0 * y, x1=self.x1 * x, y1=self.y1 * y)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What the experts say of one claim."""
+    """The experts' verdict on one claim."""
 
     claim: Claim
     truth: Truth
     expert: str
-    """Which experts decided, as `detector`, `matcher` or `detector+matcher`."""
+    """The experts that decided: `detector`, `detector+matcher`, or the name of an additional expert."""
     score: float
     """Confidence of the deciding expert in [0, 1]."""
     boxes: tuple[Box, ...] = ()
+    """Boxes the verdict rests on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """What the experts see in one image whatever anybody claims: boxes, and the attributes matched on each crop."""
+    """One object detected in an image, whatever the texts claim, with the attribute matched on its crop."""
 
     box: Box
     attribute: str
     """Best matching attribute word of the crop ("red"), "" if undecided."""
     attribute_score: float
+    """The matcher's probability of that word within its family of attributes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowScore:
-    """A part of the image, and how likely it shows anything at all that the vocabulary has a noun for."""
+    """One window of the image with the probability that it shows any object of the vocabulary."""
 
     box: Box
     anything: float
-    """The matcher's probability; 1 where the detector did not look for all of those nouns."""
+    """The matcher's probability in [0, 1]; 1 if the detector did not search for all of those objects."""
+
+
+_RENAMED_EVIDENCE = {"detections": "sightings", "window_scores": "windows"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedResponse:
     """A response with the experts' finding on each of its claims. Has the response's id."""
+
+    stored_names: ClassVar[Mapping[str, str]] = _RENAMED_EVIDENCE
+    """Field -> its name in run folders written before the field was renamed."""
 
     id: str
     response: Response
     findings: tuple[Finding, ...]
-    sightings: tuple[Detection, ...] = ()
-    windows: tuple[WindowScore, ...] = ()
+    detections: tuple[Detection, ...] = ()
+    window_scores: tuple[WindowScore, ...] = ()
 
 
 class Origin(StrEnum):
@@ -152,6 +184,9 @@ class Origin(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
     """Two responses to one question and which is better. `chosen` / `rejected` mean truth, never position."""
+
+    stored_names: ClassVar[Mapping[str, str]] = _RENAMED_EVIDENCE
+    """Field -> its name in run folders written before the field was renamed."""
 
     id: str
     question: Question
@@ -168,10 +203,10 @@ class Preference:
     chosen_id: str = ""
     rejected_id: str = ""
     """Ids of the responses the texts came from; an edited text has its parent's id with `/e`."""
-    sightings: tuple[Detection, ...] = ()
-    """What the experts saw in the image, against which critiques may be checked."""
-    windows: tuple[WindowScore, ...] = ()
-    """Where they saw nothing."""
+    detections: tuple[Detection, ...] = ()
+    """Objects detected in the image, against which critiques may be checked."""
+    window_scores: tuple[WindowScore, ...] = ()
+    """Scores of the image's windows, which prove the absence of objects."""
 
     def response(self, side: "Side") -> str:
         """The response of one side."""

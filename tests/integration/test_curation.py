@@ -12,11 +12,11 @@ from vlgenrm_ray.curation.preferences import PreferencesConfig
 from vlgenrm_ray.curation.responses import ResponsesConfig
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.contracts import Generator, Prompt
-from vlgenrm_ray.engines.detector import DetectorConfig
-from vlgenrm_ray.engines.matcher import MatcherConfig
+from vlgenrm_ray.engines.detectors import DetectorConfig
+from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
-from vlgenrm_ray.experts.matching import MatchingConfig
+from vlgenrm_ray.experts.expert import MatchingConfig
 from vlgenrm_ray.records import Origin, Preference, Question
 from vlgenrm_ray.shapes import pack_path, world
 

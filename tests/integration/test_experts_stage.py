@@ -1,4 +1,4 @@
-"""The experts stage with the pack's own detector and matcher: right verdicts, one look per image, drops, resuming."""
+"""The experts stage with the models of the embedded world: verdicts, grouping by image, drops, resuming."""
 
 import random
 from collections import Counter
@@ -11,11 +11,11 @@ import pytest
 from vlgenrm_ray.curation import by_image, experts
 from vlgenrm_ray.curation.experts import ExpertsConfig
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
-from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
-from vlgenrm_ray.engines.matcher import MatcherConfig, build_matcher
-from vlgenrm_ray.experts.matching import MatchingConfig
-from vlgenrm_ray.experts.vocabulary import load_vocabulary
-from vlgenrm_ray.records import Checked, ClaimKind, Question, Response, Truth
+from vlgenrm_ray.engines.detectors import DetectorConfig
+from vlgenrm_ray.engines.matchers import MatcherConfig
+from vlgenrm_ray.experts.expert import MatchingConfig
+from vlgenrm_ray.experts.pipeline import ExpertPipeline
+from vlgenrm_ray.records import CheckedResponse, ClaimKind, Question, Response, Truth
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.phrases import HORIZONTAL, VERTICAL, counted, sentence
 from vlgenrm_ray.shapes.questions import describe, existence
@@ -67,15 +67,13 @@ def answered(question: Question, texts: list[str]) -> Unit[Response]:
 
 def test_definite_verdicts_of_the_packs_experts_are_right(tmp_path: Path) -> None:
     rng = random.Random(0)
-    vocabulary = load_vocabulary("shapes")
     asked = list(questions(tmp_path, seed=5, split="heldout", count=30))
     units = [answered(q, list(statements(scene_of(q.id), rng))) for q in asked]
-    looks = [experts.opened(u.id, u.records, vocabulary, CONFIG) for u in units]
-    looks = experts.detected(looks, build_detector(CONFIG.detector), vocabulary, CONFIG)
-    looks = experts.matched(looks, build_matcher(CONFIG.matcher), vocabulary, CONFIG)
+    pipeline = ExpertPipeline.build(CONFIG)
+    rows = [experts.open_image(u.id, u.records, pipeline, CONFIG.limits) for u in units]
     verdicts: Counter[tuple[ClaimKind, Truth, bool]] = Counter()
-    for look in looks:
-        for record in experts.checked(look, vocabulary, CONFIG.bands).records:
+    for row in experts.examine_images(rows, pipeline):
+        for record in experts.check_responses(row, pipeline).records:
             for finding in record.findings:
                 verdicts[finding.claim.kind, finding.truth, holds(scene_of(record.id), finding.claim)] += 1
     for kind in ClaimKind:
@@ -102,18 +100,18 @@ def test_the_stage_checks_every_response_once_wherever_it_lies(tmp_path: Path, r
     write_units(source, Response, [units[q.id] for q in asked[:6]])
     write_units(source, Response, [*(units[q.id] for q in asked[6:]), answered(again, ["Nothing to say."])])
     source.finish(seconds=0)
-    assert by_image.index(source)[1] == [asked[0].image.sha256]
+    assert by_image.count_images(source)[1] == [asked[0].image.sha256]
 
     target = StageFolder(run_folder / "experts")
     manifest = experts.run(CONFIG, source=source, target=target)
 
-    checked = {record.id: record for record in target.records(Checked)}
+    checked = {record.id: record for record in target.records(CheckedResponse)}
     lost = {dropped.id for dropped in target.dropped()}
     assert lost == {f"{gone.id}/r{i}" for i in range(4)}
     assert set(checked) | lost == {r.id for unit in units.values() for r in unit.records} | {f"{again.id}/r0"}
     assert not set(checked) & lost
     assert checked[f"{again.id}/r0"].findings == ()
-    assert checked[f"{again.id}/r0"].sightings == checked[f"{asked[0].id}/r0"].sightings != ()
+    assert checked[f"{again.id}/r0"].detections == checked[f"{asked[0].id}/r0"].detections != ()
     assert manifest.rows_in == 12
     assert manifest.dropped == {"image_missing": 4}
     assert manifest.metrics["responses_without_claims"] == 1

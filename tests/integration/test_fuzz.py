@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
+from fake_experts import evidence
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 from serving_examples import png, service
-from straw_experts import evidence
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.serving import api

@@ -7,17 +7,17 @@ import pytest
 
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.experts.checking import Bands
+from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.records import Critique, Example, Side
 from vlgenrm_ray.reward import selection
 from vlgenrm_ray.reward.refutation import Evidence
 from vlgenrm_ray.reward.selection import SelectionConfig
 
-ASKED = {"prompt": "shapes_cot", "direct_prompt": "shapes_direct", "evidence": Evidence.of("shapes", Bands())}
+ASKED = {"prompt": "shapes_cot", "direct_prompt": "shapes_direct", "evidence": Evidence.of("shapes", Thresholds())}
 
 
 def unit(id: str, p_chosen: float, p_rejected: float, image: str = "a red circle") -> Unit[Critique]:
-    preference = factories.preference(id, sightings=(factories.sighting(),))
+    preference = factories.preference(id, detections=(factories.detection(),))
     critiques = [
         factories.critique(
             f"{id}/{side.value}/c0",

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vlgenrm_ray.data.images import ImageError, ImageLimits, decode
 from vlgenrm_ray.engines.contracts import Detector
-from vlgenrm_ray.engines.detector import DetectorConfig, build_detector
-from vlgenrm_ray.engines.matcher import MatcherConfig, build_matcher
+from vlgenrm_ray.engines.detectors import DetectorConfig, build_detector
+from vlgenrm_ray.engines.matchers import MatcherConfig, build_matcher
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.render import boxes, render
@@ -37,7 +37,7 @@ def checked(detector: Detector, images: Sequence[Image.Image], nouns: Sequence[s
 
 
 def test_the_packs_detector_finds_shapes_in_scenes_it_has_not_seen() -> None:
-    from vlgenrm_ray.engines.yolo import average_precision
+    from vlgenrm_ray.engines.detectors.yolo import average_precision
 
     rng = random.Random(9)
     scenes = [draw_in("test", rng) for _ in range(80)]

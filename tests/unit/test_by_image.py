@@ -1,9 +1,11 @@
+"""Grouping of responses by image."""
+
 import factories
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.curation.by_image import group
+from vlgenrm_ray.curation.by_image import group_rows
 from vlgenrm_ray.data.arrow import arrow_schema, to_row
 from vlgenrm_ray.records import Response
 
@@ -19,7 +21,7 @@ def rows(images: list[str]) -> pa.Table:
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 200).map("{:064x}".format), max_size=150))
 def test_every_response_comes_under_its_own_image_once(images: list[str]) -> None:
-    grouped = group(rows(images)).to_pylist()
+    grouped = group_rows(rows(images)).to_pylist()
     assert sorted(row["id"] for row in grouped) == sorted(set(images))
     for row in grouped:
         assert {r["question"]["image"]["sha256"] for r in row["responses"]} == {row["id"]}

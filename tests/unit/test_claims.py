@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.experts.claims import VocabularyExtractor, extract
+from vlgenrm_ray.experts.claims import VocabularyExtractor, extract_claims
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 from vlgenrm_ray.shapes import truth
@@ -19,12 +19,12 @@ COCO = load_vocabulary("coco")
 Meaning = tuple[str, str, str, str, bool, bool]
 
 
-def meaning(claim: Claim) -> Meaning:
+def claim_key(claim: Claim) -> Meaning:
     return (claim.kind.value, claim.subject, claim.value, claim.other, claim.negated, claim.hedged)
 
 
 def said(text: str, words: str = "coco") -> list[Meaning]:
-    return [meaning(claim) for claim in extract(text, load_vocabulary(words))]
+    return [claim_key(claim) for claim in extract_claims(text, load_vocabulary(words))]
 
 
 def plain(
@@ -41,7 +41,7 @@ def test_every_reference_answer_of_the_world_is_read_as_the_world_means_it(seed:
         if asked := ask(scene, kind, rng):
             meant = truth.claims(asked.reference)
             assert meant is not None
-            assert said(asked.reference, "shapes") == [meaning(claim) for claim in meant]
+            assert said(asked.reference, "shapes") == [claim_key(claim) for claim in meant]
             assert said(asked.text, "shapes") == [], "a question claims nothing"
 
 
@@ -60,7 +60,7 @@ statements = st.one_of(
 def test_every_sentence_of_the_world_is_read_as_the_world_means_it(text: str) -> None:
     meant = truth.claims(text)
     assert meant is not None
-    assert said(text, "shapes") == [meaning(claim) for claim in meant]
+    assert said(text, "shapes") == [claim_key(claim) for claim in meant]
 
 
 @given(st.lists(st.tuples(names, st.integers(0, 8)), min_size=1, max_size=5))
@@ -86,7 +86,7 @@ def test_the_image_part_of_a_critique_may_say_what_is_not_there() -> None:
 
 @given(st.text(max_size=200))
 def test_spans_lie_inside_any_text(text: str) -> None:
-    for claim in extract(text, COCO):
+    for claim in extract_claims(text, COCO):
         assert 0 <= claim.start < claim.end <= len(text)
         assert claim.text == text[claim.start : claim.end]
 
@@ -101,7 +101,7 @@ word_soup = st.lists(st.sampled_from(WORDS.split()), max_size=25).map(" ".join)
 @settings(max_examples=150)
 @given(word_soup)
 def test_any_order_of_words_is_read_without_error_and_with_exact_spans(text: str) -> None:
-    for claim in extract(text, COCO):
+    for claim in extract_claims(text, COCO):
         assert claim.text == text[claim.start : claim.end]
         assert COCO.phrase(claim.subject) is not None
         assert claim.kind is not ClaimKind.COUNT or claim.value.isdigit()
@@ -170,7 +170,7 @@ def test_plain_english_about_photographs(text: str) -> None:
     ],
 )
 def test_what_cannot_be_pinned_down_is_hedged(text: str) -> None:
-    found = extract(text, COCO)
+    found = extract_claims(text, COCO)
     assert found
     assert all(claim.hedged for claim in found)
 
@@ -185,5 +185,5 @@ def test_saying_what_a_thing_is_not_denies_nothing_else() -> None:
 
 def test_the_extractor_is_the_function_with_its_vocabulary() -> None:
     text = "There is a red circle at the top left."
-    assert VocabularyExtractor(SHAPES_WORDS).extract(text) == extract(text, SHAPES_WORDS)
-    assert [c.text for c in extract(text, SHAPES_WORDS)] == ["a red circle", "a red circle at the top left"]
+    assert VocabularyExtractor(SHAPES_WORDS).extract(text) == extract_claims(text, SHAPES_WORDS)
+    assert [c.text for c in extract_claims(text, SHAPES_WORDS)] == ["a red circle", "a red circle at the top left"]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.experts.checking import Bands
-from vlgenrm_ray.experts.view import windows as cut
+from vlgenrm_ray.experts.checking import Thresholds
+from vlgenrm_ray.experts.evidence import cut_windows
 from vlgenrm_ray.records import Box, Detection, Preference, WindowScore
 from vlgenrm_ray.reward.critique_text import Step, cut_after_verdict, steps
 from vlgenrm_ray.reward.refutation import Evidence
@@ -19,7 +19,7 @@ from vlgenrm_ray.shapes.questions import KINDS, ask
 from vlgenrm_ray.shapes.render import SIDE, boxes
 from vlgenrm_ray.shapes.scenes import CELLS, Scene, draw
 
-EVIDENCE = Evidence.of("shapes", Bands())
+EVIDENCE = Evidence.of("shapes", Thresholds())
 
 
 @pytest.mark.parametrize(
@@ -77,31 +77,31 @@ def test_a_step_is_a_claim_what_the_image_shows_and_what_the_claim_is_called() -
     ],
 )
 def test_a_critique_is_refuted_by_its_own_false_steps_only(said: str, refuted: bool) -> None:
-    preference = factories.preference(sightings=(factories.sighting(),))
+    preference = factories.preference(detections=(factories.detection(),))
     assert EVIDENCE.refutes(factories.critique(preference=preference, text=f"{said}\nVerdict: Yes")) is refuted
 
 
 @pytest.mark.parametrize(("anything", "refuted"), [(0.01, True), (0.6, False), (1.0, False)])
 def test_what_is_said_of_an_empty_window_is_false(anything: float, refuted: bool) -> None:
     middle = WindowScore(box=Box(label="", score=1.0, x0=80, y0=80, x1=160, y1=160), anything=anything)
-    preference = factories.preference(sightings=(factories.sighting(),), windows=(middle,))
+    preference = factories.preference(detections=(factories.detection(),), window_scores=(middle,))
     text = "Claim: x. Image: a green star at the centre. Right.\nVerdict: Yes"
     assert EVIDENCE.refutes(factories.critique(preference=preference, text=text)) is refuted
 
 
 def test_nothing_seen_refutes_nothing() -> None:
     text = "Claim: x. Image: a red circle at the top left. Right.\nVerdict: Yes"
-    assert not EVIDENCE.refutes(factories.critique(preference=factories.preference(sightings=()), text=text))
+    assert not EVIDENCE.refutes(factories.critique(preference=factories.preference(detections=()), text=text))
 
 
 def seen(scene: Scene) -> Preference:
     """A preference with what faultless experts would leave in it."""
     things = zip(scene.things, boxes(scene), strict=True)
-    cells = enumerate(cut(SIDE, SIDE, (3,)))
+    cells = enumerate(cut_windows(SIDE, SIDE, (3,)))
     return factories.preference(
         question=factories.question(image=factories.image(width=SIDE, height=SIDE)),
-        sightings=tuple(Detection(box=b, attribute=t.colour, attribute_score=0.99) for t, b in things),
-        windows=tuple(WindowScore(box=w, anything=0.99 if scene.at(i) else 0.01) for i, w in cells),
+        detections=tuple(Detection(box=b, attribute=t.colour, attribute_score=0.99) for t, b in things),
+        window_scores=tuple(WindowScore(box=w, anything=0.99 if scene.at(i) else 0.01) for i, w in cells),
     )
 
 

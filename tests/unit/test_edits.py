@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vlgenrm_ray.curation.asked import asked
 from vlgenrm_ray.curation.edits import Fact, edits, is_single, statements, without
-from vlgenrm_ray.experts.claims import extract
+from vlgenrm_ray.experts.claims import extract_claims
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import ClaimKind
 from vlgenrm_ray.shapes import world
@@ -119,7 +119,7 @@ def test_what_a_question_asks(question: str, kind: str | None, subjects: set[str
 @given(st.integers(0, 10_000))
 def test_reference_answers_answer(index: int) -> None:
     _, question = world.draw(3, "train", index)
-    assert asked(question.text, SHAPES).answered_by(extract(question.reference, SHAPES))
+    assert asked(question.text, SHAPES).answered_by(extract_claims(question.reference, SHAPES))
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_reference_answers_answer(index: int) -> None:
     ],
 )
 def test_a_remark_about_something_else_is_no_answer(question: str, answer: str) -> None:
-    assert not asked(question, SHAPES).answered_by(extract(answer, SHAPES))
+    assert not asked(question, SHAPES).answered_by(extract_claims(answer, SHAPES))

@@ -3,7 +3,7 @@
 import factories
 
 from vlgenrm_ray.evaluation.evidence_quality import expert_quality, label_quality
-from vlgenrm_ray.records import Checked, Claim, ClaimKind, Finding, Origin, Question, Truth
+from vlgenrm_ray.records import CheckedResponse, Claim, ClaimKind, Finding, Origin, Question, Truth
 
 
 def finding(truth: Truth, subject: str, **over: object) -> Finding:
@@ -28,7 +28,9 @@ def test_unknown_costs_recall_and_not_precision() -> None:
         finding(Truth.SUPPORTED, "false hedged", hedged=True),
         finding(Truth.CONTRADICTED, "true f", kind=ClaimKind.COUNT, value="2"),
     )
-    quality = expert_quality([Checked(id="q0/r0", response=factories.response(), findings=findings)], claim_truth)
+    quality = expert_quality(
+        [CheckedResponse(id="q0/r0", response=factories.response(), findings=findings)], claim_truth
+    )
     existence = quality["existence"]
     assert existence["claims"] == 5
     assert existence["unknown_share"] == 0.2

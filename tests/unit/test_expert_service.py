@@ -5,9 +5,9 @@ import base64
 
 import httpx
 import pytest
+from fake_experts import PIPELINE, evidence
 from pydantic import ValidationError
 from serving_examples import png, service
-from straw_experts import WITNESS, evidence
 
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Truth
@@ -76,7 +76,7 @@ def test_few_at_a_time_and_none_longer_than_allowed() -> None:
 
 def test_a_look_that_nobody_waits_for_is_not_begun() -> None:
     look = Look(image=service().images.add(png(9, side=32)), responses=("A star.",), deadline_s=-1.0)
-    assert asyncio.run(Examiner(WITNESS, service().config.images).look(look)).status is Status.TIMEOUT
+    assert asyncio.run(Examiner(PIPELINE, service().config.images).look(look)).status is Status.TIMEOUT
 
 
 def test_a_service_without_experts_says_so_and_its_page_knows() -> None:

@@ -1,12 +1,14 @@
-"""What is asked of a matcher and what is made of its answers."""
+"""The matcher expert: attributes of boxes and phrases in windows, from the scores of a fake matcher."""
 
 from collections.abc import Sequence
 
 import PIL.Image
 import pytest
 
-from vlgenrm_ray.experts.claims import extract
-from vlgenrm_ray.experts.matching import MatchingConfig, glances_of, known_phrases, nouns_of, phrases_of, sightings_of
+from vlgenrm_ray.experts.claims import extract_claims
+from vlgenrm_ray.experts.detector import detectable_phrases, nouns_to_detect, phrases_of
+from vlgenrm_ray.experts.expert import MatchingConfig
+from vlgenrm_ray.experts.matcher import match_attributes, match_windows
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Box
 
@@ -14,8 +16,8 @@ WORDS = load_vocabulary("shapes")
 IMAGE = PIL.Image.new("RGB", (90, 60))
 
 
-class ByWord:
-    """A matcher that likes some texts better than others, whatever the image, and remembers what it was asked."""
+class WeightedMatcher:
+    """A fake matcher with a fixed weight per text, for every image; it records its calls."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self.weights = weights
@@ -32,50 +34,50 @@ def box(label: str, *corners: float, score: float = 0.9) -> Box:
     return Box(label=label, score=score, x0=x0, y0=y0, x1=x1, y1=y1)
 
 
-def test_attributes_are_decided_among_paired_prompts_of_the_boxs_noun() -> None:
-    matcher = ByWord({"a red circle": 1.0})
-    (sightings,) = sightings_of([(IMAGE, [box("circle", 10, 10, 30, 30)])], matcher, WORDS, MatchingConfig())
-    assert [(s.attribute, s.attribute_score > 0.9) for s in sightings] == [("red", True)]
+def test_attributes_compete_on_the_crop_with_the_noun_of_the_box() -> None:
+    matcher = WeightedMatcher({"a red circle": 1.0})
+    (detections,) = match_attributes([(IMAGE, [box("circle", 10, 10, 30, 30)])], matcher, WORDS, MatchingConfig())
+    assert [(s.attribute, s.attribute_score > 0.9) for s in detections] == [("red", True)]
     ((sizes, texts),) = matcher.calls
     assert texts == [f"{'an' if c == 'orange' else 'a'} {c} circle" for c in WORDS.attributes["colour"]]
     assert sizes == [(22, 22)], "the crop is a little wider than the box"
 
 
-def test_a_close_race_leaves_the_attribute_open() -> None:
-    matcher = ByWord({"a red circle": 1.0, "an orange circle": 0.9})
-    (sightings,) = sightings_of([(IMAGE, [box("circle", 10, 10, 30, 30)])], matcher, WORDS, MatchingConfig())
-    assert sightings[0].attribute == ""
+def test_an_attribute_within_the_margin_of_the_second_best_is_undecided() -> None:
+    matcher = WeightedMatcher({"a red circle": 1.0, "an orange circle": 0.9})
+    (detections,) = match_attributes([(IMAGE, [box("circle", 10, 10, 30, 30)])], matcher, WORDS, MatchingConfig())
+    assert detections[0].attribute == ""
 
 
-def test_sightings_come_best_first_and_stay_with_their_image() -> None:
-    seen = [
+def test_detections_are_sorted_by_score_within_their_image() -> None:
+    images = [
         (IMAGE, [box("circle", 0, 0, 9, 9, score=0.3), box("star", 20, 20, 40, 40, score=0.8)]),
         (IMAGE, []),
         (IMAGE, [box("star", 1, 1, 5, 5)]),
     ]
-    found = sightings_of(seen, ByWord({}), WORDS, MatchingConfig())
-    assert [[s.box.label for s in one] for one in found] == [["star", "circle"], [], ["star"]]
+    detections = match_attributes(images, WeightedMatcher({}), WORDS, MatchingConfig())
+    assert [[s.box.label for s in one] for one in detections] == [["star", "circle"], [], ["star"]]
 
 
-def test_boxes_beyond_the_image_are_cropped_to_it() -> None:
-    matcher = ByWord({})
-    sightings_of(
+def test_boxes_beyond_the_image_are_clipped_to_it() -> None:
+    matcher = WeightedMatcher({})
+    match_attributes(
         [(IMAGE, [box("star", -20, -20, 200, 200), box("star", 89, 59, 90, 60)])], matcher, WORDS, MatchingConfig()
     )
     assert matcher.calls[0][0] == [(90, 60), (1, 1)]
 
 
-def test_a_glance_weighs_a_phrase_against_every_noun_and_attribute_and_nothing_at_all() -> None:
-    matcher = ByWord({"a red circle": 3.0, "a red star": 1.0, "a circle": 4.0})
+def test_a_phrase_competes_with_every_noun_and_attribute_and_the_background() -> None:
+    matcher = WeightedMatcher({"a red circle": 3.0, "a red star": 1.0, "a circle": 4.0})
     config = MatchingConfig(grids=(1, 2))
     phrases = ("circle", "red circle", "red shape", "shape")
-    (glances,) = glances_of([IMAGE], [phrases], matcher, WORDS, config)
-    assert len(glances) == 5
-    assert [(g.window.x0, g.window.y0, g.window.x1, g.window.y1) for g in glances[:2]] == [
+    (windows,) = match_windows([IMAGE], [phrases], matcher, WORDS, config)
+    assert len(windows) == 5
+    assert [(w.box.x0, w.box.y0, w.box.x1, w.box.y1) for w in windows[:2]] == [
         (0, 0, 90, 60),
         (0, 0, 45, 30),
     ]
-    scores = glances[0].scores
+    scores = windows[0].scores
     assert scores["red circle"] == pytest.approx(0.75, abs=0.01)
     assert scores["red shape"] == pytest.approx(1.0, abs=0.01)
     assert scores["circle"] > 0.99
@@ -86,20 +88,20 @@ def test_a_glance_weighs_a_phrase_against_every_noun_and_attribute_and_nothing_a
     assert coloured[-1] == "nothing"
 
 
-def test_images_nobody_speaks_of_are_not_matched() -> None:
-    matcher = ByWord({})
-    assert glances_of([IMAGE, IMAGE], [(), ()], matcher, WORDS, MatchingConfig()) == [(), ()]
+def test_images_without_phrases_are_not_matched() -> None:
+    matcher = WeightedMatcher({})
+    assert match_windows([IMAGE, IMAGE], [(), ()], matcher, WORDS, MatchingConfig()) == [(), ()]
     assert matcher.calls == []
-    first, second = glances_of([IMAGE, IMAGE], [(), ("star",)], matcher, WORDS, MatchingConfig(grids=(2,)))
+    first, second = match_windows([IMAGE, IMAGE], [(), ("star",)], matcher, WORDS, MatchingConfig(grids=(2,)))
     assert (len(first), len(second)) == (0, 4)
 
 
-def test_phrases_and_nouns_follow_what_the_detector_knows() -> None:
-    claims = extract("The red circle is left of the blue square. There is a star.", WORDS)
+def test_phrases_and_nouns_depend_on_the_labels_of_the_detector() -> None:
+    claims = extract_claims("The red circle is left of the blue square. There is a star.", WORDS)
     phrases = phrases_of(claims)
     assert phrases == ("blue square", "red circle", "star")
-    assert known_phrases(phrases, WORDS, ("circle", "star")) == ("red circle", "star")
-    assert known_phrases(phrases, WORDS, ()) == phrases
-    assert nouns_of(phrases, WORDS, ("circle", "star")) == ("circle", "star")
-    assert nouns_of(phrases, WORDS, ()) == ("circle", "square", "star")
-    assert nouns_of(("red shape",), WORDS, ()) == tuple(sorted(WORDS.nouns)), "any noun may be meant"
+    assert detectable_phrases(phrases, WORDS, ("circle", "star")) == ("red circle", "star")
+    assert detectable_phrases(phrases, WORDS, ()) == phrases
+    assert nouns_to_detect(phrases, WORDS, ("circle", "star")) == ("circle", "star")
+    assert nouns_to_detect(phrases, WORDS, ()) == ("circle", "square", "star")
+    assert nouns_to_detect(("red shape",), WORDS, ()) == tuple(sorted(WORDS.nouns)), "any noun may be meant"

@@ -16,11 +16,11 @@ from vlgenrm_ray.curation.preferences import PreferencesConfig, prefer
 from vlgenrm_ray.curation.rewriting import edited, repaired
 from vlgenrm_ray.curation.witness import Witness
 from vlgenrm_ray.data.store import Unit
-from vlgenrm_ray.experts.checking import Bands, check
-from vlgenrm_ray.experts.claims import extract
-from vlgenrm_ray.experts.view import Glance, View, area, shared_area, windows
+from vlgenrm_ray.experts.checking import Thresholds, check_claim
+from vlgenrm_ray.experts.claims import extract_claims
+from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch, cut_windows
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
-from vlgenrm_ray.records import Checked, Detection, ImageRef, Origin, Preference, Question, Response
+from vlgenrm_ray.records import CheckedResponse, Detection, ImageRef, Origin, Preference, Question, Response
 from vlgenrm_ray.shapes import world
 from vlgenrm_ray.shapes.pairs import corrupt
 from vlgenrm_ray.shapes.questions import Asked
@@ -29,40 +29,42 @@ from vlgenrm_ray.shapes.scenes import Scene
 from vlgenrm_ray.shapes.truth import is_true
 
 VOCABULARY = load_vocabulary("shapes")
-BANDS = Bands()
+THRESHOLDS = Thresholds()
 
 
-def check_all(scene: Scene, question: Question, texts: list[tuple[str, str]], *, blind: bool = False) -> list[Checked]:
+def check_all(
+    scene: Scene, question: Question, texts: list[tuple[str, str]], *, blind: bool = False
+) -> list[CheckedResponse]:
     """(sampler, text) of each response, checked by experts that see all there is, or (`blind`) nothing at all."""
     seen = [
         Detection(box=replace(box, score=0.95), attribute=thing.colour, attribute_score=0.95)
         for thing, box in zip(scene.things, boxes(scene), strict=True)
     ]
-    claims = [c for _, text in texts for c in extract(text, VOCABULARY)]
+    claims = [c for _, text in texts for c in extract_claims(text, VOCABULARY)]
     phrases = {p for c in claims for p in (c.subject, c.other) if p}
     glances = tuple(
-        Glance(
+        WindowMatch(
             window,
             {
                 p: 0.98
                 if any(
-                    shared_area(box, window) > 0.5 * min(area(box), area(window)) and thing in scene.matching(p)
+                    box.intersection(window) > 0.5 * min(box.area, window.area) and thing in scene.matching(p)
                     for thing, box in zip(scene.things, boxes(scene), strict=True)
                 )
                 else 0.02
                 for p in phrases
             },
         )
-        for window in windows(SIDE, SIDE, (1, 3))
+        for window in cut_windows(SIDE, SIDE, (1, 3))
     )
-    sightings = () if blind else tuple(seen)
-    view = View(SIDE, SIDE, sightings, () if blind else glances)
+    detections = () if blind else tuple(seen)
+    view = ImageEvidence(SIDE, SIDE, detections, () if blind else glances)
     return [
-        Checked(
+        CheckedResponse(
             id=f"{question.id}/r{i}",
             response=Response(id=f"{question.id}/r{i}", question=question, text=text, sampler=sampler),
-            findings=tuple(check(c, view, VOCABULARY, BANDS) for c in extract(text, VOCABULARY)),
-            sightings=sightings,
+            findings=tuple(check_claim(c, view, VOCABULARY, THRESHOLDS) for c in extract_claims(text, VOCABULARY)),
+            detections=detections,
         )
         for i, (sampler, text) in enumerate(texts)
     ]
@@ -78,7 +80,7 @@ def case(index: int, texts: list[tuple[str, str]], *, blind: bool = False, **con
     scene, _, question = place_in_world(index)
     checked = check_all(scene, question, texts, blind=blind)
     return Case.of(
-        checked, Witness(checked, VOCABULARY, BANDS), EvidenceConfig.model_validate(config), BalanceConfig(), 0
+        checked, Witness(checked, VOCABULARY, THRESHOLDS), EvidenceConfig.model_validate(config), BalanceConfig(), 0
     )
 
 
@@ -106,7 +108,7 @@ def test_every_label_is_true_and_no_question_vanishes(
     checked = check_all(scene, question, [("policy", t) for t in dict.fromkeys(texts)])
     unit = Unit(id="image", records=tuple(checked))
     config = PreferencesConfig(max_per_question=8, max_per_kind=8)
-    made = prefer(unit, config, VOCABULARY, BANDS, 0)
+    made = prefer(unit, config, VOCABULARY, THRESHOLDS, 0)
 
     assert bool(made.records) != any(d.id == question.id for d in made.dropped)
     ids = [r.id for r in made.records] + [d.id for d in made.dropped]
@@ -117,9 +119,9 @@ def test_every_label_is_true_and_no_question_vanishes(
         assert is_true(scene, asked.text, pair.chosen), pair
         assert not is_true(scene, asked.text, pair.rejected), pair
         assert pair.evidence
-        assert pair.sightings == checked[0].sightings
+        assert pair.detections == checked[0].detections
     backwards = Unit(id="image", records=tuple(reversed(checked)))
-    assert prefer(backwards, config, VOCABULARY, BANDS, 0) == made
+    assert prefer(backwards, config, VOCABULARY, THRESHOLDS, 0) == made
 
 
 @settings(max_examples=40)
@@ -141,7 +143,7 @@ def test_edits_do_not_favour_one_direction() -> None:
             continue
         (pair,) = edited(case(index, [("policy", asked.reference)]))
         if asked.kind == "count":
-            (was,), (now,) = extract(pair.chosen, VOCABULARY), extract(pair.rejected, VOCABULARY)
+            (was,), (now,) = extract_claims(pair.chosen, VOCABULARY), extract_claims(pair.rejected, VOCABULARY)
             more, less = more + (now.value > was.value), less + (now.value < was.value)
         else:
             colours[pair.rejected.split()[-1]] += 1
@@ -182,7 +184,7 @@ def test_descriptions_are_repaired_or_shortened() -> None:
 def test_unknown_never_makes_a_negative(index: int) -> None:
     texts = [("policy", right(index)), *[("policy", t) for t in wrongs(index, 2)]]
     checked = check_all(*place_in_world(index)[::2], texts, blind=True)
-    unit = prefer(Unit(id="i", records=tuple(checked)), PreferencesConfig(), VOCABULARY, BANDS, 0)
+    unit = prefer(Unit(id="i", records=tuple(checked)), PreferencesConfig(), VOCABULARY, THRESHOLDS, 0)
     assert not unit.records
     ((drop,),) = (unit.dropped,)
     assert (drop.id, drop.reason) == (f"q{index}", "no_evidence")
@@ -244,8 +246,8 @@ def test_limits_per_question_and_kind() -> None:
     scene, _, question = place_in_world(index)
     texts = [("policy", right(index)), *[("policy", t) for t in dict.fromkeys(wrongs(index, 12))]]
     unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
-    many = prefer(unit, PreferencesConfig(max_per_question=9, max_per_kind=9), VOCABULARY, BANDS, 0)
-    few = prefer(unit, PreferencesConfig(max_per_question=3, max_per_kind=1), VOCABULARY, BANDS, 0)
+    many = prefer(unit, PreferencesConfig(max_per_question=9, max_per_kind=9), VOCABULARY, THRESHOLDS, 0)
+    few = prefer(unit, PreferencesConfig(max_per_question=3, max_per_kind=1), VOCABULARY, THRESHOLDS, 0)
     assert len(many.records) > 3
     assert [p.id for p in many.records] == [f"q{index}/p{i}" for i in range(len(many.records))]
     assert max(Counter(p.kind for p in few.records).values()) == 1
@@ -262,7 +264,7 @@ def test_uneven_pairs_are_dropped() -> None:
     wrong = next(s for s in short if f"{s.removesuffix('.')}." not in asked.reference)
     texts = [("policy", asked.reference), ("policy", f"{wrong.removesuffix('.')}.")]
     unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
-    made = prefer(unit, PreferencesConfig(origins=(Origin.VERIFIED,)), VOCABULARY, BANDS, 0)
+    made = prefer(unit, PreferencesConfig(origins=(Origin.VERIFIED,)), VOCABULARY, THRESHOLDS, 0)
     assert [(d.id, d.reason) for d in made.dropped] == [(f"q{index}", "length_unbalanced")]
 
 
@@ -284,7 +286,7 @@ def test_balance_leaves_an_even_rest(lengths: list[tuple[int, int]]) -> None:
 
 
 def test_an_image_without_responses_is_accounted_for() -> None:
-    unit = prefer(Unit(id="i"), PreferencesConfig(), VOCABULARY, BANDS, 0)
+    unit = prefer(Unit(id="i"), PreferencesConfig(), VOCABULARY, THRESHOLDS, 0)
     assert [(d.id, d.reason) for d in unit.dropped] == [("i", "no_evidence")]
 
 

@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 
 from vlgenrm_ray import records
 from vlgenrm_ray.data import arrow
-from vlgenrm_ray.records import Checked, Critique, Finding, Preference, Response, Truth
+from vlgenrm_ray.records import CheckedResponse, Critique, Finding, Preference, Response, Truth
 
 
-def checked() -> Checked:
+def checked() -> CheckedResponse:
     finding = Finding(
         claim=factories.claim(), truth=Truth.SUPPORTED, expert="detector", score=0.5, boxes=(factories.box(),)
     )
-    return Checked(id="q0/r0", response=factories.response(), findings=(finding,), sightings=(factories.sighting(),))
+    return CheckedResponse(
+        id="q0/r0", response=factories.response(), findings=(finding,), detections=(factories.detection(),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_a_record_survives_arrow(record: object) -> None:
 
 
 def test_an_empty_table_keeps_its_schema() -> None:
-    assert arrow.to_table(Checked, []).schema == arrow.to_table(Checked, [checked()]).schema
+    assert arrow.to_table(CheckedResponse, []).schema == arrow.to_table(CheckedResponse, [checked()]).schema
 
 
 @given(text=st.text(), seed=st.none() | st.integers(-(2**63), 2**63 - 1))
@@ -60,6 +62,6 @@ def test_a_missing_field_is_an_error_not_a_default() -> None:
 
 def test_every_record_has_an_arrow_schema() -> None:
     found = [c for c in vars(records).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
-    assert {Response, Checked, Preference, Critique} <= set(found)
+    assert {Response, CheckedResponse, Preference, Critique} <= set(found)
     for cls in found:
         assert isinstance(arrow.arrow_schema(cls), pa.Schema)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vlgenrm_ray import recipe
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError, DropReason
-from vlgenrm_ray.experts.checking import Bands
+from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Dropped, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.combinations import Strategy
@@ -20,7 +20,7 @@ from vlgenrm_ray.reward.selection import SelectionConfig, examples_of, failures
 from vlgenrm_ray.reward.selection_metrics import measure
 
 TEMPLATES = Templates(critique=prompts.load("shapes_cot"), direct=prompts.load("shapes_direct"))
-EVIDENCE = Evidence.of("shapes", Bands())
+EVIDENCE = Evidence.of("shapes", Thresholds())
 CONFIG = SelectionConfig(tau=0.3)
 
 
@@ -44,7 +44,7 @@ def critique(
 def unit(
     chosen: list[float | None], rejected: list[float | None], id: str = "q0/p0", kind: str = "count"
 ) -> Unit[Critique]:
-    preference = factories.preference(id, kind=kind, sightings=(factories.sighting(),))
+    preference = factories.preference(id, kind=kind, detections=(factories.detection(),))
     records = [critique(preference, Side.CHOSEN, i, p) for i, p in enumerate(chosen)]
     records += [critique(preference, Side.REJECTED, i, p) for i, p in enumerate(rejected)]
     return Unit(id=id, records=tuple(records))
@@ -86,7 +86,7 @@ def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> Non
     ],
 )
 def test_judgements_know_what_kind_of_thing_they_judge(chosen: str, rejected: str, strata: tuple[str, str]) -> None:
-    preference = factories.preference(chosen=chosen, rejected=rejected, sightings=(factories.sighting(),))
+    preference = factories.preference(chosen=chosen, rejected=rejected, detections=(factories.detection(),))
     records = (critique(preference, Side.CHOSEN, 0, 0.9), critique(preference, Side.REJECTED, 0, 0.1))
     made = select(Unit(id=preference.id, records=records)).records
     found = {(e.label, e.stratum) for e in made if e.kind is not ExampleKind.ANSWER}
@@ -132,7 +132,7 @@ def test_what_had_no_critiques_keeps_its_reason() -> None:
 
 
 def test_a_refuted_critique_makes_room_for_an_honest_one() -> None:
-    preference = factories.preference(sightings=(factories.sighting(),))
+    preference = factories.preference(detections=(factories.detection(),))
     lies = critique(preference, Side.CHOSEN, 0, 0.9, image="a blue star at the top left")
     honest = critique(preference, Side.CHOSEN, 1, 0.8, image="a red circle at the top left")
     other = critique(preference, Side.REJECTED, 0, 0.1)
@@ -144,7 +144,7 @@ def test_a_refuted_critique_makes_room_for_an_honest_one() -> None:
 
 
 def test_a_critique_that_did_not_read_the_response_is_no_example_however_sure() -> None:
-    preference = factories.preference(sightings=(factories.sighting(),))
+    preference = factories.preference(detections=(factories.detection(),))
     read = critique(preference, Side.REJECTED, 0, 0.2, claim="there is no red circle")
     unread = critique(preference, Side.REJECTED, 1, 0.1, claim="there is a blue star")
     chosen = critique(preference, Side.CHOSEN, 0, 0.9, claim="there is a red circle")

@@ -9,7 +9,7 @@ import pytest
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import (
-    Checked,
+    CheckedResponse,
     Checkpoint,
     Critique,
     Dropped,
@@ -100,12 +100,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     claim = factories.claim(subject="circle", text="There is one circle")
     finding = Finding(claim=claim, truth=Truth.SUPPORTED, expert="detector", score=0.93, boxes=(factories.box(),))
     checked = [
-        Checked(
-            id=r.id, response=r, findings=(finding,) if r is responses[0] else (), sightings=(factories.sighting(),)
+        CheckedResponse(
+            id=r.id, response=r, findings=(finding,) if r is responses[0] else (), detections=(factories.detection(),)
         )
         for r in (*responses, elsewhere)
     ]
-    stage(run / "experts", Checked, Unit(id="image", records=tuple(checked)))
+    stage(run / "experts", CheckedResponse, Unit(id="image", records=tuple(checked)))
     stage(run / "preferences", Preference, Unit(id="image", records=(PAIR, HOPELESS)))
     stage(run / "heldout", Preference, Unit(id="h1", records=(GOLD,)))
     critiques = [critique(Side.CHOSEN, 0, 0.9), critique(Side.CHOSEN, 1, 0.3), critique(Side.REJECTED, 0, 0.2)]

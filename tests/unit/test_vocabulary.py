@@ -1,11 +1,11 @@
-"""Vocabularies: words, plurals, places, and what a user's mistake in one says."""
+"""Vocabularies: words, plurals, places, and the messages for mistakes in a file."""
 
 from pathlib import Path
 
 import pytest
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.experts.vocabulary import Phrase, described, load_vocabulary
+from vlgenrm_ray.experts.vocabulary import Phrase, load_vocabulary, with_article
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES
 
 COCO = load_vocabulary("coco")
@@ -31,7 +31,7 @@ def test_plurals(noun: str, plural: str) -> None:
     assert COCO.plural(noun) == plural
 
 
-def test_phrases_are_taken_apart() -> None:
+def test_phrases_are_parsed() -> None:
     assert COCO.phrase("red white bus") == Phrase("bus", ("red", "white"), False)
     assert COCO.phrase("orange") == Phrase("orange", (), False)
     assert COCO.phrase("orange orange") == Phrase("orange", ("orange",), False)
@@ -41,7 +41,7 @@ def test_phrases_are_taken_apart() -> None:
     assert COCO.phrase("red") is None
 
 
-def test_the_smallest_place_is_named() -> None:
+def test_place_at_returns_the_smallest_place() -> None:
     assert COCO.place_at(0.1, 0.1) == "top left"
     assert load_vocabulary("shapes").place_at(0.5, 0.5) == "centre"
 
@@ -54,22 +54,22 @@ def test_coco_has_its_eighty_classes_and_the_world_its_words() -> None:
 
 
 def test_articles() -> None:
-    assert described("orange star") == "an orange star"
-    assert described("red star") == "a red star"
+    assert with_article("orange star") == "an orange star"
+    assert with_article("red star") == "a red star"
 
 
-def test_equal_vocabularies_are_one_key() -> None:
+def test_equal_vocabularies_have_equal_hashes() -> None:
     assert hash(COCO) == hash(COCO.model_copy(deep=True))
     assert load_vocabulary("shapes") != COCO
 
 
-def test_an_unknown_name_says_which_there_are() -> None:
+def test_an_unknown_name_lists_the_shipped_vocabularies() -> None:
     with pytest.raises(InputError, match=r"vocabulary: 'cocoa' cannot be read .* coco, shapes"):
         load_vocabulary("cocoa")
 
 
 @pytest.mark.parametrize("text", ["nouns: 3", "nouns: {dog: []}\ncolours: {}", "{{"])
-def test_a_file_that_is_no_vocabulary_is_named(text: str, tmp_path: Path) -> None:
+def test_a_malformed_file_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"mine\.yaml.* is not a vocabulary"):

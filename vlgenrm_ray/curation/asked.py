@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vlgenrm_ray.curation.edits import OPPOSITE
-from vlgenrm_ray.experts.claims import extract
+from vlgenrm_ray.experts.claims import extract_claims
 from vlgenrm_ray.experts.vocabulary import Vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 
@@ -48,7 +48,7 @@ def asked(question: str, vocabulary: Vocabulary) -> Asked:
     """What a question asks about."""
     text = " ".join(question.lower().split())
     # The grammar passes over questions, as they state nothing; as a statement it names what they are about.
-    named = extract(text.replace("?", "."), vocabulary)
+    named = extract_claims(text.replace("?", "."), vocabulary)
     subjects = tuple(dict.fromkeys(s for c in named for s in (c.subject, c.other) if s))
     if not subjects:
         return Asked(None, ())

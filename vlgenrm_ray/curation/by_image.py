@@ -1,7 +1,7 @@
-"""Responses, brought together by their image, so that each image is opened and looked at once.
+"""Groups responses by image, so that the experts open and examine each image once.
 
-A shuffle of everything would hold the stage up until its input is read. But nearly always an image's responses lie in
-one shard already: those are grouped where they lie, and only images that several shards speak of are sorted together.
+A shuffle of all rows would block the stage until its input is read. But nearly always the responses about an image lie
+in one shard: those are grouped within the shard, and only images that occur in several shards are sorted together.
 """
 
 from collections.abc import Iterator
@@ -20,65 +20,75 @@ if TYPE_CHECKING:
 _SHA256 = "records.list.element.question.image.sha256"
 
 
-def index(source: StageFolder) -> tuple[int, list[str]]:
-    """How many images a responses stage speaks of, and which of them stand in more than one shard. Reads one column."""
+def count_images(source: StageFolder) -> tuple[int, list[str]]:
+    """Count the images of a responses stage, and list those that occur in several shards. Reads one column.
+
+    Returns:
+        The number of distinct images, and the sha256 of each image in more than one shard.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    shards = []
+    images_of_shards = []
     for path in source.shards():
         records = pq.ParquetFile(path).read(columns=[_SHA256]).column("records").combine_chunks()
-        shards.append(_image_ids(records.flatten()).unique())
-    counted = pa.chunked_array(shards, pa.string()).value_counts()
-    several = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
-    return len(counted), several.to_pylist()
+        images_of_shards.append(_image_ids(records.flatten()).unique())
+    counts = pa.chunked_array(images_of_shards, pa.string()).value_counts()
+    in_several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    return len(counts), in_several.to_pylist()
 
 
-def grouped(source: StageFolder) -> "tuple[Dataset, int]":
-    """Rows of `id` (an image's sha256) and `responses` (all that speak of it), and how many there will be."""
+def group_by_image(source: StageFolder) -> "tuple[Dataset, int]":
+    """Group the responses of a complete stage by image.
+
+    Returns:
+        A dataset with the columns `id` (an image's sha256) and `responses` (all about it), and its number of rows.
+    """
     import pyarrow as pa
     import ray
     import ray.data
 
     source.data_hash()
-    total, several = index(source)
+    total, in_several = count_images(source)
     paths = ray.data.from_arrow(pa.table({"path": [str(p) for p in source.shards()]}))
-    if not several:
-        return paths.map_batches(_GroupShards(None), **flow.LIGHT), total
-    apart = ray.put(pa.array(several, pa.string()))
-    scattered = paths.map_batches(_Scattered(apart), **flow.LIGHT).sort("id").map_batches(group, **_WHOLE_BLOCKS)
-    return paths.map_batches(_GroupShards(apart), **flow.LIGHT).union(scattered), total
+    if not in_several:
+        return paths.map_batches(_GroupShard(None), **flow.LIGHT), total
+    scattered_ids = ray.put(pa.array(in_several, pa.string()))
+    scattered = paths.map_batches(_ReadScattered(scattered_ids), **flow.LIGHT)
+    grouped = scattered.sort("id").map_batches(group_rows, **_WHOLE_BLOCKS)
+    return paths.map_batches(_GroupShard(scattered_ids), **flow.LIGHT).union(grouped), total
 
 
-# After a sort all rows of one key are in one block.
+# After a sort all rows with one key are in one block.
 _WHOLE_BLOCKS: dict[str, Any] = {**flow.LIGHT, "batch_size": None}
 
 
 @dataclass(frozen=True)
-class _GroupShards:
-    """Shards -> the images that stand in one shard alone."""
+class _GroupShard:
+    """Groups the responses about images that occur in one shard only."""
 
-    apart: Any
+    scattered_ids: Any
+    """Ray reference to the ids of images in several shards; None if there are none."""
 
     def __call__(self, paths: "pa.Table") -> "Iterator[pa.Table]":
-        for rows in _responses(paths):
-            yield group(_split(rows, self.apart, scattered=False))
+        for rows in _read_responses(paths):
+            yield group_rows(_filter_scattered(rows, self.scattered_ids, scattered=False))
 
 
 @dataclass(frozen=True)
-class _Scattered:
-    """Shards -> the responses whose image stands in several."""
+class _ReadScattered:
+    """Reads the responses about images that occur in several shards."""
 
-    apart: Any
+    scattered_ids: Any
 
     def __call__(self, paths: "pa.Table") -> "Iterator[pa.Table]":
-        for rows in _responses(paths):
-            yield _split(rows, self.apart, scattered=True)
+        for rows in _read_responses(paths):
+            yield _filter_scattered(rows, self.scattered_ids, scattered=True)
 
 
-def _responses(paths: "pa.Table") -> "Iterator[pa.Table]":
-    """For each shard its responses, as rows of `id` (the image's) and `response`."""
+def _read_responses(paths: "pa.Table") -> "Iterator[pa.Table]":
+    """Yield for each shard its responses, with the columns `id` (the image's) and `response`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -93,24 +103,24 @@ def _image_ids(responses: "pa.StructArray") -> "pa.Array":
     return pc.struct_field(responses, ["question", "image", "sha256"])
 
 
-def _split(rows: "pa.Table", apart: Any, *, scattered: bool) -> "pa.Table":
+def _filter_scattered(rows: "pa.Table", scattered_ids: Any, *, scattered: bool) -> "pa.Table":
     import pyarrow.compute as pc
     import ray
 
-    if apart is None:
+    if scattered_ids is None:
         return rows
-    chosen = pc.is_in(rows.column("id"), value_set=ray.get(apart))
-    return rows.filter(chosen if scattered else pc.invert(chosen))
+    is_scattered = pc.is_in(rows.column("id"), value_set=ray.get(scattered_ids))
+    return rows.filter(is_scattered if scattered else pc.invert(is_scattered))
 
 
-def group(rows: "pa.Table") -> "pa.Table":
-    """Rows of one response each -> rows of one image each."""
+def group_rows(rows: "pa.Table") -> "pa.Table":
+    """Turn rows of one response each into rows of one image each."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     rows = rows.append_column("name", pc.struct_field(rows.column("response"), "id"))
     rows = rows.sort_by([("id", "ascending"), ("name", "ascending")])
-    # Not Table.group_by: its groups come in no promised order, and here the k-th list must belong to the k-th id.
+    # Not Table.group_by: it promises no order of groups, and here the k-th list must belong to the k-th id.
     runs = pc.run_end_encode(rows.column("id").combine_chunks(), run_end_type=pa.int32())
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), runs.run_ends])
     kind = pa.struct(list(arrow_schema(Response)))

@@ -10,7 +10,7 @@ from vlgenrm_ray.curation.asked import Asked, asked
 from vlgenrm_ray.curation.balance import BalanceConfig
 from vlgenrm_ray.curation.witness import Standing, Witness
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.records import Checked, ClaimKind, Finding, Origin, Preference
+from vlgenrm_ray.records import CheckedResponse, ClaimKind, Finding, Origin, Preference
 from vlgenrm_ray.settings import Settings
 
 
@@ -39,7 +39,7 @@ class Lost:
 class Judged:
     """A response with its standing."""
 
-    checked: Checked
+    checked: CheckedResponse
     standing: Standing
     answers: bool
 
@@ -70,7 +70,12 @@ class Case:
 
     @classmethod
     def of(
-        cls, checked: Sequence[Checked], witness: Witness, config: EvidenceConfig, balance: BalanceConfig, seed: int
+        cls,
+        checked: Sequence[CheckedResponse],
+        witness: Witness,
+        config: EvidenceConfig,
+        balance: BalanceConfig,
+        seed: int,
     ) -> "Case":
         """The case of one question's responses; at least one."""
         about = asked(checked[0].response.question.text, witness.vocabulary)
@@ -117,8 +122,8 @@ class Case:
             evidence=evidence,
             chosen_id=chosen[0],
             rejected_id=rejected[0],
-            sightings=first.sightings,
-            windows=first.windows,
+            detections=first.detections,
+            window_scores=first.window_scores,
         )
 
 

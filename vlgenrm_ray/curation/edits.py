@@ -11,9 +11,9 @@ from enum import StrEnum
 from functools import lru_cache
 
 from vlgenrm_ray.curation.witness import claims_of
-from vlgenrm_ray.experts.claims import meaning
-from vlgenrm_ray.experts.lexicon import Kind, Lexicon, Word
-from vlgenrm_ray.experts.vocabulary import Vocabulary, described
+from vlgenrm_ray.experts.claims import claim_key
+from vlgenrm_ray.experts.lexicon import Lexicon, Word, WordKind
+from vlgenrm_ray.experts.vocabulary import Vocabulary, with_article
 from vlgenrm_ray.records import Claim, ClaimKind
 
 
@@ -69,7 +69,7 @@ class Statement:
     @property
     def meaning(self) -> frozenset[tuple[ClaimKind, str, str, str, bool, bool]]:
         """What it says, however it is worded."""
-        return frozenset(map(meaning, self.claims))
+        return frozenset(map(claim_key, self.claims))
 
 
 @lru_cache(maxsize=8192)
@@ -117,20 +117,20 @@ def _lexicon(vocabulary: Vocabulary) -> Lexicon:
 def _edits(text: str, statement: Statement, words: Sequence[Word], vocabulary: Vocabulary) -> Iterator[Edit]:
     for i, word in enumerate(words):
         old = text[word.start : word.end]
-        if word.kind is Kind.ATTRIBUTE:
+        if word.kind is WordKind.ATTRIBUTE:
             for new in vocabulary.attributes[vocabulary.family(word.value)]:
                 if new != word.value:
                     yield _replaced(text, words, i, new, Fact.ATTRIBUTE, new)
-        elif word.kind in (Kind.NOUN, Kind.NOUNS) and word.value in vocabulary.nouns:
+        elif word.kind in (WordKind.NOUN, WordKind.NOUNS) and word.value in vocabulary.nouns:
             for new in vocabulary.nouns:
                 if new != word.value:
-                    name = vocabulary.plural(new) if word.kind is Kind.NOUNS else new
+                    name = vocabulary.plural(new) if word.kind is WordKind.NOUNS else new
                     yield _replaced(text, words, i, name, Fact.OBJECT, new)
-        elif word.kind is Kind.PLACE:
+        elif word.kind is WordKind.PLACE:
             for new in vocabulary.places:
                 if new != word.value:
                     yield _spliced(text, word.start, word.end, f"{_preposition(old)}{new}", Fact.PLACE, new)
-        elif word.kind is Kind.RELATION and word.value in OPPOSITE:
+        elif word.kind is WordKind.RELATION and word.value in OPPOSITE:
             new = OPPOSITE[word.value]
             yield _spliced(text, word.start, word.end, _opposite(old, word.value), Fact.RELATION, new)
     if [c.kind for c in statement.claims] == [ClaimKind.COUNT]:
@@ -151,7 +151,7 @@ def _replaced(text: str, words: Sequence[Word], i: int, said: str, fact: Fact, n
     before = words[i - 1] if i else None
     if before is None or before.value not in ("a", "an"):
         return _spliced(text, word.start, word.end, said, fact, new)
-    return _spliced(text, before.start, word.end, described(said), fact, new)
+    return _spliced(text, before.start, word.end, with_article(said), fact, new)
 
 
 # -- places and relations --------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ _VERBS = {"is": "are", "are": "are", "was": "were", "were": "were"}
 
 def _recounted(text: str, claim: Claim, words: Sequence[Word], vocabulary: Vocabulary) -> Iterator[Edit]:
     """ "There is one circle" -> "There are two circles" and "There are no circles"; verb and noun agree."""
-    number = next((w for w in words if w.kind in (Kind.NUMBER, Kind.NONE)), None)
-    noun = next((w for w in words if w.kind in (Kind.NOUN, Kind.NOUNS)), None)
+    number = next((w for w in words if w.kind in (WordKind.NUMBER, WordKind.NONE)), None)
+    noun = next((w for w in words if w.kind in (WordKind.NOUN, WordKind.NOUNS)), None)
     if number is None or noun is None or noun.start < number.end:
         return
     count = int(claim.value)
@@ -212,10 +212,10 @@ _YES_NO = re.compile(r"(?:^|(?<=[.!?\n] ))(yes|no)(,[^.!?\n]*)$", re.IGNORECASE)
 def _denied(text: str, statement: Statement, words: Sequence[Word]) -> Iterator[Edit]:
     """ "Yes, there is a red circle" <-> "No, there is no red circle"."""
     opening = words[0] if words else None
-    if opening is None or opening.value not in ("a", "an", "no") or words[-1].kind is not Kind.NOUN:
+    if opening is None or opening.value not in ("a", "an", "no") or words[-1].kind is not WordKind.NOUN:
         return
     things = text[opening.end : statement.end].strip()
-    said = described(things) if opening.value == "no" else f"no {things}"
+    said = with_article(things) if opening.value == "no" else f"no {things}"
     start = opening.start
     # A leading "Yes," or "No," has to turn with it.
     if answer := _YES_NO.search(text[:start]):

@@ -1,4 +1,4 @@
-"""Reads Checked. Writes Preference.
+"""Reads CheckedResponse. Writes Preference.
 
 A unit is an image with all checked responses to all its questions. Each question ends with pairs, or with a drop that
 says why it has none.
@@ -20,9 +20,9 @@ from vlgenrm_ray.curation.witness import Witness
 from vlgenrm_ray.data import flow
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason, StageError
-from vlgenrm_ray.experts.checking import Bands
+from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
-from vlgenrm_ray.records import Checked, Dropped, Origin, Preference
+from vlgenrm_ray.records import CheckedResponse, Dropped, Origin, Preference
 from vlgenrm_ray.settings import Settings, digest
 
 if TYPE_CHECKING:
@@ -125,16 +125,16 @@ def _silent(case: Case) -> Lost:
 
 
 def prefer(
-    unit: Unit[Checked], config: PreferencesConfig, vocabulary: Vocabulary, bands: Bands, seed: int
+    unit: Unit[CheckedResponse], config: PreferencesConfig, vocabulary: Vocabulary, thresholds: Thresholds, seed: int
 ) -> Unit[Preference]:
     """One image's checked responses -> its pairs. Every question has a pair or a drop of its own id."""
     if not unit.records:
         drop = Dropped(stage=STAGE, id=unit.id, reason=DropReason.NO_EVIDENCE, detail="no response was checked")
         return Unit(id=unit.id, dropped=(drop,))
-    by_question: dict[str, list[Checked]] = {}
+    by_question: dict[str, list[CheckedResponse]] = {}
     for checked in unit.records:
         by_question.setdefault(checked.response.question.id, []).append(checked)
-    witness = Witness(unit.records, vocabulary, bands)
+    witness = Witness(unit.records, vocabulary, thresholds)
     outcomes = [
         contrast(Case.of(by_question[id], witness, config.evidence, config.balance, seed), config)
         for id in sorted(by_question)
@@ -194,9 +194,9 @@ class _Prefer:
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         vocabulary = load_vocabulary(self.experts.vocabulary)
-        units = units_from_table(Checked, rows)
+        units = units_from_table(CheckedResponse, rows)
         return units_table(
-            Preference, [prefer(u, self.config, vocabulary, self.experts.bands, self.seed) for u in units]
+            Preference, [prefer(u, self.config, vocabulary, self.experts.thresholds, self.seed) for u in units]
         )
 
 
@@ -214,7 +214,7 @@ def run(
         flow.read_units(source),
         lambda rows: rows.map_batches(_Prefer(config, experts, seed), **flow.LIGHT),
         total=source.complete().rows_in,
-        fingerprint=digest([config.fingerprint(), vocabulary.fingerprint(), experts.bands.fingerprint(), seed]),
+        fingerprint=digest([config.fingerprint(), vocabulary.fingerprint(), experts.thresholds.fingerprint(), seed]),
         inputs={"experts": source.data_hash()},
         metrics=figures,
     )

@@ -1,6 +1,6 @@
 """What the experts know of one image, asked about texts that nobody had them check.
 
-An edited or repaired response makes claims that were not among those checked. They are judged by the sightings, and by
+An edited or repaired response makes claims that were not among those checked. They are judged by the detections, and by
 what the findings on other responses imply: a phrase once found absent is absent, a number once found right is right.
 """
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from vlgenrm_ray.experts.checking import Bands, check
-from vlgenrm_ray.experts.claims import extract, meaning
-from vlgenrm_ray.experts.view import Glance, View
+from vlgenrm_ray.experts.checking import Thresholds, check_claim
+from vlgenrm_ray.experts.claims import claim_key, extract_claims
+from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch
 from vlgenrm_ray.experts.vocabulary import Vocabulary
-from vlgenrm_ray.records import Box, Checked, Claim, ClaimKind, Finding, Truth
+from vlgenrm_ray.records import Box, CheckedResponse, Claim, ClaimKind, Finding, Truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,18 @@ class Standing:
 @lru_cache(maxsize=8192)
 def claims_of(text: str, vocabulary: Vocabulary) -> tuple[Claim, ...]:
     """The claims of a text, remembered: while pairs are made the same few texts are read again and again."""
-    return extract(text, vocabulary)
+    return extract_claims(text, vocabulary)
 
 
 class Witness:
     """The evidence on one image, from all its checked responses."""
 
-    def __init__(self, checked: Sequence[Checked], vocabulary: Vocabulary, bands: Bands) -> None:
+    def __init__(self, checked: Sequence[CheckedResponse], vocabulary: Vocabulary, thresholds: Thresholds) -> None:
         """`checked`: responses of one image, at least one."""
         self.vocabulary = vocabulary
-        self.bands = bands
+        self.thresholds = thresholds
         findings = [finding for c in checked for finding in c.findings]
-        self._known = {meaning(f.claim): f for f in findings if f.truth is not Truth.UNKNOWN}
+        self._known = {claim_key(f.claim): f for f in findings if f.truth is not Truth.UNKNOWN}
         self._counts = {
             f.claim.subject: f
             for f in self._known.values()
@@ -67,9 +67,9 @@ class Witness:
         self.absent = frozenset(f.claim.subject for f in self._known.values() if _says_absent(f))
         """Noun phrases that the experts found nowhere in the image."""
         unlikely = {f.claim.subject: 1.0 - f.score for f in self._known.values() if _says_absent(f)}
-        self.seen = frozenset(word for s in checked[0].sightings for word in (s.box.label, s.attribute) if word)
+        self.seen = frozenset(word for s in checked[0].detections for word in (s.box.label, s.attribute) if word)
         """Nouns and attributes that the experts saw."""
-        self._view = View(image.width, image.height, checked[0].sightings, (Glance(whole, unlikely),))
+        self._view = ImageEvidence(image.width, image.height, checked[0].detections, (WindowMatch(whole, unlikely),))
 
     def findings(self, text: str) -> tuple[Finding, ...]:
         """What the experts say of every claim in a text."""
@@ -77,7 +77,7 @@ class Witness:
 
     def finding(self, claim: Claim) -> Finding:
         """What the experts say of one claim."""
-        if (known := self._known.get(meaning(claim))) is not None:
+        if (known := self._known.get(claim_key(claim))) is not None:
             return replace(known, claim=claim)
         count = self._counts.get(claim.subject)
         if claim.kind is ClaimKind.COUNT and count is not None and not claim.hedged:
@@ -85,7 +85,7 @@ class Witness:
             return replace(
                 count, claim=claim, truth=Truth.SUPPORTED if is_same != claim.negated else Truth.CONTRADICTED
             )
-        return check(claim, self._view, self.vocabulary, self.bands)
+        return check_claim(claim, self._view, self.vocabulary, self.thresholds)
 
 
 def _says_absent(finding: Finding) -> bool:

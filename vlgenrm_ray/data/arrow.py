@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import partial
@@ -27,7 +27,12 @@ def to_row(record: Any) -> dict[str, Any]:
 def from_row(cls: type[R], row: dict[str, Any]) -> R:
     """Plain row -> record of `cls`; names the record does not have are ignored. Raises KeyError for a missing field."""
     plan = _plan(cls)
-    values = {name: row[name] for name in plan.hints}
+    try:
+        values = {name: row[name] for name in plan.hints}
+    except KeyError:
+        # Run folders written before a field was renamed hold its former name.
+        former: Mapping[str, str] = getattr(cls, "stored_names", {})
+        values = {name: row[name if name in row else former.get(name, name)] for name in plan.hints}
     for name, read in plan.readers.items():
         if values[name] is not None:
             values[name] = read(values[name])
@@ -65,6 +70,8 @@ def _reader(hint: Any) -> Callable[[Any], Any] | None:
         return partial(from_row, typing.cast("type[Any]", hint))
     if typing.get_origin(hint) is tuple:
         return _each(_reader(typing.get_args(hint)[0]), tuple)
+    if typing.get_origin(hint) is dict:
+        return dict
     return hint if isinstance(hint, type) and issubclass(hint, StrEnum) else None
 
 
@@ -73,11 +80,17 @@ def _writer(hint: Any) -> Callable[[Any], Any] | None:
         return to_row
     if typing.get_origin(hint) is tuple:
         return _each(_writer(typing.get_args(hint)[0]), list)
+    if typing.get_origin(hint) is dict:
+        return _items
     return str if isinstance(hint, type) and issubclass(hint, StrEnum) else None
 
 
 def _each(convert: Callable[[Any], Any] | None, collect: Callable[[Iterable[Any]], Any]) -> Callable[[Any], Any]:
     return collect if convert is None else lambda values: collect(map(convert, values))
+
+
+def _items(values: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    return list(values.items())
 
 
 def _without_none(hint: Any) -> Any:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlgenrm_ray.errors import InputError
+
 
 def has_gpu() -> bool:
     """True where this process may use a GPU, by the driver's files: importing torch would fix its threads."""
@@ -51,3 +53,14 @@ def end_with_this_process(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
     # A shell that waits for the end of a pipe whose other side only this process holds.
     script = 'read _; kill -9 "$@" 2>/dev/null'
     return subprocess.Popen(["/bin/sh", "-c", script, "sh", *map(str, pids)], stdin=subprocess.PIPE)
+
+
+def resolve_device(name: str) -> str:
+    """Return the torch device for a `device` setting. Raises InputError for a GPU on a machine without one."""
+    if name == "auto":
+        return "cuda" if has_gpu() else "cpu"
+    if name.startswith("cuda") and not has_gpu():
+        raise InputError(
+            f"device: {name!r}, but this process sees no GPU; use 'auto' or 'cpu', or give the pool num_gpus"
+        )
+    return name

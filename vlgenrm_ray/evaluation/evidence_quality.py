@@ -1,4 +1,4 @@
-"""Reads Checked and Preference. How good the evidence is, against a ground truth: the experts' verdicts and the labels.
+"""How good the evidence is, against a ground truth: the experts' verdicts and the labels.
 
 Only a world whose truth is known can be measured so; the truth measures, and nothing in the loop sees it.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlgenrm_ray.evaluation.metrics import plain, wilson
-from vlgenrm_ray.records import Checked, Claim, Preference, Question, Truth
+from vlgenrm_ray.records import CheckedResponse, Claim, Preference, Question, Truth
 
 ClaimTruth = Callable[[Question, Claim], bool]
 """Whether a claim about a question's image is true, its negation included."""
@@ -18,7 +18,7 @@ ResponseTruth = Callable[[Question, str], bool]
 """Whether a response to a question is true."""
 
 
-def expert_quality(checked: Iterable[Checked], truth: ClaimTruth) -> dict[str, Any]:
+def expert_quality(checked: Iterable[CheckedResponse], truth: ClaimTruth) -> dict[str, Any]:
     """Precision and recall of the experts' definite verdicts, by claim kind and over `all`, with 95 % intervals.
 
     Of `supported`, precision is the share of the claims so judged that are true, recall the share of the true claims

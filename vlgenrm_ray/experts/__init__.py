@@ -1,1 +1,5 @@
-"""What a text claims about an image, and whether what the experts saw bears it out."""
+"""Vision experts: extract the claims of a text and check them against the image.
+
+Start at `pipeline.ExpertPipeline`, which the curation stage, the service and the tests use. README.md explains how a
+claim is checked and how to add a detector, a kind of expert or a vocabulary.
+"""

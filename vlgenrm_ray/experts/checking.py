@@ -1,18 +1,22 @@
-"""A claim against what the experts saw: supported, contradicted or unknown. Pure, and the only place that decides it.
+"""Decides claims: a claim and the evidence about its image -> supported, contradicted or unknown.
 
-The rules, in the order they are asked:
+Pure and free of engines, so that the verdicts of a run can be recomputed from its records. The rules, in order:
 
-1. A thing is *seen* if the detector is sure of its box and the matcher of every attribute the claim names (each
-   among its family on that box's crop). It *may be* if either is unsure. It is *absent* only if it neither is nor may
-   be seen, and the matcher holds the phrase unlikely in every window of the image that shows no such thing.
-2. Existence: seen, absent, or unknown.
-3. Count: right if as many are seen, none more may be, and no window hints at another; wrong if more are seen than
-   claimed, or if fewer can be and the windows agree.
-4. Attribute: right if all things of the noun have it, wrong if none has, or if there is no such thing.
-5. Place: right if such a thing's middle lies there; wrong if one is absent there, or if something else surely is
-   where the vocabulary allows one thing only.
-6. Relation: right if it holds between all such things, wrong if between none, or if one side is absent.
-7. Denied claims swap right and wrong. Hedged ones stay unknown.
+1. An object is *sure* if its box scores at least `sure_box` and the matcher gives it every attribute that the phrase
+   names. It is *possible* if either is undecided. A phrase is *absent* only if no object is sure or possible and the
+   matcher gives the phrase less than `absent_below` in every window that could show another object of it.
+2. Existence: supported by a sure object, contradicted by absence.
+3. Count: supported if the number of sure objects agrees, none is only possible and no window suggests one more;
+   contradicted if there are more sure objects, or if even the possible ones are fewer and no window suggests one more.
+4. Attribute: supported if every sure object of the phrase has it; contradicted if every one has another word of its
+   family, or if the phrase is absent.
+5. Position ("at the top left"): supported if the centre of a sure object lies in the region; contradicted by absence
+   in the region, or by another object there if the vocabulary allows one object per region.
+6. Relation: supported if it holds for all pairs of sure objects, contradicted if it holds for none, or if either phrase
+   is absent.
+7. A negated claim swaps supported and contradicted. A hedged claim stays unknown.
+
+Everything else is unknown. `unknown` never produces a negative.
 """
 
 from collections.abc import Sequence
@@ -20,43 +24,43 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from vlgenrm_ray.experts.view import Glance, View, area, shared_area
+from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch
 from vlgenrm_ray.experts.vocabulary import Phrase, Vocabulary
 from vlgenrm_ray.records import Box, Claim, ClaimKind, Finding, Truth
 from vlgenrm_ray.settings import Settings
 
 
-class Bands(Settings):
-    """Where sure ends and unsure begins. All our choice; between the bands a claim stays unknown."""
+class Thresholds(Settings):
+    """Limits between definite and unknown verdicts. The values are our choice."""
 
     sure_box: float = Field(default=0.5, ge=0, le=1)
-    """Score from which a box counts as seen; weaker ones only may be."""
+    """Detector score from which an object is sure. A weaker box is only possible."""
     absent_below: float = Field(default=0.2, ge=0, le=1)
-    """A window does not show a phrase if the matcher gives it less."""
+    """A window does not show a phrase if the matcher gives it a lower probability."""
     edge: float = Field(default=0.04, ge=0, lt=0.5)
-    """A middle so near a place's border, in fractions of the image, may be inside or outside."""
+    """Distance from a region's border within which a centre counts as neither inside nor outside, in fractions of the
+    image's side."""
     dead_zone: float = Field(default=0.15, ge=0, lt=1)
-    """Middles closer than this along an axis, in fractions of the image, stand in no relation along it."""
+    """Distance along an axis below which two centres are in no relation, in fractions of the image's side."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Verdict:
     truth: Truth
     score: float
     boxes: tuple[Box, ...] = ()
-    matched: bool = False
-    """The matcher had a say."""
+    used_matcher: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Thing:
-    """A box with what the matcher made of it."""
+class _Object:
+    """A detected box with the attributes matched on it."""
 
     box: Box
     attributes: dict[str, float]
 
-    def has(self, attribute: str, vocabulary: Vocabulary) -> float | None:
-        """How surely it has an attribute: the matcher's score, 0 if it has another one, None if undecided."""
+    def attribute_score(self, attribute: str, vocabulary: Vocabulary) -> float | None:
+        """Return the matcher's score of an attribute, 0 if another word of its family matched, None if undecided."""
         for word, score in self.attributes.items():
             if word == attribute:
                 return score
@@ -66,196 +70,228 @@ class _Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """The things that fit a phrase, and those that may."""
+class _Candidates:
+    """The objects that satisfy a phrase."""
 
-    sure: tuple[_Thing, ...]
-    maybe: tuple[_Thing, ...]
+    sure: tuple[_Object, ...]
+    possible: tuple[_Object, ...]
     score: float
-    """Confidence that the weakest of the sure ones fits."""
+    """Confidence of the least confident sure object."""
 
 
-def check(claim: Claim, view: View, vocabulary: Vocabulary, bands: Bands) -> Finding:
-    """What the experts say of one claim. Needs no engine: a view can be had from a record's sightings."""
-    answer = _Checker(view, vocabulary, bands).answer(claim)
-    truth = answer.truth
+def check_claim(claim: Claim, evidence: ImageEvidence, vocabulary: Vocabulary, thresholds: Thresholds) -> Finding:
+    """Decide one claim by the rules above.
+
+    Args:
+        claim: Claim of a text about the image.
+        evidence: Evidence from the experts, or rebuilt with `ImageEvidence.from_records`.
+        vocabulary: Vocabulary that the claim was read with. A subject outside of it is unknown.
+        thresholds: Limits of definite verdicts.
+
+    Returns:
+        The verdict with its confidence, the experts that decided and the boxes it rests on.
+    """
+    verdict = _Checker(evidence, vocabulary, thresholds).decide(claim)
+    truth = verdict.truth
     if claim.hedged:
         truth = Truth.UNKNOWN
     elif claim.negated:
-        truth = _DENIED[truth]
-    expert = "detector+matcher" if answer.matched else "detector"
-    return Finding(claim=claim, truth=truth, expert=expert, score=answer.score, boxes=answer.boxes)
+        truth = _NEGATED[truth]
+    expert = "detector+matcher" if verdict.used_matcher else "detector"
+    return Finding(claim=claim, truth=truth, expert=expert, score=verdict.score, boxes=verdict.boxes)
 
 
-_DENIED = {
+_NEGATED = {
     Truth.SUPPORTED: Truth.CONTRADICTED,
     Truth.CONTRADICTED: Truth.SUPPORTED,
     Truth.UNKNOWN: Truth.UNKNOWN,
 }
-_UNKNOWN = _Answer(Truth.UNKNOWN, 0.0)
+_UNKNOWN = _Verdict(Truth.UNKNOWN, 0.0)
 
 
 class _Checker:
-    def __init__(self, view: View, vocabulary: Vocabulary, bands: Bands) -> None:
-        self.view = view
-        self.vocabulary = vocabulary
-        self.bands = bands
-        merged: dict[Box, dict[str, float]] = {}
-        for sighting in view.sightings:
-            named = merged.setdefault(sighting.box, {})
-            if sighting.attribute:
-                named[sighting.attribute] = sighting.attribute_score
-        self.things = tuple(_Thing(box, attributes) for box, attributes in merged.items())
+    """The rules, on the evidence of one image."""
 
-    def answer(self, claim: Claim) -> _Answer:
+    def __init__(self, evidence: ImageEvidence, vocabulary: Vocabulary, thresholds: Thresholds) -> None:
+        self.evidence = evidence
+        self.vocabulary = vocabulary
+        self.thresholds = thresholds
+        attributes_of: dict[Box, dict[str, float]] = {}
+        for detection in evidence.detections:
+            attributes = attributes_of.setdefault(detection.box, {})
+            if detection.attribute:
+                attributes[detection.attribute] = detection.attribute_score
+        self.objects = tuple(_Object(box, attributes) for box, attributes in attributes_of.items())
+
+    def decide(self, claim: Claim) -> _Verdict:
+        """Decide the claim as if it were neither negated nor hedged."""
         phrase = self.vocabulary.phrase(claim.subject)
         if phrase is None:
             return _UNKNOWN
         if claim.kind is ClaimKind.EXISTENCE:
-            return self._existence(claim.subject, phrase)
+            return self._check_existence(claim.subject, phrase)
         if claim.kind is ClaimKind.COUNT:
-            return self._count(claim.subject, phrase, int(claim.value))
+            return self._check_count(claim.subject, phrase, int(claim.value))
         if claim.kind is ClaimKind.ATTRIBUTE:
-            return self._attribute(claim.subject, phrase, claim.value)
+            return self._check_attribute(claim.subject, phrase, claim.value)
         if claim.other:
-            return self._relation(claim, phrase)
-        return self._place(claim.subject, phrase, claim.value)
+            return self._check_relation(claim, phrase)
+        return self._check_position(claim.subject, phrase, claim.value)
 
-    # -- finding things ------------------------------------------------------------------------------------------
+    # -- objects and windows -------------------------------------------------------------------------------------
 
-    def _find(self, phrase: Phrase) -> _Found:
-        sure, maybe, scores = [], [], [1.0]
+    def _find_candidates(self, phrase: Phrase) -> _Candidates:
+        sure, possible, scores = [], [], [1.0]
         families = [self.vocabulary.family(a) for a in phrase.attributes]
-        unclear = phrase.narrower or len(set(families)) < len(families)
-        for thing in self.things:
-            if phrase.noun not in ("", thing.box.label):
+        # A narrower word, or two attributes of one family ("red and white"), cannot be proved by a box.
+        unprovable = phrase.narrower or len(set(families)) < len(families)
+        for item in self.objects:
+            if phrase.noun not in ("", item.box.label):
                 continue
-            fits = [thing.has(attribute, self.vocabulary) for attribute in phrase.attributes]
-            if 0.0 in fits:
+            attribute_scores = [item.attribute_score(attribute, self.vocabulary) for attribute in phrase.attributes]
+            if 0.0 in attribute_scores:
                 continue
-            if unclear or None in fits or thing.box.score < self.bands.sure_box:
-                maybe.append(thing)
+            if unprovable or None in attribute_scores or item.box.score < self.thresholds.sure_box:
+                possible.append(item)
             else:
-                sure.append(thing)
-                scores.append(min([thing.box.score, *(f for f in fits if f is not None)]))
-        return _Found(tuple(sure), tuple(maybe), min(scores))
+                sure.append(item)
+                scores.append(min([item.box.score, *(s for s in attribute_scores if s is not None)]))
+        return _Candidates(tuple(sure), tuple(possible), min(scores))
 
-    def _hint(self, subject: str, apart_from: Sequence[_Thing], glances: Sequence[Glance]) -> float | None:
-        """The likeliest the phrase gets in any window that shows none of some things; None if no window can tell."""
+    def _max_probability(self, subject: str, known: Sequence[_Object], windows: Sequence[WindowMatch]) -> float | None:
+        """Return the phrase's highest probability in the windows that show none of the known objects.
+
+        None if the phrase was not matched in any of these windows.
+        """
         scores = [
             score
-            for glance in glances
-            if (score := glance.score(subject)) is not None
-            and not any(_shows(glance.window, thing.box) for thing in apart_from)
+            for window in windows
+            if (score := window.score(subject)) is not None and not any(_shows(window.box, item.box) for item in known)
         ]
         return max(scores) if scores else None
 
-    def _absence(self, subject: str, found: _Found, glances: Sequence[Glance] | None = None) -> _Answer:
-        """The answer where nothing fits for sure: contradicted if the matcher agrees, else unknown."""
-        hint = self._hint(subject, (), self.view.glances if glances is None else glances)
-        if found.maybe or hint is None or hint >= self.bands.absent_below:
-            return _Answer(Truth.UNKNOWN, 0.0, _boxes(found.maybe), hint is not None)
-        return _Answer(Truth.CONTRADICTED, 1.0 - hint, (), matched=True)
+    def _check_absence(
+        self, subject: str, candidates: _Candidates, windows: Sequence[WindowMatch] | None = None
+    ) -> _Verdict:
+        """Decide a claim without sure candidates: contradicted if no window shows the phrase, else unknown."""
+        windows = self.evidence.window_matches if windows is None else windows
+        probability = self._max_probability(subject, (), windows)
+        if candidates.possible or probability is None or probability >= self.thresholds.absent_below:
+            return _Verdict(Truth.UNKNOWN, 0.0, _boxes(candidates.possible), probability is not None)
+        return _Verdict(Truth.CONTRADICTED, 1.0 - probability, (), used_matcher=True)
 
-    # -- the kinds -----------------------------------------------------------------------------------------------
+    # -- one rule per kind of claim ------------------------------------------------------------------------------
 
-    def _existence(self, subject: str, phrase: Phrase) -> _Answer:
-        found = self._find(phrase)
-        if found.sure:
-            return _Answer(Truth.SUPPORTED, found.score, _boxes(found.sure), bool(phrase.attributes))
-        return self._absence(subject, found)
+    def _check_existence(self, subject: str, phrase: Phrase) -> _Verdict:
+        candidates = self._find_candidates(phrase)
+        if candidates.sure:
+            return _Verdict(Truth.SUPPORTED, candidates.score, _boxes(candidates.sure), bool(phrase.attributes))
+        return self._check_absence(subject, candidates)
 
-    def _count(self, subject: str, phrase: Phrase, number: int) -> _Answer:
-        found = self._find(phrase)
-        least, most = len(found.sure), len(found.sure) + len(found.maybe)
-        boxes = _boxes(found.sure)
-        if number < least:
-            return _Answer(Truth.CONTRADICTED, found.score, boxes, bool(phrase.attributes))
-        if number <= most and found.maybe:
-            return _Answer(Truth.UNKNOWN, 0.0, boxes)
-        hint = self._hint(subject, (*found.sure, *found.maybe), self.view.glances)
-        if hint is not None and hint >= self.bands.absent_below:
-            return _Answer(Truth.UNKNOWN, 0.0, boxes, matched=True)
-        if number == most and number > 0:
-            return _Answer(Truth.SUPPORTED, found.score, boxes, hint is not None or bool(phrase.attributes))
-        if hint is None:
-            return _Answer(Truth.UNKNOWN, 0.0, boxes)
-        truth = Truth.SUPPORTED if number == most else Truth.CONTRADICTED
-        return _Answer(truth, min(found.score, 1.0 - hint), boxes, matched=True)
+    def _check_count(self, subject: str, phrase: Phrase, number: int) -> _Verdict:
+        candidates = self._find_candidates(phrase)
+        at_least = len(candidates.sure)
+        at_most = at_least + len(candidates.possible)
+        boxes = _boxes(candidates.sure)
+        if number < at_least:
+            return _Verdict(Truth.CONTRADICTED, candidates.score, boxes, bool(phrase.attributes))
+        if number <= at_most and candidates.possible:
+            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+        objects = (*candidates.sure, *candidates.possible)
+        probability = self._max_probability(subject, objects, self.evidence.window_matches)
+        if probability is not None and probability >= self.thresholds.absent_below:
+            return _Verdict(Truth.UNKNOWN, 0.0, boxes, used_matcher=True)
+        if number == at_most and number > 0:
+            used_matcher = probability is not None or bool(phrase.attributes)
+            return _Verdict(Truth.SUPPORTED, candidates.score, boxes, used_matcher)
+        if probability is None:
+            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+        truth = Truth.SUPPORTED if number == at_most else Truth.CONTRADICTED
+        return _Verdict(truth, min(candidates.score, 1.0 - probability), boxes, used_matcher=True)
 
-    def _attribute(self, subject: str, phrase: Phrase, value: str) -> _Answer:
-        found = self._find(phrase)
-        if not found.sure:
-            return self._absence(subject, found)
-        fits = [thing.has(value, self.vocabulary) for thing in found.sure]
-        boxes = _boxes(found.sure)
-        if all(fits):
-            return _Answer(Truth.SUPPORTED, min([found.score, *(f or 0.0 for f in fits)]), boxes, matched=True)
-        if set(fits) == {0.0}:
-            rivals = [score for thing in found.sure for score in thing.attributes.values()]
-            return _Answer(Truth.CONTRADICTED, min(found.score, *rivals), boxes, matched=True)
-        return _Answer(Truth.UNKNOWN, 0.0, boxes, matched=True)
+    def _check_attribute(self, subject: str, phrase: Phrase, attribute: str) -> _Verdict:
+        candidates = self._find_candidates(phrase)
+        if not candidates.sure:
+            return self._check_absence(subject, candidates)
+        scores = [item.attribute_score(attribute, self.vocabulary) for item in candidates.sure]
+        boxes = _boxes(candidates.sure)
+        if all(scores):
+            score = min([candidates.score, *(s or 0.0 for s in scores)])
+            return _Verdict(Truth.SUPPORTED, score, boxes, used_matcher=True)
+        if set(scores) == {0.0}:
+            matched = [score for item in candidates.sure for score in item.attributes.values()]
+            return _Verdict(Truth.CONTRADICTED, min(candidates.score, *matched), boxes, used_matcher=True)
+        return _Verdict(Truth.UNKNOWN, 0.0, boxes, used_matcher=True)
 
-    def _place(self, subject: str, phrase: Phrase, place: str) -> _Answer:
+    def _check_position(self, subject: str, phrase: Phrase, place: str) -> _Verdict:
         if place not in self.vocabulary.places:
             return _UNKNOWN
-        found = self._find(phrase)
-        inside = [thing for thing in found.sure if self._within(thing, place) > 0]
+        candidates = self._find_candidates(phrase)
+        inside = [item for item in candidates.sure if self._side_of_border(item.box, place) > 0]
         if inside:
-            scores = [thing.box.score for thing in inside]
-            return _Answer(Truth.SUPPORTED, min(found.score, *scores), _boxes(inside), bool(phrase.attributes))
-        unsure = [t for t in (*found.sure, *found.maybe) if self._within(t, place) == 0 or t in found.maybe]
-        nearby = [thing for thing in unsure if self._within(thing, place) >= 0]
+            scores = [item.box.score for item in inside]
+            return _Verdict(Truth.SUPPORTED, min(candidates.score, *scores), _boxes(inside), bool(phrase.attributes))
+        undecided = [
+            item
+            for item in (*candidates.sure, *candidates.possible)
+            if self._side_of_border(item.box, place) == 0 or item in candidates.possible
+        ]
+        nearby = [item for item in undecided if self._side_of_border(item.box, place) >= 0]
         if nearby:
-            return _Answer(Truth.UNKNOWN, 0.0, _boxes(nearby))
-        others = [t for t in self.things if self._within(t, place) > 0 and t.box.score >= self.bands.sure_box]
+            return _Verdict(Truth.UNKNOWN, 0.0, _boxes(nearby))
+        others = [
+            item
+            for item in self.objects
+            if self._side_of_border(item.box, place) > 0 and item.box.score >= self.thresholds.sure_box
+        ]
         if others and self.vocabulary.exclusive_places:
-            return _Answer(Truth.CONTRADICTED, others[0].box.score, _boxes(others), bool(phrase.attributes))
-        there = [g for g in self.view.glances if self._within(_Thing(g.window, {}), place) > 0]
-        return self._absence(subject, replace(found, maybe=()), there)
+            return _Verdict(Truth.CONTRADICTED, others[0].box.score, _boxes(others), bool(phrase.attributes))
+        windows = [w for w in self.evidence.window_matches if self._side_of_border(w.box, place) > 0]
+        return self._check_absence(subject, replace(candidates, possible=()), windows)
 
-    def _within(self, thing: _Thing, place: str) -> int:
-        """1 if a thing's middle lies in a place, -1 if outside, 0 if too near the border to say."""
-        x, y = self.view.middle(thing.box)
+    def _side_of_border(self, box: Box, place: str) -> int:
+        """Return 1 if a box's centre lies in a region, -1 if outside, 0 if within `edge` of its border."""
+        x, y = self.evidence.centre(box)
         x0, y0, x1, y1 = self.vocabulary.places[place].region
-        # The image's own border is no border to another place.
-        inner = [(x - x0, x0 > 0), (y - y0, y0 > 0), (x1 - x, x1 < 1), (y1 - y, y1 < 1)]
-        gap = min((distance for distance, has_neighbour in inner if has_neighbour), default=1.0)
-        return 1 if gap > self.bands.edge else -1 if gap < -self.bands.edge else 0
+        # The image's own border has no region behind it, so a centre near it is not ambiguous.
+        distances = [(x - x0, x0 > 0), (y - y0, y0 > 0), (x1 - x, x1 < 1), (y1 - y, y1 < 1)]
+        gap = min((distance for distance, has_neighbour in distances if has_neighbour), default=1.0)
+        return 1 if gap > self.thresholds.edge else -1 if gap < -self.thresholds.edge else 0
 
-    def _relation(self, claim: Claim, phrase: Phrase) -> _Answer:
-        other = self.vocabulary.phrase(claim.other)
-        if other is None:
+    def _check_relation(self, claim: Claim, phrase: Phrase) -> _Verdict:
+        other_phrase = self.vocabulary.phrase(claim.other)
+        if other_phrase is None:
             return _UNKNOWN
-        subjects, others = self._find(phrase), self._find(other)
-        for name, found in ((claim.subject, subjects), (claim.other, others)):
-            if not found.sure:
-                return self._absence(name, found)
-        if subjects.maybe or others.maybe:
-            return _Answer(Truth.UNKNOWN, 0.0, _boxes((*subjects.sure, *others.sure)))
-        held = {self._related(a.box, claim.value, b.box) for a in subjects.sure for b in others.sure if a != b}
+        subjects, others = self._find_candidates(phrase), self._find_candidates(other_phrase)
+        for name, candidates in ((claim.subject, subjects), (claim.other, others)):
+            if not candidates.sure:
+                return self._check_absence(name, candidates)
         boxes = _boxes((*subjects.sure, *others.sure))
-        if len(held) != 1 or held == {None}:
-            return _Answer(Truth.UNKNOWN, 0.0, boxes)
-        truth = Truth.SUPPORTED if held == {True} else Truth.CONTRADICTED
-        return _Answer(truth, min(subjects.score, others.score), boxes, bool(phrase.attributes or other.attributes))
+        if subjects.possible or others.possible:
+            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+        holds = {self._relation_holds(a.box, claim.value, b.box) for a in subjects.sure for b in others.sure if a != b}
+        if len(holds) != 1 or holds == {None}:
+            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+        truth = Truth.SUPPORTED if holds == {True} else Truth.CONTRADICTED
+        used_matcher = bool(phrase.attributes or other_phrase.attributes)
+        return _Verdict(truth, min(subjects.score, others.score), boxes, used_matcher)
 
-    def _related(self, a: Box, relation: str, b: Box) -> bool | None:
-        """Whether `a` stands in a relation to `b`; None if too close to call, or a relation no boxes can show."""
-        (ax, ay), (bx, by) = self.view.middle(a), self.view.middle(b)
-        ahead = {"left of": bx - ax, "right of": ax - bx, "above": by - ay, "below": ay - by}
+    def _relation_holds(self, a: Box, relation: str, b: Box) -> bool | None:
+        """Decide if `a` stands in a relation to `b`. None: too close to call, or not decidable from boxes."""
+        (ax, ay), (bx, by) = self.evidence.centre(a), self.evidence.centre(b)
+        distances = {"left of": bx - ax, "right of": ax - bx, "above": by - ay, "below": ay - by}
         if relation == "on top of":
-            beside = min(a.x1, b.x1) <= max(a.x0, b.x0)
-            return False if beside or ay - by > self.bands.dead_zone else None
-        if relation not in ahead or abs(ahead[relation]) < self.bands.dead_zone:
+            side_by_side = min(a.x1, b.x1) <= max(a.x0, b.x0)
+            return False if side_by_side or ay - by > self.thresholds.dead_zone else None
+        if relation not in distances or abs(distances[relation]) < self.thresholds.dead_zone:
             return None
-        return ahead[relation] > 0
+        return distances[relation] > 0
 
 
 def _shows(window: Box, box: Box) -> bool:
-    """Whether a window shows so much of a box, or is so full of it, that the matcher may have meant it."""
-    return shared_area(window, box) > 0.1 * min(area(window), area(box))
+    """Return True if the box takes up so much of the window, or the window of the box, that the matcher may mean it."""
+    return window.intersection(box) > 0.1 * min(window.area, box.area)
 
 
-def _boxes(things: Sequence[_Thing]) -> tuple[Box, ...]:
-    return tuple(thing.box for thing in things)
+def _boxes(objects: Sequence[_Object]) -> tuple[Box, ...]:
+    return tuple(item.box for item in objects)

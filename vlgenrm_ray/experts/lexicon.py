@@ -1,4 +1,4 @@
-"""Text -> the words a vocabulary knows, with their kinds and spans; and noun phrases out of those."""
+"""The lexicon: splits a text into the words a vocabulary knows, with their kinds and spans."""
 
 import re
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from enum import StrEnum
 from vlgenrm_ray.experts.vocabulary import Vocabulary
 
 
-class Kind(StrEnum):
-    """What a word (or several, read as one) does in a sentence."""
+class WordKind(StrEnum):
+    """Function of a word, or of several words read as one, in a sentence."""
 
     NOUN = "noun"
     NOUNS = "nouns"
@@ -19,7 +19,7 @@ class Kind(StrEnum):
     RELATION = "relation"
     NUMBER = "number"
     NONE = "none"
-    """"no", "zero": the phrase it begins is denied."""
+    """"no", "neither": the phrase that follows is denied."""
     NOTHING = "nothing"
     NOT = "not"
     IS = "is"
@@ -31,77 +31,80 @@ class Kind(StrEnum):
     """End of a sentence or clause."""
     QUESTION = "question"
     FILLER = "filler"
-    """Says nothing here, and stands in nothing's way ("located", "there")."""
+    """Has no meaning for claims and may stand anywhere ("located", "there")."""
     OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One entry of the lexicon found in a text, at [start, end)."""
+    """One entry of the lexicon in a text, at [start, end)."""
 
-    kind: Kind
+    kind: WordKind
     value: str
     start: int
     end: int
 
 
 _NUMBERS = "zero,one,two,three,four,five,six,seven,eight,nine,ten,eleven,twelve"
-_FIXED: dict[Kind, str] = {
-    Kind.NOT: "not,never,without,isn't,aren't,wasn't,weren't,doesn't,don't,didn't,cannot,can't,couldn't,lacks,lack",
-    Kind.NONE: "no,neither,nor",
-    Kind.NOTHING: "nothing",
-    Kind.IS: "is,are,was,were,be,been",
-    Kind.A: (
+_FIXED: dict[WordKind, str] = {
+    WordKind.NOT: "not,never,without,isn't,aren't,wasn't,weren't,doesn't,don't,didn't,cannot,can't,couldn't,lacks,lack",
+    WordKind.NONE: "no,neither,nor",
+    WordKind.NOTHING: "nothing",
+    WordKind.IS: "is,are,was,were,be,been",
+    WordKind.A: (
         "a,an,some,another,several,many,few,various,multiple,there's,each,every,any,lots of,a lot of,a number of,one of"
     ),
-    Kind.THE: "the,this,that,these,those,its,his,her,their,my,your,both,all",
-    Kind.HEDGE: (
+    WordKind.THE: "the,this,that,these,those,its,his,her,their,my,your,both,all",
+    WordKind.HEDGE: (
         "perhaps,maybe,might,may,could,possibly,probably,likely,seems,seem,seemingly,appears,appear,apparently,"
         "presumably,looks like,look like,resembles,i think,i believe,i guess,not sure,unclear,unsure,if,would,should,"
         "about,around,approximately,roughly,almost,nearly,at least,at most,more than,less than,fewer than,up to,"
         "a couple of,or,either"
     ),
-    Kind.AND: "and,also,as well as,plus,&",
-    Kind.BREAK: "but,while,whereas,although,though,however,because,so,which,who",
-    Kind.FILLER: (
+    WordKind.AND: "and,also,as well as,plus,&",
+    WordKind.BREAK: "but,while,whereas,although,though,however,because,so,which,who",
+    WordKind.FILLER: (
         "there,located,positioned,situated,placed,found,visible,shown,seen,sitting,standing,lying,resting,parked,"
         "directly,just,immediately,slightly,clearly,exactly,only,actually,very,here,in color,in colour,colored,"
         "coloured,see,contain,contains,have,has,show,shows,include,includes,feature,features,present"
     ),
 }
-_SEES = frozenset(
+_PRESENCE_FILLERS = frozenset(
     ("there", "see", "contain", "contains", "have", "has", "show", "shows", "include", "includes", "visible", "present")
 )
+OPPOSITE_RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+"""Relation -> the relation between the same two objects in reverse."""
+
 _TOKEN = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]|\n")
 _PREPOSITIONS = ("at the", "in the", "on the", "to the", "at", "in")
 _WHOLES = ("", " of the image", " of the picture", " of the photo", " of the scene", " of the frame", " of the grid")
 
 
 class Lexicon:
-    """A vocabulary, laid out for reading: every phrase it knows, longest first."""
+    """Every phrase of a vocabulary and of the fixed word list; the longest match wins."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._entries: dict[tuple[str, ...], list[tuple[Kind, str]]] = {}
+        self._entries: dict[tuple[str, ...], list[tuple[WordKind, str]]] = {}
         for kind, phrases in _FIXED.items():
             for phrase in phrases.split(","):
                 self._add(phrase, kind, phrase)
         for number, name in enumerate(_NUMBERS.split(",")):
-            self._add(name, Kind.NUMBER, str(number))
+            self._add(name, WordKind.NUMBER, str(number))
         for canonical, synonyms in vocabulary.relations.items():
             for phrase in (canonical, *synonyms):
-                self._add(phrase, Kind.RELATION, canonical)
+                self._add(phrase, WordKind.RELATION, canonical)
         for canonical, place in vocabulary.places.items():
             for phrase in (canonical, *place.synonyms):
-                # "left" alone is too many things; "top left" alone is a place.
+                # "left" alone has too many meanings; "top left" alone is a place.
                 bare = ("",) if " " in phrase else ()
                 for preposition in (*_PREPOSITIONS, *bare):
                     for of in _WHOLES:
-                        self._add(f"{preposition} {phrase}{of}", Kind.PLACE, canonical)
+                        self._add(f"{preposition} {phrase}{of}", WordKind.PLACE, canonical)
         for words in vocabulary.attributes.values():
             for canonical, synonyms in words.items():
                 for phrase in (canonical, *synonyms):
-                    self._add(phrase, Kind.ATTRIBUTE, canonical)
+                    self._add(phrase, WordKind.ATTRIBUTE, canonical)
         for canonical, synonyms in vocabulary.nouns.items():
             self._add_noun(canonical, canonical, *synonyms)
         for narrower in vocabulary.narrower.values():
@@ -113,70 +116,71 @@ class Lexicon:
 
     def _add_noun(self, canonical: str, *names: str) -> None:
         for name in names:
-            self._add(self.vocabulary.plural(name), Kind.NOUNS, canonical)
-            self._add(name, Kind.NOUN, canonical)
+            self._add(self.vocabulary.plural(name), WordKind.NOUNS, canonical)
+            self._add(name, WordKind.NOUN, canonical)
 
-    def _add(self, phrase: str, kind: Kind, value: str) -> None:
+    def _add(self, phrase: str, kind: WordKind, value: str) -> None:
         entries = self._entries.setdefault(tuple(phrase.lower().split()), [])
         if (kind, value) not in entries:
             entries.append((kind, value))
 
     def read(self, text: str) -> list[Word]:
-        """All words of a text in order; what the lexicon does not know is OTHER."""
+        """Return all words of a text in order. Unknown words are OTHER."""
         tokens = [(m.group().lower().replace("\u2019", "'"), m.start(), m.end()) for m in _TOKEN.finditer(text)]
         words: list[Word] = []
         i = 0
         while i < len(tokens):
-            count, readings = self._longest_at([t for t, _, _ in tokens[i : i + self._longest]])
-            kind, value = self._choose(readings, words, tokens[i + count : i + count + 1])
+            count, readings = self._match_longest([t for t, _, _ in tokens[i : i + self._longest]])
+            kind, value = self._choose_reading(readings, words, tokens[i + count : i + count + 1])
             words.append(Word(kind, value, tokens[i][1], tokens[i + count - 1][2]))
             i += count
         return words
 
-    def _longest_at(self, tokens: list[str]) -> tuple[int, list[tuple[Kind, str]]]:
+    def _match_longest(self, tokens: list[str]) -> tuple[int, list[tuple[WordKind, str]]]:
         for count in range(len(tokens), 0, -1):
             if readings := self._entries.get(tuple(tokens[:count])):
                 return count, readings
-        return 1, [(_punctuation(tokens[0]), tokens[0])]
+        return 1, [(_punctuation_kind(tokens[0]), tokens[0])]
 
-    def _choose(
-        self, readings: list[tuple[Kind, str]], before: list[Word], after: list[tuple[str, int, int]]
-    ) -> tuple[Kind, str]:
-        """Of several readings ("orange" is a colour and a fruit) the one that fits: attributes stand before nouns."""
-        nouns = [r for r in readings if r[0] in (Kind.NOUN, Kind.NOUNS)]
-        attributes = [r for r in readings if r[0] is Kind.ATTRIBUTE]
+    def _choose_reading(
+        self, readings: list[tuple[WordKind, str]], before: list[Word], after: list[tuple[str, int, int]]
+    ) -> tuple[WordKind, str]:
+        """Choose between several readings ("orange" is a colour and a fruit): attributes precede nouns."""
+        nouns = [r for r in readings if r[0] in (WordKind.NOUN, WordKind.NOUNS)]
+        attributes = [r for r in readings if r[0] is WordKind.ATTRIBUTE]
         if not (nouns and attributes):
-            # A word that is its own plural ("sheep") is a singular only behind an article or a number.
+            # The plural is entered first: a word that is its own plural ("sheep") is read as a plural.
             return readings[0]
         noun_follows = any(
-            kind in (Kind.NOUN, Kind.NOUNS, Kind.ATTRIBUTE)
+            kind in (WordKind.NOUN, WordKind.NOUNS, WordKind.ATTRIBUTE)
             for t, _, _ in after
             for kind, _ in self._entries.get((t,), [])
         )
         if noun_follows:
             return attributes[0]
-        opened = bool(before) and before[-1].kind in (Kind.A, Kind.THE, Kind.NUMBER, Kind.NONE, Kind.ATTRIBUTE)
-        return nouns[0] if opened else attributes[0]
+        openings = (WordKind.A, WordKind.THE, WordKind.NUMBER, WordKind.NONE, WordKind.ATTRIBUTE)
+        is_opened = bool(before) and before[-1].kind in openings
+        return nouns[0] if is_opened else attributes[0]
 
 
-def _punctuation(token: str) -> Kind:
+def _punctuation_kind(token: str) -> WordKind:
     if token.isdigit():
-        return Kind.NUMBER
+        return WordKind.NUMBER
     if token == "?":
-        return Kind.QUESTION
+        return WordKind.QUESTION
     if token in ".;:!\n()":
-        return Kind.BREAK
-    return Kind.AND if token == "," else Kind.OTHER
+        return WordKind.BREAK
+    return WordKind.AND if token == "," else WordKind.OTHER
 
 
-def clauses(words: list[Word]) -> Iterator[list[Word]]:
-    """Words up to each break. What ends in a question mark states nothing and is left out."""
+def split_clauses(words: list[Word]) -> Iterator[list[Word]]:
+    """Split words into clauses at each break. Questions state nothing and are left out."""
     clause: list[Word] = []
     sentence: list[list[Word]] = []
     for word in words:
-        if word.kind is Kind.QUESTION:
+        if word.kind is WordKind.QUESTION:
             clause, sentence = [], []
-        elif word.kind is Kind.BREAK:
+        elif word.kind is WordKind.BREAK:
             sentence.append(clause)
             clause = []
             if word.value in (".", "!", "\n"):
@@ -187,6 +191,6 @@ def clauses(words: list[Word]) -> Iterator[list[Word]]:
     yield from (*sentence, clause)
 
 
-def sees(word: Word) -> bool:
-    """Whether a filler says that something is there ("there", "see"), so that a "not" before it denies what follows."""
-    return word.kind is Kind.FILLER and word.value in _SEES
+def states_presence(word: Word) -> bool:
+    """Return True for fillers that state presence ("there", "see"): a "not" before them denies what follows."""
+    return word.kind is WordKind.FILLER and word.value in _PRESENCE_FILLERS

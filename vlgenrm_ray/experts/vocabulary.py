@@ -1,4 +1,4 @@
-"""The closed vocabulary that claims are read with: nouns, attributes, places, relations; data in `vocabularies/`."""
+"""Closed vocabularies that claims are read with: nouns, attributes, places, relations. Data in `vocabularies/`."""
 
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,44 +13,47 @@ from vlgenrm_ray.settings import Settings
 _FOLDER = Path(__file__).parent / "vocabularies"
 
 
-class Place(Settings):
-    """A part of the image that has a name."""
+class ImageRegion(Settings):
+    """A named part of the image."""
 
     region: tuple[float, float, float, float]
-    """Left, top, right, bottom as fractions of the image's width and height."""
+    """Left, top, right, bottom in fractions of the image's width and height."""
     synonyms: tuple[str, ...] = ()
+    """Other names of the region."""
 
 
 class Phrase(NamedTuple):
-    """A claim's subject, taken apart."""
+    """A parsed noun phrase."""
 
     noun: str
-    """Canonical noun; "" for a general noun ("shape"), which any noun satisfies."""
+    """Canonical noun; "" for a general noun ("shape"), which every noun satisfies."""
     attributes: tuple[str, ...]
+    """Canonical attributes, in the phrase's order."""
     narrower: bool
-    """The word means less than the noun (a "man" among the persons): a box of the noun does not prove it."""
+    """True if the word is narrower than the noun ("man" for `person`), so that a box of the noun does not prove it."""
 
 
 class Vocabulary(Settings):
-    """Words with their synonyms. All lower case; nouns in the singular."""
+    """Words and their synonyms, in lower case; nouns in the singular."""
 
     nouns: dict[str, tuple[str, ...]]
-    """Noun, as the detector calls it -> synonyms."""
+    """Noun, as the detector labels it -> synonyms."""
     narrower: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Noun -> words for some of its things only (person -> man, woman)."""
+    """Noun -> narrower words, which name only some of its objects (person -> man, woman)."""
     general: tuple[str, ...] = ()
-    """Words for a thing of any noun; the first is the canonical one."""
+    """Words for an object of any noun ("thing"). The first one is canonical."""
     plurals: dict[str, str] = Field(default_factory=dict)
-    """Irregular plurals, word by word (person -> people)."""
+    """Irregular plurals of single words (person -> people)."""
     attributes: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
-    """Family (colour) -> word -> synonyms. Words of one family exclude each other."""
-    places: dict[str, Place] = Field(default_factory=dict)
+    """Family (colour) -> word -> synonyms. The words of a family exclude each other."""
+    places: dict[str, ImageRegion] = Field(default_factory=dict)
+    """Name of a place ("top left") -> its region."""
     relations: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Relation of two things -> synonyms. `checking` knows the geometry of some, the others stay unknown."""
+    """Relation between two objects -> synonyms. A relation whose geometry `checking` does not know stays unknown."""
     backgrounds: tuple[str, ...] = ("nothing",)
-    """Texts a matcher prefers where none of the nouns is."""
+    """Texts that compete with the nouns in the matcher: they win where the image shows none of the nouns."""
     exclusive_places: bool = False
-    """No two things can be at one place, so another thing there contradicts a claim."""
+    """True if a place holds at most one object, so that another object there contradicts a claim."""
 
     def __hash__(self) -> int:
         return self._hash
@@ -60,20 +63,20 @@ class Vocabulary(Settings):
         return hash(self.fingerprint())
 
     def plural(self, noun: str) -> str:
-        """Plural of a noun phrase: its last word's, irregular or by the rules of spelling."""
+        """Return the plural of a noun phrase: of its last word, irregular or by the rules of spelling."""
         head, _, last = noun.rpartition(" ")
         if last in self.plurals:
-            many = self.plurals[last]
+            plural = self.plurals[last]
         elif last.endswith("y") and last[-2:-1] not in "aeiou":
-            many = f"{last[:-1]}ies"
+            plural = f"{last[:-1]}ies"
         elif last.endswith(("s", "x", "z", "ch", "sh")):
-            many = f"{last}es"
+            plural = f"{last}es"
         else:
-            many = f"{last}s"
-        return f"{head} {many}".strip()
+            plural = f"{last}s"
+        return f"{head} {plural}".strip()
 
     def family(self, attribute: str) -> str:
-        """The family a canonical attribute belongs to. Raises KeyError."""
+        """Return the family of a canonical attribute. Raises KeyError if there is none."""
         return self._family[attribute]
 
     @cached_property
@@ -82,38 +85,43 @@ class Vocabulary(Settings):
 
     @cached_property
     def _nouns(self) -> dict[str, tuple[str, bool]]:
-        known = {word: (noun, True) for noun, words in self.narrower.items() for word in words}
-        known |= dict.fromkeys(self.general, ("", False))
-        return known | {noun: (noun, False) for noun in self.nouns}
+        """Word -> (noun, is narrower)."""
+        entries = {word: (noun, True) for noun, words in self.narrower.items() for word in words}
+        entries |= dict.fromkeys(self.general, ("", False))
+        return entries | {noun: (noun, False) for noun in self.nouns}
 
     def phrase(self, subject: str) -> Phrase | None:
-        """Take a claim's subject ("red circle") apart; None if its noun is not of this vocabulary."""
+        """Parse a noun phrase ("red circle"). Return None if its noun is not in the vocabulary."""
         words = subject.split()
         attributes: list[str] = []
         while words and words[0] in self._family and " ".join(words) not in self._nouns:
             attributes.append(words.pop(0))
-        known = self._nouns.get(" ".join(words))
-        return Phrase(known[0], tuple(attributes), known[1]) if known else None
+        entry = self._nouns.get(" ".join(words))
+        return Phrase(entry[0], tuple(attributes), entry[1]) if entry else None
 
     def place_at(self, x: float, y: float) -> str:
-        """The smallest place that holds the point (x, y), in fractions of the image; "" if none does."""
-        holding = [
+        """Return the smallest place that contains the point (x, y), in fractions of the image; "" if none does."""
+        containing = [
             ((x1 - x0) * (y1 - y0), name)
             for name, place in self.places.items()
             for x0, y0, x1, y1 in [place.region]
             if x0 <= x < x1 and y0 <= y < y1
         ]
-        return min(holding)[1] if holding else ""
+        return min(containing)[1] if containing else ""
 
 
-def described(phrase: str) -> str:
-    """A noun phrase with its indefinite article, as captions and responses write it."""
+def with_article(phrase: str) -> str:
+    """Return a noun phrase with its indefinite article, as captions and responses write it."""
     return f"{'an' if phrase[:1] in 'aeiou' else 'a'} {phrase}"
 
 
 @cache
 def load_vocabulary(name: str) -> Vocabulary:
-    """A vocabulary by name (`shapes`, `coco`) or by path of a YAML file. Raises InputError."""
+    """Load a vocabulary by name (`shapes`, `coco`) or by the path of a YAML file. Cached.
+
+    Raises:
+        InputError: The file cannot be read or is not a vocabulary.
+    """
     shipped = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
     path = _FOLDER / f"{name}.yaml" if name in shipped else Path(name)
     try:

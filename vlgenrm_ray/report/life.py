@@ -12,7 +12,7 @@ from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import (
-    Checked,
+    CheckedResponse,
     Checkpoint,
     Critique,
     Dropped,
@@ -55,7 +55,7 @@ class Life:
     question: Question | None
     """None where the pool dropped it."""
     responses: tuple[Response, ...]
-    checked: tuple[Checked, ...]
+    checked: tuple[CheckedResponse, ...]
     preferences: tuple[Preference, ...]
     rounds: tuple[RoundLife, ...]
     dropped: tuple[tuple[str, Dropped], ...]
@@ -86,7 +86,7 @@ def gather(run: Path, id: str) -> Life:
 
     questions = [q for stage in _POOLS for q in under(stage, Question)]
     responses = under("responses", Response)
-    checked = under("experts", Checked)
+    checked = under("experts", CheckedResponse)
     preferences = tuple(p for stage in _PAIRS for p in under(stage, Preference))
     rounds = []
     for folder in sorted(run.glob("round-*"), key=lambda path: _number(path.name)):

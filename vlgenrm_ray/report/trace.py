@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlgenrm_ray.records import Box, Checked, Critique, Finding, Judgement, PairResult, Preference, Question, Response
+from vlgenrm_ray.records import (
+    Box,
+    CheckedResponse,
+    Critique,
+    Finding,
+    Judgement,
+    PairResult,
+    Preference,
+    Question,
+    Response,
+)
 from vlgenrm_ray.report.life import Life, RoundLife, belongs, gather
 
 _INDENT = 4
@@ -93,7 +103,7 @@ class _Page:
         if question.reference:
             yield from self._put(1, f'reference "{question.reference}"')
 
-    def _response(self, response: Response, checked: Checked | None) -> Iterator[str]:
+    def _response(self, response: Response, checked: CheckedResponse | None) -> Iterator[str]:
         told = [f"sampler {response.sampler}", *([] if response.seed is None else [f"seed {response.seed}"])]
         yield from self._put(1, f"{response.id}  {', '.join([*told, f'{response.num_tokens} tokens'])}", response.id)
         yield from self._put(2, f'"{response.text}"')
@@ -102,7 +112,7 @@ class _Page:
             return
         for finding in checked.findings:
             yield from self._finding(finding)
-        seen = [f"{s.attribute} {_box(s.box)}".strip() for s in checked.sightings]
+        seen = [f"{s.attribute} {_box(s.box)}".strip() for s in checked.detections]
         yield from self._put(2, f"seen in the image: {'; '.join(seen) or 'nothing'}")
 
     def _finding(self, finding: Finding) -> Iterator[str]:

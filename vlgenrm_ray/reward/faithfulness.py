@@ -3,7 +3,7 @@
 Margin alone does not tell: a judge may be as sure after a critique that passes over half of the claims.
 """
 
-from vlgenrm_ray.experts.claims import ClaimExtractor, meaning
+from vlgenrm_ray.experts.claims import ClaimExtractor, claim_key
 from vlgenrm_ray.records import Critique
 from vlgenrm_ray.reward.critique_text import steps
 
@@ -28,4 +28,4 @@ def is_faithful(critique: Critique, extractor: ClaimExtractor) -> bool:
 
 
 def _said(extractor: ClaimExtractor, text: str) -> set[tuple[object, ...]]:
-    return {meaning(claim) for claim in extractor.extract(text) if not claim.hedged}
+    return {claim_key(claim) for claim in extractor.extract(text) if not claim.hedged}

@@ -45,7 +45,7 @@ class SelectionConfig(Settings):
     It makes critiques read better, not verdicts right more often, and costs pairs while the judge still learns to read.
     """
     check_evidence: bool = True
-    """Leave out critiques whose own statements about the image the experts' sightings contradict."""
+    """Leave out critiques whose own statements about the image the experts' detections contradict."""
     w_direct: float = Field(default=0.5, ge=0.0)
     """Weight of the verdict without rationale; 0 makes no such examples."""
     lambda_answer: float = Field(default=0.1, ge=0.0)

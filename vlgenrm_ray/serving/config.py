@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.experts.witness import WitnessConfig
+from vlgenrm_ray.experts.expert import ExpertPipelineConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.settings import Settings
@@ -54,7 +54,7 @@ class CanaryConfig(Settings):
         return self
 
 
-class ServedExperts(WitnessConfig):
+class ServedExperts(ExpertPipelineConfig):
     """Detector and matcher beside the judge, for `POST /v1/evidence`."""
 
     max_queue: int = Field(default=16, ge=1)

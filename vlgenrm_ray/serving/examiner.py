@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.experts.witness import Testimony, Witness
+from vlgenrm_ray.experts.pipeline import ExpertPipeline, ExpertReport
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Box
 from vlgenrm_ray.serving.experts import (
@@ -26,8 +26,8 @@ _log = logging.getLogger("vlgenrm.serving")
 class Examiner:
     """Takes one look at a time; one that nobody can be waiting for any more is not begun."""
 
-    def __init__(self, witness: Witness, limits: ImageLimits) -> None:
-        self._witness = witness
+    def __init__(self, pipeline: ExpertPipeline, limits: ImageLimits) -> None:
+        self._pipeline = pipeline
         self._limits = limits
         # One thread is the queue: a look that was cancelled cannot be stopped, and the next waits for its end.
         self._thread = ThreadPoolExecutor(1, "experts")
@@ -41,7 +41,7 @@ class Examiner:
             return unseen(Status.TIMEOUT, "the experts were not done by the deadline")
         try:
             image = images.decode(look.image.data, self._limits)
-            return _written(self._witness.testify(image, look.responses))
+            return _written(self._pipeline.report(image, look.responses))
         except ImageError as error:
             return refused(error)
         # Whatever an engine raises on one image harms that request alone.
@@ -50,14 +50,14 @@ class Examiner:
             return unseen(Status.INTERNAL, type(error).__name__)
 
 
-def _written(told: Testimony) -> EvidenceResponse:
+def _written(told: ExpertReport) -> EvidenceResponse:
     return EvidenceResponse(
         status=Status.OK,
         width=told.width,
         height=told.height,
         sightings=[
             WireSighting(box=_box(s.box), attribute=s.attribute, attribute_score=s.attribute_score)
-            for s in told.sightings
+            for s in told.detections
         ],
         claims=[
             [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 
-from vlgenrm_ray.experts.witness import Witness
+from vlgenrm_ray.experts.pipeline import ExpertPipeline
 from vlgenrm_ray.judge.serve_handle import RawResponse
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
 from vlgenrm_ray.serving import engine_pool
@@ -68,7 +68,7 @@ class Experts:
 
     def __init__(self, config: ServingConfig) -> None:
         assert config.experts is not None
-        self._examiner = Examiner(Witness.build(config.experts), config.images)
+        self._examiner = Examiner(ExpertPipeline.build(config.experts), config.images)
 
     async def look(self, look: Look) -> EvidenceResponse:
         """See `Examiner.look`."""

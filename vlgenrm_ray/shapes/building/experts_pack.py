@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from vlgenrm_ray.engines import matcher, yolo
+from vlgenrm_ray.engines.detectors import DetectorConfig, yolo
+from vlgenrm_ray.engines.matchers import MatcherConfig
+from vlgenrm_ray.engines.matchers.open_clip import OpenClipMatcher
 from vlgenrm_ray.records import Box
 from vlgenrm_ray.shapes.phrases import with_article
 from vlgenrm_ray.shapes.render import SIDE, boxes, render
@@ -49,21 +51,23 @@ def build_detector(folder: Path, seed: int, steps: int = 700) -> dict[str, float
         learning_rate=5e-3,
         seed=seed,
     )
-    detector = yolo.YoloDetector(folder, min_score=0.01, image_size=DETECTOR_SIZE, device="cpu")
+    detector = yolo.YoloDetector(
+        DetectorConfig(model=str(folder), min_score=0.01, image_size=DETECTOR_SIZE, device="cpu")
+    )
     scenes = _drawn("heldout", _HELD_OUT, seed)
     found = [detector.detect([render(scene)], SHAPES)[0] for scene in scenes]
     figures = yolo.average_precision(found, [boxes(scene) for scene in scenes])
     return figures | {"scenes": len(scenes), "steps": steps, "seed": seed}
 
 
-def _detector_batches(seed: int, size: int = 32) -> Iterator[list[yolo.Labelled]]:
+def _detector_batches(seed: int, size: int = 32) -> Iterator[list[yolo.LabelledImage]]:
     rng = random.Random(seed)
     pool = [(render(scene), boxes(scene)) for scene in _drawn("train", _POOL, seed)]
     while True:
         yield [_mirrored(*one) if rng.random() < 0.5 else one for one in rng.sample(pool, size)]
 
 
-def _mirrored(image: Image.Image, found: Sequence[Box]) -> yolo.Labelled:
+def _mirrored(image: Image.Image, found: Sequence[Box]) -> yolo.LabelledImage:
     return ImageOps.mirror(image), [replace(box, x0=SIDE - box.x1, x1=SIDE - box.x0) for box in found]
 
 
@@ -224,7 +228,7 @@ def _write_tokenizer(folder: Path) -> int:
 
 def measure_matcher(folder: Path, seed: int) -> dict[str, float]:
     """Held-out accuracy: the colour of a thing among all colours, its shape among all, what a grid tile holds."""
-    model = matcher.OpenClipMatcher(matcher.MatcherConfig(model=str(folder), template="{}", device="cpu"))
+    model = OpenClipMatcher(MatcherConfig(model=str(folder), template="{}", device="cpu"))
     rng = random.Random(f"{seed}/measure")
     right: dict[str, list[bool]] = {"colour": [], "shape": [], "tile": []}
     for scene in _drawn("heldout", _HELD_OUT, seed):
@@ -244,6 +248,6 @@ def measure_matcher(folder: Path, seed: int) -> dict[str, float]:
     return accuracy | {"crops": len(right["colour"]), "tiles": len(right["tile"]), "scenes": _HELD_OUT}
 
 
-def _best(model: matcher.OpenClipMatcher, crop: Image.Image, texts: Sequence[str]) -> str:
+def _best(model: OpenClipMatcher, crop: Image.Image, texts: Sequence[str]) -> str:
     (scores,) = model.match([crop], texts)
     return texts[scores.index(max(scores))]

@@ -1,0 +1,142 @@
+"""The `Expert` protocol: what an expert receives, what it returns, and how a recipe names it.
+
+Experts run one after another. Each receives a batch of `ImageTask`s and returns them with its evidence added: the
+detector adds boxes, the matcher attributes and window scores, an additional expert (OCR, VQA, a captioner) findings on
+claims. `pipeline` runs them; see README.md for an example of an expert of your own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import Field, field_validator
+
+from vlgenrm_ray import plugins
+from vlgenrm_ray.data.flow import ActorPoolConfig
+from vlgenrm_ray.engines.detectors import DetectorConfig
+from vlgenrm_ray.engines.matchers import MatcherConfig
+from vlgenrm_ray.experts.checking import Thresholds
+from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch
+from vlgenrm_ray.records import Box, Claim, Detection, Finding, WindowScore
+from vlgenrm_ray.settings import Settings
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+EXPERTS = {
+    "detector": "vlgenrm_ray.experts.detector:DetectorExpert",
+    "matcher": "vlgenrm_ray.experts.matcher:MatcherExpert",
+}
+"""Kind -> class. Each class is constructed with the `ExpertPipelineConfig`, and its options as keyword arguments."""
+
+
+class MatchingConfig(Settings):
+    """How attributes and phrases are matched."""
+
+    attribute_margin: float = Field(default=0.3, ge=0, le=1)
+    """An attribute is decided if its probability exceeds the second best by at least this."""
+    crop_margin: float = Field(default=0.05, ge=0)
+    """Margin added to each side of a box before it is cropped, in fractions of the box's width and height."""
+    grids: tuple[int, ...] = (1, 2, 3)
+    """Phrases are searched for in the n x n windows of each n; 1 is the whole image."""
+
+
+class ExpertConfig(Settings):
+    """An expert that runs after the detector and the matcher."""
+
+    kind: str
+    """Import path `package.module:Class`, or a name of the table `EXPERTS`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+    pool: ActorPoolConfig = ActorPoolConfig(num_cpus=0.5, batch_size=32)
+    """Actors that run it in the experts stage. A service runs all experts in one process."""
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        return plugins.check_name(kind, EXPERTS)
+
+
+class ExpertPipelineConfig(Settings):
+    """The experts, the vocabulary, and the thresholds of their verdicts."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"bands": "thresholds"}
+
+    vocabulary: str = "coco"
+    """Vocabulary that claims are read with: `coco`, `shapes`, or the path of a YAML file."""
+    detector: DetectorConfig
+    matcher: MatcherConfig
+    additional_experts: tuple[ExpertConfig, ...] = ()
+    """Experts that decide claims which detector and matcher leave unknown, in order of precedence."""
+    matching: MatchingConfig = MatchingConfig()
+    thresholds: Thresholds = Thresholds()
+    same_label_overlap: float = Field(default=0.5, gt=0, le=1)
+    """Of two boxes of one noun with a larger intersection over union, the weaker is dropped."""
+    any_label_overlap: float = Field(default=0.8, gt=0, le=1)
+    """The same for boxes of different nouns."""
+    max_side: int = Field(default=1024, ge=32)
+    """Larger images are scaled down to this side, in pixels, before the experts receive them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTask:
+    """One image on its way through the experts, with the claims about it and the evidence collected so far."""
+
+    id: str
+    """Unique within a batch; the image's sha256 in the experts stage."""
+    original_width: int
+    original_height: int
+    width: int = 0
+    height: int = 0
+    """Size of `pixels`, which may be scaled down."""
+    pixels: bytes = b""
+    """RGB, row by row."""
+    claims: tuple[tuple[Claim, ...], ...] = ()
+    """For each text about the image its claims, in the text's order."""
+    phrases: tuple[str, ...] = ()
+    """Noun phrases of the claims. The detector expert removes those whose nouns its model does not know."""
+    boxes: tuple[Box, ...] = ()
+    """Detected objects, in pixels of `image()`."""
+    searched_all_nouns: bool = False
+    """True if the detector searched for every noun of the vocabulary. Otherwise no window counts as empty."""
+    detections: tuple[Detection, ...] = ()
+    """Boxes with matched attributes, in pixels of the original image."""
+    window_matches: tuple[WindowMatch, ...] = ()
+    """Probability of each of `phrases` in each window, in pixels of the original image."""
+    window_scores: tuple[WindowScore, ...] = ()
+    """Probability of any object in each window, in pixels of the original image."""
+    findings: tuple[Finding, ...] = ()
+    """Findings of additional experts, on any of the claims. Boxes are in pixels of the original image."""
+    drop_reason: str = ""
+    """A `DropReason` if the image cannot be used, else ""."""
+    detail: str = ""
+
+    def image(self) -> "PIL.Image.Image":
+        """Return the pixels as an RGB image."""
+        from PIL import Image
+
+        return Image.frombytes("RGB", (self.width, self.height), self.pixels)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Original pixels per pixel of `image()`, horizontally and vertically: the arguments of `Box.scaled`."""
+        return self.original_width / self.width, self.original_height / self.height
+
+    def evidence(self) -> ImageEvidence:
+        """Return what the detector and the matcher contributed."""
+        return ImageEvidence(self.original_width, self.original_height, self.detections, self.window_matches)
+
+    def dropped(self, reason: str, detail: str) -> "ImageTask":
+        """Return the task marked as unusable."""
+        return replace(self, drop_reason=reason, detail=detail)
+
+
+class Expert(Protocol):
+    """A source of evidence about images. It lives in one process together with its model."""
+
+    def examine(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
+        """Return the tasks, in order, with this expert's evidence added (`dataclasses.replace`).
+
+        A batch that raises is repeated image by image, so that one bad image does not affect the others.
+        """
+        ...

@@ -1,0 +1,142 @@
+"""`ExpertPipeline`: from an image and texts about it to a finding on every claim.
+
+    open_task -> examine (detector, matcher, additional experts) -> check
+
+The service runs all steps in one process, with `report`. The experts stage (`curation.experts`) runs each expert in an
+actor pool of its own; a pipeline there holds one expert, or none to open and check tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vlgenrm_ray import plugins
+from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.experts.checking import check_claim
+from vlgenrm_ray.experts.claims import VocabularyExtractor, claim_key
+from vlgenrm_ray.experts.detector import phrases_of
+from vlgenrm_ray.experts.expert import EXPERTS, Expert, ExpertConfig, ExpertPipelineConfig, ImageTask
+from vlgenrm_ray.experts.vocabulary import load_vocabulary
+from vlgenrm_ray.records import Claim, Detection, Finding, Truth, WindowScore
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertReport:
+    """The experts' result on one image. Boxes are in pixels of the original image."""
+
+    width: int
+    height: int
+    detections: tuple[Detection, ...]
+    window_scores: tuple[WindowScore, ...]
+    findings: tuple[tuple[Finding, ...], ...]
+    """For each text a finding on each of its claims, in the text's order."""
+
+
+class ExpertPipeline:
+    """Runs experts on images and checks the claims of texts against their evidence."""
+
+    def __init__(self, config: ExpertPipelineConfig, experts: Sequence[Expert] = ()) -> None:
+        """Combine loaded experts with the vocabulary of `config`.
+
+        Raises:
+            InputError: The vocabulary cannot be read.
+        """
+        self.config = config
+        self.vocabulary = load_vocabulary(config.vocabulary)
+        self.experts = tuple(experts)
+        self._extractor = VocabularyExtractor(self.vocabulary)
+
+    @classmethod
+    def build(cls, config: ExpertPipelineConfig) -> "ExpertPipeline":
+        """Load every expert of `config` into this process.
+
+        Raises:
+            InputError: A model or the vocabulary cannot be read.
+            ConfigError: An import path cannot be imported.
+        """
+        return cls(config, [build_expert(expert, config) for expert in expert_configs(config)])
+
+    def report(self, image: "PIL.Image.Image", texts: Sequence[str]) -> ExpertReport:
+        """Examine one image and check every claim of every text. Raises the error of an expert that fails."""
+        task = self.open_task("image", image, texts)
+        for expert in self.experts:
+            (task,) = expert.examine([task])
+        return self.check(task)
+
+    def open_task(self, id: str, image: "PIL.Image.Image", texts: Sequence[str]) -> ImageTask:
+        """Extract the claims of the texts and scale the image down to `config.max_side`."""
+        claims = tuple(self._extractor.extract(text) for text in texts)
+        pixels = image.convert("RGB")
+        pixels.thumbnail((self.config.max_side, self.config.max_side))
+        return ImageTask(
+            id=id,
+            original_width=image.width,
+            original_height=image.height,
+            width=pixels.width,
+            height=pixels.height,
+            pixels=pixels.tobytes(),
+            claims=claims,
+            phrases=phrases_of(claim for of_text in claims for claim in of_text),
+        )
+
+    def examine(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
+        """Run the experts on a batch. An image that an expert fails on is dropped; the others are not affected.
+
+        Raises:
+            Exception: The expert's own error, if it fails on each of several images: then the expert is broken.
+        """
+        for expert in self.experts:
+            tasks = _examine_isolated(expert, tasks)
+        return list(tasks)
+
+    def check(self, task: ImageTask) -> ExpertReport:
+        """Check every claim of a task against the evidence it has collected."""
+        evidence = task.evidence()
+        further = {claim_key(f.claim): f for f in reversed(task.findings) if f.truth is not Truth.UNKNOWN}
+
+        def find(claim: Claim) -> Finding:
+            finding = check_claim(claim, evidence, self.vocabulary, self.config.thresholds)
+            if finding.truth is Truth.UNKNOWN and not claim.hedged and claim_key(claim) in further:
+                return replace(further[claim_key(claim)], claim=claim)
+            return finding
+
+        return ExpertReport(
+            width=task.original_width,
+            height=task.original_height,
+            detections=task.detections,
+            window_scores=task.window_scores,
+            findings=tuple(tuple(find(claim) for claim in of_text) for of_text in task.claims),
+        )
+
+
+def expert_configs(config: ExpertPipelineConfig) -> tuple[ExpertConfig, ...]:
+    """Return every expert of a pipeline in the order in which they run."""
+    builtin = (ExpertConfig(kind="detector"), ExpertConfig(kind="matcher"))
+    return builtin + config.additional_experts
+
+
+def build_expert(expert: ExpertConfig, config: ExpertPipelineConfig) -> Expert:
+    """Load one expert into this process. See `ExpertPipeline.build` for what it raises."""
+    built: Expert = plugins.load(expert.kind, EXPERTS, "experts.additional_experts.kind")(config, **expert.options)
+    return built
+
+
+def _examine_isolated(expert: Expert, tasks: Sequence[ImageTask]) -> list[ImageTask]:
+    usable = [task for task in tasks if not task.drop_reason]
+    try:
+        examined = expert.examine(usable) if usable else []
+    except Exception:
+        examined = []
+        for task in usable:
+            try:
+                examined += expert.examine([task])
+            # An engine may raise anything on one image; the error is recorded with the image.
+            except Exception as error:
+                examined.append(task.dropped(DropReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"))
+        if len(usable) > 1 and all(task.drop_reason for task in examined):
+            raise
+    results = {task.id: task for task in examined}
+    return [results.get(task.id, task) for task in tasks]
