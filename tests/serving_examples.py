@@ -5,10 +5,11 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+from fake_live_generator import FakeLiveGenerator
 from PIL import Image
 
 from vlgenrm_ray.engines.contracts import Prompt
-from vlgenrm_ray.engines.scripted import LiveScripted, Script, ScriptedGenerator
+from vlgenrm_ray.engines.scripted import Script, ScriptedGenerator
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest
@@ -37,7 +38,7 @@ def request(*items: ScoreItem, deadline_s: float | None = None) -> ScoreRequest:
     return ScoreRequest(items=list(items), deadline_s=deadline_s)
 
 
-class Exchangeable(LiveScripted):
+class Exchangeable(FakeLiveGenerator):
     """A scripted engine whose script is exchanged with its weights."""
 
     def __init__(self, scripts: dict[str, Script], delay_s: Callable[[Prompt, int], float] | None = None) -> None:

@@ -5,10 +5,11 @@ import random
 from dataclasses import replace
 
 import pytest
+from fake_live_generator import FakeLiveGenerator
 from PIL import Image
 
 from vlgenrm_ray.engines.contracts import Prompt
-from vlgenrm_ray.engines.scripted import LiveScripted, ScriptedGenerator
+from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.records import Judgement
 
@@ -21,7 +22,9 @@ def random_verdict(prompt: Prompt, rng: random.Random) -> str:
     return f"Claim: a star.\nVerdict: {'Yes' if rng.random() < 0.5 else 'No'}"
 
 
-def score_live(generator: LiveScripted, *, seconds: float | None = None, config: JudgeConfig = CONFIG) -> Judgement:
+def score_live(
+    generator: FakeLiveGenerator, *, seconds: float | None = None, config: JudgeConfig = CONFIG
+) -> Judgement:
     async def run() -> Judgement:
         deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
         return await Judge(config, generator).score_live(INPUT, (IMAGE,), deadline=deadline)
@@ -31,7 +34,7 @@ def score_live(generator: LiveScripted, *, seconds: float | None = None, config:
 
 def test_live_judgement_equals_the_batch_judgement() -> None:
     scripted = ScriptedGenerator(random_verdict, confidence=0.8)
-    live = score_live(LiveScripted(scripted, lambda prompt, place: 0.01 * (3 - place)))
+    live = score_live(FakeLiveGenerator(scripted, lambda prompt, place: 0.01 * (3 - place)))
     (batch,) = Judge(CONFIG, scripted).score([INPUT])
     assert replace(live, engine_s=0.0) == batch
     assert live.engine_s > 0.0
@@ -40,9 +43,11 @@ def test_live_judgement_equals_the_batch_judgement() -> None:
 
 
 def test_critiques_finished_by_the_deadline_count_and_the_rest_is_aborted() -> None:
-    generator = LiveScripted(ScriptedGenerator(random_verdict), lambda prompt, place: 0.0 if place in (1, 3) else 30.0)
+    generator = FakeLiveGenerator(
+        ScriptedGenerator(random_verdict), lambda prompt, place: 0.0 if place in (1, 3) else 30.0
+    )
     partial = score_live(generator, seconds=0.2)
-    whole = score_live(LiveScripted(ScriptedGenerator(random_verdict)))
+    whole = score_live(FakeLiveGenerator(ScriptedGenerator(random_verdict)))
     assert partial.status == "ok"
     assert partial.critiques == (whole.critiques[1], whole.critiques[3])
     assert [critique.id for critique in partial.critiques] == ["q0/r0/c1", "q0/r0/c3"]
@@ -51,12 +56,14 @@ def test_critiques_finished_by_the_deadline_count_and_the_rest_is_aborted() -> N
 
 
 def test_no_critique_by_the_deadline_is_a_timeout() -> None:
-    judgement = score_live(LiveScripted(ScriptedGenerator(random_verdict), lambda prompt, place: 30.0), seconds=0.05)
+    judgement = score_live(
+        FakeLiveGenerator(ScriptedGenerator(random_verdict), lambda prompt, place: 30.0), seconds=0.05
+    )
     assert (judgement.status, judgement.reward, judgement.num_asked) == ("timeout", None, 4)
 
 
 def test_cancelling_the_caller_aborts_its_critiques() -> None:
-    generator = LiveScripted(ScriptedGenerator(random_verdict), lambda prompt, place: 30.0)
+    generator = FakeLiveGenerator(ScriptedGenerator(random_verdict), lambda prompt, place: 30.0)
 
     async def run() -> None:
         task = asyncio.ensure_future(Judge(CONFIG, generator).score_live(INPUT, (IMAGE,)))
@@ -70,6 +77,6 @@ def test_cancelling_the_caller_aborts_its_critiques() -> None:
 
 
 def test_a_refused_prompt_has_a_status_and_no_reward() -> None:
-    judgement = score_live(LiveScripted(ScriptedGenerator(random_verdict, max_chars=10)))
+    judgement = score_live(FakeLiveGenerator(ScriptedGenerator(random_verdict, max_chars=10)))
     assert (judgement.status, judgement.reward) == ("prompt_too_long", None)
     assert "limit 10" in judgement.detail

@@ -7,12 +7,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from fake_live_generator import FakeLiveGenerator
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from vlgenrm_ray.engines.contracts import Prompt
-from vlgenrm_ray.engines.scripted import LiveScripted, ScriptedGenerator
+from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput, min_over_sentences, split_sentences
 from vlgenrm_ray.records import JudgeCritique, Judgement
 
@@ -106,7 +107,7 @@ def test_the_reward_is_the_lowest_of_the_sentences() -> None:
 
 def test_a_live_engine_judges_sentences_as_the_batch_path_does() -> None:
     scripted = ScriptedGenerator(denies_circles, confidence=0.9)
-    live = asyncio.run(Judge(BY_SENTENCE, LiveScripted(scripted)).score_live(INPUT, (IMAGE,)))
+    live = asyncio.run(Judge(BY_SENTENCE, FakeLiveGenerator(scripted)).score_live(INPUT, (IMAGE,)))
     (batch,) = Judge(BY_SENTENCE, scripted).score([INPUT])
     assert replace(live, engine_s=0.0) == batch
     assert (live.num_asked, len(live.critiques)) == (6, 6)

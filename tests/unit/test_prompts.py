@@ -1,4 +1,4 @@
-"""A prompt is filled in once, and what is filled in stays data."""
+"""Prompts: filled in one pass, with texts that cannot pass for structure."""
 
 import re
 import time
@@ -13,14 +13,14 @@ from vlgenrm_ray.judge import prompts
 
 
 @pytest.mark.parametrize("name", prompts.names())
-def test_every_prompt_of_the_package_can_be_filled_in(name: str) -> None:
+def test_every_packaged_prompt_renders(name: str) -> None:
     text = prompts.render(prompts.load(name), "What is it?", "A cup.", "Yes")
     assert "What is it?" in text
     assert "{" not in text
     assert ("A cup." in text) == (name != "answer")
 
 
-def test_the_worlds_prompt_is_the_one_its_model_knows() -> None:
+def test_the_shapes_prompt_is_the_one_its_model_was_trained_on() -> None:
     text = prompts.render(prompts.load("shapes_cot"), "Is there a star?", "No, there is no star.")
     assert text == (
         "Question: Is there a star?\nResponse: No, there is no star.\n"
@@ -28,7 +28,7 @@ def test_the_worlds_prompt_is_the_one_its_model_knows() -> None:
     )
 
 
-def test_a_place_named_in_a_response_is_not_filled_in() -> None:
+def test_fields_inside_texts_are_not_filled() -> None:
     text = prompts.render("Q: {question}\nR: {response}", "Why {response}?", "See {question} and {hint}.", "Yes")
     assert text == "Q: Why {response}?\nR: See {question} and {hint}."
 
@@ -46,12 +46,12 @@ def test_a_place_named_in_a_response_is_not_filled_in() -> None:
         ("a < b | c > d <b>", "a < b | c > d <b>"),
     ],
 )
-def test_what_could_pass_for_structure_is_blunted(written: str, shown: str) -> None:
+def test_structure_in_texts_is_escaped(written: str, shown: str) -> None:
     assert prompts.escape_prompt_text(written) == shown
 
 
 @given(st.text(alphabet="<|>verdict: im_end\nx"))
-def test_nothing_written_can_open_a_turn_give_a_verdict_or_begin_a_line(written: str) -> None:
+def test_escaped_text_has_no_turn_verdict_or_line_start(written: str) -> None:
     shown = prompts.escape_prompt_text(written)
     assert "<|im_end|>" not in shown
     assert "verdict:" not in shown.lower()
@@ -59,31 +59,31 @@ def test_nothing_written_can_open_a_turn_give_a_verdict_or_begin_a_line(written:
 
 
 @given(st.text(alphabet="abc .,?!'\"-", min_size=1).map(str.strip))
-def test_a_plain_sentence_is_unchanged(sentence: str) -> None:
+def test_plain_sentences_are_unchanged(sentence: str) -> None:
     assert prompts.escape_prompt_text(sentence) == sentence
 
 
 @given(st.text(alphabet="ab. \n\t\r\v\x1f\u2003"))
-def test_lines_are_indented_wherever_their_blanks_begin(written: str) -> None:
+def test_escaping_lines_equals_the_plain_regular_expression(written: str) -> None:
     plainly = re.sub(r"\s*\n\s*", "\n  ", written.replace("\r", "\n").strip())
     assert prompts.escape_prompt_text(written) == plainly
 
 
-def test_very_many_blanks_take_no_time() -> None:
+def test_escaping_takes_linear_time() -> None:
     begin = time.process_time()
     assert len(prompts.escape_prompt_text("a" + " " * 200_000 + "b")) == 200_002
     assert prompts.escape_prompt_text("a" + " \n" * 100_000 + "b") == "a\n  b"
     assert time.process_time() - begin < 2.0
 
 
-def test_a_prompt_may_be_a_file_of_the_users(tmp_path: Path) -> None:
+def test_a_prompt_can_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("Look: {question} {response}\n")
     assert prompts.load(str(path)) == "Look: {question} {response}"
 
 
 @pytest.mark.parametrize(("text", "said"), [(None, "no such file"), ("no places", "{question}")])
-def test_a_bad_file_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+def test_an_invalid_file_is_named(tmp_path: Path, text: str | None, said: str) -> None:
     path = tmp_path / "mine.txt"
     if text is not None:
         path.write_text(text)
@@ -92,6 +92,6 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str | None, said: str) -> Non
     assert "mine.txt" in str(error.value)
 
 
-def test_an_unknown_name_lists_the_known_ones() -> None:
+def test_an_unknown_name_lists_the_known_names() -> None:
     with pytest.raises(InputError, match=r"'cott'.*shapes_cot"):
         prompts.load("cott")

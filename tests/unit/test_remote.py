@@ -1,4 +1,4 @@
-"""The clients of a served judge: images travel once, failures are tried again or named, and are never 0."""
+"""Clients of a served judge: each image is uploaded once, and failures are retried or raised, never scored as 0."""
 
 import asyncio
 import base64
@@ -35,19 +35,19 @@ def client(service: ScriptedService, **over: object) -> RemoteJudge:
     return RemoteJudge("http://judge", transport=httpx.MockTransport(service), **over)
 
 
-def ask(response: str = "0.5", **over: object) -> ScoreInput:
+def item(response: str = "0.5", **over: object) -> ScoreInput:
     return ScoreInput(**{"question": "What is it?", "response": response, **over})
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    waited: list[float] = []
-    monkeypatch.setattr("vlgenrm_ray.judge.remote.time.sleep", waited.append)
-    return waited
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    recorded: list[float] = []
+    monkeypatch.setattr("vlgenrm_ray.judge.remote.time.sleep", recorded.append)
+    return recorded
 
 
-def test_scores_come_in_the_order_asked_with_their_critiques() -> None:
-    replies = client(ScriptedService()).score([ask("0.25"), ask("fails:unreadable_verdict"), ask("1")])
+def test_replies_keep_the_order_of_the_inputs() -> None:
+    replies = client(ScriptedService()).score([item("0.25"), item("fails:unreadable_verdict"), item("1")])
     assert [r.reward for r in replies] == [0.25, None, 1.0]
     assert replies[1].status is Status.UNREADABLE_VERDICT
     assert replies[0].critiques[0].p_yes == 0.25
@@ -55,28 +55,28 @@ def test_scores_come_in_the_order_asked_with_their_critiques() -> None:
 
 @given(shades=st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=5))
 @settings(max_examples=40)
-def test_an_image_travels_once_and_order_is_kept(shades: list[list[int]]) -> None:
+def test_each_image_is_uploaded_once(shades: list[list[int]]) -> None:
     service = ScriptedService()
     with client(service) as judge:
         for call in shades:
-            asks = [ask(str(shade / 4), image=picture(shade)) for shade in call]
-            assert [r.reward for r in judge.score(asks)] == [shade / 4 for shade in call]
+            inputs = [item(str(shade / 4), image=picture(shade)) for shade in call]
+            assert [r.reward for r in judge.score(inputs)] == [shade / 4 for shade in call]
     assert len(service.uploads) == len({shade for call in shades for shade in call})
     assert set(service.uploads.values()) <= {1}
 
 
-def test_one_image_in_every_form_is_one_upload(tmp_path: Path) -> None:
+def test_all_forms_of_one_image_are_one_upload(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png())
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
     forms = [picture(), png(), path, str(path), f"file://{path}", url, {"bytes": png(), "path": None}]
     service = ScriptedService()
-    replies = client(service).score([ask(image=form) for form in forms] + [ask(images=[png(), png(1)])])
+    replies = client(service).score([item(image=form) for form in forms] + [item(images=[png(), png(1)])])
     assert {r.status for r in replies} == {Status.OK}
     assert sorted(service.uploads.values()) == [1, 1]
 
 
-def test_images_in_a_conversation_are_references_too() -> None:
+def test_images_in_a_conversation_become_references() -> None:
     service = ScriptedService()
     content = [{"type": "image", "image": picture()}, {"type": "text", "text": "What is it?"}]
     (reply,) = client(service).score([ScoreInput(messages=[{"role": "user", "content": content}], response="1")])
@@ -86,150 +86,150 @@ def test_images_in_a_conversation_are_references_too() -> None:
     assert text == {"type": "text", "text": "What is it?"}
 
 
-def test_a_forgotten_image_is_sent_again() -> None:
+def test_an_image_the_server_lost_is_uploaded_again() -> None:
     service = ScriptedService()
     with client(service) as judge:
-        judge.score([ask(image=png())])
+        judge.score([item(image=png())])
         service.images.clear()
-        assert [r.reward for r in judge.score([ask(image=png()), ask("0.1")])] == [0.5, 0.1]
+        assert [r.reward for r in judge.score([item(image=png()), item("0.1")])] == [0.5, 0.1]
     assert list(service.uploads.values()) == [2]
 
 
-def test_a_reference_the_client_cannot_send_stays_unknown() -> None:
-    (reply,) = client(ScriptedService()).score([ask(image="sha256:" + "0" * 64)])
+def test_a_reference_without_its_image_stays_unknown() -> None:
+    (reply,) = client(ScriptedService()).score([item(image="sha256:" + "0" * 64)])
     assert (reply.reward, reply.status) == (None, Status.BAD_IMAGE)
 
 
-def test_an_image_that_cannot_be_had_harms_its_own_item_only(tmp_path: Path) -> None:
+def test_an_unreadable_image_affects_its_own_item_only(tmp_path: Path) -> None:
     bad = [str(tmp_path / "none.png"), b"no image", "data:image/png;base64,%", "http://x/a.png", {"path": None}, 7]
     service = ScriptedService()
-    replies = client(service).score([*(ask(image=b) for b in bad), ask("0.75", image=png())])
+    replies = client(service).score([*(item(image=b) for b in bad), item("0.75", image=png())])
     assert [r.reward for r in replies] == [None] * len(bad) + [0.75]
     assert {r.status for r in replies[:-1]} == {Status.BAD_IMAGE}
-    (reply,) = client(service, limits=ImageLimits(max_bytes=8)).score([ask(image=png())])
+    (reply,) = client(service, limits=ImageLimits(max_bytes=8)).score([item(image=png())])
     assert reply.status is Status.TOO_LARGE
 
 
-def test_a_text_over_the_limit_harms_its_own_item_only() -> None:
-    replies = client(ScriptedService()).score([ask("1" * (MAX_TEXT + 1)), ask("1")])
+def test_a_too_long_text_affects_its_own_item_only() -> None:
+    replies = client(ScriptedService()).score([item("1" * (MAX_TEXT + 1)), item("1")])
     assert [r.status for r in replies] == [Status.TOO_LARGE, Status.OK]
 
 
 @pytest.mark.parametrize("over", [{"question": None}, {"messages": []}, {"mode": "guess"}, {"num_critiques": 0}])
-def test_a_wrong_ask_is_the_callers_mistake(over: dict[str, object]) -> None:
+def test_an_invalid_input_raises_an_input_error(over: dict[str, object]) -> None:
     with pytest.raises(InputError):
-        client(ScriptedService()).score([ask(**over)])
+        client(ScriptedService()).score([item(**over)])
 
 
-def test_more_items_than_a_request_takes_go_in_several() -> None:
+def test_many_items_are_split_into_several_requests() -> None:
     service = ScriptedService()
-    replies = client(service).score([ask(str(i % 5)) for i in range(MAX_ITEMS + 3)])
+    replies = client(service).score([item(str(i % 5)) for i in range(MAX_ITEMS + 3)])
     assert [r.reward for r in replies] == [float(i % 5) for i in range(MAX_ITEMS + 3)]
     assert len(service.requests) == 2
 
 
-def test_no_item_is_no_request() -> None:
+def test_no_items_make_no_request() -> None:
     service = ScriptedService()
     assert client(service).score([]) == []
     assert service.requests == []
 
 
-def gone(_: httpx.Request) -> httpx.Response:
+def connection_refused(_: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError("refused")
 
 
-def silent(_: httpx.Request) -> httpx.Response:
+def read_timeout(_: httpx.Request) -> httpx.Response:
     raise httpx.ReadTimeout("nothing")
 
 
-def test_a_service_that_asks_for_a_second_each_time_is_waited_for_longer_and_longer(no_waiting: list[float]) -> None:
+def test_pauses_grow_beyond_a_constant_retry_after(pauses: list[float]) -> None:
     busy = [refuse(503, **{"Retry-After": "1"}) for _ in range(10)]
-    assert client(ScriptedService(*busy), retries=10).score([ask("1")])[0].reward == 1.0
-    assert all(1.0 <= pause <= 30.0 for pause in no_waiting)
-    assert sum(no_waiting) > 60.0, "a minute or two, see adapters/clients.py"
+    assert client(ScriptedService(*busy), retries=10).score([item("1")])[0].reward == 1.0
+    assert all(1.0 <= pause <= 30.0 for pause in pauses)
+    assert sum(pauses) > 60.0, "a minute or two, see adapters/clients.py"
 
 
-def test_a_busy_or_restarting_service_is_waited_for(no_waiting: list[float]) -> None:
-    service = ScriptedService(gone, refuse(503, **{"Retry-After": "7"}), refuse(503), refuse(502))
-    assert client(service).score([ask("1")])[0].reward == 1.0
-    assert no_waiting[1] == 7.0
-    assert all(0 < pause <= 2.0 for pause in (no_waiting[0], *no_waiting[2:]))
+def test_a_busy_or_restarting_service_is_retried(pauses: list[float]) -> None:
+    service = ScriptedService(connection_refused, refuse(503, **{"Retry-After": "7"}), refuse(503), refuse(502))
+    assert client(service).score([item("1")])[0].reward == 1.0
+    assert pauses[1] == 7.0
+    assert all(0 < pause <= 2.0 for pause in (pauses[0], *pauses[2:]))
 
 
-def test_items_the_service_was_too_busy_for_are_asked_again() -> None:
+def test_overloaded_items_are_retried() -> None:
     busy = '{"items": [{"reward": null, "status": "overloaded"}, {"reward": 0.5, "status": "ok"}]}'
     service = ScriptedService(lambda _: httpx.Response(200, content=busy))
-    assert [r.reward for r in client(service).score([ask("1"), ask()])] == [1.0, 0.5]
+    assert [r.reward for r in client(service).score([item("1"), item()])] == [1.0, 0.5]
     assert len(service.items) == 1
     always = ScriptedService()
-    (reply,) = client(always, retries=2).score([ask("fails:overloaded")])
+    (reply,) = client(always, retries=2).score([item("fails:overloaded")])
     assert (reply.reward, reply.status, len(always.items)) == (None, Status.OVERLOADED, 3)
 
 
-def test_a_service_that_stays_away_is_named() -> None:
-    service = ScriptedService(*[gone] * 3)
+def test_an_unreachable_service_is_named_after_all_attempts() -> None:
+    service = ScriptedService(*[connection_refused] * 3)
     with pytest.raises(RemoteError, match=r"http://judge/v1/score: ConnectError: refused \(3 attempts\)"):
-        client(service, retries=2).score([ask()])
+        client(service, retries=2).score([item()])
     assert len(service.requests) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500, 307])
-def test_a_refusal_is_never_tried_again(status: int) -> None:
+def test_a_refusal_is_never_retried(status: int) -> None:
     service = ScriptedService(refuse(status, "items.0.response: too long"))
     with pytest.raises(RemoteError, match=rf"{status} .*items\.0\.response"):
-        client(service).score([ask()])
+        client(service).score([item()])
     assert len(service.requests) == 1
 
 
-def test_an_unanswered_request_is_not_doubled() -> None:
-    service = ScriptedService(silent)
+def test_an_unanswered_request_is_never_retried() -> None:
+    service = ScriptedService(read_timeout)
     with pytest.raises(RemoteError, match="timeout_s"):
-        client(service).score([ask()])
+        client(service).score([item()])
     assert len(service.requests) == 1
 
 
 @pytest.mark.parametrize("body", ["<html>", "{}", '{"items": []}', '{"items": [{"reward": null, "status": "ok"}]}'])
-def test_an_answer_of_another_service_is_an_error(body: str) -> None:
+def test_an_answer_of_another_protocol_is_an_error(body: str) -> None:
     with pytest.raises(RemoteError):
-        client(ScriptedService(lambda _: httpx.Response(200, content=body))).score([ask()])
+        client(ScriptedService(lambda _: httpx.Response(200, content=body))).score([item()])
 
 
-def test_a_deadline_gives_items_a_status(no_waiting: list[float]) -> None:
-    for answer in (silent, refuse(503, **{"Retry-After": "20"})):
-        (reply,) = client(ScriptedService(answer)).score([ask()], deadline_s=5)
+def test_items_after_the_deadline_have_a_timeout_status(pauses: list[float]) -> None:
+    for answer in (read_timeout, refuse(503, **{"Retry-After": "20"})):
+        (reply,) = client(ScriptedService(answer)).score([item()], deadline_s=5)
         assert (reply.reward, reply.status) == (None, Status.TIMEOUT)
-    (reply,) = client(ScriptedService(silent)).score([ask(image=png())], deadline_s=5)
+    (reply,) = client(ScriptedService(read_timeout)).score([item(image=png())], deadline_s=5)
     assert reply.status is Status.TIMEOUT
-    assert no_waiting == []
+    assert pauses == []
     service = ScriptedService()
-    client(service).score([ask()], deadline_s=5)
+    client(service).score([item()], deadline_s=5)
     assert b'"deadline_s":4.9' in service.requests[0].content
 
 
-def test_compare_and_rank() -> None:
+def test_compare_and_rank_order_by_reward() -> None:
     judge = client(ScriptedService())
-    compared = judge.compare(ask(), "0.25", "0.75")
+    compared = judge.compare(item(), "0.25", "0.75")
     assert (compared.better, compared.margin) == ("second", -0.5)
-    assert judge.compare(ask(), "1", "1").better == "tie"
-    assert judge.compare(ask(), "0", "fails:timeout").better is None
-    ranked = judge.rank(ask(), ["0.25", "fails:timeout", "0.75", "0"])
+    assert judge.compare(item(), "1", "1").better == "tie"
+    assert judge.compare(item(), "0", "fails:timeout").better is None
+    ranked = judge.rank(item(), ["0.25", "fails:timeout", "0.75", "0"])
     assert (ranked.order, ranked.best) == ([2, 0, 3, 1], 2)
-    assert judge.rank(ask(), ["fails:internal"]).best is None
+    assert judge.rank(item(), ["fails:internal"]).best is None
 
 
-def test_the_token_is_sent_and_not_told() -> None:
+def test_the_token_is_sent_and_never_shown() -> None:
     service = ScriptedService()
     judge = client(service, token="secret")
-    judge.score([ask()])
+    judge.score([item()])
     assert service.requests[0].headers["authorization"] == "Bearer secret"
     assert "secret" not in repr(judge)
     service.first.append(refuse(401, "no"))
     with pytest.raises(RemoteError, match="give the service's token") as error:
-        judge.score([ask()])
+        judge.score([item()])
     assert "secret" not in str(error.value)
 
 
-def test_an_address_must_be_one() -> None:
+def test_an_address_needs_a_scheme() -> None:
     with pytest.raises(ConfigError, match="http://"):
         RemoteJudge("judge:8000")
 
@@ -237,24 +237,24 @@ def test_an_address_must_be_one() -> None:
 def test_threads_share_a_client_and_its_uploads() -> None:
     service = ScriptedService()
     with listening(service) as url, RemoteJudge(url) as judge, ThreadPoolExecutor(8) as pool:
-        replies = pool.map(lambda i: judge.score([ask(str(i % 2), image=png(i % 2))])[0].reward, range(32))
+        replies = pool.map(lambda i: judge.score([item(str(i % 2), image=png(i % 2))])[0].reward, range(32))
         assert list(replies) == [float(i % 2) for i in range(32)]
     assert list(service.uploads.values()) == [1, 1]
 
 
-def test_the_asynchronous_client_keeps_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_asynchronous_client_follows_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "_backoff_s", lambda _: 0.0)
-    service = ScriptedService(gone, refuse(503))
+    service = ScriptedService(connection_refused, refuse(503))
 
     async def talk() -> None:
         async with AsyncRemoteJudge("http://judge", transport=httpx.MockTransport(service)) as judge:
-            calls = [judge.score([ask(str(i), image=png(i % 2))]) for i in range(6)]
+            calls = [judge.score([item(str(i), image=png(i % 2))]) for i in range(6)]
             assert [r[0].reward for r in await asyncio.gather(*calls)] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-            assert (await judge.compare(ask(), "0", "1")).better == "second"
-            assert (await judge.rank(ask(), ["0", "1"])).best == 1
+            assert (await judge.compare(item(), "0", "1")).better == "second"
+            assert (await judge.rank(item(), ["0", "1"])).best == 1
             service.first.append(refuse(404))
             with pytest.raises(RemoteError):
-                await judge.score([ask()])
+                await judge.score([item()])
 
     started = time.monotonic()
     asyncio.run(talk())

@@ -1,4 +1,4 @@
-"""Client and gateways against the service as it is served, over a scripted engine: both sides of one wire."""
+"""Client and gateways against the real service over a scripted engine: both sides of the HTTP API."""
 
 import asyncio
 import hashlib
@@ -46,70 +46,73 @@ def is_red(prompt: Prompt, chance: object) -> str:
     return f"Claim: it is red.\nVerdict: {'Yes' if red else 'No'}"
 
 
-def ask(image: Any = None, response: str = "It is red.") -> ScoreInput:
+def item(image: Any = None, response: str = "It is red.") -> ScoreInput:
     return ScoreInput(image=image, question="Which colour?", response=response)
 
 
-def test_the_picture_that_was_sent_is_the_picture_that_is_judged() -> None:
+def test_the_judge_sees_the_image_that_was_sent() -> None:
     pictures = [Image.new("RGB", (16, 16), shade) for shade in ("red", "blue", "red")]
-    replies = talk(service(is_red), lambda judge: judge.score([ask(p) for p in pictures]))
+    replies = talk(service(is_red), lambda judge: judge.score([item(p) for p in pictures]))
     assert [r.reward for r in replies] == [pytest.approx(0.9), pytest.approx(0.1), pytest.approx(0.9)]
     assert replies[0].model_version == "first-0"
 
 
-def test_several_pictures_are_judged_in_their_order() -> None:
+def test_several_images_keep_their_order() -> None:
     red, blue = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
     content = [{"type": "image", "image": red}, {"type": "text", "text": "Which colour is the first?"}]
     turns = [{"role": "user", "content": content}]
-    asks = [ScoreInput(images=pair, question="Which?", response="Red.") for pair in ((red, blue), (blue, red))]
-    asks += [
+    inputs = [ScoreInput(images=pair, question="Which?", response="Red.") for pair in ((red, blue), (blue, red))]
+    inputs += [
         ScoreInput(image=blue, messages=turns, response="Red."),
         ScoreInput(images=[red] * 3, question="?", response="Red."),
     ]
-    replies = talk(service(is_red), lambda judge: judge.score(asks))
+    replies = talk(service(is_red), lambda judge: judge.score(inputs))
     assert [r.reward for r in replies] == [pytest.approx(0.9), pytest.approx(0.1), pytest.approx(0.1), None]
     assert replies[3].status is Status.TOO_LARGE
 
 
-def test_images_the_service_gave_up_are_sent_again() -> None:
+def test_evicted_images_are_uploaded_again() -> None:
     served = service(is_red)
     served.images.max_bytes = max(len(png(0)), len(png(255)))
 
     async def about(judge: AsyncRemoteJudge) -> list[float | None]:
-        return [(await judge.score([ask(png(shade))]))[0].reward for shade in (0, 255, 0, 255)]
+        return [(await judge.score([item(png(shade))]))[0].reward for shade in (0, 255, 0, 255)]
 
     assert talk(served, about) == [pytest.approx(p) for p in (0.1, 0.9, 0.1, 0.9)]
 
 
-def test_what_the_service_refuses_harms_its_own_item() -> None:
+def test_a_refused_image_affects_its_own_item_only() -> None:
     gone = "sha256:" + hashlib.sha256(b"gone").hexdigest()
     tiny = Image.new("RGB", (4, 4))
-    replies = talk(service(), lambda judge: judge.score([ask(png()[:50]), ask(gone), ask(tiny), ask(png())]))
+    replies = talk(
+        service(),
+        lambda judge: judge.score([item(png()[:50]), item(gone), item(tiny), item(png())]),
+    )
     assert [r.status for r in replies] == [Status.BAD_IMAGE] * 3 + [Status.OK]
 
 
-def test_a_deadline_is_kept_on_both_sides() -> None:
-    (reply,) = talk(service(delay_s=5.0), lambda judge: judge.score([ask()], deadline_s=0.2))
+def test_client_and_service_keep_the_deadline() -> None:
+    (reply,) = talk(service(delay_s=5.0), lambda judge: judge.score([item()], deadline_s=0.2))
     assert (reply.reward, reply.status) == (None, Status.TIMEOUT)
 
 
-def test_a_queue_that_is_full_is_waited_for() -> None:
+def test_a_full_queue_is_retried() -> None:
     served = service(delay_s=0.05, max_queue=2, retry_after_s=0)
-    asks = [ask(response=f"Response {i}.") for i in range(6)]
-    replies = talk(served, lambda judge: judge.score(asks), retries=20)
+    inputs = [item(response=f"Response {i}.") for i in range(6)]
+    replies = talk(served, lambda judge: judge.score(inputs), retries=20)
     assert {r.status for r in replies} == {Status.OK}
 
 
-def test_the_token_opens_the_service() -> None:
+def test_the_service_requires_its_token() -> None:
     served = service()
     tokens = Tokens(api=hashlib.sha256(b"secret").hexdigest())
     served.config = served.config.model_copy(update={"tokens": tokens})
-    assert talk(served, lambda judge: judge.score([ask(png())]), token="secret")[0].status is Status.OK
+    assert talk(served, lambda judge: judge.score([item(png())]), token="secret")[0].status is Status.OK
     with pytest.raises(RemoteError, match="401"):
-        talk(served, lambda judge: judge.score([ask(png())]))
+        talk(served, lambda judge: judge.score([item(png())]))
 
 
-def test_a_gateway_shows_the_same_judge_the_same_picture() -> None:
+def test_a_gateway_passes_on_the_image() -> None:
     app = application(service(is_red))
     prompt = "<|im_start|>user\nWhich colour?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -132,7 +135,7 @@ def test_a_gateway_shows_the_same_judge_the_same_picture() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b'{"query": [3]}', b"[" * 50_000, b'"\\ud800"', b'{"messages": [{}]}']
 )
-def test_nonsense_is_a_4xx(path: str, body: bytes) -> None:
+def test_malformed_bodies_are_a_client_error(path: str, body: bytes) -> None:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(application(service()), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://judge") as client:
