@@ -74,20 +74,20 @@ def train_policy(
         console.print(recipe.dump(settings), markup=False)
         console.print(plan.table(asked, connection.connect(address)))
         return {}
-    trackers.check(settings.policy.trackers)
+    trackers.check_installed(settings.policy.trackers)
     _begin(console, folder, path, settings.seed)
     models = [settings.base, *(one.judge.engine.model for one in settings.policy.rewards if one.judge)]
     models += [settings.service.model] if settings.service else []
     resources.check_resources(asked, connection.connect(address, offline=_all_here(models)))
     done = policy_pipeline.run(settings, folder)
-    for line in policy_summary.lines(done, folder):
+    for line in policy_summary.summary_lines(done, folder):
         console.print(line, markup=False, soft_wrap=True)
     return done
 
 
 def draw_curves(target: Path, runs: Sequence[str]) -> None:
     """Draw policies' trainings, each "LABEL=RUN[,RUN...]", into one picture."""
-    curves.draw(curves.named(runs), target)
+    curves.draw_curves(curves.parse_runs(runs), target)
 
 
 def go_round(
@@ -107,7 +107,7 @@ def go_round(
         console.print(recipe.dump(settings), markup=False)
         console.print(plan.table(asked, connection.connect(address)))
         return []
-    trackers.check(settings.policy.policy.trackers)
+    trackers.check_installed(settings.policy.policy.trackers)
     _begin(console, folder, path, settings.reward.seed)
     models = [*_models(settings.reward), settings.policy.base]
     resources.check_resources(asked, connection.connect(address, offline=_all_here(models)))

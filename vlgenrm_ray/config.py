@@ -12,7 +12,7 @@ from vlgenrm_ray.curation.preferences import PreferencesConfig
 from vlgenrm_ray.curation.responses import ResponsesConfig
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
-from vlgenrm_ray.policy.training_config import PolicyConfig
+from vlgenrm_ray.policy.config import PolicyConfig
 from vlgenrm_ray.reward.critiques import CritiquesConfig
 from vlgenrm_ray.reward.rounds import RoundsConfig
 from vlgenrm_ray.reward.selection import SelectionConfig

@@ -39,7 +39,7 @@ def asks(config: RunConfig) -> list[ResourceRequest]:
 def policy_asks(config: PolicyRunConfig) -> list[ResourceRequest]:
     """What the training of a policy needs at the same time, its own service included."""
     own = [_served(policy.STAGE, config.service)] if config.service else []
-    return [*policy.asks(config.policy), *own]
+    return [*policy.resource_requests(config.policy), *own]
 
 
 def circle_asks(config: CoTrainingConfig) -> list[ResourceRequest]:

@@ -1,8 +1,8 @@
-"""A policy's training, from its questions to its summary. Resumable, as its parts are.
+"""Pipeline of a policy's training: question pools, judge service, training, curves. Resumable, as its parts are.
 
 <run>/config.yaml          the resolved configuration
 <run>/pool, heldout-pool   see store.py
-<run>/policy               see policy/run.py; and curves.svg, how it went
+<run>/policy               see policy/run.py; and curves.svg, the training curves
 """
 
 import hashlib
@@ -21,46 +21,57 @@ from vlgenrm_ray.report import curves
 
 
 def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
-    """Make, or finish, the run in `folder`; what `policy/summary.json` holds. Raises the errors of `errors.py`."""
+    """Train the policy of a run, or finish its training, with the judge of the run served meanwhile if it has one.
+
+    Args:
+        config: Configuration of the run.
+        folder: Run folder.
+
+    Returns:
+        The content of `policy/summary.json`.
+
+    Raises:
+        VlGenRMError: See `errors.py`.
+    """
     with nullcontext() if config.service is None else served(config.service, folder):
         return train(config, folder)
 
 
 def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
-    """As `run`, with rewards that are served already."""
+    """Train as `run` does, without starting the judge of the run: its rewards are served already."""
     folder = folder.absolute()
     recipe.claim(config, folder)
-    asked, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
-    pool.run(config.pool, target=asked, seed=config.seed)
+    questions, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
+    pool.run(config.pool, target=questions, seed=config.seed)
     pool.run(config.heldout, target=held_out, seed=config.seed)
     settings = config.policy
     if "seed" not in settings.model_fields_set:
         settings = settings.model_copy(update={"seed": config.seed})
     target = folder / "policy"
-    done = policy.run(
+    summary = policy.run(
         settings,
         base=model_folder.locate(config.base),
-        questions=asked,
+        questions=questions,
         held_out=held_out,
         target=target,
     )
-    if not (picture := target / "curves.svg").exists():
-        curves.draw({folder.name: [target]}, picture)
-    return done
+    if not (figure := target / "curves.svg").exists():
+        curves.draw_curves({folder.name: [target]}, figure)
+    return summary
 
 
 @contextmanager
-def served(own: ManagedJudgeService, run: Path) -> Iterator[str]:
-    """Serve the judge of the run in that folder on this machine meanwhile; its address.
+def served(service: ManagedJudgeService, run: Path) -> Iterator[str]:
+    """Serve the judge of a run on this machine while the context lasts; yield its address.
 
-    The run's own from an attempt that was killed is replaced.
+    A service that an earlier, killed attempt of the same run left behind is replaced.
     """
     from vlgenrm_ray.serving import launch
 
     name = f"{launch.NAME}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"
-    folder = str(model_folder.locate(own.model))
-    config = own.serving.model_copy(update={"engine": own.serving.engine.model_copy(update={"model": folder})})
+    folder = str(model_folder.locate(service.model))
+    config = service.serving.model_copy(update={"engine": service.serving.engine.model_copy(update={"model": folder})})
     try:
-        yield launch.start(config, host="127.0.0.1", port=own.port, name=name, replace=True)
+        yield launch.start(config, host="127.0.0.1", port=service.port, name=name, replace=True)
     finally:
         launch.stop(name)

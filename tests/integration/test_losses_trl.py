@@ -1,7 +1,7 @@
-"""The policy's losses beside those of TRL's GRPOTrainer, on the same tensors: values, gradients, figures.
+"""Parity of the policy losses with TRL's GRPOTrainer on the same tensors: values, gradients, metrics.
 
-TRL's own method runs; what it is given in place of a trainer has its settings, and returns the test's log-probabilities
-where a trainer would run a model.
+TRL's own method runs on a stand-in for its trainer, which has the settings and returns the test's log-probabilities
+instead of running a model.
 """
 
 from collections import defaultdict
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tensors import assert_close
 
-from vlgenrm_ray.policy.advantages import group_advantages
+from vlgenrm_ray.policy.advantages import group_relative_advantages
+from vlgenrm_ray.policy.algorithms.rloo import leave_one_out_advantages
 from vlgenrm_ray.policy.config import AlgorithmConfig
-from vlgenrm_ray.policy.losses import Normalise, ResponseTokens, denominator, policy_loss
+from vlgenrm_ray.policy.losses import Normalise, ResponseTokens, loss_denominator, policy_loss
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +32,8 @@ NORMALISE: dict[str, Normalise] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What both are given, [4, 7] each; responses of 7, 3, 1 and 5 tokens."""
+class StepTensors:
+    """Input of both, [4, 7] each; responses of 7, 3, 1 and 5 tokens."""
 
     mask: "torch.Tensor"
     new: "torch.Tensor"
@@ -44,21 +45,21 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
-    """What comes out."""
+class LossResult:
+    """Output of both."""
 
     loss: float
     gradient: "torch.Tensor"
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 @pytest.fixture(scope="module")
-def step() -> Step:
+def step() -> StepTensors:
     import torch
 
     generator = torch.Generator().manual_seed(11)
     noise = [0.25 * torch.randn(4, 7, generator=generator, dtype=torch.float64) for _ in range(5)]
-    return Step(
+    return StepTensors(
         mask=torch.arange(7) < torch.tensor([[7], [3], [1], [5]]),
         new=noise[0] - 2.0,
         old=noise[1] - 2.0,
@@ -69,7 +70,7 @@ def step() -> Step:
     )
 
 
-def ours(step: Step, config: AlgorithmConfig) -> Learnt:
+def ours(step: StepTensors, config: AlgorithmConfig) -> LossResult:
     new = step.new.clone().requires_grad_()
     tokens = ResponseTokens(
         mask=step.mask,
@@ -81,14 +82,18 @@ def ours(step: Step, config: AlgorithmConfig) -> Learnt:
         entropy=step.entropy,
     )
     num_tokens, num_sequences = int(step.mask.sum()), len(step.mask)
-    whole = denominator(config.normalise, num_tokens=num_tokens, num_sequences=num_sequences, max_tokens=MAX_TOKENS)
+    whole = loss_denominator(
+        config.normalise, num_tokens=num_tokens, num_sequences=num_sequences, max_tokens=MAX_TOKENS
+    )
     loss = policy_loss(tokens, config, whole)
     loss.value.backward()
-    return Learnt(loss.value.item(), new.grad, loss.tally.figures())
+    return LossResult(loss.value.item(), new.grad, loss.metrics.compute())
 
 
-def theirs(step: Step, loss_type: str, parts: int = 1, weights: "torch.Tensor | None" = None, **values: Any) -> Learnt:
-    """TRL's loss of a step that is learnt in equal parts, one after the other."""
+def theirs(
+    step: StepTensors, loss_type: str, parts: int = 1, weights: "torch.Tensor | None" = None, **values: Any
+) -> LossResult:
+    """Compute TRL's loss of a step in equal parts, one after the other."""
     import torch
     from accelerate import Accelerator
     from trl import GRPOTrainer
@@ -135,7 +140,7 @@ def theirs(step: Step, loss_type: str, parts: int = 1, weights: "torch.Tensor | 
         total = total + GRPOTrainer._compute_loss(trainer, None, inputs)
     total.backward()
     metrics = trainer._metrics["train"]
-    return Learnt(total.item(), new.grad, {name: sum(v) / len(v) for name, v in metrics.items()})
+    return LossResult(total.item(), new.grad, {name: sum(v) / len(v) for name, v in metrics.items()})
 
 
 def config(loss_type: str, **values: Any) -> AlgorithmConfig:
@@ -143,7 +148,7 @@ def config(loss_type: str, **values: Any) -> AlgorithmConfig:
     return AlgorithmConfig.model_validate(plain | CLIP | {"normalise": NORMALISE[loss_type]} | values)
 
 
-def assert_same(mine: Learnt, other: Learnt) -> None:
+def assert_same(mine: LossResult, other: LossResult) -> None:
     assert mine.loss == pytest.approx(other.loss, rel=1e-5)
     assert abs(mine.loss) > 1e-3
     assert_close(mine.gradient, other.gradient, rtol=1e-5, atol=1e-7)
@@ -151,15 +156,15 @@ def assert_same(mine: Learnt, other: Learnt) -> None:
 
 @pytest.mark.parametrize(("loss_type", "parts"), [("grpo", 1), ("grpo", 2), ("bnpo", 1), ("dapo", 2), ("dr_grpo", 2)])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_the_clipped_loss(step: Step, loss_type: str, parts: int, ratio: str) -> None:
+def test_the_clipped_loss(step: StepTensors, loss_type: str, parts: int, ratio: str) -> None:
     mine = ours(step, config(loss_type, ratio=ratio))
     other = theirs(step, loss_type, parts, importance_sampling_level=ratio)
     assert_same(mine, other)
     assert (mine.gradient == 0.0).sum() > (~step.mask).sum(), "nothing was clipped"
 
 
-def test_the_shares_that_are_clipped(step: Step) -> None:
-    mine, other = ours(step, config("dapo")).figures, theirs(step, "dapo").figures
+def test_clipped_shares(step: StepTensors) -> None:
+    mine, other = ours(step, config("dapo")).metrics, theirs(step, "dapo").metrics
     assert 0 < mine["clip_low"] == pytest.approx(other["clip_ratio/low_mean"])
     assert 0 < mine["clip_high"] == pytest.approx(other["clip_ratio/high_mean"])
     assert mine["entropy"] == pytest.approx(other["entropy"])
@@ -167,23 +172,23 @@ def test_the_shares_that_are_clipped(step: Step) -> None:
 
 @pytest.mark.parametrize("loss_type", list(NORMALISE))
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_kl_penalty(step: Step, loss_type: str, weighted: bool) -> None:
+def test_the_kl_penalty(step: StepTensors, loss_type: str, weighted: bool) -> None:
     kl = {"coefficient": 0.3, "estimator": "k3", "weighted": weighted}
     mine, other = ours(step, config(loss_type, kl=kl)), theirs(step, loss_type, beta=0.3, corrected=weighted)
     assert_same(mine, other)
     if not weighted:
-        assert mine.figures["reference_kl"] == pytest.approx(other.figures["kl"])
+        assert mine.metrics["reference_kl"] == pytest.approx(other.metrics["kl"])
 
 
-def test_the_entropy_bonus_of_a_mean_over_tokens(step: Step) -> None:
+def test_the_entropy_bonus_of_a_mean_over_tokens(step: StepTensors) -> None:
     assert_same(ours(step, config("dapo", entropy_coefficient=0.2)), theirs(step, "dapo", entropy_coef=0.2))
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("outside", ["truncate", "mask"])
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_importance_weights(step: Step, loss_type: str, level: str, outside: str) -> None:
-    """TRL makes its weights where it samples, from which they cannot be had alone: here by its documentation."""
+def test_importance_weights(step: StepTensors, loss_type: str, level: str, outside: str) -> None:
+    """TRL computes its weights while sampling, which cannot be called alone; here they follow its documentation."""
     difference = ((step.old - step.sampled) * step.mask).double()
     raw = (difference.sum(-1, keepdim=True) if level == "sequence" else difference).exp()
     low, high = (0.8, 1.25) if level == "token" else (0.7, 1.5)
@@ -192,15 +197,29 @@ def test_importance_weights(step: Step, loss_type: str, level: str, outside: str
     kl = {"coefficient": 0.3, "weighted": False}
     mine = ours(step, config(loss_type, importance=importance, kl=kl))
     assert_same(mine, theirs(step, loss_type, weights=weights, beta=0.3))
-    assert 0 < mine.figures["importance_outside"] < 1
+    assert 0 < mine.metrics["importance_outside"] < 1
 
 
-def test_the_spread_of_a_group_with_unscored_samples() -> None:
+def test_the_std_of_a_group_with_unscored_samples() -> None:
     import torch
     from trl.trainer.utils import nanstd
 
-    [judged] = group_advantages([[0.9, None, 0.2, 0.4]], AlgorithmConfig())
+    [group] = group_relative_advantages([[0.9, None, 0.2, 0.4]], AlgorithmConfig())
     rewards = torch.tensor([0.9, float("nan"), 0.2, 0.4], dtype=torch.float64)
     expected = ((rewards - rewards.nanmean()) / nanstd(rewards)).tolist()
-    assert judged.advantages[1] is None
-    assert [a for a in judged.advantages if a is not None] == pytest.approx([expected[0], *expected[2:]])
+    assert group.advantages[1] is None
+    assert [a for a in group.advantages if a is not None] == pytest.approx([expected[0], *expected[2:]])
+
+
+def test_leave_one_out_advantages_with_an_unscored_sample() -> None:
+    """TRL computes them inside its trainer; here are the lines of `RLOOTrainer._generate_and_score_completions`."""
+    import torch
+
+    rewards = torch.tensor([0.9, 0.1, float("nan"), 0.4, 1.0, 0.0, 0.0, 0.5], dtype=torch.float64)
+    grouped_rewards = rewards.view(-1, 4)
+    scorable_counts = (~torch.isnan(grouped_rewards)).sum(dim=1, keepdim=True)
+    grouped_sum = torch.nansum(grouped_rewards, dim=1, keepdim=True)
+    expected = (grouped_rewards - (grouped_sum - grouped_rewards) / (scorable_counts - 1)).tolist()
+    groups = leave_one_out_advantages([[0.9, 0.1, None, 0.4], [1.0, 0.0, 0.0, 0.5]], AlgorithmConfig(algorithm="rloo"))
+    advantages = [float("nan") if a is None else a for group in groups for a in group.advantages]
+    assert advantages == pytest.approx([a for group in expected for a in group], nan_ok=True)

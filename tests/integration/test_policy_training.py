@@ -37,9 +37,13 @@ def test_a_step_has_a_line_and_an_evaluation_has_one(whole: Path) -> None:
     assert steps[0]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
     assert steps[-1]["reference_kl"] > 1e-5
     evaluations = lines(whole / "evaluations.jsonl")
-    assert [(one["step"], one["num"], len(one["outcomes"])) for one in evaluations] == [(0, 8, 8), (2, 8, 8), (4, 8, 8)]
-    # A function is not asked about blank pictures.
-    assert {one["sight"] for one in evaluations} == {None}
+    assert [(one["step"], one["num_measured"], len(one["outcomes"])) for one in evaluations] == [
+        (0, 8, 8),
+        (2, 8, 8),
+        (4, 8, 8),
+    ]
+    # A function does not depend on the image.
+    assert {one["image_reward_gain"] for one in evaluations} == {None}
     assert [(one["step"], len(one["answers"])) for one in lines(whole / "samples.jsonl")] == [(1, 4), (3, 4)]
 
 
@@ -105,10 +109,10 @@ def test_a_reward_that_is_absent_is_waited_for_and_then_named(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(policy, "_TELL_S", 0.5)
+    monkeypatch.setattr(policy, "_REPORT_EVERY_S", 0.5)
     port = free_port()
     began = time.monotonic()
     with pytest.raises(RemoteError, match=rf"no reward for \d+ s \(limit 2 s\).*127\.0\.0\.1:{port}.*run the same"):
-        train(recipe, tmp_path, *served_at(port), "policy.patience.start_s=2")
+        train(recipe, tmp_path, *served_at(port), "policy.reward_retry.start_s=2")
     assert time.monotonic() - began < 200.0
     assert f"the reward (http://127.0.0.1:{port})" in caplog.text

@@ -1,4 +1,4 @@
-"""Curves of policies' trainings."""
+"""Training curves of policies."""
 
 import json
 from pathlib import Path
@@ -6,59 +6,59 @@ from pathlib import Path
 import pytest
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.report.curves import PANELS, curve, draw, mean, named
+from vlgenrm_ray.report.curves import PANELS, draw_curves, extract_curve, mean_curve, parse_runs
 
 
-def test_a_curve_has_the_steps_whose_figure_is_known() -> None:
+def test_a_curve_has_the_steps_with_a_value() -> None:
     lines = [{"step": 1, "reward": 0.5}, {"step": 2}, {"step": 3, "reward": None}, {"step": 4, "reward": 1}]
-    assert curve(lines, "reward") == [(1, 0.5), (4, 1.0)]
+    assert extract_curve(lines, "reward") == [(1, 0.5), (4, 1.0)]
 
 
 def test_a_long_curve_is_smoothed_and_keeps_its_level() -> None:
     lines = [{"step": i, "reward": float(i % 2)} for i in range(1, 101)]
-    found = curve(lines, "reward")
-    assert len(found) == 100
-    assert all(0.3 < value < 0.7 for _, value in found[10:])
+    points = extract_curve(lines, "reward")
+    assert len(points) == 100
+    assert all(0.3 < value < 0.7 for _, value in points[10:])
 
 
-def test_the_mean_is_over_steps_that_all_have() -> None:
-    assert mean([[(1, 0.0), (2, 1.0)], [(2, 3.0), (3, 9.0)]]) == [(2, 2.0)]
+def test_the_mean_is_over_steps_that_all_curves_have() -> None:
+    assert mean_curve([[(1, 0.0), (2, 1.0)], [(2, 3.0), (3, 9.0)]]) == [(2, 2.0)]
 
 
 def training(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for panel in PANELS:
-        lines = [json.dumps({"step": step, **{p.name: step / 10 for p in PANELS}}) for step in (1, 2, 3)]
-        # The last one is not whole: its writer is at it.
+        lines = [json.dumps({"step": step, **{p.key: step / 10 for p in PANELS}}) for step in (1, 2, 3)]
+        # The last line is incomplete: it is still being written.
         (folder / panel.file).write_text("\n".join([*lines, '{"step": 4, "rew']))
     return folder
 
 
-def test_a_picture_of_two_seeds(tmp_path: Path) -> None:
+def test_a_figure_of_two_seeds(tmp_path: Path) -> None:
     runs = [training(tmp_path / "a"), training(tmp_path / "b")]
     target = tmp_path / "new" / "picture.svg"
-    draw({"GRPO": runs, "PPO": runs[:1]}, target)
+    draw_curves({"GRPO": runs, "PPO": runs[:1]}, target)
     text = target.read_text()
     assert text.count("<path") > 8
     assert [path.name for path in target.parent.iterdir()] == ["picture.svg"]
 
 
-def test_runs_are_named_by_label_and_may_be_run_folders(tmp_path: Path) -> None:
+def test_runs_are_grouped_by_label_and_may_be_run_folders(tmp_path: Path) -> None:
     whole, inner = training(tmp_path / "a" / "policy").parent, training(tmp_path / "b" / "policy")
-    assert named([f"GRPO={whole},{inner}", f"PPO={whole}", "PPO=/c"]) == {
+    assert parse_runs([f"GRPO={whole},{inner}", f"PPO={whole}", "PPO=/c"]) == {
         "GRPO": [whole / "policy", inner],
         "PPO": [whole / "policy", Path("/c")],
     }
     for wrong in ("GRPO", "GRPO=", "=a"):
         with pytest.raises(InputError, match="give LABEL=RUN"):
-            named([wrong])
+            parse_runs([wrong])
 
 
-def test_a_file_that_is_no_picture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ending in \.svg"):
-        draw({"GRPO": [training(tmp_path / "a")]}, tmp_path / "picture.txt")
+def test_a_target_of_another_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"ends in \.svg"):
+        draw_curves({"GRPO": [training(tmp_path / "a")]}, tmp_path / "picture.txt")
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_logs_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="policy"):
-        draw({"GRPO": [tmp_path]}, tmp_path / "picture.svg")
+        draw_curves({"GRPO": [tmp_path]}, tmp_path / "picture.svg")

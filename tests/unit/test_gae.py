@@ -1,4 +1,4 @@
-"""Rewards of tokens, advantages and returns by a critic's values, and their whitening."""
+"""Token rewards, generalized advantage estimation and whitening."""
 
 from typing import Any
 
@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensors import assert_close
 
-from vlgenrm_ray.policy.advantages import gae, moments, whitened
+from vlgenrm_ray.policy.advantages import gae, token_moments, token_rewards, whiten
 from vlgenrm_ray.policy.config import KlConfig
-from vlgenrm_ray.policy.shaping import token_rewards
 
 NAN = float("nan")
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 6))
@@ -60,7 +59,7 @@ def test_with_lambda_1_returns_do_not_depend_on_the_critic(size: tuple[int, int]
     assert_close(returns, expected)
 
 
-def test_masked_tokens_are_passed_over_whatever_they_hold() -> None:
+def test_masked_tokens_are_skipped_even_if_nan() -> None:
     mask = torch.tensor([[True, False, True, True, False]])
     rewards, values = torch.tensor([[0.3, NAN, 0.2, 1.0, NAN]]), torch.tensor([[0.5, NAN, 0.1, 0.7, NAN]])
     apart = gae(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
@@ -70,7 +69,7 @@ def test_masked_tokens_are_passed_over_whatever_they_hold() -> None:
         assert not result[~mask].any()
 
 
-def test_the_reward_comes_last_and_kl_is_paid_by_each_token() -> None:
+def test_the_last_token_gets_the_reward_and_each_token_pays_kl() -> None:
     mask = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
     old = torch.tensor([[-1.0, -2.0, NAN], [-1.0, -1.0, -1.0], [NAN, NAN, NAN]])
     reference = torch.tensor([[-1.5, -2.0, NAN], [-1.0, -3.0, 0.0], [NAN, NAN, NAN]])
@@ -85,14 +84,14 @@ def test_the_reward_comes_last_and_kl_is_paid_by_each_token() -> None:
 
 @few
 @given(sizes, st.integers(0, 99), st.data())
-def test_whitening_a_step_in_parts_is_whitening_it_whole(size: tuple[int, int], seed: int, data: Any) -> None:
+def test_whitening_in_parts_equals_whitening_the_whole_step(size: tuple[int, int], seed: int, data: Any) -> None:
     [advantages] = random(size, seed, 1)
     mask = right_padded(size, seed)
     at = data.draw(st.integers(0, size[0]))
     parts = [(advantages[:at], mask[:at]), (advantages[at:], mask[at:])]
-    whole = sum(moments(*part) for part in parts)
-    together = whitened(advantages, mask, moments(advantages, mask))
-    assert_close(torch.cat([whitened(*part, whole) for part in parts]), together)
+    whole = sum(token_moments(*part) for part in parts)
+    together = whiten(advantages, mask, token_moments(advantages, mask))
+    assert_close(torch.cat([whiten(*part, whole) for part in parts]), together)
     assert not together[~mask].any()
     assert float(together[mask].mean()) == pytest.approx(0.0, abs=1e-6)
     if mask.sum() > 1:

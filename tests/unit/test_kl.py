@@ -1,4 +1,4 @@
-"""What the KL estimators estimate, and what their gradients are: exactly, by summing over a small vocabulary."""
+"""KL estimators and importance weights: values and gradients, exact by summation over a small vocabulary."""
 
 from typing import Any, Literal
 
@@ -7,15 +7,14 @@ import torch
 from tensors import assert_close
 
 from vlgenrm_ray.policy.config import ImportanceConfig
-from vlgenrm_ray.policy.importance import importance_weights
-from vlgenrm_ray.policy.kl import divergence
+from vlgenrm_ray.policy.losses import estimate_kl, importance_weights
 
 LOGITS = torch.tensor([0.3, -0.9, 1.2, 0.0], dtype=torch.float64)
 REFERENCE = torch.tensor([-0.5, 0.4, 0.8, 0.1], dtype=torch.float64).log_softmax(-1)
 
 
 def policy() -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits that take a gradient, and their log-probabilities."""
+    """Return logits with gradient, and their log-probabilities."""
     logits = LOGITS.clone().requires_grad_()
     return logits, logits.log_softmax(-1)
 
@@ -36,9 +35,9 @@ def forward_kl_gradient() -> torch.Tensor:
 
 
 def sampled(estimator: Literal["k1", "k2", "k3"], *, weighted: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over tokens drawn from the policy of the estimate, and of its gradient."""
+    """Return the mean over the policy's tokens of the estimate and of its gradient."""
     logits, p = policy()
-    estimate = divergence(p - REFERENCE, estimator)
+    estimate = estimate_kl(p - REFERENCE, estimator)
     if weighted:
         estimate = estimate * (p - p.detach()).exp()
     value = (p.detach().exp() * estimate).sum()
@@ -47,9 +46,9 @@ def sampled(estimator: Literal["k1", "k2", "k3"], *, weighted: bool) -> tuple[to
 
 def test_estimates_by_hand() -> None:
     log_ratio = torch.tensor([0.0, 1.0, -1.0])
-    assert divergence(log_ratio, "k1").tolist() == [0.0, 1.0, -1.0]
-    assert divergence(log_ratio, "k2").tolist() == [0.0, 0.5, 0.5]
-    assert_close(divergence(log_ratio, "k3"), torch.tensor([0.0, 0.3678794, 0.7182818]))
+    assert estimate_kl(log_ratio, "k1").tolist() == [0.0, 1.0, -1.0]
+    assert estimate_kl(log_ratio, "k2").tolist() == [0.0, 0.5, 0.5]
+    assert_close(estimate_kl(log_ratio, "k3"), torch.tensor([0.0, 0.3678794, 0.7182818]))
 
 
 def test_k1_and_k3_are_unbiased() -> None:
@@ -59,7 +58,7 @@ def test_k1_and_k3_are_unbiased() -> None:
     assert float(sampled("k2", weighted=False)[0]) != pytest.approx(float(expected), rel=1e-2)
 
 
-def test_gradients_of_the_estimates_are_not_estimates_of_the_gradient() -> None:
+def test_gradients_of_unweighted_estimates() -> None:
     _, expected = reverse_kl()
     assert_close(sampled("k1", weighted=False)[1], torch.zeros_like(LOGITS))
     assert_close(sampled("k2", weighted=False)[1], expected)
@@ -67,7 +66,7 @@ def test_gradients_of_the_estimates_are_not_estimates_of_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_weighted_by_the_ratio_they_are(estimator: Any) -> None:
+def test_weighted_estimates_have_the_gradient_of_the_reverse_kl(estimator: Any) -> None:
     value, slope = sampled(estimator, weighted=True)
     expected, expected_slope = reverse_kl()
     assert_close(value, expected)
@@ -75,8 +74,8 @@ def test_weighted_by_the_ratio_they_are(estimator: Any) -> None:
 
 
 def weights(log_ratio: list[list[float]], **values: Any) -> tuple[torch.Tensor, list[list[bool]]]:
-    found = importance_weights(torch.tensor(log_ratio), ImportanceConfig.model_validate(values))
-    return found.weights, found.outside.tolist()
+    result = importance_weights(torch.tensor(log_ratio), ImportanceConfig.model_validate(values))
+    return result.weights, result.outside.tolist()
 
 
 def test_weights_of_tokens_are_truncated_or_masked() -> None:

@@ -1,4 +1,4 @@
-"""The losses of policy and critic: by hand, and what must hold however a step is split, padded or masked."""
+"""Losses of policy and critic: worked examples, and invariance to splitting, padding and masking."""
 
 import math
 from dataclasses import fields, replace
@@ -16,9 +16,9 @@ from vlgenrm_ray.policy.losses import Loss, ResponseTokens, policy_loss, value_l
 
 NAN = float("nan")
 PLAIN: dict[str, Any] = {"kl": {"coefficient": 0.0}, "importance": None}
-"""Nothing but the clipped ratio."""
+"""Only the clipped ratio."""
 
-settings_of_all = st.fixed_dictionaries(
+all_settings = st.fixed_dictionaries(
     {
         "normalise": st.sampled_from(["tokens", "sequences", "constant"]),
         "ratio": st.sampled_from(["token", "sequence"]),
@@ -42,11 +42,11 @@ def algorithm(**values: Any) -> AlgorithmConfig:
 
 
 def tokens(new: list[list[float]], advantages: list[Any], **tensors: torch.Tensor) -> ResponseTokens:
-    """Responses whose old probabilities are 1/e, and whose new ones are `new` times as large."""
+    """Build responses whose old probabilities are 1/e and whose new ones are `new` times as large."""
     ratio = torch.tensor(new, dtype=torch.float64)
-    given = {"mask": torch.ones_like(ratio, dtype=torch.bool), "old": torch.full_like(ratio, -1.0)} | tensors
+    defaults = {"mask": torch.ones_like(ratio, dtype=torch.bool), "old": torch.full_like(ratio, -1.0)} | tensors
     return ResponseTokens(
-        new=(ratio.log() - 1.0).requires_grad_(), advantages=torch.tensor(advantages, dtype=torch.float64), **given
+        new=(ratio.log() - 1.0).requires_grad_(), advantages=torch.tensor(advantages, dtype=torch.float64), **defaults
     )
 
 
@@ -65,8 +65,8 @@ def random_tokens(seed: int, rows: int = 4, width: int = 5) -> ResponseTokens:
     )
 
 
-def learnt(batch: ResponseTokens, config: AlgorithmConfig, denominator: float) -> tuple[Loss, torch.Tensor]:
-    """The loss, and its gradient by the new log-probabilities."""
+def loss_and_gradient(batch: ResponseTokens, config: AlgorithmConfig, denominator: float) -> tuple[Loss, torch.Tensor]:
+    """Return the loss and its gradient by the new log-probabilities."""
     new = batch.new.detach().requires_grad_()
     loss = policy_loss(replace(batch, new=new), config, denominator)
     return loss, torch.autograd.grad(loss.value, new)[0]
@@ -77,7 +77,7 @@ def rows(batch: ResponseTokens, part: slice | list[int]) -> ResponseTokens:
 
 
 def padded(batch: ResponseTokens, width: int) -> ResponseTokens:
-    """With masked tokens of no number at the end."""
+    """Append masked tokens that hold NaN."""
 
     def wider(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dim() == 1:
@@ -87,7 +87,7 @@ def padded(batch: ResponseTokens, width: int) -> ResponseTokens:
     return ResponseTokens(**{field.name: wider(getattr(batch, field.name)) for field in fields(batch)})
 
 
-def assert_same_figures(one: dict[str, float], other: dict[str, float]) -> None:
+def assert_same_metrics(one: dict[str, float], other: dict[str, float]) -> None:
     assert one == {name: pytest.approx(value) for name, value in other.items()}
 
 
@@ -106,22 +106,24 @@ def assert_same_figures(one: dict[str, float], other: dict[str, float]) -> None:
         (0.5, 2.0, -1.0, -1.0),
     ],
 )
-def test_the_clip_works_against_the_advantage_s_sign(ratio: float, advantage: float, loss: float, slope: float) -> None:
+def test_the_clip_stops_only_gradients_in_the_direction_of_the_advantage(
+    ratio: float, advantage: float, loss: float, slope: float
+) -> None:
     batch = tokens([[ratio]], [advantage])
-    value, tally = policy_loss(batch, algorithm(clip_low=0.2, clip_high=0.3, **PLAIN), 1.0)
+    value, metrics = policy_loss(batch, algorithm(clip_low=0.2, clip_high=0.3, **PLAIN), 1.0)
     value.backward()
     assert value.item() == pytest.approx(loss)
     assert batch.new.grad.item() == pytest.approx(slope)
-    clipped = tally.figures()["clip_low"] + tally.figures()["clip_high"]
+    clipped = metrics.compute()["clip_low"] + metrics.compute()["clip_high"]
     assert clipped == (slope == 0.0)
 
 
 @pytest.mark.parametrize(("normalise", "expected"), [("tokens", -5 / 4), ("sequences", -3 / 2), ("constant", -5 / 16)])
-def test_long_and_short_responses_weigh_as_the_normalisation_says(normalise: Any, expected: float) -> None:
+def test_normalisation_decides_the_weight_of_long_responses(normalise: Any, expected: float) -> None:
     # Advantage 1 for three tokens, 2 for one; at a ratio of 1 the loss of a token is its advantage.
     mask = torch.tensor([[True, True, True], [True, False, False]])
     batch = tokens([[1.0] * 3, [1.0, 9.0, 9.0]], [1.0, 2.0], mask=mask)
-    denominator = losses.denominator(normalise, num_tokens=4, num_sequences=2, max_tokens=8)
+    denominator = losses.loss_denominator(normalise, num_tokens=4, num_sequences=2, max_tokens=8)
     loss = policy_loss(batch, algorithm(normalise=normalise, **PLAIN), denominator)
     assert loss.value.item() == pytest.approx(expected)
 
@@ -129,12 +131,12 @@ def test_long_and_short_responses_weigh_as_the_normalisation_says(normalise: Any
 def test_a_sequence_s_ratio_is_the_geometric_mean() -> None:
     # Ratios 2 and 1/2 have the mean 1: no token of the first is clipped. The second's mean is 2, clipped at 1.28.
     batch = tokens([[2.0, 0.5], [4.0, 1.0]], [1.0, 1.0])
-    value, tally = policy_loss(batch, algorithm(ratio="sequence", normalise="sequences", **PLAIN), 2.0)
+    value, metrics = policy_loss(batch, algorithm(ratio="sequence", normalise="sequences", **PLAIN), 2.0)
     value.backward()
     assert value.item() == pytest.approx(-(1.0 + 1.28) / 2)
     # d/d log p of exp(mean) is ratio / length for each token, and each sequence is one of two.
     assert_close(batch.new.grad, torch.tensor([[-0.25, -0.25], [0.0, 0.0]], dtype=torch.float64))
-    assert tally.figures()["clip_high"] == 0.5
+    assert metrics.compute()["clip_high"] == 0.5
 
 
 def test_penalty_bonus_and_weight_by_hand() -> None:
@@ -149,7 +151,7 @@ def test_penalty_bonus_and_weight_by_hand() -> None:
     loss.value.backward()
     # The ratio before the penalty takes a gradient too; d/d log p of the ratio is the ratio, of k3 it is 1 - 1 / 1.2.
     assert batch.new.grad.item() == pytest.approx(-3.0 * 1.2 + 0.5 * 1.2 * (kl + 1 - 1 / 1.2))
-    assert loss.tally.figures() == {
+    assert loss.metrics.compute() == {
         "ratio": pytest.approx(1.2),
         "ratio_max": pytest.approx(1.2),
         "clip_low": 0.0,
@@ -180,7 +182,7 @@ def test_k2_is_never_multiplied_by_the_ratio() -> None:
         (PLAIN | {"entropy_coefficient": 0.1}, "entropies"),
     ],
 )
-def test_what_the_settings_ask_for_must_be_given(config: dict[str, Any], message: str) -> None:
+def test_missing_log_probs_or_entropies_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         policy_loss(tokens([[1.0]], [1.0]), algorithm(**config), 1.0)
 
@@ -195,47 +197,47 @@ def test_the_critic_s_clip_by_hand() -> None:
     loss.value.backward()
     assert loss.value.item() == pytest.approx(0.5 * (0.81 + 0.64 + 2.25) / 2 / 3)
     assert_close(values.grad, torch.tensor([[-0.9, 0.0, -1.5, 0.0]]) * 0.5 / 3)
-    figures = {"value_error": pytest.approx((0.81 + 0.25 + 2.25) / 3), "value_clip": pytest.approx(1 / 3)}
-    assert loss.tally.figures() == figures
+    expected = {"value_error": pytest.approx((0.81 + 0.25 + 2.25) / 3), "value_clip": pytest.approx(1 / 3)}
+    assert loss.metrics.compute() == expected
 
 
-# -- whatever the numbers --------------------------------------------------------------------------------------
+# -- properties ----------------------------------------------------------------------------------------------
 
 
 @few
-@given(settings_of_all, seeds, st.integers(1, 3), st.integers(0, 3))
-def test_a_step_in_two_is_the_step_in_one(values: dict[str, Any], seed: int, at: int, width: int) -> None:
+@given(all_settings, seeds, st.integers(1, 3), st.integers(0, 3))
+def test_a_step_in_two_parts_equals_the_whole_step(values: dict[str, Any], seed: int, at: int, width: int) -> None:
     config, whole = algorithm(**values), random_tokens(seed)
-    loss, gradient = learnt(whole, config, 7.0)
+    loss, gradient = loss_and_gradient(whole, config, 7.0)
     parts = [rows(whole, slice(None, at)), padded(rows(whole, slice(at, None)), width)]
-    (one, one_gradient), (two, two_gradient) = (learnt(part, config, 7.0) for part in parts)
+    (one, one_gradient), (two, two_gradient) = (loss_and_gradient(part, config, 7.0) for part in parts)
     assert_close(one.value + two.value, loss.value)
     assert_close(torch.cat([one_gradient, two_gradient[:, : gradient.shape[1]]]), gradient)
-    assert_same_figures((one.tally + two.tally).figures(), loss.tally.figures())
+    assert_same_metrics((one.metrics + two.metrics).compute(), loss.metrics.compute())
 
 
 @few
-@given(settings_of_all, seeds)
+@given(all_settings, seeds)
 def test_a_masked_response_changes_nothing(values: dict[str, Any], seed: int) -> None:
     config, whole = algorithm(**values), random_tokens(seed)
     mask = whole.mask.clone()
     mask[1] = False
     advantages = whole.advantages.clone()
     advantages[1] = NAN
-    loss, gradient = learnt(replace(whole, mask=mask, advantages=advantages), config, 7.0)
-    without, expected = learnt(rows(whole, [0, 2, 3]), config, 7.0)
+    loss, gradient = loss_and_gradient(replace(whole, mask=mask, advantages=advantages), config, 7.0)
+    without, expected = loss_and_gradient(rows(whole, [0, 2, 3]), config, 7.0)
     assert_close(loss.value, without.value)
     assert_close(gradient[[0, 2, 3]], expected)
     assert not gradient[1].any()
-    assert_same_figures(loss.tally.figures(), without.tally.figures())
+    assert_same_metrics(loss.metrics.compute(), without.metrics.compute())
 
 
 @few
-@given(settings_of_all, seeds)
-def test_on_policy_the_gradient_is_that_of_the_policy_gradient(values: dict[str, Any], seed: int) -> None:
+@given(all_settings, seeds)
+def test_on_policy_the_gradient_is_the_policy_gradient(values: dict[str, Any], seed: int) -> None:
     whole = random_tokens(seed)
     config = algorithm(**values | {"kl": {"coefficient": 0.0}, "importance": None})
-    _, gradient = learnt(replace(whole, old=whole.new), config, 1.0)
+    _, gradient = loss_and_gradient(replace(whole, old=whole.new), config, 1.0)
     weights = losses.token_weights(whole.mask, config.normalise).double()
     if config.ratio == "sequence":
         # Every token has the same part in its sequence's ratio, and its sequence's weight is the sum over tokens.
@@ -245,20 +247,20 @@ def test_on_policy_the_gradient_is_that_of_the_policy_gradient(values: dict[str,
 
 def test_advantages_of_tokens_are_those_of_a_sequence_repeated() -> None:
     whole, config = random_tokens(3), algorithm()
-    expected, expected_gradient = learnt(whole, config, 7.0)
+    expected, expected_gradient = loss_and_gradient(whole, config, 7.0)
     each = whole.advantages[:, None].expand_as(whole.new)
-    loss, gradient = learnt(replace(whole, advantages=each), config, 7.0)
+    loss, gradient = loss_and_gradient(replace(whole, advantages=each), config, 7.0)
     assert_close(loss.value, expected.value)
     assert_close(gradient, expected_gradient)
 
 
-def test_nothing_but_masked_tokens_is_a_loss_of_nothing() -> None:
+def test_a_fully_masked_batch_has_no_loss_and_no_metrics() -> None:
     whole = random_tokens(5)
-    something = learnt(whole, algorithm(), 1.0)[0].tally
+    something = loss_and_gradient(whole, algorithm(), 1.0)[0].metrics
     nothing = replace(whole, mask=torch.zeros_like(whole.mask))
-    loss, gradient = learnt(nothing, algorithm(normalise="sequences"), 1.0)
+    loss, gradient = loss_and_gradient(nothing, algorithm(normalise="sequences"), 1.0)
     assert loss.value.item() == 0.0
     assert not gradient.any()
-    assert loss.tally.figures() == {}
-    assert_same_figures((loss.tally + something).figures(), something.figures())
-    assert losses.denominator("tokens", num_tokens=0, num_sequences=0, max_tokens=8) == 1
+    assert loss.metrics.compute() == {}
+    assert_same_metrics((loss.metrics + something).compute(), something.compute())
+    assert losses.loss_denominator("tokens", num_tokens=0, num_sequences=0, max_tokens=8) == 1

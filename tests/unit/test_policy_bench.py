@@ -24,7 +24,7 @@ def shapes(*overrides: str) -> PolicyRunConfig:
 
 
 def line(step: int, at: float, **changes: Any) -> dict[str, Any]:
-    return {"step": step, "at": at, "samples": 8.0, "length": 20.0, "reward": 0.5, "seconds": SECONDS} | changes
+    return {"step": step, "timestamp": at, "samples": 8.0, "length": 20.0, "reward": 0.5, "seconds": SECONDS} | changes
 
 
 def steady(rate: float, reward: float = 0.5) -> Pace:

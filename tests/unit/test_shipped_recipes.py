@@ -73,7 +73,7 @@ def test_a_policys_recipe_on_gpus_is_refused_by_name_without_them() -> None:
     [
         ("policy.rewards=[]", "policy.rewards: got []"),
         ("policy.rollouts.group_sise=4", "policy.rollouts.group_sise: unknown key; did you mean 'group_size'?"),
-        ("policy.algorithm.kl.where=reward", "kl.where: reward needs algorithm: ppo"),
+        ("policy.algorithm.kl.where=reward", "use algorithm: ppo, or kl.where: loss"),
         ("policy.steps=0", "policy.steps: got 0; input should be greater than or equal to 1"),
     ],
 )

@@ -8,15 +8,15 @@ from policy_examples import collected
 
 from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.supply import Supply
-from vlgenrm_ray.policy.worker_context import Peers
+from vlgenrm_ray.policy.worker_context import WorkerContext
 
 _T = TypeVar("_T")
 
 
-class Alone(Peers):
+class Alone(WorkerContext):
     """The only worker."""
 
-    def from_first(self, ask: Callable[[], _T]) -> _T:
+    def broadcast_from_rank0(self, ask: Callable[[], _T]) -> _T:
         return ask()
 
 
@@ -51,7 +51,7 @@ def line() -> StrawLine:
 
 @pytest.fixture
 def supply(line: StrawLine) -> Supply:
-    return Supply(Alone(rank=0, number=1), line, lambda: iter(["w"]))
+    return Supply(Alone(rank=0, world_size=1), line, lambda: iter(["w"]))
 
 
 def test_the_first_samples_are_by_weights_that_were_sent(supply: Supply, line: StrawLine) -> None:
@@ -99,11 +99,11 @@ def test_the_other_workers_take_part_in_gathering_and_speak_with_nobody() -> Non
         gathered.append("w")
         yield "w"
 
-    class Told(Peers):
-        def from_first(self, ask: Callable[[], _T]) -> _T:
+    class Told(WorkerContext):
+        def broadcast_from_rank0(self, ask: Callable[[], _T]) -> _T:
             return collected(step=1)  # type: ignore[return-value]
 
-    supply = Supply(Told(rank=1, number=2), None, weights)
+    supply = Supply(Told(rank=1, world_size=2), None, weights)
     supply.send(1)
     supply.ask(2)
     assert supply.take("step", 1).step == 1

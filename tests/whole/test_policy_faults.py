@@ -61,7 +61,7 @@ def test_a_reward_that_goes_away_stops_the_run_which_then_goes_on(
     recipe: Path, ray_local: None, tmp_path: Path
 ) -> None:
     port = free_port()
-    settings = (*served_at(port), "policy.patience.run_s=3", "policy.steps=3", "policy.evaluation.every=9")
+    settings = (*served_at(port), "policy.reward_retry.run_s=3", "policy.steps=3", "policy.evaluation.every=9")
     target = tmp_path / "policy"
     with (
         service(port) as process,

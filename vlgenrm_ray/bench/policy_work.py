@@ -37,7 +37,7 @@ def work(recipe: PolicyRunConfig, *, steps: int, threads: int, mode: Mode = "syn
         "checkpoint_every": 0,
         "samples_every": steps,
         "evaluation": policy.evaluation.model_copy(update={"every": steps}),
-        "hacking": None,
+        "reward_hacking": None,
     }
     return recipe.model_copy(
         update={
@@ -83,15 +83,15 @@ class Pace:
 def pace(lines: Sequence[Mapping[str, Any]], *, warmup: int, steps: int) -> Pace:
     """Of the lines of metrics of a training, the `steps` after the first `warmup`, of which there is at least one.
 
-    A step lasts from the end (`at`, seconds since any moment) of the one before to its own. Raises StageError for lines
-    of fewer steps, or of other ones.
+    A step lasts from the end (`timestamp`, in seconds) of the one before to its own. Raises StageError for lines of
+    fewer steps, or of other ones.
     """
     if [line["step"] for line in lines[: warmup + steps]] != list(range(1, warmup + steps + 1)):
         raise StageError(f"{warmup} steps and {steps} more were to be measured; {len(lines)} lines of metrics came")
     measured = lines[warmup : warmup + steps]
     return Pace(
         steps=steps,
-        seconds=measured[-1]["at"] - lines[warmup - 1]["at"],
+        seconds=measured[-1]["timestamp"] - lines[warmup - 1]["timestamp"],
         samples=math.fsum(line["samples"] for line in measured),
         tokens=math.fsum(line["samples"] * line["length"] for line in measured),
         reward=math.fsum(line["reward"] for line in measured) / steps,

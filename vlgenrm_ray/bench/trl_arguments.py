@@ -6,7 +6,7 @@ from typing import Any, Literal
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.engines.deepspeed_config import in_bf16
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.policy.training_config import PolicyConfig
+from vlgenrm_ray.policy.config import PolicyConfig
 
 Generation = Literal["transformers", "vllm"]
 GENERATIONS: tuple[Generation, ...] = ("transformers", "vllm")

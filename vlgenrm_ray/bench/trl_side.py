@@ -114,7 +114,7 @@ class _Watch:
         self._line["seconds"]["learn"] = now - self._mark
         self._mark, self._step = now, self._step + 1
         with self._path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"step": self._step, "at": time.time()} | self._line) + "\n")
+            out.write(json.dumps({"step": self._step, "timestamp": time.time()} | self._line) + "\n")
 
 
 if __name__ == "__main__":

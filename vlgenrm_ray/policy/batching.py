@@ -1,125 +1,276 @@
-"""What a step's samples teach: which of them count, by how much, in which micro-batches."""
+"""Training samples of a step, and their division into optimizer steps, shared rows and micro-batches.
 
+`build_training_samples` turns rollouts into samples with advantages; `plan_micro_batches` divides them. Both are pure
+and give the same result on every worker.
+"""
+
+import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
-from vlgenrm_ray.engines.batch_plan import MicroBatch, Step
-from vlgenrm_ray.policy.advantages import group_advantages
-from vlgenrm_ray.policy.collecting import Collected
-from vlgenrm_ray.policy.config import AlgorithmConfig
-from vlgenrm_ray.policy.lesson_plan import Rows
+from vlgenrm_ray.engines import shared_prompts
+from vlgenrm_ray.engines.batch_plan import MicroBatch, Step, plan_step
+from vlgenrm_ray.engines.vlm_batch import TextError, Tokens, VlmEncoder
+from vlgenrm_ray.policy.advantages import GroupStatus, shape_reward
+from vlgenrm_ray.policy.algorithms import resolve_algorithm
+from vlgenrm_ray.policy.config import AlgorithmConfig, PolicyConfig
 from vlgenrm_ray.policy.rollouts import Group
 from vlgenrm_ray.policy.scored import OK
-from vlgenrm_ray.policy.shaping import shaped
 from vlgenrm_ray.records import Rollout
 
-MISFIT = "longer than policy.tokens_per_batch"
+SKIPPED = "longer than policy.tokens_per_batch"
+"""Status under which skipped samples are counted."""
+Rows = tuple[tuple[int, ...], ...]
+"""Positions of samples that share a row of the model's input, by row."""
+
+
+# -- samples ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pupil:
-    """One sample that counts."""
+class TrainingSample:
+    """One rollout to train on."""
 
     rollout: Rollout
     reward: float
-    """As shaped."""
+    """Reward after shaping."""
     advantage: float
-    """Relative to its group; with a critic 0, for its tokens have their own."""
+    """Advantage relative to its group; 0 with a critic, which gives an advantage to each token."""
+    tokens: Tokens
+    """Prompt and response as the model's input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
-    """A step's samples that count, and the parts they are learnt in."""
+class TrainingSamples:
+    """All samples of a step to train on, and the count of what was left out."""
 
-    pupils: tuple[Pupil, ...]
-    rows: Rows
-    """Places in `pupils` that run through the model as one row, their prompt once."""
-    updates: tuple[Step, ...]
-    """One per optimizer step; their members are places in `pupils`, those of a row together."""
-    fates: Mapping[str, int] = field(default_factory=Counter)
-    """Groups by what became of them: `learnt`, `flat`, `left_out`; with a critic all are `learnt`."""
+    samples: tuple[TrainingSample, ...]
+    group_statuses: Mapping[GroupStatus, int]
+    """Number of groups by status; with a critic all are used."""
+    num_skipped: int
+    """Samples with an advantage that are longer than `tokens_per_batch` or cannot be encoded."""
 
-    def families(self, micro: MicroBatch) -> list[range]:
-        """Places among a micro-batch's members that share a row."""
-        sizes = {row[0]: len(row) for row in self.rows}
-        found: list[range] = []
-        while (begin := found[-1].stop if found else 0) < len(micro.members):
-            found.append(range(begin, begin + sizes[micro.members[begin]]))
-        return found
+    def metrics(self) -> dict[str, float]:
+        """Return the counts for the step's line of metrics."""
+        groups = {f"groups_{status}": float(self.group_statuses.get(status, 0)) for status in GroupStatus}
+        return groups | {"samples_skipped": float(self.num_skipped)}
 
-    def counts(self, update: Step) -> tuple[int, int]:
-        """Tokens and sequences of one optimizer step, over all workers."""
-        members = update.members()
-        return sum(len(self.pupils[m].rollout.ids) for m in members), len(members)
+    def usable(self, statuses: Mapping[str, int]) -> Mapping[str, int]:
+        """Move skipped samples from `ok` to a status of their own: they have a reward, but do not train either."""
+        if not self.num_skipped:
+            return statuses
+        return {**statuses, OK: statuses[OK] - self.num_skipped, SKIPPED: self.num_skipped}
 
 
-def pupils(groups: Sequence[Group], config: AlgorithmConfig, *, max_tokens: int) -> tuple[list[Pupil], Counter[str]]:
-    """The samples of a step that have a reward and count, and the fates of their groups."""
-    rewards = [[_shaped(rollout, config, max_tokens) for rollout in group] for group in groups]
-    if config.algorithm == "ppo":
-        scored = [
-            Pupil(rollout=rollout, reward=reward, advantage=0.0)
-            for rollout, reward in _pairs(groups, rewards)
-            if reward is not None and rollout.ids
-        ]
-        return scored, Counter({"learnt": len(groups)})
-    judged = group_advantages(rewards, config)
-    found = [
-        Pupil(rollout=rollout, reward=reward, advantage=advantage)
-        for (rollout, reward), advantage in zip(
-            _pairs(groups, rewards), (a for group in judged for a in group.advantages), strict=True
-        )
-        if reward is not None and advantage is not None and rollout.ids
+def build_training_samples(groups: Sequence[Group], config: PolicyConfig, encoder: VlmEncoder) -> TrainingSamples:
+    """Build the training samples of a step: shape rewards, compute advantages, encode prompts and responses.
+
+    Args:
+        groups: Rollouts by question, with rewards.
+        config: Settings of algorithm, response length and micro-batches.
+        encoder: Encoder of the policy's prompts and images.
+
+    Returns:
+        Samples that have a reward, an advantage, a response, and fit into a micro-batch; in the order of the rollouts.
+    """
+    algorithm = config.algorithm
+    rewards = [
+        [shaped_reward(rollout, algorithm, max_tokens=config.rollouts.max_tokens) for rollout in group]
+        for group in groups
     ]
-    return found, Counter(group.fate for group in judged)
+    advantages, statuses = _advantages(rewards, algorithm)
+    samples: list[TrainingSample] = []
+    num_skipped = 0
+    for group, group_rewards, group_advantages in zip(groups, rewards, advantages, strict=True):
+        for rollout, reward, advantage in zip(group, group_rewards, group_advantages, strict=True):
+            if reward is None or advantage is None or not rollout.ids:
+                continue
+            tokens = _encode(rollout, encoder, config.tokens_per_batch)
+            if tokens is None:
+                num_skipped += 1
+            else:
+                samples.append(TrainingSample(rollout=rollout, reward=reward, advantage=advantage, tokens=tokens))
+    return TrainingSamples(samples=tuple(samples), group_statuses=statuses, num_skipped=num_skipped)
 
 
-def usable(statuses: Mapping[str, int], misfits: int) -> Mapping[str, int]:
-    """Samples of each status, with those that have a reward and fit no micro-batch under a name of their own: nothing
-    can be learnt from them either."""
-    return {**statuses, OK: statuses[OK] - misfits, MISFIT: misfits} if misfits else statuses
-
-
-def figures(collected: Collected) -> dict[str, float]:
-    """Rewards, lengths, failures and staleness (steps learnt meanwhile) of a step's samples, for its line of metrics.
-
-    What nothing is known of is left out."""
-    rollouts = collected.rollouts
-    rewards = [rollout.reward for rollout in rollouts if rollout.reward is not None]
-    lengths = [len(rollout.ids) for rollout in rollouts if rollout.ids]
-    failed = sum(number for status, number in collected.statuses.items() if status != OK)
-    found = {
-        "samples": float(sum(collected.statuses.values())),
-        "failed": float(failed),
-        "replaced_groups": float(collected.num_replaced),
-    }
-    if rewards:
-        mean = sum(rewards) / len(rewards)
-        found |= {"reward": mean, "reward_std": (sum((r - mean) ** 2 for r in rewards) / len(rewards)) ** 0.5}
-    if lengths:
-        cut = sum(rollout.finish == "length" for rollout in rollouts)
-        stale = sum(rollout.step - rollout.version for rollout in rollouts if rollout.ids)
-        found |= {
-            "length": sum(lengths) / len(lengths),
-            "cut_share": cut / len(lengths),
-            "staleness": stale / len(lengths),
-        }
-    return found
-
-
-def _shaped(rollout: Rollout, config: AlgorithmConfig, max_tokens: int) -> float | None:
-    return shaped(
+def shaped_reward(rollout: Rollout, config: AlgorithmConfig, *, max_tokens: int) -> float | None:
+    """Return the reward of a rollout after shaping; None if it has none or must not be used."""
+    return shape_reward(
         rollout.reward,
         num_tokens=len(rollout.ids),
-        cut=rollout.finish == "length",
+        truncated=rollout.finish == "length",
         max_tokens=max_tokens,
         config=config.overlong,
     )
 
 
-def _pairs(
-    groups: Sequence[Group], rewards: Sequence[Sequence[float | None]]
-) -> Iterable[tuple[Rollout, float | None]]:
-    for group, of_group in zip(groups, rewards, strict=True):
-        yield from zip(group, of_group, strict=True)
+def group_statuses(groups: Sequence[Group], config: AlgorithmConfig, *, max_tokens: int) -> list[GroupStatus]:
+    """Return the use that training will make of each group, from its shaped rewards."""
+    estimate = resolve_algorithm(config.algorithm).group_advantages
+    if estimate is None:
+        return [GroupStatus.USED] * len(groups)
+    rewards = [[shaped_reward(rollout, config, max_tokens=max_tokens) for rollout in group] for group in groups]
+    return [group.status for group in estimate(rewards, config)]
+
+
+def _advantages(
+    rewards: Sequence[Sequence[float | None]], config: AlgorithmConfig
+) -> tuple[list[tuple[float | None, ...]], Counter[GroupStatus]]:
+    """Return the advantages of each group's samples, and the number of groups by status."""
+    estimate = resolve_algorithm(config.algorithm).group_advantages
+    if estimate is None:
+        return [(0.0,) * len(group) for group in rewards], Counter({GroupStatus.USED: len(rewards)})
+    groups = estimate(rewards, config)
+    return [group.advantages for group in groups], Counter(group.status for group in groups)
+
+
+def _encode(rollout: Rollout, encoder: VlmEncoder, max_tokens: int) -> Tokens | None:
+    """Return prompt and response as tokens; None if they are too many or cannot be encoded."""
+    try:
+        tokens = encoder.rollout(rollout.question.image, rollout.question.text, rollout.ids)
+    # An engine may sample image tokens, which would change the prompt when read back.
+    except TextError:
+        return None
+    return tokens if len(tokens) <= max_tokens else None
+
+
+# -- micro-batches ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBatch:
+    """Samples of a step, and the optimizer steps and micro-batches they are divided into."""
+
+    samples: tuple[TrainingSample, ...]
+    rows: Rows
+    """Positions in `samples` that go through the model as one row, with their prompt once."""
+    updates: tuple[Step, ...]
+    """One entry per optimizer step; its members are positions in `samples`, those of a row next to each other."""
+
+    def shared_rows(self, micro: MicroBatch) -> list[range]:
+        """Return the ranges of a micro-batch's members that share a row."""
+        row_sizes = {row[0]: len(row) for row in self.rows}
+        ranges: list[range] = []
+        while (begin := ranges[-1].stop if ranges else 0) < len(micro.members):
+            ranges.append(range(begin, begin + row_sizes[micro.members[begin]]))
+        return ranges
+
+    def num_tokens(self, update: Step) -> int:
+        """Return the response tokens of an optimizer step, over all workers."""
+        return sum(len(self.samples[member].rollout.ids) for member in update.members())
+
+    def num_sequences(self, update: Step) -> int:
+        """Return the samples of an optimizer step, over all workers."""
+        return len(update.members())
+
+
+def plan_micro_batches(
+    samples: Sequence[TrainingSample],
+    *,
+    shared_width: int | None,
+    step: int,
+    seed: int,
+    num_updates: int,
+    tokens_per_batch: int,
+    num_workers: int,
+) -> TrainingBatch:
+    """Divide the samples of a step into optimizer steps, rows and micro-batches.
+
+    Groups are shuffled from (seed, step) and divided into `num_updates` optimizer steps of equally many samples (fewer
+    if there are fewer samples). Neighbouring samples with the same prompt and image share a row if that makes the
+    optimizer step cheaper.
+
+    Args:
+        samples: Samples of the step; those of a group next to each other.
+        shared_width: Hidden size of the decoder, which decides the cost of shared rows; None: never share.
+        step: Number of the training step.
+        seed: Seed of the run.
+        num_updates: Optimizer steps.
+        tokens_per_batch: Largest number of padded tokens of a micro-batch.
+        num_workers: Training workers; each gets equally many micro-batches.
+    """
+    groups = _by_prompt(samples)
+    random.Random(f"{seed}/{step}").shuffle(groups)
+    group_of = {position: number for number, group in enumerate(groups) for position in group}
+    order = [position for group in groups for position in group]
+    num_updates = min(num_updates, len(order))
+    tokens = [sample.tokens for sample in samples]
+    rows: list[tuple[int, ...]] = []
+    updates: list[Step] = []
+    for i in range(num_updates):
+        members = order[len(order) * i // num_updates : len(order) * (i + 1) // num_updates]
+        parts = [tuple(positions) for _, positions in groupby(members, key=group_of.__getitem__)]
+        update_rows, update = _plan_update(parts, tokens, shared_width, tokens_per_batch, num_workers)
+        rows += update_rows
+        updates.append(update)
+    return TrainingBatch(samples=tuple(samples), rows=tuple(rows), updates=tuple(updates))
+
+
+def _by_prompt(samples: Sequence[TrainingSample]) -> list[tuple[int, ...]]:
+    """Return the positions of neighbouring samples with the same prompt and image."""
+
+    def prompt(position: int) -> tuple[str, tuple[int, ...]]:
+        sample = samples[position]
+        return sample.rollout.question.image.sha256, sample.tokens.prompt
+
+    return [tuple(positions) for _, positions in groupby(range(len(samples)), key=prompt)]
+
+
+def _plan_update(
+    parts: Sequence[tuple[int, ...]], tokens: Sequence[Tokens], width: int | None, budget: int, num_workers: int
+) -> tuple[list[tuple[int, ...]], Step]:
+    """Plan one optimizer step on parts of groups.
+
+    Tries ever fewer samples per row, which keeps more workers busy, and returns the cheapest plan.
+    """
+    best: tuple[list[tuple[int, ...]], Step] | None = None
+    lowest_cost = 0
+    max_samples = max(map(len, parts)) if width else 1
+    while max_samples:
+        rows = [row for part in parts for row in _share_rows(part, tokens, width, budget, max_samples)]
+        lengths = [shared_prompts.num_tokens([tokens[position] for position in row]) for row in rows]
+        step = plan_step(range(len(rows)), lengths, tokens_per_batch=budget, workers=num_workers)
+        # Workers run the micro-batches of one entry at the same time, and wait for the slowest.
+        cost = sum(max(_cost(micro, rows, lengths, width or 1) for micro in parallel) for parallel in step.rows)
+        if best is None or cost < lowest_cost:
+            best, lowest_cost = (rows, _expand_rows(step, rows)), cost
+        max_samples //= 2
+    assert best is not None
+    return best
+
+
+def _share_rows(
+    part: tuple[int, ...], tokens: Sequence[Tokens], width: int | None, budget: int, max_samples: int
+) -> list[tuple[int, ...]]:
+    """Divide samples of one prompt into rows."""
+    if width is None:
+        return [(position,) for position in part]
+    runs = shared_prompts.runs(
+        tokens[part[0]].num_prompt,
+        [tokens[position].num_targets for position in part],
+        width=width,
+        tokens_per_row=budget,
+        samples_per_row=max_samples,
+    )
+    return [part[run.start : run.stop] for run in runs]
+
+
+def _cost(micro: MicroBatch, rows: Sequence[tuple[int, ...]], lengths: Sequence[int], width: int) -> int:
+    """Return the cost of a micro-batch whose members are rows."""
+    longest, shared = max(lengths[row] for row in micro.members), any(len(rows[row]) > 1 for row in micro.members)
+    return len(micro.members) * shared_prompts.cost(longest, shared=shared, width=width)
+
+
+def _expand_rows(step: Step, rows: Sequence[tuple[int, ...]]) -> Step:
+    """Replace the members of a plan, which are rows, by the samples in them."""
+    return Step(
+        tuple(
+            tuple(
+                MicroBatch(tuple(position for row in micro.members for position in rows[row]), micro.counts)
+                for micro in parallel
+            )
+            for parallel in step.rows
+        )
+    )

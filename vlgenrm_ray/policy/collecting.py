@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.policy import order
-from vlgenrm_ray.policy.advantages import group_advantages
+from vlgenrm_ray.policy.advantages import GroupStatus
+from vlgenrm_ray.policy.batching import group_statuses
 from vlgenrm_ray.policy.config import AlgorithmConfig
 from vlgenrm_ray.policy.pool import Pool
 from vlgenrm_ray.policy.rollouts import UNSCORED, Asked, Group, RolloutsConfig
 from vlgenrm_ray.policy.scored import Reward, RewardOutput
-from vlgenrm_ray.policy.shaping import shaped
 from vlgenrm_ray.policy.sight import Look, looks
 from vlgenrm_ray.records import Question, Rollout
 
@@ -152,15 +152,8 @@ class Collecting:
 
     def _teaching(self, groups: Sequence[Group]) -> list[bool]:
         """Whether each group's rewards, as they will be learnt from, differ enough and are enough."""
-        limit, overlong = self.rollouts.max_tokens, self.algorithm.overlong
-        rewards = [
-            [
-                shaped(r.reward, num_tokens=len(r.ids), cut=r.finish == "length", max_tokens=limit, config=overlong)
-                for r in group
-            ]
-            for group in groups
-        ]
-        return [judged.fate == "learnt" for judged in group_advantages(rewards, self.algorithm)]
+        statuses = group_statuses(groups, self.algorithm, max_tokens=self.rollouts.max_tokens)
+        return [status is GroupStatus.USED for status in statuses]
 
 
 def _settled(rollout: Rollout, scored: RewardOutput) -> Rollout:

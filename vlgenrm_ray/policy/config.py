@@ -1,32 +1,55 @@
-"""Settings of the algorithm that turns rewards into a policy's loss."""
+"""Settings of policy training: the section `policy` of a recipe.
 
-from typing import Literal, Self
+`AlgorithmConfig` turns rewards into advantages and advantages into a loss; its defaults come from the named algorithm
+(`policy/algorithms/`). `PolicyConfig` is the whole section.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
+from vlgenrm_ray.policy.algorithms import resolve_algorithm
+from vlgenrm_ray.policy.guards import ImageAblationRule, RewardFailureRule, RewardHackingRule
+from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
+from vlgenrm_ray.policy.rollouts import RolloutsConfig
+from vlgenrm_ray.policy.sync import SyncConfig, Way, way
+from vlgenrm_ray.policy.trackers import TrackerName
 from vlgenrm_ray.settings import Settings
 
 
+def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with missing keys filled in from `defaults`, section by section."""
+    merged = {**defaults, **values}
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(values.get(name), Mapping):
+            merged[name] = _merge(default, values[name])
+    return merged
+
+
 class KlConfig(Settings):
-    """The penalty for leaving the reference policy."""
+    """KL penalty: the price of leaving the reference policy, which is the policy as the run began."""
 
     coefficient: float = Field(default=0.04, ge=0.0)
-    """0 asks for no reference policy. GRPO's paper has 0.04; DAPO and Dr. GRPO, whose rewards are rules, have 0."""
+    """Weight of the penalty; 0 needs no reference policy. GRPO's paper uses 0.04; DAPO and Dr. GRPO use 0."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """See `policy/kl.py`."""
+    """Estimator per token; see `losses.estimate_kl`."""
     where: Literal["loss", "reward"] = "loss"
-    """A term of the loss of each token, or subtracted from each token's reward (PPO only)."""
+    """Add the penalty to the loss of each token, or subtract it from the reward of each token (algorithms with a critic
+    only)."""
     weighted: bool = True
     """Multiply the term in the loss by the ratio of new to old probability, which makes the gradient of k1 and k3 that
-    of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556). That of k2 is so already, and it never is multiplied."""
+    of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556). k2 has this gradient without it and is never multiplied."""
 
     @property
     def is_multiplied(self) -> bool:
-        """Whether the term in the loss is multiplied by that ratio."""
+        """True if the term in the loss is multiplied by the ratio."""
         return self.weighted and self.estimator != "k2"
 
     @model_validator(mode="after")
-    def _has_a_gradient(self) -> Self:
+    def _check_gradient(self) -> Self:
         if self.coefficient and self.where == "loss" and self.estimator == "k1" and not self.weighted:
             raise ValueError(
                 "the gradient of an unweighted k1 in the loss is 0 on average; use weighted: true, k2 or k3"
@@ -35,94 +58,225 @@ class KlConfig(Settings):
 
 
 class ImportanceConfig(Settings):
-    """Correction for an engine that samples by not quite the trainer's probabilities. See `policy/importance.py`."""
+    """Weights that correct for an engine whose probabilities differ from the trainer's."""
 
     level: Literal["token", "sequence"] = "token"
-    """A weight for each token, or for each sequence the product over its tokens."""
+    """One weight per token, or one per sequence: the product over its tokens."""
     outside: Literal["truncate", "mask"] = "truncate"
-    """What happens to a weight outside [low, high]: moved to the bound, or made 0."""
+    """Treatment of a weight outside [low, high]: move it to the bound, or set it to 0."""
     low: float = Field(default=0.0, ge=0.0)
+    """Smallest weight."""
     high: float = Field(default=2.0, gt=0.0)
+    """Largest weight."""
 
     @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
+    def _check_range(self) -> Self:
         if not self.low < self.high:
             raise ValueError(f"low ({self.low}) must be below high ({self.high})")
         return self
 
 
 class OverlongConfig(Settings):
-    """What becomes of responses that come near the longest allowed, or were cut there."""
+    """Treatment of responses that reach, or nearly reach, `rollouts.max_tokens` (DAPO, arXiv 2503.14476, 3.4)."""
 
     handling: Literal["keep", "mask", "penalty"] = "keep"
-    """Nothing; a response that was cut counts as unscored; or a penalty that grows with its length (both DAPO's)."""
+    """`keep`: no change. `mask`: a truncated response counts as unscored. `penalty`: subtract a penalty that grows with
+    the length."""
     buffer: int = Field(default=16, ge=1)
-    """`penalty`: it begins this many tokens before the longest allowed."""
+    """`penalty`: number of tokens before the limit at which the penalty begins."""
     penalty: float = Field(default=1.0, gt=0.0)
-    """`penalty`: what a response of the longest allowed loses, in units of reward."""
+    """`penalty`: largest penalty, reached at the limit, in units of reward."""
 
 
 class PpoConfig(Settings):
-    """What only PPO, which has a critic, asks for."""
+    """Settings of algorithms with a critic."""
 
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Discount of a token's reward for each token before it."""
+    """Discount factor per token."""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
-    """1: advantages of the whole return; 0: of one step (less variance, more trust in the critic)."""
+    """Lambda of GAE. 1: advantages of the whole return; 0: one-step advantages (less variance, more bias)."""
     value_clip: float = Field(default=0.2, gt=0.0)
-    """Farthest a value may move from the old one, within a step, and still be pulled on."""
+    """Largest distance between a new and an old value within a step that still has a gradient."""
     value_coefficient: float = Field(default=0.1, ge=0.0)
-    """Weight of the critic's loss beside the policy's."""
+    """Factor of the critic's loss."""
     whiten: bool = True
     """Shift and scale the advantages of a step's tokens to mean 0 and variance 1."""
 
 
 class AlgorithmConfig(Settings):
-    """How rewards become advantages, and advantages a loss.
+    """The training algorithm: how rewards become advantages, and advantages a loss.
 
-    The defaults are GRPO as DAPO changed it. The others, by their papers:
-
-        GRPO     normalise: sequences, clip_high: 0.2
-        Dr. GRPO normalise: constant, scale: none, kl.coefficient: 0
-        GSPO     ratio: sequence, normalise: sequences, clip_low: 3e-4, clip_high: 4e-4
-        PPO      algorithm: ppo, clip_high: 0.2, kl.where: reward, kl.estimator: k1
+    `algorithm` picks a named algorithm, whose file in `policy/algorithms/` lists the defaults it sets. A setting that
+    is given here takes precedence over them.
     """
 
-    algorithm: Literal["grpo", "ppo"] = "grpo"
-    """Advantages relative to the other samples of a question, or by a critic."""
+    renamed: ClassVar[Mapping[str, str]] = {"min_spread": "min_std"}
+
+    algorithm: str = "grpo"
+    """`grpo`, `dr_grpo`, `gspo`, `dapo`, `rloo`, `ppo`, or the import path `package.module:NAME` of an `Algorithm`."""
     clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """Ratios below 1 - clip_low have no gradient that lowers them further."""
     clip_high: float = Field(default=0.28, gt=0.0)
-    """A ratio below 1 - clip_low or above 1 + clip_high is pushed no farther. A `ratio: sequence` wants some 1e-4."""
+    """Ratios above 1 + clip_high have no gradient that raises them further."""
     ratio: Literal["token", "sequence"] = "token"
     """Ratio of new to old probability: of each token, or the geometric mean over a sequence's tokens (GSPO)."""
     normalise: Literal["tokens", "sequences", "constant"] = "tokens"
-    """The loss is the mean over a step's tokens (DAPO), or over its sequences, each its tokens' mean (GRPO), or the sum
-    over the tokens divided by sequences x longest allowed (Dr. GRPO)."""
+    """Aggregation of the loss over a step: `tokens`: mean over tokens (DAPO). `sequences`: mean over sequences of their
+    mean over tokens (GRPO). `constant`: sum over tokens divided by sequences x `rollouts.max_tokens` (Dr. GRPO)."""
     scale: Literal["group", "batch", "none"] = "group"
-    """A reward's distance from its group's mean is divided by the standard deviation of its group (GRPO), of the whole
-    step (arXiv 2508.08221), or not at all (Dr. GRPO)."""
+    """Divisor of a reward's distance from its group's mean: the standard deviation of the group (GRPO), of the whole
+    step (arXiv 2508.08221), or 1 (Dr. GRPO)."""
     min_scored: int = Field(default=2, ge=2)
-    """A group with fewer scored samples is left out: their mean says too little."""
-    min_spread: float = Field(default=0.01, gt=0.0)
-    """A group whose rewards' standard deviation is not above this is flat: its advantages are 0. A judge's rewards are
-    never quite equal, and division by their spread would make much of its noise."""
+    """Smallest number of scored samples in a group; groups with fewer are not used."""
+    min_std: float = Field(default=0.01, gt=0.0)
+    """Groups whose rewards have a standard deviation of at most this get advantages of 0: the rewards of a judge are
+    never exactly equal, and division by a tiny deviation would amplify its noise."""
     resample_rounds: int = Field(default=0, ge=0)
-    """Times per step that flat groups and those left out are replaced by new ones (DAPO's dynamic sampling); GRPO only,
-    for PPO learns from them as well."""
+    """Rounds per step in which groups without a gradient are replaced by groups of further questions (DAPO's dynamic
+    sampling). Not for algorithms with a critic, which use all groups."""
     entropy_coefficient: float = Field(default=0.0, ge=0.0)
     """Weight of a bonus for the entropy of each token's distribution."""
     kl: KlConfig = KlConfig()
     importance: ImportanceConfig | None = ImportanceConfig()
-    """None: the engine's probabilities are taken for the trainer's."""
+    """None: no correction; the engine's probabilities are taken as the trainer's."""
     overlong: OverlongConfig = OverlongConfig()
     ppo: PpoConfig = PpoConfig()
 
+    @property
+    def uses_critic(self) -> bool:
+        """True if advantages come from a critic instead of the rewards of a group."""
+        return resolve_algorithm(self.algorithm).uses_critic
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_algorithm_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("algorithm", cls.model_fields["algorithm"].default)
+        # A value of another type is refused by the field itself, with a better message.
+        return _merge(resolve_algorithm(name).defaults, values) if isinstance(name, str) else values
+
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.algorithm == "grpo" and self.kl.where == "reward":
-            raise ValueError("kl.where: reward needs algorithm: ppo, for GRPO has no rewards of tokens; use loss")
-        if self.algorithm == "ppo" and self.ratio == "sequence":
-            raise ValueError("ratio: sequence needs algorithm: grpo, for PPO's advantages differ within a sequence")
-        if self.algorithm == "ppo" and self.resample_rounds:
-            raise ValueError("resample_rounds needs algorithm: grpo, for PPO learns from flat groups as well")
+    def _check_combination(self) -> Self:
+        if not self.uses_critic and self.kl.where == "reward":
+            raise ValueError(
+                f"kl.where: reward needs a critic, which algorithm: {self.algorithm} has not; use algorithm: ppo, or "
+                "kl.where: loss"
+            )
+        if self.uses_critic and self.ratio == "sequence":
+            raise ValueError(
+                "ratio: sequence needs one advantage per sequence, but the advantages of algorithm: "
+                f"{self.algorithm} differ within a sequence; use ratio: token or algorithm: gspo"
+            )
+        if self.uses_critic and self.resample_rounds:
+            raise ValueError(
+                f"resample_rounds replaces zero_std groups, which algorithm: {self.algorithm} uses; set it to 0"
+            )
         return self
+
+
+class EvaluationConfig(Settings):
+    """Evaluation of the policy during training, on held-out questions."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"blank": "num_image_ablations"}
+
+    every: int = Field(default=10, ge=1)
+    """Steps between evaluations. One more runs before the first step and one after the last."""
+    measure: str = ""
+    """`module:function` of (Question, response) -> float, higher is better: a measure that the reward model never saw.
+    Empty: the held-out reward is used instead, which cannot reveal reward hacking."""
+    num_image_ablations: int = Field(default=32, ge=0)
+    """Answers per evaluation that the judges among the rewards score a second time, with a blank image; 0: none."""
+
+
+class PolicyConfig(Settings):
+    """Training of a policy against its rewards."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "sight": "image_ablation",
+        "hacking": "reward_hacking",
+        "failures": "reward_failures",
+        "patience": "reward_retry",
+    }
+
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    """The reward is their weighted sum."""
+    reward_retry: PatienceConfig = PatienceConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
+    sync: SyncConfig = SyncConfig()
+    mode: Literal["synchronous", "one_step_off"] = "synchronous"
+    """`one_step_off`: sample the next step while the present one is learned; its weights are one step old."""
+    steps: int = Field(default=100, ge=1)
+    """Training steps."""
+    questions_per_step: int = Field(default=32, ge=1)
+    """Questions per step, each with `rollouts.group_size` samples."""
+    updates_per_step: int = Field(default=1, ge=1)
+    """Optimizer steps that the samples of a step are divided into."""
+    tokens_per_batch: int = Field(default=8192, ge=16)
+    """Padded tokens, image tokens included, of one micro-batch on one worker. Longer samples are skipped, not cut."""
+    engine: DeepSpeedConfig = DeepSpeedConfig(learning_rate=1e-6, schedule="constant")
+    """Training engine of the policy."""
+    critic: DeepSpeedConfig = DeepSpeedConfig(learning_rate=5e-6, schedule="constant")
+    """Training engine of the critic, for algorithms with one."""
+    critic_warmup: int = Field(default=0, ge=0)
+    """First steps in which only the critic is trained, so that the policy does not follow untrained values."""
+    workers: int = Field(default=1, ge=1)
+    """Trainer processes; each holds a replica of the model or, with ZeRO, a shard of it."""
+    num_cpus: int = Field(default=1, ge=1)
+    """CPUs, and threads, of each worker."""
+    num_gpus: float = Field(default=0.0, ge=0.0, le=1.0)
+    """GPUs of each worker: 1, or 0 to train on CPUs; less than 1 shares a GPU with an engine (`sync.transfer: ipc`)."""
+    checkpoint_every: int = Field(default=10, ge=0)
+    """Steps between checkpoints; 0 writes none, and an interrupted run starts over."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """Number of recent checkpoints to keep."""
+    retries: int = Field(default=3, ge=0)
+    """Restarts of a crashed group of workers, or of a lost rollout actor, before the run stops."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    reward_hacking: RewardHackingRule | None = RewardHackingRule()
+    """None: never stop for reward hacking."""
+    image_ablation: ImageAblationRule = ImageAblationRule()
+    reward_failures: RewardFailureRule = RewardFailureRule()
+    samples_every: int = Field(default=10, ge=1)
+    """Steps between entries of `samples.jsonl`: one question with all its answers, critiques and rewards."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Experiment trackers that get steps, evaluations and samples in addition to the files of the run."""
+    images: ImageLimits = ImageLimits()
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampling, shuffling and initialisation."""
+
+    @model_validator(mode="after")
+    def _check_weight_sync(self) -> Self:
+        self.way()
+        return self
+
+    @model_validator(mode="after")
+    def _check_policy_is_trained(self) -> Self:
+        """Refuse settings with which the policy would never change."""
+        algorithm, group_size, max_tokens = self.algorithm, self.rollouts.group_size, self.rollouts.max_tokens
+        if not algorithm.uses_critic and group_size < algorithm.min_scored:
+            raise ValueError(
+                f"rollouts.group_size ({group_size}) is below algorithm.min_scored ({algorithm.min_scored}): no group "
+                f"would be used, because algorithm: {algorithm.algorithm} compares the samples of a question; raise "
+                "rollouts.group_size"
+            )
+        if self.critic_warmup and not algorithm.uses_critic:
+            raise ValueError(
+                f"critic_warmup needs algorithm.algorithm: ppo; {algorithm.algorithm} has no critic; set it to 0"
+            )
+        if self.critic_warmup >= self.steps:
+            raise ValueError(
+                f"critic_warmup ({self.critic_warmup}) must be below steps ({self.steps}): only the critic is trained "
+                "until then"
+            )
+        overlong = algorithm.overlong
+        if overlong.handling == "penalty" and overlong.buffer > max_tokens:
+            raise ValueError(
+                f"algorithm.overlong.buffer ({overlong.buffer}) is above rollouts.max_tokens ({max_tokens}); lower it"
+            )
+        return self
+
+    def way(self) -> Way:
+        """Return the transport of new weights to the rollout engines."""
+        return way(self.sync, self.rollouts, workers=self.workers, num_gpus=self.num_gpus)

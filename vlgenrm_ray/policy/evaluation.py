@@ -1,4 +1,4 @@
-"""Answers to held-out questions -> what they are worth, by the reward and by a measure it never saw."""
+"""Metrics of a held-out evaluation: the reward, an independent measure, and the effect of blank images."""
 
 import math
 from typing import Any
@@ -9,31 +9,41 @@ from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.function_reward import load
 
 
-def measured(collected: Collected, measure: str) -> dict[str, Any]:
-    """Figures of one evaluation.
+def evaluation_metrics(batch: Collected, measure: str) -> dict[str, Any]:
+    """Compute the metrics of one evaluation.
 
-    `reward`: mean over the answers that have one, `rewarded` of them; `value`: mean of the function named `measure`
-    over the answers it takes, `num` of them, None without one; `outcomes`: its value by question id; `length`: mean
-    tokens; and what `sight.figures` has. Raises ConfigError for a name that is no function, StageError where it gives
-    what is no finite number.
+    Args:
+        batch: One answer per held-out question, with its reward.
+        measure: `module:function` of (Question, response) -> float or None; empty: no measure.
+
+    Returns:
+        `reward`: mean over the `num_rewarded` answers that have one; `value`: mean of the measure over the
+        `num_measured` answers it accepts, None without one; `outcomes`: value by question id; `length`: mean tokens;
+        `blank_image_reward` and `image_reward_gain`, see `image_ablation`.
+
+    Raises:
+        ConfigError: `measure` names no function.
+        StageError: The measure returned a value that is not a finite number.
     """
-    answers = [group[0] for group in collected.groups]
+    answers = [group[0] for group in batch.groups]
     rewards = [answer.reward for answer in answers if answer.reward is not None]
-    found: dict[str, Any] = {
+    ablation = sight.figures(batch.looks)
+    metrics: dict[str, Any] = {
         "reward": sum(rewards) / len(rewards) if rewards else None,
-        "rewarded": len(rewards),
+        "num_rewarded": len(rewards),
         "length": sum(len(answer.ids) for answer in answers) / len(answers) if answers else 0.0,
         "value": None,
-        "num": 0,
+        "num_measured": 0,
         "outcomes": {},
-        **sight.figures(collected.looks),
+        "blank_image_reward": ablation["blank_reward"],
+        "image_reward_gain": ablation["sight"],
     }
     if not measure:
-        return found
+        return metrics
     function = load(measure)
     outcomes: dict[str, float] = {}
     for answer in answers:
-        # One that was never written is no answer, and worth nothing known.
+        # A failed generation is not an answer: its value is unknown, not 0.
         if not answer.ids:
             continue
         value = function(answer.question, answer.text)
@@ -41,8 +51,8 @@ def measured(collected: Collected, measure: str) -> dict[str, Any]:
             continue
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise StageError(
-                f"evaluation.measure {measure!r} gave {value!r} for {answer.id}; it must be a finite number"
+                f"evaluation.measure {measure!r} returned {value!r} for {answer.id}; it must be a finite number or None"
             )
         outcomes[answer.question.id] = float(value)
     mean = sum(outcomes.values()) / len(outcomes) if outcomes else None
-    return found | {"value": mean, "num": len(outcomes), "outcomes": outcomes}
+    return metrics | {"value": mean, "num_measured": len(outcomes), "outcomes": outcomes}

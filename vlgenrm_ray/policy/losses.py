@@ -1,89 +1,217 @@
-"""Losses of GRPO, its variants and PPO on the tokens of sampled responses.
+"""Losses of policy and critic on the tokens of sampled responses, with their KL and importance terms.
 
-A loss is a sum over tokens divided by a denominator that the caller gives, the same for all parts of a step: so the
-losses of micro-batches, and of workers, add up to that of the step, and their gradients likewise, however it is split
-between sequences. (Where gradients are averaged over workers, each multiplies its loss by their number.)
+A loss is a sum over tokens divided by a denominator that the caller passes, the same for all parts of a step. The
+losses, and gradients, of micro-batches and workers therefore add up to those of the step, whatever the split between
+sequences. (Where gradients are averaged over workers, each multiplies its loss by the number of workers.)
+
+Start with `policy_loss`, the clipped loss of GRPO, its variants and PPO.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-from vlgenrm_ray.policy.config import AlgorithmConfig
-from vlgenrm_ray.policy.importance import importance_weights
-from vlgenrm_ray.policy.kl import divergence
-from vlgenrm_ray.policy.tally import Tally
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 if TYPE_CHECKING:
     import torch
 
+    from vlgenrm_ray.policy.config import AlgorithmConfig, ImportanceConfig
+
 Normalise = Literal["tokens", "sequences", "constant"]
+"""Aggregation of a step's loss; see `AlgorithmConfig.normalise`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseTokens:
-    """Sampled responses, padded to one length. Log-probabilities of the sampled tokens and all else are [B, T].
+    """Tokens of sampled responses, padded to one length. All log-probabilities are those of the sampled tokens, [B, T].
 
-    Where the mask is false nothing is looked at: it may hold anything, NaN too.
+    Values where the mask is false are ignored and may be NaN.
     """
 
     mask: "torch.Tensor"
-    """Boolean: the token belongs to a response that counts."""
+    """Boolean [B, T]: the token belongs to a response that counts."""
     new: "torch.Tensor"
-    """By the policy that learns; the loss's gradient goes through it."""
+    """Log-probabilities by the policy in training, with gradient."""
     old: "torch.Tensor"
-    """By the trainer, with the weights that the step began with."""
+    """Log-probabilities by the trainer with the weights at the start of the step."""
     advantages: "torch.Tensor"
     """[B], or [B, T]."""
     sampled: "torch.Tensor | None" = None
-    """By the engine, when it sampled them."""
+    """Log-probabilities by the engine at sampling time."""
     reference: "torch.Tensor | None" = None
-    """By the reference policy."""
+    """Log-probabilities by the reference policy."""
     entropy: "torch.Tensor | None" = None
-    """Of the learning policy's distribution of the token, nats; with gradient where it has a coefficient."""
+    """Entropy of the training policy's distribution of each token, nats; with gradient if it has a coefficient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricAccumulator:
+    """Sums and maxima of metrics over tokens. Accumulators of micro-batches and workers add up to that of the step.
+
+    All values are tensors without gradient on the device of the loss, so that nothing waits for the device before
+    `compute`.
+    """
+
+    num_tokens: "torch.Tensor"
+    sums: "dict[str, torch.Tensor]"
+    maxima: "dict[str, torch.Tensor]"
+
+    @classmethod
+    def from_tokens(
+        cls, mask: "torch.Tensor", *, means: "dict[str, torch.Tensor]", maxima: "dict[str, torch.Tensor]"
+    ) -> Self:
+        """Accumulate named values [B, T] where the mask [B, T] is true: those to average, and those to maximise."""
+        return cls(
+            num_tokens=mask.sum(),
+            sums={name: values.detach().double().where(mask, 0.0).sum() for name, values in means.items()},
+            maxima={name: values.detach().masked_fill(~mask, -float("inf")).amax() for name, values in maxima.items()},
+        )
+
+    def __add__(self, other: "MetricAccumulator") -> "MetricAccumulator":
+        """Combine two accumulators of the same names."""
+        return MetricAccumulator(
+            num_tokens=self.num_tokens + other.num_tokens,
+            sums={name: value + other.sums[name] for name, value in self.sums.items()},
+            maxima={name: value.maximum(other.maxima[name]) for name, value in self.maxima.items()},
+        )
+
+    def cpu(self) -> "MetricAccumulator":
+        """Return a copy on the CPU, to be sent to other workers."""
+        return MetricAccumulator(
+            num_tokens=self.num_tokens.cpu(),
+            sums={name: value.cpu() for name, value in self.sums.items()},
+            maxima={name: value.cpu() for name, value in self.maxima.items()},
+        )
+
+    def compute(self) -> dict[str, float]:
+        """Return means and maxima by name; empty if there was no token."""
+        num_tokens = int(self.num_tokens)
+        if not num_tokens:
+            return {}
+        means = {name: float(value) / num_tokens for name, value in self.sums.items()}
+        return means | {name: float(value) for name, value in self.maxima.items()}
 
 
 class Loss(NamedTuple):
-    """A part of a step's loss."""
+    """Loss of one part of a step."""
 
     value: "torch.Tensor"
     """[], with gradient."""
-    tally: Tally
+    metrics: MetricAccumulator
 
 
-def denominator(normalise: Normalise, *, num_tokens: int, num_sequences: int, max_tokens: int) -> float:
-    """What the loss of a whole step is divided by, from the unmasked tokens and the sequences that have any.
+# -- normalisation ---------------------------------------------------------------------------------------------
 
-    `max_tokens` is the longest response allowed.
+
+def loss_denominator(normalise: Normalise, *, num_tokens: int, num_sequences: int, max_tokens: int) -> float:
+    """Return the divisor of a whole step's loss.
+
+    Args:
+        normalise: Aggregation of the loss.
+        num_tokens: Unmasked tokens of the step, over all micro-batches and workers.
+        num_sequences: Sequences with any unmasked token, likewise.
+        max_tokens: Longest response allowed.
     """
     return max(1, {"tokens": num_tokens, "sequences": num_sequences, "constant": num_sequences * max_tokens}[normalise])
 
 
 def token_weights(mask: "torch.Tensor", normalise: Normalise) -> "torch.Tensor":
-    """Weight of each token [B, T] before division by the denominator: 0 where masked."""
+    """Return the weight of each token [B, T] before division by the denominator; 0 where masked."""
     weights = mask.float()
     return weights / weights.sum(-1, keepdim=True).clamp(min=1.0) if normalise == "sequences" else weights
 
 
-def policy_loss(tokens: ResponseTokens, config: AlgorithmConfig, denominator: float) -> Loss:
-    """The clipped loss of a policy: the sum over tokens of weight x loss, divided by `denominator`.
+# -- terms of the policy loss ----------------------------------------------------------------------------------
+
+
+def estimate_kl(log_ratio: "torch.Tensor", estimator: Literal["k1", "k2", "k3"]) -> "torch.Tensor":
+    """Estimate KL(p || q) at each token drawn from p.
+
+        k1 = log_ratio                        unbiased, of any sign
+        k2 = log_ratio^2 / 2                  biased, never negative
+        k3 = exp(-log_ratio) - 1 + log_ratio  unbiased, never negative
+
+    (J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html, 2020.) If p is the policy in
+    training, the gradients of the estimates are, on average over p: 0 for k1, the gradient of KL(p || q) for k2, that
+    of KL(q || p) for k3 (arXiv 2506.09477). Multiplied by the ratio of p to the probability sampled by, k1 and k3 have
+    the gradient of KL(p || q).
+
+    Args:
+        log_ratio: log p - log q, of any shape.
+        estimator: Name of the estimator.
+
+    Returns:
+        Estimates of the same shape.
+    """
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
+    return (-log_ratio).expm1() + log_ratio
+
+
+class ImportanceWeights(NamedTuple):
+    """Importance weights of tokens, [B, T] each, without gradient."""
+
+    weights: "torch.Tensor"
+    outside: "torch.Tensor"
+    """Boolean: the weight was outside the range before it was truncated or masked."""
+
+
+def importance_weights(log_ratio: "torch.Tensor", config: "ImportanceConfig") -> ImportanceWeights:
+    """Compute weights that correct for an engine whose probabilities differ from the trainer's.
+
+    Engine and trainer compute slightly different probabilities from the same weights, which makes on-policy training
+    off-policy. Truncated importance sampling multiplies each token's loss by min(p_trainer / p_engine, high) (F. Yao et
+    al., Your Efficient RL Framework Secretly Brings You Off-Policy RL Training, https://fengyao.notion.site/off-policy-rl,
+    2025); masked importance sampling sets weights outside the range to 0. A masked token stays in the denominator of
+    the loss: fewer tokens push less, the others not more.
+
+    Args:
+        log_ratio: log p_trainer - log p_engine, [B, T]; 0 where masked.
+        config: Range, level and treatment of weights outside the range.
+    """
+    log_ratio = log_ratio.detach()
+    if config.level == "sequence":
+        log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
+    ratio = log_ratio.exp()
+    outside = (ratio < config.low) | (ratio > config.high)
+    if config.outside == "mask":
+        return ImportanceWeights(ratio.masked_fill(outside, 0.0), outside)
+    return ImportanceWeights(ratio.clamp(config.low, config.high), outside)
+
+
+# -- losses ----------------------------------------------------------------------------------------------------
+
+
+def policy_loss(tokens: ResponseTokens, config: "AlgorithmConfig", denominator: float) -> Loss:
+    """Compute the clipped policy loss: the sum over tokens of weight x loss, divided by `denominator`.
 
         loss = -w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + coefficient x KL - coefficient x entropy
 
-    ratio = exp(new - old), or for all of a sequence exp(mean(new - old)); w is the importance weight, 1 without a
-    correction. Raises ValueError where the configuration asks for log-probabilities or entropies that are not given.
+    ratio = exp(new - old), or for a whole sequence exp(mean(new - old)); w is the importance weight, 1 without a
+    correction.
 
     Sources: the clip, PPO (arXiv 1707.06347, eq. 7); the KL in the loss and the mean over sequences, GRPO (2402.03300,
-    eq. 3 and 4); clip_high and the mean over tokens, DAPO (2503.14476); the constant, Dr. GRPO (2503.20783); a
-    sequence's ratio, GSPO (2507.18071).
+    eq. 3 and 4); clip_high and the mean over tokens, DAPO (2503.14476); the constant, Dr. GRPO (2503.20783); the ratio
+    of a sequence, GSPO (2507.18071).
 
-    The tally has, as means over tokens: `ratio`; `clip_low` and `clip_high`, shares whose gradient the clip stopped;
-    `step_kl`, of old and new policy (k3); and where given `reference_kl`, `entropy`, `mismatch` (|old - sampled|),
-    `importance_weight`, `importance_outside`; as maxima `ratio_max`, `mismatch_max`.
+    Args:
+        tokens: Log-probabilities and advantages of one micro-batch.
+        config: Clip, ratio, normalisation, KL, importance and entropy settings.
+        denominator: `loss_denominator` of the whole step.
+
+    Returns:
+        The loss and its metrics. Means over tokens: `ratio`; `clip_low` and `clip_high`, shares of tokens whose
+        gradient the clip stopped; `step_kl` between old and new policy (k3); and, if the inputs are given,
+        `reference_kl`, `entropy`, `mismatch` (|old - sampled|), `importance_weight`, `importance_outside`. Maxima:
+        `ratio_max`, `mismatch_max`.
+
+    Raises:
+        ValueError: The settings need log-probabilities or entropies that are missing.
     """
     mask = tokens.mask
     log_ratio = (tokens.new - tokens.old).where(mask, 0.0)
     token_ratio = log_ratio.exp()
-    ratio = token_ratio if config.ratio == "token" else _mean(log_ratio, mask).exp().expand_as(log_ratio)
+    ratio = token_ratio if config.ratio == "token" else _row_mean(log_ratio, mask).exp().expand_as(log_ratio)
     advantages = tokens.advantages if tokens.advantages.dim() == 2 else tokens.advantages[:, None]
     advantages = advantages.expand_as(ratio).where(mask, 0.0)
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
@@ -92,7 +220,7 @@ def policy_loss(tokens: ResponseTokens, config: AlgorithmConfig, denominator: fl
         "ratio": ratio,
         "clip_low": (ratio < 1.0 - config.clip_low) & (advantages < 0),
         "clip_high": (ratio > 1.0 + config.clip_high) & (advantages > 0),
-        "step_kl": divergence(-log_ratio, "k3"),
+        "step_kl": estimate_kl(-log_ratio, "k3"),
     }
     maxima = {"ratio_max": ratio}
 
@@ -106,13 +234,13 @@ def policy_loss(tokens: ResponseTokens, config: AlgorithmConfig, denominator: fl
     elif config.importance is not None:
         raise ValueError("an importance correction needs the engine's log-probabilities")
 
-    in_loss = config.kl.coefficient > 0 and config.kl.where == "loss"
+    kl_in_loss = config.kl.coefficient > 0 and config.kl.where == "loss"
     if tokens.reference is not None:
-        kl = divergence((tokens.new - tokens.reference).where(mask, 0.0), config.kl.estimator)
+        kl = estimate_kl((tokens.new - tokens.reference).where(mask, 0.0), config.kl.estimator)
         means["reference_kl"] = kl
-        if in_loss:
+        if kl_in_loss:
             losses = losses + config.kl.coefficient * (kl * token_ratio if config.kl.is_multiplied else kl)
-    elif in_loss:
+    elif kl_in_loss:
         raise ValueError("a KL penalty needs the reference policy's log-probabilities")
 
     if tokens.entropy is not None:
@@ -123,7 +251,7 @@ def policy_loss(tokens: ResponseTokens, config: AlgorithmConfig, denominator: fl
         raise ValueError("an entropy bonus needs entropies")
 
     value = (losses * token_weights(mask, config.normalise)).sum() / denominator
-    return Loss(value, Tally.over(mask, means=means, maxima=maxima))
+    return Loss(value, MetricAccumulator.from_tokens(mask, means=means, maxima=maxima))
 
 
 def value_loss(
@@ -131,26 +259,37 @@ def value_loss(
     old_values: "torch.Tensor",
     returns: "torch.Tensor",
     mask: "torch.Tensor",
-    config: AlgorithmConfig,
+    config: "AlgorithmConfig",
     denominator: float,
 ) -> Loss:
-    """The clipped loss of a critic, all [B, T]: the sum over tokens of weight x loss, divided by `denominator`.
+    """Compute the clipped loss of a critic: the sum over tokens of weight x loss, divided by `denominator`.
 
         loss = coefficient x max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2
 
     As in the first public PPO (https://github.com/openai/baselines, ppo2); its paper has the square without the clip.
-    The tally has `value_error`, the mean of (V - R)^2, and `value_clip`, the share whose gradient the clip stopped.
+
+    Args:
+        values: Values V with gradient, [B, T].
+        old_values: Values at the start of the step, [B, T].
+        returns: Returns R, [B, T].
+        mask: True for tokens of responses, [B, T].
+        config: Settings `ppo` and `normalise`.
+        denominator: `loss_denominator` of the whole step.
+
+    Returns:
+        The loss and its metrics: `value_error`, the mean of (V - R)^2, and `value_clip`, the share of tokens whose
+        gradient the clip stopped.
     """
     ppo = config.ppo
     error = (values - returns).where(mask, 0.0)
-    near = old_values + (values - old_values).clamp(-ppo.value_clip, ppo.value_clip)
-    near_error = (near - returns).where(mask, 0.0)
-    losses = ppo.value_coefficient * error.square().maximum(near_error.square()) / 2
+    clipped = old_values + (values - old_values).clamp(-ppo.value_clip, ppo.value_clip)
+    clipped_error = (clipped - returns).where(mask, 0.0)
+    losses = ppo.value_coefficient * error.square().maximum(clipped_error.square()) / 2
     value = (losses * token_weights(mask, config.normalise)).sum() / denominator
-    means = {"value_error": error.square(), "value_clip": near_error.square() > error.square()}
-    return Loss(value, Tally.over(mask, means=means, maxima={}))
+    means = {"value_error": error.square(), "value_clip": clipped_error.square() > error.square()}
+    return Loss(value, MetricAccumulator.from_tokens(mask, means=means, maxima={}))
 
 
-def _mean(values: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
-    """Mean of each row over its mask, [B, 1]; values are 0 where masked."""
+def _row_mean(values: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+    """Return the mean of each row over its mask, [B, 1]; values must be 0 where masked."""
     return values.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)

@@ -1,15 +1,17 @@
-"""Trains a policy against its rewards.
+"""Training of a policy against its rewards, as a stage: reads Question, writes a model.
 
-Reads Question. Writes, below its folder:
+Below its folder:
 
-    model/              the policy after the last step: a plain Hugging Face folder
+    model/              the policy after the last step: a Hugging Face folder
     best/               the policy at its best held-out evaluation, likewise
     metrics.jsonl       one line per step
     evaluations.jsonl   one line per held-out evaluation
-    best.json           the line of the evaluation that best/ was exported at
-    samples.jsonl       now and then a question, its answers, critiques and rewards
+    best.json           the line of the evaluation at which best/ was exported
+    samples.jsonl       every `samples_every` steps a question, its answers, critiques and rewards
     tensorboard/        all of these for TensorBoard, unless `trackers` leaves it out
     summary.json        written last
+
+`run` starts the rollout orchestrator and a group of training workers, which run `trainer.train_worker`.
 """
 
 import logging
@@ -30,70 +32,81 @@ from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.policy import collector, function_reward
 from vlgenrm_ray.policy.collector import CollectorJob
-from vlgenrm_ray.policy.job import PolicyJob
-from vlgenrm_ray.policy.news import News
+from vlgenrm_ray.policy.config import PolicyConfig
 from vlgenrm_ray.policy.reward import RewardConfig
-from vlgenrm_ray.policy.run_logging import read_lines
-from vlgenrm_ray.policy.trainer import work
-from vlgenrm_ray.policy.training_config import PolicyConfig
+from vlgenrm_ray.policy.run_logging import ConsoleReporter, RunPaths, read_lines
+from vlgenrm_ray.policy.trainer import PolicyTrainerJob, train_worker
 from vlgenrm_ray.settings import digest
 
 STAGE = "policy"
-_RAY = "ray"
-_TELL_S = 20.0
+_RAY_FOLDER = "ray"
+"""Folder of Ray Train's checkpoints."""
+_REPORT_EVERY_S = 20.0
+"""Seconds between messages about a start that takes long."""
 _log = logging.getLogger(__name__)
 
 
 def run(
     config: PolicyConfig, *, base: Path, questions: StageFolder, held_out: StageFolder, target: Path
 ) -> dict[str, Any]:
-    """Train `base`, or go on with it; what `summary.json` holds. A finished target is returned as it stands.
+    """Train a policy, or continue its training. A finished training is returned unchanged.
 
-    `questions` to learn from, `held_out` ones to measure by: folders that all nodes see.
+    Args:
+        config: Settings of the training.
+        base: Model folder of the initial policy.
+        questions: Folder of the questions to train on, visible to all nodes.
+        held_out: Folder of the questions to evaluate on, visible to all nodes.
+        target: Folder of the training, visible to all nodes.
 
-    Raises ConfigError for a target begun with other settings, ResourceError where the cluster lacks what is asked for,
-    RemoteError where the reward cannot be had, StageError where training itself fails; the same call then goes on from
-    the last checkpoint.
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        ConfigError: `target` was started with other settings or another model.
+        ResourceError: The cluster lacks requested resources.
+        RemoteError: A reward is unavailable.
+        StageError: The training failed; the same call continues from the last checkpoint.
     """
     model_folder.check(base)
-    summary = target / "summary.json"
-    _begin(config, base, target)
-    if summary.exists():
-        return read_json(summary)
-    for function in filter(None, (config.evaluation.measure, *(one.function for one in config.rewards))):
+    summary_path = target / "summary.json"
+    _claim_folder(config, base, target)
+    if summary_path.exists():
+        return read_json(summary_path)
+    for function in filter(None, (config.evaluation.measure, *(reward.function for reward in config.rewards))):
         function_reward.load(function)
-    for judge in (one.judge for one in config.rewards if one.judge is not None):
+    for judge in (reward.judge for reward in config.rewards if reward.judge is not None):
         model_folder.locate(judge.engine.model)
-    resources.check_resources(asks(config), connection.survey())
-    began = time.monotonic()
-    # Of this call alone: another run on the cluster has its own, and one that this run had before may not be over yet.
-    name = f"collector-{uuid.uuid4().hex}"
-    job = PolicyJob(config=config, base=base.absolute(), target=target.absolute(), collector=name)
-    job.failure.unlink(missing_ok=True)
-    if not job.result.exists():
+    resources.check_resources(resource_requests(config), connection.survey())
+    started = time.monotonic()
+    # A fresh name: other runs have an orchestrator of their own, and that of an earlier call may not have ended yet.
+    orchestrator = f"collector-{uuid.uuid4().hex}"
+    paths = RunPaths(target.absolute())
+    job = PolicyTrainerJob(config=config, base=base.absolute(), paths=paths, orchestrator=orchestrator)
+    paths.failure.unlink(missing_ok=True)
+    if not paths.result.exists():
         _train(job, questions, held_out)
-    done = read_json(job.result)
-    steps, evaluations = read_lines(job.metrics), read_lines(job.evaluations)
-    found = {
+    result = read_json(paths.result)
+    steps, evaluations = read_lines(paths.metrics), read_lines(paths.evaluations)
+    summary = {
         "seed": config.seed,
-        "steps": done["steps"],
-        "stopped": done["stopped"],
-        "seconds": round(time.monotonic() - began, 1),
+        "steps": result["steps"],
+        "stopped": result["stopped"],
+        "seconds": round(time.monotonic() - started, 1),
         "first": evaluations[0],
         "last": evaluations[-1],
-        "best": read_json(job.best_evaluation),
+        "best": read_json(paths.best_evaluation),
         "samples": sum(step["samples"] for step in steps),
         "failed": sum(step["failed"] for step in steps),
     }
-    write_json(summary, found)
-    shutil.rmtree(target / _RAY, ignore_errors=True)
-    return found
+    write_json(summary_path, summary)
+    shutil.rmtree(target / _RAY_FOLDER, ignore_errors=True)
+    return summary
 
 
-def asks(config: PolicyConfig) -> list[ResourceRequest]:
-    """What the training needs at the same time."""
+def resource_requests(config: PolicyConfig) -> list[ResourceRequest]:
+    """Return the resources that the training needs at the same time."""
     rollouts = config.rollouts
-    judges = [one.judge for one in config.rewards if one.judge is not None]
+    judges = [reward.judge for reward in config.rewards if reward.judge is not None]
     return [
         ResourceRequest(
             stage=STAGE, role="worker", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus
@@ -112,22 +125,24 @@ def asks(config: PolicyConfig) -> list[ResourceRequest]:
     ]
 
 
-def _begin(config: PolicyConfig, base: Path, target: Path) -> None:
-    """Claim the folder. Raises ConfigError where it is another training's."""
+def _claim_folder(config: PolicyConfig, base: Path, target: Path) -> None:
+    """Write what the folder is for. Raises ConfigError if it was started with other settings or another model."""
     fingerprint = {"config": digest([config.fingerprint()]), "base": model_folder.digest(base)}
     path = target / "begun.json"
     if path.exists() and read_json(path) != fingerprint:
         raise errors.ConfigError(
-            f"{target} was begun with other settings or another model; choose another run folder, or delete that one"
+            f"{target} was started with other settings, another model or an older version; choose another run folder, "
+            "or delete that one"
         )
     target.mkdir(parents=True, exist_ok=True)
     write_json(path, fingerprint)
 
 
-def _train(job: PolicyJob, questions: StageFolder, held_out: StageFolder) -> None:
+def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder) -> None:
+    """Run orchestrator and workers until the training has ended."""
     import ray
 
-    config = job.config
+    config, paths = job.config, job.paths
     actor = collector.start(
         CollectorJob(
             model=str(job.base),
@@ -135,16 +150,16 @@ def _train(job: PolicyJob, questions: StageFolder, held_out: StageFolder) -> Non
             held_out=held_out,
             rollouts=config.rollouts,
             rewards=config.rewards,
-            patience=config.patience,
+            patience=config.reward_retry,
             algorithm=config.algorithm,
             questions_per_step=config.questions_per_step,
             seed=config.seed,
             images=config.images,
-            blank=config.evaluation.blank,
+            blank=config.evaluation.num_image_ablations,
             sync=config.sync,
             way=config.way(),
         ),
-        job.collector,
+        job.orchestrator,
     )
     group = WorkerGroup(
         workers=config.workers,
@@ -155,36 +170,38 @@ def _train(job: PolicyJob, questions: StageFolder, held_out: StageFolder) -> Non
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
     try:
-        _ready(actor, config.rewards)
-        with steps_shown(STAGE, plan=job.plan, metrics=job.metrics, news=News(job)):
-            failure = fit(work, job, group, storage=job.target, name=_RAY)
+        _wait_until_ready(actor, config.rewards)
+        with steps_shown(STAGE, plan=paths.plan, metrics=paths.metrics, news=ConsoleReporter(paths)):
+            failure = fit(train_worker, job, group, storage=paths.folder, name=_RAY_FOLDER)
     finally:
         ray.kill(actor)
-    if job.failure.exists():
-        told = read_json(job.failure)
-        kind = getattr(errors, told["kind"], StageError)
-        raise (kind if issubclass(kind, VlGenRMError) else StageError)(told["message"]) from failure
+    if paths.failure.exists():
+        error = read_json(paths.failure)
+        kind = getattr(errors, error["kind"], StageError)
+        raise (kind if issubclass(kind, VlGenRMError) else StageError)(error["message"]) from failure
     if failure is not None:
-        raise StageError(f"stage 'policy' failed {config.retries + 1} times, last of: {failure}") from failure
-    if not job.result.exists():
-        raise StageError(f"stage 'policy' ended without a result in {job.target}; run again to finish it")
+        raise StageError(f"stage 'policy' failed {config.retries + 1} times, last with: {failure}") from failure
+    if not paths.result.exists():
+        raise StageError(f"stage 'policy' ended without a result in {paths.folder}; run again to finish it")
 
 
-def _ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
-    """Wait for engines and reward, and say so. Raises what keeps them from coming."""
+def _wait_until_ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
+    """Wait until engines and rewards are ready, with a message now and then. Raises the error of their start."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-    began, started = time.monotonic(), actor.start.remote()
-    named = ", ".join(one.url or one.handle or one.name for one in rewards)
+    began, pending = time.monotonic(), actor.start.remote()
+    names = ", ".join(reward.url or reward.handle or reward.name for reward in rewards)
     while True:
         try:
-            ray.get(started, timeout=_TELL_S)
+            ray.get(pending, timeout=_REPORT_EVERY_S)
             return
         except GetTimeoutError:
             waited = time.monotonic() - began
-            _log.warning("waiting for the rollout engines and the reward (%s), for %.0f s so far", named, waited)
+            _log.warning("waiting for the rollout engines and the reward (%s), for %.0f s so far", names, waited)
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
-            raise StageError(f"stage 'policy': the collector did not start: {connection.why_died(error)}") from error
+            raise StageError(
+                f"stage 'policy': the rollout orchestrator did not start: {connection.why_died(error)}"
+            ) from error

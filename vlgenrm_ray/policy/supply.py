@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from vlgenrm_ray.policy.collecting import Collected
-from vlgenrm_ray.policy.worker_context import Peers
+from vlgenrm_ray.policy.worker_context import WorkerContext
 
 if TYPE_CHECKING:
     import torch
@@ -35,9 +35,9 @@ class Line(Protocol):
 class Supply:
     """Where a worker's samples come from and its weights go to. Every method is collective."""
 
-    def __init__(self, peers: Peers, line: Line | None, weights: "Weights") -> None:
+    def __init__(self, context: WorkerContext, line: Line | None, weights: "Weights") -> None:
         """`line`: the first worker's. `weights`: the present ones, which all workers go through together."""
-        self._peers = peers
+        self._context = context
         self._line = line
         self._weights = weights
         self._sent: int | None = None
@@ -50,7 +50,7 @@ class Supply:
             if self._line is None:
                 for _ in weights:
                     continue
-            if self._peers.from_first(partial(self._send, weights, version)):
+            if self._context.broadcast_from_rank0(partial(self._send, weights, version)):
                 self._sent = version
 
     def ask(self, step: int) -> None:
@@ -67,7 +67,7 @@ class Supply:
         """
         while True:
             self.send(step if self._sent is None else self._sent)
-            found = self._peers.from_first(lambda: self._told(what, step))
+            found = self._context.broadcast_from_rank0(lambda: self._told(what, step))
             if found is not None:
                 return found
             self._sent = None

@@ -1,243 +1,276 @@
-"""What every learning worker does: take a step's samples, learn them, hand the weights back to the engines.
+"""Training loop of one worker: wait for rollouts, update policy and critic, send the new weights to the engines.
 
-All workers run this file in step; the first one alone talks to the collector and writes what is for others.
+All workers run the loop together. Rank 0 alone talks to the rollout orchestrator and writes logs. Read
+`_PolicyTrainer._train_step` first.
 """
 
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import StageError, VlGenRMError
-from vlgenrm_ray.policy import batching as lesson
+from vlgenrm_ray.policy.batching import TrainingSamples, build_training_samples, plan_micro_batches
 from vlgenrm_ray.policy.collecting import Collected
-from vlgenrm_ray.policy.course import Course
-from vlgenrm_ray.policy.evaluation import measured
-from vlgenrm_ray.policy.job import PolicyJob
-from vlgenrm_ray.policy.run_logging import Journal
+from vlgenrm_ray.policy.config import PolicyConfig
+from vlgenrm_ray.policy.evaluation import evaluation_metrics
+from vlgenrm_ray.policy.guards import TrainingHistory
+from vlgenrm_ray.policy.run_logging import RunLogger, RunPaths, rollout_metrics
 from vlgenrm_ray.policy.supply import Supply
-from vlgenrm_ray.policy.worker_context import Peers
+from vlgenrm_ray.policy.updater import PolicyUpdater
+from vlgenrm_ray.policy.worker_context import WorkerContext
 
 if TYPE_CHECKING:
     from vlgenrm_ray.policy.source import Source
 
 _POLICY, _CRITIC, _PROGRESS = "policy", "critic", "progress.json"
-"""What a checkpoint holds."""
+"""Contents of a checkpoint."""
 
 
-def work(job: PolicyJob) -> None:
-    """Entry point of a worker under Ray Train."""
-    if job.failure.exists():
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTrainerJob:
+    """Arguments of every training worker."""
+
+    config: PolicyConfig
+    base: Path
+    """Model folder of the initial policy."""
+    paths: RunPaths
+    orchestrator: str
+    """Name of the run's rollout orchestrator actor."""
+
+
+def train_worker(job: PolicyTrainerJob) -> None:
+    """Run the training loop; entry point of a Ray Train worker.
+
+    Raises:
+        VlGenRMError: The training failed; the error is also written to `job.paths.failure`.
+    """
+    if job.paths.failure.exists():
         return
     try:
-        _Worker(job).run()
+        _PolicyTrainer(job).run()
     except (VlGenRMError, ImageError, TextError) as error:
-        # Ray Train would start the workers again; what failed here fails again, so they then return at once.
-        write_json(job.failure, {"kind": type(error).__name__, "message": str(error)})
+        # Ray Train starts crashed workers again. This error would only be repeated, so they then return at once.
+        write_json(job.paths.failure, {"kind": type(error).__name__, "message": str(error)})
         raise
 
 
-class _Worker:
-    def __init__(self, job: PolicyJob) -> None:
+class _PolicyTrainer:
+    """Training loop of one worker."""
+
+    def __init__(self, job: PolicyTrainerJob) -> None:
         import torch
 
         from vlgenrm_ray.engines.critic import Critic
         from vlgenrm_ray.engines.deepspeed import Learner
-        from vlgenrm_ray.policy.updater import Study
 
         self.job = job
-        self.config = job.config
-        algorithm, seed = self.config.algorithm, self.config.seed
-        self.peers = Peers.here()
-        torch.set_num_threads(job.config.num_cpus)
+        self.config = config = job.config
+        self.context = WorkerContext.current()
+        torch.set_num_threads(config.num_cpus)
         self.learner: Learner = Learner(
-            job.base, self.config.engine, seed=seed, keep_reference=algorithm.kl.coefficient > 0
+            job.base, config.engine, seed=config.seed, keep_reference=config.algorithm.kl.coefficient > 0
         )
-        ppo = algorithm.algorithm == "ppo"
-        self.critic: Critic | None = Critic(job.base, self.config.critic, seed=seed) if ppo else None
-        # What was sampled by is what is learnt from: a picture must be as many tokens here as there.
-        seen_as = self.config.rollouts.engine.image_processor
-        encoder = VlmEncoder(job.base, self.config.images, image_processor=seen_as)
-        self.study = Study(self.config, encoder, self.learner, self.critic)
-        self.supply = Supply(
-            self.peers,
-            self._source() if self.peers.first else None,
-            lambda: self.learner.weights(trained_only=self.config.engine.freeze_vision, as_learnt=True),
+        self.critic: Critic | None = (
+            Critic(job.base, config.critic, seed=config.seed) if config.algorithm.uses_critic else None
         )
-        self.journal = Journal(job, writes=self.peers.first)
-        self.course = Course()
+        # An image must become the same number of tokens here as in the rollout engine.
+        self.encoder = VlmEncoder(job.base, config.images, image_processor=config.rollouts.engine.image_processor)
+        self.updater = PolicyUpdater(config, self.encoder, self.learner, self.critic, rank=self.context.rank)
+        self.client = Supply(
+            self.context,
+            self._source() if self.context.is_rank0 else None,
+            lambda: self.learner.weights(trained_only=config.engine.freeze_vision, as_learnt=True),
+        )
+        self.logger = RunLogger(job.paths, config, enabled=self.context.is_rank0)
+        self.history = TrainingHistory()
 
     def run(self) -> None:
+        """Train from the last checkpoint, if there is one, to the last step, and export the model."""
         from vlgenrm_ray.engines.export import export
 
-        done = self._resume()
-        self.journal.begin(done, steps=self.config.steps)
-        stopped = "" if done else self._evaluate(0)
-        while done < self.config.steps and not stopped:
-            self._step(done)
-            done += 1
-            if done % self.config.evaluation.every == 0 or done == self.config.steps:
-                stopped = self._evaluate(done)
-            if not stopped:
-                self._keep(done)
-        export(self.learner, self.job.model)
-        self.journal.end(steps=done, stopped=stopped)
+        num_done = self._resume()
+        self.logger.start(num_done, total_steps=self.config.steps)
+        stop_reason = "" if num_done else self._evaluate(0)
+        while num_done < self.config.steps and not stop_reason:
+            self._train_step(num_done)
+            num_done += 1
+            if num_done % self.config.evaluation.every == 0 or num_done == self.config.steps:
+                stop_reason = self._evaluate(num_done)
+            if not stop_reason:
+                self._save_checkpoint(num_done)
+        export(self.learner, self.job.paths.model)
+        self.logger.finish(steps=num_done, stopped=stop_reason)
 
     def _source(self) -> "Source":
-        """The line to the collector, and the shortest way for weights."""
         from vlgenrm_ray.policy import straight
         from vlgenrm_ray.policy.source import Source
 
         way, config = self.config.way(), self.config
         if way == "object_store":
-            return Source(self.job.collector, retries=config.retries)
+            return Source(self.job.orchestrator, retries=config.retries)
         outline = partial(self.learner.outline, trained_only=config.engine.freeze_vision, as_learnt=True)
         sender = partial(straight.sender, backend=way, outline=outline, timeout_s=config.sync.timeout_s)
-        return Source(self.job.collector, retries=config.retries, sender=sender)
+        return Source(self.job.orchestrator, retries=config.retries, sender=sender)
 
     # -- one step ----------------------------------------------------------------------------------------------
 
-    def _step(self, step: int) -> None:
-        """Learn the step that follows so many."""
-        marks = _Marks()
-        ahead = self.config.mode == "one_step_off"
-        collected = self.supply.take("step", step)
-        marks.lap("wait")
-        if ahead and step + 1 < self.config.steps:
-            # Weights first, so that what is sampled meanwhile is by the present ones.
-            self.supply.send(step)
-            marks.lap("sync")
-            self.supply.ask(step + 1)
-        figures = self._learn(step, collected)
-        marks.lap("learn")
-        if not ahead:
-            self.supply.send(step + 1)
-            marks.lap("sync")
-        self._note(step + 1, collected, figures, marks.seconds)
+    def _train_step(self, step: int) -> None:
+        """Train one step, numbered from 0: rollouts -> samples -> micro-batches -> updates -> weight sync -> log."""
+        config, timer = self.config, _PhaseTimer()
+        one_step_off = config.mode == "one_step_off"
+        batch = self.client.take("step", step)
+        timer.lap("wait")
+        if one_step_off and step + 1 < config.steps:
+            # The engines sample the next step with the present weights while this one is learned.
+            self.client.send(step)
+            timer.lap("sync")
+            self.client.ask(step + 1)
+        samples = build_training_samples(batch.groups, config, self.encoder)
+        training_batch = plan_micro_batches(
+            samples.samples,
+            shared_width=self.learner.shared_width,
+            step=step,
+            seed=config.seed,
+            num_updates=config.updates_per_step,
+            tokens_per_batch=config.tokens_per_batch,
+            num_workers=self.context.world_size,
+        )
+        metrics = self.updater.update(training_batch, step=step)
+        timer.lap("learn")
+        if not one_step_off:
+            self.client.send(step + 1)
+            timer.lap("sync")
+        self._log_step(step + 1, batch, samples, metrics, timer.seconds)
 
-    def _learn(self, step: int, collected: Collected) -> dict[str, float]:
-        from vlgenrm_ray.engines.deepspeed_model import NonFiniteStep
-
-        config = self.config
-        scored, fates = lesson.pupils(collected.groups, config.algorithm, max_tokens=config.rollouts.max_tokens)
-        planned, tokens, misfits = self.study.lesson(scored, fates, step=step, workers=self.peers.number)
-        found = {f"groups_{fate}": float(number) for fate, number in fates.items()} | {"misfits": float(misfits)}
-        if not planned.updates:
-            return found
-        lr = self.learner.lr(step, config.steps)
-        critic_lr = self.critic.lr(step, config.steps) if self.critic else 0.0
-        try:
-            taught = self.study.learn(
-                planned, tokens, rank=self.peers.rank, lr=lr, critic_lr=critic_lr, warmup=step < config.critic_warmup
-            )
-        except NonFiniteStep as error:
-            raise StageError(
-                f"stage 'policy': the {error.what} of step {step + 1} is not finite; lower policy.engine.learning_rate"
-                f"{' or policy.critic.learning_rate' if self.critic else ''}, or use precision: fp32"
-            ) from error
-        return found | taught | {"lr": lr}
-
-    def _note(self, done: int, collected: Collected, figures: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        """Write what came of a step. Raises StageError where too many rewards fail."""
-        own = lesson.figures(collected)
-        timed = {**seconds, "sampling": collected.sampling_s, "scoring": collected.scoring_s}
-        self.journal.step(
+    def _log_step(
+        self,
+        num_done: int,
+        batch: Collected,
+        samples: TrainingSamples,
+        metrics: Mapping[str, float],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Log a step. Raises StageError if too many rewards fail."""
+        rollouts = rollout_metrics(batch)
+        phases = {**seconds, "sampling": batch.sampling_s, "scoring": batch.scoring_s}
+        self.logger.log_step(
             {
-                "step": done,
-                # Seconds since the epoch: between two lines lies all of a step.
-                "at": round(time.time(), 4),
-                **own,
-                **figures,
-                "statuses": dict(collected.statuses),
-                "failures": dict(collected.details),
-                "seconds": {name: round(value, 4) for name, value in timed.items()},
+                "step": num_done,
+                # Seconds since the epoch: the distance between two lines is the full duration of a step.
+                "timestamp": round(time.time(), 4),
+                **rollouts,
+                **samples.metrics(),
+                **metrics,
+                "statuses": dict(batch.statuses),
+                "failures": dict(batch.details),
+                "seconds": {name: round(value, 4) for name, value in phases.items()},
             }
         )
-        if (done - 1) % self.config.samples_every == 0:
-            self.journal.samples(done, collected)
-        self.course.step(own.get("reward"), lesson.usable(collected.statuses, int(figures["misfits"])))
-        # What was learnt so far stays in the last checkpoint; the same command goes on from there.
-        if reason := self.course.failing(self.config.failures):
-            told = "".join(f"; {status}: {detail}" for status, detail in collected.details.items())
-            raise StageError(f"stage 'policy': stopped after step {done}: {reason}{told}")
+        if (num_done - 1) % self.config.samples_every == 0:
+            self.logger.log_samples(num_done, batch)
+        self.history.add_step(rollouts.get("reward"), samples.usable(batch.statuses))
+        # The last checkpoint keeps what was learned; the same command continues from there.
+        if reason := self.history.check_reward_failures(self.config.reward_failures):
+            details = "".join(f"; {status}: {detail}" for status, detail in batch.details.items())
+            raise StageError(f"stage 'policy': stopped after step {num_done}: {reason}{details}")
 
     # -- evaluation --------------------------------------------------------------------------------------------
 
-    def _evaluate(self, done: int) -> str:
-        """Measure the weights after `done` steps on held-out questions; export the best; why to stop, or ""."""
+    def _evaluate(self, num_done: int) -> str:
+        """Evaluate the present weights on held-out questions, and export them if they are the best so far.
+
+        Returns:
+            The reason to stop the training, or "".
+        """
         from vlgenrm_ray.engines.export import export
 
-        began = time.monotonic()
-        self.supply.send(done)
-        collected = self.supply.take("evaluate", done)
-        evaluation, hacking = self.config.evaluation, self.config.hacking
-        line = self.peers.from_first(lambda: measured(collected, evaluation.measure))
-        held_out = line["value" if evaluation.measure else "reward"]
+        started = time.monotonic()
+        config = self.config
+        self.client.send(num_done)
+        batch = self.client.take("evaluate", num_done)
+        measure = config.evaluation.measure
+        metrics = self.context.broadcast_from_rank0(lambda: evaluation_metrics(batch, measure))
+        held_out = metrics["value" if measure else "reward"]
         if held_out is None:
-            raise StageError(f"stage 'policy': evaluation after step {done}: no held-out answer could be measured")
-        line = {"step": done, "held_out": held_out, "training_reward": self.course.training_reward} | line
-        if self.peers.from_first(lambda: self.journal.is_best(line)):
-            export(self.learner, self.job.best)
-            self.journal.best(line)
-        self.course.evaluation(done, held_out=held_out, reward=line["reward"], sight=line["sight"])
-        doubt = self.course.blind(self.config.sight) or ""
-        self.journal.evaluation(line | {"doubt": doubt, "seconds": round(time.monotonic() - began, 4)})
-        # By the reward alone nobody can say whether it is hacked.
-        hacked = self.course.hacking(hacking) if hacking is not None and evaluation.measure else None
-        return hacked or (doubt if self.config.sight.stop else "")
+            raise StageError(
+                f"stage 'policy': evaluation after step {num_done}: no held-out answer has a value; look at the "
+                f"statuses in {self.job.paths.metrics} and at evaluation.measure"
+            )
+        line = {"step": num_done, "held_out": held_out, "training_reward": self.history.training_reward} | metrics
+        if self.context.broadcast_from_rank0(lambda: self.logger.is_best(line)):
+            export(self.learner, self.job.paths.best)
+            self.logger.log_best(line)
+        self.history.add_evaluation(
+            num_done,
+            held_out=held_out,
+            reward=metrics["reward"],
+            image_reward_gain=metrics["image_reward_gain"],
+        )
+        warning = self.history.check_image_ablation(config.image_ablation) or ""
+        self.logger.log_evaluation(line | {"warning": warning, "seconds": round(time.monotonic() - started, 4)})
+        # Without an independent measure, hacking of the reward cannot be told from progress.
+        hacked = (
+            self.history.check_reward_hacking(config.reward_hacking)
+            if config.reward_hacking is not None and measure
+            else None
+        )
+        return hacked or (warning if config.image_ablation.stop else "")
 
-    # -- going on ----------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------------------
 
     def _resume(self) -> int:
-        """Restore the last checkpoint, if there is one; the number of steps done."""
+        """Restore the last checkpoint, if there is one; return the number of steps done."""
         import ray.train
         import torch
 
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.peers.rank)
+            torch.manual_seed(self.config.seed * 1_000_003 + self.context.rank)
             return 0
         with checkpoint.as_directory() as name:
             folder = Path(name)
             if self.critic is not None:
                 self.critic.load(folder / _CRITIC)
-            # Last, for it restores the state of chance as well.
+            # Last, because it restores the random state as well.
             self.learner.load(folder / _POLICY)
-            kept = read_json(folder / _PROGRESS)
-        self.course = Course.of(kept["course"])
-        return int(kept["steps"])
+            progress = read_json(folder / _PROGRESS)
+        self.history = TrainingHistory.from_state_dict(progress["history"])
+        return int(progress["steps"])
 
-    def _keep(self, done: int) -> None:
-        """A checkpoint every so many steps; the last step is followed by the export, not by a checkpoint."""
+    def _save_checkpoint(self, num_done: int) -> None:
+        """Save a checkpoint if it is due. The last step is exported instead."""
         import ray.train
 
         every = self.config.checkpoint_every
-        if not every or done % every or done == self.config.steps:
+        if not every or num_done % every or num_done == self.config.steps:
             return
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             self.learner.save(folder / _POLICY)
             if self.critic is not None:
                 self.critic.save(folder / _CRITIC)
-            if self.peers.first:
-                kept = {"steps": done, "course": self.course.kept(self.config.failures.window)}
-                write_json(folder / _PROGRESS, kept)
-            ray.train.report({"steps": done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            if self.context.is_rank0:
+                history = self.history.state_dict(self.config.reward_failures.window)
+                write_json(folder / _PROGRESS, {"steps": num_done, "history": history})
+            ray.train.report({"steps": num_done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-class _Marks:
+class _PhaseTimer:
     """Seconds of a step's phases."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._mark = time.monotonic()
+        self._last = time.monotonic()
 
-    def lap(self, name: str) -> None:
+    def lap(self, phase: str) -> None:
+        """Attribute the time since the last call to a phase."""
         now = time.monotonic()
-        self.seconds[name] = now - self._mark
-        self._mark = now
+        self.seconds[phase] = now - self._last
+        self._last = now

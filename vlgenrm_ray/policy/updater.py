@@ -1,18 +1,21 @@
-"""One step's learning: from samples that count to optimizer steps of the policy, and of its critic. Collective."""
+"""Updates of policy and critic from one step's training batch. Collective: all workers call it together.
+
+`PolicyUpdater.update` prepares micro-batches, computes old and reference log-probabilities and values,
+and takes the optimizer steps of the batch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.batch_plan import MicroBatch, Step
-from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens, VlmEncoder
-from vlgenrm_ray.policy.advantages import gae, moments, whitened
-from vlgenrm_ray.policy.batching import Lesson, Pupil
-from vlgenrm_ray.policy.lesson_plan import plan
-from vlgenrm_ray.policy.losses import Loss, ResponseTokens, denominator, policy_loss, value_loss
-from vlgenrm_ray.policy.shaping import token_rewards
-from vlgenrm_ray.policy.tally import Tally
-from vlgenrm_ray.policy.training_config import PolicyConfig
+from vlgenrm_ray.engines.vlm_batch import Batch, VlmEncoder
+from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.policy.advantages import gae, token_moments, token_rewards, whiten
+from vlgenrm_ray.policy.algorithms import resolve_algorithm
+from vlgenrm_ray.policy.batching import TrainingBatch
+from vlgenrm_ray.policy.config import PolicyConfig
+from vlgenrm_ray.policy.losses import Loss, MetricAccumulator, ResponseTokens, loss_denominator, value_loss
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +26,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class _Part:
-    """One micro-batch of this worker, with what is known of its tokens before the step; all on the learner's device."""
+class _MicroBatchTensors:
+    """One micro-batch of this worker and what is known of its tokens before the step, on the training device."""
 
     batch: Batch
     sampled: "torch.Tensor"
-    """[B, T]: log-probabilities by the engine."""
+    """Log-probabilities by the engine, [B, T]."""
     advantages: "torch.Tensor"
     """[B], or [B, T] with a critic."""
     rewards: "torch.Tensor"
@@ -39,189 +42,210 @@ class _Part:
     returns: "torch.Tensor | None" = None
 
 
-class Study:
-    """Learns steps, on one worker of several."""
+class PolicyUpdater:
+    """Optimizer steps of the policy, and of its critic, on one training worker."""
 
-    def __init__(self, config: PolicyConfig, encoder: VlmEncoder, learner: "Learner", critic: "Critic | None") -> None:
+    def __init__(
+        self, config: PolicyConfig, encoder: VlmEncoder, learner: "Learner", critic: "Critic | None", *, rank: int
+    ) -> None:
+        """Create the updater of one worker.
+
+        Args:
+            config: Settings of the training.
+            encoder: Encoder of prompts and images.
+            learner: Training engine of the policy.
+            critic: Training engine of the critic; None for algorithms without one.
+            rank: Rank of this worker.
+        """
         self.config = config
         self.encoder = encoder
         self.learner = learner
         self.critic = critic
+        self.rank = rank
+        self._policy_loss = resolve_algorithm(config.algorithm.algorithm).policy_loss
 
-    def lesson(
-        self, pupils: Sequence[Pupil], fates: Any, *, step: int, workers: int
-    ) -> tuple[Lesson, list[Tokens], int]:
-        """The step's plan, the same on all workers; each pupil's tokens; how many samples do not fit a micro-batch."""
-        kept: list[Pupil] = []
-        tokens: list[Tokens] = []
-        for pupil in pupils:
-            rollout = pupil.rollout
-            try:
-                made = self.encoder.rollout(rollout.question.image, rollout.question.text, rollout.ids)
-            # An engine that lets image tokens through; its sample would be read as another prompt.
-            except TextError:
-                continue
-            if len(made) <= self.config.tokens_per_batch:
-                kept.append(pupil)
-                tokens.append(made)
-        rows, updates = plan(
-            tokens,
-            [pupil.rollout.question.image.sha256 for pupil in kept],
-            width=self.learner.shared_width,
-            step=step,
-            seed=self.config.seed,
-            updates=self.config.updates_per_step,
-            tokens_per_batch=self.config.tokens_per_batch,
-            workers=workers,
-        )
-        lesson = Lesson(pupils=tuple(kept), rows=rows, updates=updates, fates=fates)
-        return lesson, tokens, len(pupils) - len(kept)
+    def update(self, batch: TrainingBatch, *, step: int) -> dict[str, float]:
+        """Take the optimizer steps of a training batch.
 
-    def learn(
-        self, lesson: Lesson, tokens: Sequence[Tokens], *, rank: int, lr: float, critic_lr: float, warmup: bool
-    ) -> dict[str, float]:
-        """Take the lesson's optimizer steps; the step's figures, over all workers. Raises NonFiniteStep.
+        Args:
+            batch: Samples and plan of the step, equal on all workers.
+            step: Number of steps done before; decides the learning rate and the critic's warm-up.
 
-        `warmup`: the critic alone learns.
+        Returns:
+            Metrics of the step over all workers; empty if the batch has no samples.
+
+        Raises:
+            StageError: Loss or gradient is not finite.
         """
-        parts = [[self._part(lesson, tokens, micro) for micro in update.of(rank)] for update in lesson.updates]
-        self._before(parts, updates=len(lesson.updates))
-        tallies: list[Tally] = []
-        found: dict[str, float] = {}
-        for update, mine in zip(lesson.updates, parts, strict=True):
-            over = self._denominator(lesson, update)
+        from vlgenrm_ray.engines.deepspeed_model import NonFiniteStep
+
+        if not batch.updates:
+            return {}
+        try:
+            return self._update(batch, step)
+        except NonFiniteStep as error:
+            raise StageError(
+                f"stage 'policy': the {error.what} of step {step + 1} is not finite; lower policy.engine.learning_rate"
+                f"{' or policy.critic.learning_rate' if self.critic else ''}, or use precision: fp32"
+            ) from error
+
+    def _update(self, batch: TrainingBatch, step: int) -> dict[str, float]:
+        lr = self.learner.lr(step, self.config.steps)
+        critic_lr = self.critic.lr(step, self.config.steps) if self.critic else 0.0
+        updates = [[self._to_tensors(batch, micro) for micro in update.of(self.rank)] for update in batch.updates]
+        self._compute_old_values(updates)
+        accumulators: list[MetricAccumulator] = []
+        metrics: dict[str, float] = {"lr": lr}
+        for update, micro_batches in zip(batch.updates, updates, strict=True):
+            denominator = self._denominator(batch, update)
             if self.critic is not None:
-                found |= self._teach_critic(mine, over, critic_lr, tallies)
-            if not warmup:
-                found |= self._teach_policy(mine, over, lr, tallies)
-        return found | self._together(tallies)
+                metrics |= self._update_critic(micro_batches, denominator, critic_lr, accumulators)
+            if step >= self.config.critic_warmup:
+                metrics |= self._update_policy(micro_batches, denominator, lr, accumulators)
+        return metrics | _gather_metrics(accumulators)
 
-    # -- parts -------------------------------------------------------------------------------------------------
+    # -- preparation -------------------------------------------------------------------------------------------
 
-    def _part(self, lesson: Lesson, tokens: Sequence[Tokens], micro: MicroBatch) -> _Part:
+    def _to_tensors(self, batch: TrainingBatch, micro: MicroBatch) -> _MicroBatchTensors:
         import torch
 
-        pupils = [lesson.pupils[member] for member in micro.members]
-        samples = [
-            (tokens[m], pupil.rollout.question.image, 1.0) for m, pupil in zip(micro.members, pupils, strict=True)
-        ]
-        batch = self.encoder.batch(samples, counts=micro.counts, families=lesson.families(micro))
-        sampled = torch.zeros_like(batch.weights)
-        for i, ((made, _, _), pupil) in enumerate(zip(samples, pupils, strict=True)):
-            sampled[i, made.num_prompt : len(made)] = torch.tensor(pupil.rollout.logprobs)
+        samples = [batch.samples[member] for member in micro.members]
+        inputs = self.encoder.batch(
+            [(sample.tokens, sample.rollout.question.image, 1.0) for sample in samples],
+            counts=micro.counts,
+            families=batch.shared_rows(micro),
+        )
+        sampled = torch.zeros_like(inputs.weights)
+        for i, sample in enumerate(samples):
+            sampled[i, sample.tokens.num_prompt : len(sample.tokens)] = torch.tensor(sample.rollout.logprobs)
         device = self.learner.device
-        return _Part(
-            batch=batch.to(device),
+        return _MicroBatchTensors(
+            batch=inputs.to(device),
             sampled=sampled.to(device),
-            advantages=torch.tensor([pupil.advantage for pupil in pupils], device=device),
-            rewards=torch.tensor([pupil.reward for pupil in pupils], device=device),
+            advantages=torch.tensor([sample.advantage for sample in samples], device=device),
+            rewards=torch.tensor([sample.reward for sample in samples], device=device),
         )
 
-    def _before(self, parts: Sequence[Sequence[_Part]], *, updates: int) -> None:
-        """What must be known with the weights that the step begins with."""
-        every = [part for mine in parts for part in mine]
-        batches = [part.batch for part in every]
+    def _compute_old_values(self, updates: Sequence[Sequence[_MicroBatchTensors]]) -> None:
+        """Compute what depends on the weights at the start of the step: log-probabilities, values, advantages."""
+        micro_batches = [micro for update in updates for micro in update]
+        batches = [micro.batch for micro in micro_batches]
         temperature, kl = self.config.rollouts.temperature, self.config.algorithm.kl
-        # With a single update the log-probabilities it computes anyway are the old ones.
-        if updates > 1 or self.critic is not None:
-            for part, old in zip(every, self.learner.logprobs(batches, temperature=temperature), strict=True):
-                part.old = old
+        # With a single update, the log-probabilities that it computes anyway are the old ones.
+        if len(updates) > 1 or self.critic is not None:
+            for micro, old in zip(micro_batches, self.learner.logprobs(batches, temperature=temperature), strict=True):
+                micro.old = old
         if kl.coefficient:
-            told = self.learner.logprobs(batches, reference=True, temperature=temperature)
-            for part, reference in zip(every, told, strict=True):
-                part.reference = reference
+            references = self.learner.logprobs(batches, reference=True, temperature=temperature)
+            for micro, reference in zip(micro_batches, references, strict=True):
+                micro.reference = reference
         if self.critic is not None:
-            for part, values in zip(every, self.critic.values(batches), strict=True):
-                part.values = values
-            self._estimate(every)
+            for micro, values in zip(micro_batches, self.critic.values(batches), strict=True):
+                micro.values = values
+            self._estimate_advantages(micro_batches)
 
-    def _estimate(self, parts: Sequence[_Part]) -> None:
-        """Advantages and returns of tokens, by the critic."""
+    def _estimate_advantages(self, micro_batches: Sequence[_MicroBatchTensors]) -> None:
+        """Compute advantages and returns of tokens from the critic's values."""
         import torch
 
         algorithm = self.config.algorithm
-        whole = torch.zeros(3, dtype=torch.float64, device=self.learner.device)
-        for part in parts:
-            mask = part.batch.targets
-            assert part.old is not None
-            assert part.values is not None
-            rewards = token_rewards(part.rewards, part.old, part.reference, mask, algorithm.kl)
-            ppo = algorithm.ppo
-            part.advantages, part.returns = gae(rewards, part.values, mask, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
-            if part.batch.counts:
-                whole += moments(part.advantages, mask)
-        torch.distributed.all_reduce(whole)
+        moments = torch.zeros(3, dtype=torch.float64, device=self.learner.device)
+        for micro in micro_batches:
+            mask = micro.batch.targets
+            assert micro.old is not None
+            assert micro.values is not None
+            rewards = token_rewards(micro.rewards, micro.old, micro.reference, mask, algorithm.kl)
+            micro.advantages, micro.returns = gae(
+                rewards, micro.values, mask, gamma=algorithm.ppo.gamma, gae_lambda=algorithm.ppo.gae_lambda
+            )
+            if micro.batch.counts:
+                moments += token_moments(micro.advantages, mask)
+        torch.distributed.all_reduce(moments)
         if algorithm.ppo.whiten:
-            for part in parts:
-                part.advantages = whitened(part.advantages, part.batch.targets, whole)
+            for micro in micro_batches:
+                micro.advantages = whiten(micro.advantages, micro.batch.targets, moments)
 
     # -- optimizer steps ---------------------------------------------------------------------------------------
 
-    def _teach_policy(self, parts: Sequence[_Part], over: float, lr: float, tallies: list[Tally]) -> dict[str, float]:
+    def _update_policy(
+        self,
+        micro_batches: Sequence[_MicroBatchTensors],
+        denominator: float,
+        lr: float,
+        accumulators: list[MetricAccumulator],
+    ) -> dict[str, float]:
         algorithm = self.config.algorithm
 
         def loss(number: int, batch: Batch, tokens: "LogProbs") -> "torch.Tensor":
-            part = parts[number]
-            made = policy_loss(
+            micro = micro_batches[number]
+            part = self._policy_loss(
                 ResponseTokens(
                     mask=batch.targets,
                     new=tokens.values,
-                    old=tokens.values.detach() if part.old is None else part.old,
-                    advantages=part.advantages,
-                    sampled=part.sampled,
-                    reference=part.reference,
+                    old=tokens.values.detach() if micro.old is None else micro.old,
+                    advantages=micro.advantages,
+                    sampled=micro.sampled,
+                    reference=micro.reference,
                     entropy=tokens.entropy,
                 ),
                 algorithm,
-                over,
+                denominator,
             )
-            return _counted(made, batch, tallies)
+            return _record(part, batch, accumulators)
 
-        done = self.learner.learn(
-            [part.batch for part in parts],
+        result = self.learner.learn(
+            [micro.batch for micro in micro_batches],
             loss,
             lr=lr,
             temperature=self.config.rollouts.temperature,
             entropy="gradient" if algorithm.entropy_coefficient else "value",
         )
-        return {"loss": done.loss, "grad_norm": done.grad_norm}
+        return {"loss": result.loss, "grad_norm": result.grad_norm}
 
-    def _teach_critic(self, parts: Sequence[_Part], over: float, lr: float, tallies: list[Tally]) -> dict[str, float]:
+    def _update_critic(
+        self,
+        micro_batches: Sequence[_MicroBatchTensors],
+        denominator: float,
+        lr: float,
+        accumulators: list[MetricAccumulator],
+    ) -> dict[str, float]:
         assert self.critic is not None
 
         def loss(number: int, batch: Batch, values: "torch.Tensor") -> "torch.Tensor":
-            part = parts[number]
-            assert part.values is not None
-            assert part.returns is not None
-            made = value_loss(values, part.values, part.returns, batch.targets, self.config.algorithm, over)
-            return _counted(made, batch, tallies)
+            micro = micro_batches[number]
+            assert micro.values is not None
+            assert micro.returns is not None
+            part = value_loss(values, micro.values, micro.returns, batch.targets, self.config.algorithm, denominator)
+            return _record(part, batch, accumulators)
 
-        done = self.critic.learn([part.batch for part in parts], loss, lr=lr)
-        return {"value_loss": done.loss, "value_grad_norm": done.grad_norm}
+        result = self.critic.learn([micro.batch for micro in micro_batches], loss, lr=lr)
+        return {"value_loss": result.loss, "value_grad_norm": result.grad_norm}
 
-    def _denominator(self, lesson: Lesson, update: Step) -> float:
-        num_tokens, num_sequences = lesson.counts(update)
-        return denominator(
+    def _denominator(self, batch: TrainingBatch, update: Step) -> float:
+        return loss_denominator(
             self.config.algorithm.normalise,
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
+            num_tokens=batch.num_tokens(update),
+            num_sequences=batch.num_sequences(update),
             max_tokens=self.config.rollouts.max_tokens,
         )
 
-    def _together(self, tallies: Sequence[Tally]) -> dict[str, float]:
-        """The tallies of all micro-batches and workers, as figures."""
-        import torch
 
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, [tally.cpu() for tally in tallies])
-        found: dict[frozenset[str], Tally] = {}
-        for tally in (tally for part in parts for tally in part):
-            names = frozenset(tally.sums)
-            found[names] = found[names] + tally if names in found else tally
-        return {name: value for tally in found.values() for name, value in tally.figures().items()}
-
-
-def _counted(made: Loss, batch: Batch, tallies: list[Tally]) -> "torch.Tensor":
+def _record(part: Loss, batch: Batch, accumulators: list[MetricAccumulator]) -> "torch.Tensor":
+    """Add a micro-batch's metrics, unless it is a filler; return its loss."""
     if batch.counts:
-        tallies.append(made.tally)
-    return made.value
+        accumulators.append(part.metrics)
+    return part.value
+
+
+def _gather_metrics(accumulators: Sequence[MetricAccumulator]) -> dict[str, float]:
+    """Combine the metrics of all micro-batches and workers."""
+    import torch
+
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, [accumulator.cpu() for accumulator in accumulators])
+    # Policy and critic have metrics of different names.
+    by_names: dict[frozenset[str], MetricAccumulator] = {}
+    for accumulator in (accumulator for worker in gathered for accumulator in worker):
+        names = frozenset(accumulator.sums)
+        by_names[names] = by_names[names] + accumulator if names in by_names else accumulator
+    return {name: value for accumulator in by_names.values() for name, value in accumulator.compute().items()}

@@ -1,4 +1,4 @@
-"""A training's workers among themselves: who one is, and what the first of them gives all."""
+"""Rank of a training worker, and broadcasts from rank 0."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,37 +10,41 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peers:
-    """One worker's place among all."""
+class WorkerContext:
+    """Rank and world size of one training worker. Rank 0 alone calls the rollout orchestrator and writes files."""
 
     rank: int
-    number: int
+    world_size: int
 
     @classmethod
-    def here(cls) -> Self:
-        """Of the worker of Ray Train that this process is."""
+    def current(cls) -> Self:
+        """Return the context of the Ray Train worker that this process is."""
         import ray.train
 
         context = ray.train.get_context()
-        return cls(rank=context.get_world_rank(), number=context.get_world_size())
+        return cls(rank=context.get_world_rank(), world_size=context.get_world_size())
 
     @property
-    def first(self) -> bool:
-        """Whether this is the worker that alone speaks with the collector and writes for others."""
+    def is_rank0(self) -> bool:
+        """True on rank 0."""
         return self.rank == 0
 
-    def from_first(self, ask: Callable[[], _T]) -> _T:
-        """What `ask` gives the first worker, on all of them; an error of ours that it raises there, all raise."""
+    def broadcast_from_rank0(self, compute: Callable[[], _T]) -> _T:
+        """Call `compute` on rank 0 and return its result on all ranks. Collective.
+
+        Raises:
+            VlGenRMError: `compute` raised it on rank 0; it is raised again on all ranks.
+        """
         import torch.distributed as dist
 
-        told: list[Any] = [None, None]
-        if self.first:
+        result_and_error: list[Any] = [None, None]
+        if self.is_rank0:
             try:
-                told[0] = ask()
+                result_and_error[0] = compute()
             except VlGenRMError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0)
-        if told[1] is not None:
-            raise told[1]
-        found: _T = told[0]
-        return found
+                result_and_error[1] = error
+        dist.broadcast_object_list(result_and_error, src=0)
+        if result_and_error[1] is not None:
+            raise result_and_error[1]
+        result: _T = result_and_error[0]
+        return result

@@ -1,4 +1,4 @@
-"""A picture of policies' trainings: reward, held-out value, divergence and length, step by step."""
+"""Training curves of policies: reward, held-out measure, KL divergence and response length by step."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,36 +9,42 @@ from typing import Any
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.policy.run_logging import read_lines
 
-_SMOOTHED = 5
-"""Steps averaged in the curves of single steps."""
+_SMOOTHING_STEPS = 5
+"""Steps averaged in curves with a point per step."""
 _SUFFIXES = (".svg", ".png", ".pdf")
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One of the picture's fields: a name of a figure, and where it stands."""
+    """One plot of the figure."""
 
     title: str
     file: str
-    name: str
+    """Log file in the folder of the training."""
+    key: str
+    """Metric in its lines."""
 
 
 PANELS = (
     Panel("training reward", "metrics.jsonl", "reward"),
-    Panel("held-out value, unseen by the reward", "evaluations.jsonl", "value"),
-    Panel("KL to the first policy, nats a token", "metrics.jsonl", "reference_kl"),
-    Panel("tokens a response", "metrics.jsonl", "length"),
+    Panel("held-out measure, unseen by the reward", "evaluations.jsonl", "value"),
+    Panel("KL to the initial policy, nats per token", "metrics.jsonl", "reference_kl"),
+    Panel("tokens per response", "metrics.jsonl", "length"),
 )
 
 
-def draw(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
-    """Draw trainings (folders as `policy/run.py` writes them), several seeds under one label, into a picture file.
+def draw_curves(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
+    """Draw the curves of several trainings into one figure: thin lines for runs, thick ones for the mean of a label.
 
-    A thin line is a run, a thick one the mean of a label's runs. Raises InputError for a folder that is not one, and
-    for a target that is no .svg, .png or .pdf.
+    Args:
+        runs: Folders of trainings (as `policy/run.py` writes them) by label, one per seed.
+        target: File to write: .svg, .png or .pdf.
+
+    Raises:
+        InputError: A folder is not that of a training, or `target` has another suffix.
     """
     if target.suffix not in _SUFFIXES:
-        raise InputError(f"{target}: give a picture's name, ending in {', '.join(_SUFFIXES)}")
+        raise InputError(f"{target}: name an image file that ends in {', '.join(_SUFFIXES)}")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
@@ -48,54 +54,59 @@ def draw(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
         axes.grid(alpha=0.3)
         for number, (label, folders) in enumerate(runs.items()):
             colour = f"C{number}"
-            lines = [curve(_lines(folder / panel.file), panel.name) for folder in folders]
-            for line in lines:
-                axes.plot(*zip(*line, strict=True), color=colour, alpha=0.3 if len(lines) > 1 else 1.0, linewidth=1)
-            if len(lines) > 1:
-                axes.plot(*zip(*mean(lines), strict=True), color=colour, linewidth=2)
+            curves = [extract_curve(_read_log(folder / panel.file), panel.key) for folder in folders]
+            for curve in curves:
+                axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.3 if len(curves) > 1 else 1.0, linewidth=1)
+            if len(curves) > 1:
+                axes.plot(*zip(*mean_curve(curves), strict=True), color=colour, linewidth=2)
             axes.plot([], [], color=colour, label=label)
     figure.axes[0].legend(fontsize=9)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}")
-    # The same runs make the same file.
-    dated = {".svg": "Date", ".pdf": "CreationDate"}.get(target.suffix)
-    figure.savefig(partial, format=target.suffix[1:], metadata={dated: None} if dated else None)
+    # Without a date, the same runs give the same file.
+    date_key = {".svg": "Date", ".pdf": "CreationDate"}.get(target.suffix)
+    figure.savefig(partial, format=target.suffix[1:], metadata={date_key: None} if date_key else None)
     os.replace(partial, target)
 
 
-def named(told: Sequence[str]) -> dict[str, list[Path]]:
-    """Folders of trainings by label, from "LABEL=RUN[,RUN...]" each; a RUN is a policy's run folder, or the one in it
-    that the training wrote. Raises InputError for what has another form.
+def parse_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
+    """Parse arguments "LABEL=RUN[,RUN...]" into folders of trainings by label.
+
+    Args:
+        arguments: A RUN is the run folder of a policy, or the folder `policy` in it.
+
+    Raises:
+        InputError: An argument has another form.
     """
-    found: dict[str, list[Path]] = {}
-    for one in told:
-        label, equals, runs = one.partition("=")
-        folders = [Path(run) for run in runs.split(",") if run]
+    runs: dict[str, list[Path]] = {}
+    for argument in arguments:
+        label, equals, names = argument.partition("=")
+        folders = [Path(name) for name in names.split(",") if name]
         if not (label and equals and folders):
-            raise InputError(f"{one!r}: give LABEL=RUN, or LABEL=RUN,RUN for several seeds")
-        found.setdefault(label, []).extend(f / "policy" if (f / "policy").is_dir() else f for f in folders)
-    return found
+            raise InputError(f"{argument!r}: give LABEL=RUN, or LABEL=RUN,RUN for several seeds")
+        runs.setdefault(label, []).extend(f / "policy" if (f / "policy").is_dir() else f for f in folders)
+    return runs
 
 
-def curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """(step, value) of a figure where it is known; of single steps a running mean."""
-    found = [(int(line["step"]), float(line[name])) for line in lines if line.get(name) is not None]
-    width = _SMOOTHED if len(found) > 4 * _SMOOTHED else 1
-    values = [value for _, value in found]
+def extract_curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of a metric from the lines that have it, as a running mean if they are many."""
+    points = [(int(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
+    width = _SMOOTHING_STEPS if len(points) > 4 * _SMOOTHING_STEPS else 1
+    values = [value for _, value in points]
     return [
         (step, sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]))
-        for i, (step, _) in enumerate(found)
+        for i, (step, _) in enumerate(points)
     ]
 
 
-def mean(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """Mean of curves at the steps that all of them have."""
-    known = [dict(one) for one in curves]
-    steps = sorted(set.intersection(*(set(one) for one in known)))
-    return [(step, sum(one[step] for one in known) / len(known)) for step in steps]
+def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """Return the mean of curves at the steps that all of them have."""
+    by_step = [dict(curve) for curve in curves]
+    steps = sorted(set.intersection(*(set(values) for values in by_step)))
+    return [(step, sum(values[step] for values in by_step) / len(by_step)) for step in steps]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
-        raise InputError(f"{path}: not there; give the folder of a policy's run")
+        raise InputError(f"{path}: no such file; give the run folder of a policy")
     return read_lines(path)

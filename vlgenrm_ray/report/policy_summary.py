@@ -1,4 +1,4 @@
-"""What the training of a policy came to: the lines on the console."""
+"""Console summary of a policy's training."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,45 +7,57 @@ from typing import Any
 from vlgenrm_ray.evaluation.metrics import Estimate, paired_gain
 
 
-def gain(done: Mapping[str, Any], evaluation: str = "best") -> Estimate | None:
-    """Of the held-out measure since the first evaluation, paired by question; None where there was no measure.
+def measure_gain(summary: Mapping[str, Any], evaluation: str = "best") -> Estimate | None:
+    """Estimate the gain of the held-out measure since the first evaluation, paired by question.
 
-    Of the `best` it is flattered: that one was chosen by the same questions. The `last` was not.
+    The gain of `best` is biased upwards, because the same questions selected it; that of `last` is not.
+
+    Args:
+        summary: Content of `policy/summary.json`.
+        evaluation: `best` or `last`.
+
+    Returns:
+        The gain with its interval; None if the run had no measure.
     """
-    before, after = done["first"]["outcomes"], done[evaluation]["outcomes"]
+    before, after = summary["first"]["outcomes"], summary[evaluation]["outcomes"]
     return paired_gain(before, after) if before and after else None
 
 
-def lines(done: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    """What `policy/summary.json` of a run folder holds, for people."""
-    samples = int(done["samples"])
-    failed = done["failed"] / samples if samples else 0.0
-    yield f"{done['steps']} steps, {samples:,} samples, {failed:.1%} without a reward, {done['seconds']:.0f} s"
-    if done["stopped"]:
-        yield f"stopped early: {done['stopped']}"
-    first = done["first"]
+def summary_lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Format the summary of a run as lines of text.
+
+    Args:
+        summary: Content of `policy/summary.json`.
+        folder: Run folder.
+    """
+    samples = int(summary["samples"])
+    failed = summary["failed"] / samples if samples else 0.0
+    yield f"{summary['steps']} steps, {samples:,} samples, {failed:.1%} without a reward, {summary['seconds']:.0f} s"
+    if summary["stopped"]:
+        yield f"stopped early: {summary['stopped']}"
+    first = summary["first"]
     name = "reward" if first["value"] is None else "measure"
-    num = first["rewarded"] if first["value"] is None else first["num"]
+    num_questions = first["num_rewarded"] if first["value"] is None else first["num_measured"]
     yield (
-        f"held-out {name} {first['held_out']:.3f} -> best {done['best']['held_out']:.3f} "
-        f"(step {done['best']['step']}), last {done['last']['held_out']:.3f}, {num} questions"
+        f"held-out {name} {first['held_out']:.3f} -> best {summary['best']['held_out']:.3f} "
+        f"(step {summary['best']['step']}), last {summary['last']['held_out']:.3f}, {num_questions} questions"
     )
     for evaluation in ("best", "last"):
-        if found := gain(done, evaluation):
+        if gain := measure_gain(summary, evaluation):
             yield (
-                f"{evaluation} over first: {found.value:+.3f} (95 %: {found.low:+.3f} to {found.high:+.3f}, "
-                f"{found.num} questions, paired)"
+                f"{evaluation} over first: {gain.value:+.3f} (95 %: {gain.low:+.3f} to {gain.high:+.3f}, "
+                f"{gain.num} questions, paired)"
             )
-    yield from _sight(first, done["last"])
-    yield f"models: {folder / 'policy' / 'best'} and {folder / 'policy' / 'model'} (last); curves.svg beside"
+    yield from _image_lines(first, summary["last"])
+    yield f"models: {folder / 'policy' / 'best'} and {folder / 'policy' / 'model'} (last), and curves.svg"
 
 
-def _sight(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:
-    """What the judge's rewards owe to the picture, where that was asked."""
-    if first.get("sight") is not None and last.get("sight") is not None:
+def _image_lines(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:
+    """Format the image's contribution to the judge's reward, if it was measured, and the warning about it."""
+    if first["image_reward_gain"] is not None and last["image_reward_gain"] is not None:
         yield (
-            f"the picture adds {first['sight']:+.3f} -> last {last['sight']:+.3f} to the judge's reward "
-            f"(blank: {last['blank_reward']:.3f})"
+            f"the image adds {first['image_reward_gain']:+.3f} -> last {last['image_reward_gain']:+.3f} to the judge's "
+            f"reward (blank: {last['blank_image_reward']:.3f})"
         )
-    if last.get("doubt"):
-        yield f"warning: {last['doubt']}"
+    if last["warning"]:
+        yield f"warning: {last['warning']}"
