@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
-from vlgenrm_ray.evaluation.metrics import plain, summary, wilson
+from vlgenrm_ray.evaluation.metrics import estimate_as_json, judge_metrics, wilson_interval
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.building import card
@@ -36,11 +36,13 @@ def measure_vlm(folder: Path) -> dict[str, Any]:
         direct = Judge(JudgeConfig(mode="direct", direct_prompt="shapes_direct"), engine)
         right = np.array([float(true) for _, true in answers])
         kinds = np.array([question.kind for question, _ in answers])
-        by_kind = {kind: plain(wilson(right[kinds == kind])) for kind in dict.fromkeys(kinds.tolist())}
+        by_kind = {
+            kind: estimate_as_json(wilson_interval(right[kinds == kind])) for kind in dict.fromkeys(kinds.tolist())
+        }
         return {
-            "answers": plain(wilson(right)) | {"by_kind": by_kind},
-            "judge": summary(judged(cot, Path(pictures), **seeds)),
-            "judge_direct": summary(judged(direct, Path(pictures), **seeds)),
+            "answers": estimate_as_json(wilson_interval(right)) | {"by_kind": by_kind},
+            "judge": judge_metrics(judged(cot, Path(pictures), **seeds)),
+            "judge_direct": judge_metrics(judged(direct, Path(pictures), **seeds)),
         }
 
 

@@ -9,6 +9,8 @@ from vlgenrm_ray.records import (
     ClaimKind,
     Critique,
     Detection,
+    Example,
+    ExampleKind,
     ImageRef,
     JudgeCritique,
     Origin,
@@ -69,6 +71,24 @@ def critique(id: str = "q0/p0/chosen/c0", **over: Any) -> Critique:
                 "verdict_mass": 0.99,
                 "num_tokens": 30,
                 "seed": 0,
+            }
+            | over
+        )
+    )
+
+
+def example(id: str = "e0", **over: Any) -> Example:
+    return Example(
+        **(
+            {
+                "id": id,
+                "image": image(),
+                "prompt": "Is the response right?",
+                "completion": "Claim: a red circle. Image: a red circle. Right.\nVerdict: Yes",
+                "kind": ExampleKind.CRITIQUE,
+                "label": "yes",
+                "weight": 1.0,
+                "round": 1,
             }
             | over
         )

@@ -94,18 +94,31 @@ def curves(
     draw_curves(out, runs)
 
 
-@app.command()
-def circle(
+@app.command("co-train")
+def co_train(
     config: Recipe,
     run: RunFolder = None,
     set_: Overrides = None,
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option(help="Print what a turn asks for and what is there.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print what an iteration asks for and what is there.")] = False,
 ) -> None:
-    """Let reward model and policy make each other better, turn after turn, or finish that."""
-    from vlgenrm_ray.commands import go_round
+    """Train reward model and policy in turn, each with the other's newest model, or continue such a run."""
+    from vlgenrm_ray.commands import co_train as co_train_models
 
-    go_round(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
+    co_train_models(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
+
+
+@app.command("circle", hidden=True)
+def co_train_by_old_name(
+    config: Recipe,
+    run: RunFolder = None,
+    set_: Overrides = None,
+    address: Address = None,
+    dry_run: bool = False,
+) -> None:
+    """Run `co-train`, the present name of this command."""
+    typer.secho("warning: `vlgenrm circle` is now `vlgenrm co-train`; the old name will be removed", err=True)
+    co_train(config, run, set_, address, dry_run)
 
 
 @app.command()

@@ -1,12 +1,13 @@
-"""Reward model and policy make each other better, turn after turn.
+"""Co-training: reward model and policy improve each other over several iterations.
 
-A turn: the present policy answers the pool, the GenRM learns from what the experts say of the answers, is served, and
-the policy learns from its rewards. The next turn begins with both. Resumable, as its parts are.
+In an iteration the current policy answers the pool, the GenRM is trained on critiques of these answers checked by the
+experts, it replaces the served judge, and the policy is trained with its rewards. The next iteration starts from both.
+Co-training is resumable because its parts are.
 
-    <run>/config.yaml         the resolved configuration
-    <run>/turn-<t>/reward     see pipeline.py
-    <run>/turn-<t>/policy     see policy_pipeline.py
-    <run>/summary.json        what each turn came to
+    <run>/config.yaml              the resolved configuration
+    <run>/iteration-<t>/reward     see pipeline.py
+    <run>/iteration-<t>/policy     see policy_pipeline.py
+    <run>/summary.json             the result of each iteration
 """
 
 import secrets
@@ -19,85 +20,115 @@ from vlgenrm_ray import pipeline, policy_pipeline, recipe
 from vlgenrm_ray.config import CoTrainingConfig, ManagedJudgeService, RunConfig
 from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.serving.auth import Tokens
 
-_EXCHANGE_S = 900.0
-"""Longest that another judge may take to be loaded and tried."""
-Turn = dict[str, Any]
-"""`turn`, `judge` and `policy` (folders that the turn made), `served` (the judge that gave its rewards), `accuracy` (of
-`judge`, on held-out pairs), `first` and `best` (the policy's held-out evaluations), `exchanged` (why `judge` was not
-taken into service, if it was not)."""
+_MODEL_SWAP_TIMEOUT_S = 900.0
+"""Longest time for loading another judge and testing it."""
+IterationResult = dict[str, Any]
+"""`iteration`, `judge` and `policy` (model folders of the iteration), `served_judge` (judge that gave its rewards),
+`accuracy` (of `judge`, on held-out pairs), `first` and `best` (the policy's held-out evaluations), `swap_error` (reason
+if `judge` did not replace the served judge, else "")."""
 
 
-def run(config: CoTrainingConfig, folder: Path, *, report: Callable[[Turn], None] = lambda done: None) -> list[Turn]:
-    """Go round `config.turns` times, or finish that; what each turn came to. Raises the errors of `errors.py`."""
+def run(
+    config: CoTrainingConfig,
+    folder: Path,
+    *,
+    on_iteration: Callable[[IterationResult], None] = lambda result: None,
+) -> list[IterationResult]:
+    """Run all iterations, or continue where an earlier call stopped.
+
+    Args:
+        config: Configuration of the co-training.
+        folder: Run folder, on a file system that all nodes share.
+        on_iteration: Called with the result of each finished iteration.
+
+    Returns:
+        The results of all iterations.
+
+    Raises:
+        VlGenRMError: See `errors.py`. Finished work stays on disk, and the same call continues from it.
+    """
     folder = folder.absolute()
+    if (folder / "turn-1").exists():
+        raise ConfigError(
+            f"{folder} was made by an older version (it has turn-1 instead of iteration-1); "
+            "finish it with that version, or choose another run folder with --run"
+        )
     recipe.claim(config, folder)
-    summary = folder / "summary.json"
-    turns: list[Turn] = read_json(summary)["turns"] if summary.exists() else []
-    with Service(config.service, folder) as service:
-        for number in range(len(turns) + 1, config.turns + 1):
-            turns.append(_turn(config, folder / f"turn-{number}", turns, service))
-            write_json(summary, {"turns": turns})
-            report(turns[-1])
-    return turns
+    summary_path = folder / "summary.json"
+    results: list[IterationResult] = read_json(summary_path)["iterations"] if summary_path.exists() else []
+    with ServedJudge(config.service, folder) as served_judge:
+        for number in range(len(results) + 1, config.iterations + 1):
+            results.append(_run_iteration(config, folder / f"iteration-{number}", results, served_judge))
+            write_json(summary_path, {"iterations": results})
+            on_iteration(results[-1])
+    return results
 
 
-def _turn(config: CoTrainingConfig, here: Path, turns: Sequence[Turn], service: "Service") -> Turn:
-    """The turn that follows those, in its own folder."""
-    if turns:
-        policy, judge = turns[-1]["policy"], turns[-1]["judge"]
+def _run_iteration(
+    config: CoTrainingConfig, folder: Path, results: Sequence[IterationResult], served_judge: "ServedJudge"
+) -> IterationResult:
+    """Run the iteration that follows `results`, in its own folder."""
+    if results:
+        policy, judge = results[-1]["policy"], results[-1]["judge"]
     else:
         policy, judge = str(model_folder.locate(config.policy.base)), str(model_folder.locate(config.reward.base))
-    made = pipeline.run(_with(config.reward, judge, policy), here / "reward")
-    judge = str((here / "reward" / "best").resolve())
-    # After an interruption, too, a judge takes its place only by way of the canary.
-    service.start(turns[-1]["served"] if turns else judge)
-    exchanged = service.exchange(judge) if turns else ""
-    trained = policy_pipeline.train(config.policy.model_copy(update={"base": policy, "service": None}), here / "policy")
+    reward_summary = pipeline.run(_reward_config(config.reward, judge, policy), folder / "reward")
+    judge = str((folder / "reward" / "best").resolve())
+    # After an interruption, too, a new judge is served only if it passes the canary.
+    served_judge.start(results[-1]["served_judge"] if results else judge)
+    swap_error = served_judge.swap(judge) if results else ""
+    policy_summary = policy_pipeline.train(
+        config.policy.model_copy(update={"base": policy, "service": None}), folder / "policy"
+    )
     return {
-        "turn": len(turns) + 1,
+        "iteration": len(results) + 1,
         "judge": judge,
-        "served": turns[-1]["served"] if exchanged else judge,
-        "policy": str(here / "policy" / "policy" / "best"),
-        "accuracy": max(done["pairwise_accuracy"] for done in made["rounds"]),
-        "first": _figures(trained["first"]),
-        "best": _figures(trained["best"]),
-        "exchanged": exchanged,
+        "served_judge": results[-1]["served_judge"] if swap_error else judge,
+        "policy": str(folder / "policy" / "policy" / "best"),
+        "accuracy": max(result["pairwise_accuracy"] for result in reward_summary["rounds"]),
+        "first": _without_outcomes(policy_summary["first"]),
+        "best": _without_outcomes(policy_summary["best"]),
+        "swap_error": swap_error,
     }
 
 
-class Service:
-    """The circle's judge, served from its first turn to its end."""
+class ServedJudge:
+    """The judge's service, running from the first iteration to the end of the co-training."""
 
-    def __init__(self, own: ManagedJudgeService, run: Path) -> None:
-        """`run`: the circle's folder."""
-        self._own = own
+    def __init__(self, service: ManagedJudgeService, run: Path) -> None:
+        """Configure the service without starting it. `run` is the folder of the co-training."""
+        self._service = service
         self._run = run
         self._stack = ExitStack()
         self._url = ""
-        # Of nobody but this run.
+        # Only this run may swap the model.
         self._token = secrets.token_urlsafe(32)
 
-    def __enter__(self) -> "Service":
+    def __enter__(self) -> "ServedJudge":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def start(self, judge: str) -> None:
-        """Serve a model folder, unless one is served already."""
+        """Serve a model folder, unless the service is already running."""
         if self._url:
             return
-        serving = self._own.serving.model_copy(update={"tokens": Tokens.of(operator=self._token)})
-        own = self._own.model_copy(update={"model": judge, "serving": serving})
-        self._url = self._stack.enter_context(policy_pipeline.served(own, self._run))
+        serving = self._service.serving.model_copy(update={"tokens": Tokens.of(operator=self._token)})
+        service = self._service.model_copy(update={"model": judge, "serving": serving})
+        self._url = self._stack.enter_context(policy_pipeline.served(service, self._run))
 
-    def exchange(self, judge: str) -> str:
-        """Take another model into service while it runs; why not, where it is refused, and the old one stays.
+    def swap(self, judge: str) -> str:
+        """Replace the served model while the service runs.
 
-        Raises StageError where the service does not answer.
+        Returns:
+            "" on success, otherwise the service's reason; it then keeps the previous model.
+
+        Raises:
+            StageError: The service does not answer.
         """
         import httpx
 
@@ -106,7 +137,7 @@ class Service:
                 f"{self._url}/v1/model",
                 json={"model": judge},
                 headers={"Authorization": f"Bearer {self._token}"},
-                timeout=_EXCHANGE_S,
+                timeout=_MODEL_SWAP_TIMEOUT_S,
                 trust_env=False,
             )
         except httpx.TransportError as error:
@@ -114,17 +145,14 @@ class Service:
         return "" if reply.status_code == 200 else f"{reply.status_code}: {reply.text[:500]}"
 
 
-def _with(reward: RunConfig, judge: str, policy: str) -> RunConfig:
-    """The reward model's run with the turn's judge to begin with, and the turn's policy among those who answer.
-
-    The first generator of `responses` is the policy; others, if there are any, stay as they are.
-    """
+def _reward_config(reward: RunConfig, judge: str, policy: str) -> RunConfig:
+    """Return the reward run's configuration with `judge` as base and `policy` as the first generator of responses."""
     first, *others = reward.responses.generators
-    answering = first.model_copy(update={"engine": first.engine.model_copy(update={"model": policy})})
-    responses = reward.responses.model_copy(update={"generators": (answering, *others)})
+    policy_generator = first.model_copy(update={"engine": first.engine.model_copy(update={"model": policy})})
+    responses = reward.responses.model_copy(update={"generators": (policy_generator, *others)})
     return reward.model_copy(update={"base": judge, "responses": responses})
 
 
-def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation without its single outcomes."""
+def _without_outcomes(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Return an evaluation without its single outcomes."""
     return {name: value for name, value in evaluation.items() if name != "outcomes"}

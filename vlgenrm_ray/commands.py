@@ -8,15 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from vlgenrm_ray import co_training as circle
-from vlgenrm_ray import config, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray import co_training, config, pipeline, plan, policy_pipeline, recipe
 from vlgenrm_ray.cluster import connection, resources
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.policy import trackers
 from vlgenrm_ray.report import curves, policy_summary, summary
-from vlgenrm_ray.reward.rounds import Round
+from vlgenrm_ray.reward.rounds import RoundResult
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.serving.config import ServingConfig
 
@@ -50,9 +49,9 @@ def train_reward(
         return {}
     _begin(console, folder, path, settings.seed)
     resources.check_resources(asked, connection.connect(address, offline=_all_here(_models(settings))))
-    done = pipeline.run(settings, folder, report=lambda finished: _tell(console, finished))
-    console.print(summary.funnel(done))
-    console.print(summary.table(done))
+    done = pipeline.run(settings, folder, on_round=lambda finished: _tell(console, finished))
+    console.print(summary.stages_table(done))
+    console.print(summary.rounds_table(done))
     _conclude(console, folder, done)
     return done
 
@@ -90,19 +89,19 @@ def draw_curves(target: Path, runs: Sequence[str]) -> None:
     curves.draw_curves(curves.parse_runs(runs), target)
 
 
-def go_round(
+def co_train(
     path: Path,
     *,
     overrides: Sequence[str] = (),
     run: Path | None = None,
     address: str | None = None,
     dry_run: bool = False,
-) -> list[circle.Turn]:
-    """Make, or finish, a recipe's circle; print what each turn came to. Returns the turns."""
+) -> list[co_training.IterationResult]:
+    """Make or continue a co-training run; print and return the result of each iteration."""
     settings = config.load_co_training(path, tuple(overrides))
     folder = run or Path("runs") / path.stem
     console = Console(highlight=False)
-    asked = plan.circle_asks(settings)
+    asked = plan.co_training_asks(settings)
     if dry_run:
         console.print(recipe.dump(settings), markup=False)
         console.print(plan.table(asked, connection.connect(address)))
@@ -111,15 +110,20 @@ def go_round(
     _begin(console, folder, path, settings.reward.seed)
     models = [*_models(settings.reward), settings.policy.base]
     resources.check_resources(asked, connection.connect(address, offline=_all_here(models)))
-    return circle.run(settings, folder, report=lambda turn: _tell_turn(console, turn))
+    return co_training.run(settings, folder, on_iteration=lambda result: _print_iteration(console, result))
 
 
-def _tell_turn(console: Console, turn: circle.Turn) -> None:
-    first, best = (turn[name]["value"] for name in ("first", "best"))
-    measured = "" if first is None else f"; policy's held-out value {first:.3f} -> {best:.3f}"
-    console.print(f"turn {turn['turn']}: judge's held-out pairwise accuracy {turn['accuracy']:.3f}{measured}")
-    if turn["exchanged"]:
-        console.print(f"turn {turn['turn']}: the judge of the turn before stayed: {turn['exchanged']}", markup=False)
+def _print_iteration(console: Console, result: co_training.IterationResult) -> None:
+    first, best = (result[name]["value"] for name in ("first", "best"))
+    policy = "" if first is None else f"; policy's held-out value {first:.3f} -> {best:.3f}"
+    console.print(
+        f"iteration {result['iteration']}: judge's held-out pairwise accuracy {result['accuracy']:.3f}{policy}"
+    )
+    if result["swap_error"]:
+        console.print(
+            f"iteration {result['iteration']}: the previous judge stays in service: {result['swap_error']}",
+            markup=False,
+        )
 
 
 def _begin(console: Console, folder: Path, path: Path, seed: int) -> None:
@@ -128,7 +132,7 @@ def _begin(console: Console, folder: Path, path: Path, seed: int) -> None:
     console.print(f"run {folder}  recipe {path.name}  seed {seed}", markup=False)
 
 
-def _tell(console: Console, done: Round) -> None:
+def _tell(console: Console, done: RoundResult) -> None:
     name = f"round {done.round}" if done.round else "base"
     console.print(f"{name}: held-out pairwise accuracy {done.accuracy:.3f}")
 
@@ -170,7 +174,7 @@ def evaluate(
     manifest = pairs.run(
         settings.evaluation, judge=settings.judge, model=folder, source=target, target=StageFolder(run / "evaluation")
     )
-    Console(highlight=False).print(summary.figures(manifest.metrics))
+    Console(highlight=False).print(summary.evaluation_table(manifest.metrics))
     return manifest.metrics
 
 

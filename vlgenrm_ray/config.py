@@ -1,7 +1,8 @@
 """A run's configuration: one section a stage, each defined beside its stage. A recipe file fills it in."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -59,7 +60,7 @@ class ManagedJudgeService(Settings):
     """A judge that a policy's run serves for itself, as long as it lasts."""
 
     model: str = ""
-    """The GenRM: a model folder, a hub name, or `pack:vlm`. A circle puts its turn's here."""
+    """The GenRM: a model folder, a hub name, or `pack:vlm`. Co-training sets the judge of its iteration."""
     port: int = Field(default=8100, ge=1, lt=1 << 16)
     """On this machine alone: a reward's `url` is then `http://127.0.0.1:<port>`."""
     serving: ServingConfig = ServingConfig()
@@ -82,15 +83,18 @@ class PolicyRunConfig(Settings):
 
 
 class CoTrainingConfig(Settings):
-    """Everything a circle is decided by, apart from its folder."""
+    """Everything that decides a co-training run, apart from its folder."""
 
-    turns: int = Field(default=2, ge=1)
+    renamed: ClassVar[Mapping[str, str]] = {"turns": "iterations"}
+
+    iterations: int = Field(default=2, ge=1)
+    """Number of iterations; each trains the reward model, then the policy."""
     service: ManagedJudgeService
-    """Serves the judge of each turn."""
+    """Service of the current judge."""
     reward: RunConfig
-    """How the GenRM learns; the first generator of `responses` is the turn's policy."""
+    """Training of the GenRM; the first generator of `responses` is replaced by the current policy."""
     policy: PolicyRunConfig
-    """How the policy learns."""
+    """Training of the policy."""
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
@@ -104,7 +108,7 @@ def load_policy(path: Path, overrides: tuple[str, ...] = ()) -> PolicyRunConfig:
 
 
 def load_co_training(path: Path, overrides: tuple[str, ...] = ()) -> CoTrainingConfig:
-    """Read a recipe of a circle. Raises ConfigError with one line per mistake."""
+    """Read a co-training recipe. Raises ConfigError with one line per mistake."""
     return recipe.load(CoTrainingConfig, path, overrides)
 
 

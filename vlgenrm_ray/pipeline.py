@@ -1,11 +1,12 @@
-"""The table of contents: every stage of a run, in order. Each is resumable, so a run is, too.
+"""Reward-model pipeline: every stage of a run, in order. Each stage is resumable, and therefore the run is.
 
 pool -> responses -> experts -> preferences              heldout-pool -> heldout
     then, for round 1 ... T:  critiques -> selection -> training -> evaluation
 
 <run>/config.yaml                     the resolved configuration
-<run>/<stage>/                        see store.py
+<run>/<stage>/                        see data/store.py
 <run>/round-<t>/<stage>/, lineage.json
+<run>/quality.json                    quality of experts and labels, where the ground truth is known
 <run>/summary.json, best.json, best   the best round's model, by held-out accuracy
 """
 
@@ -21,54 +22,67 @@ from vlgenrm_ray.curation import experts, pool, preferences, responses
 from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.evaluation import evidence_quality, heldout, pairs
-from vlgenrm_ray.evaluation.metrics import plain
+from vlgenrm_ray.evaluation.metrics import estimate_as_json
 from vlgenrm_ray.experts.claims import VocabularyExtractor
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import CheckedResponse, Preference
-from vlgenrm_ray.report.lineage import lineage
-from vlgenrm_ray.report.summary import summary
+from vlgenrm_ray.report.lineage import round_lineage
+from vlgenrm_ray.report.summary import run_summary
 from vlgenrm_ray.reward import critiques, rounds, selection, training
-from vlgenrm_ray.reward.refutation import Evidence
-from vlgenrm_ray.reward.rounds import Round, Steps, Trained
+from vlgenrm_ray.reward.critique_checks import CritiqueChecker
+from vlgenrm_ray.reward.rounds import RoundResult, RoundStages
+from vlgenrm_ray.reward.training import TrainingResult
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A run folder and the configuration that fills it."""
+class RewardRun:
+    """A run folder with the configuration that fills it."""
 
     config: RunConfig
     folder: Path
 
     def stage(self, name: str) -> StageFolder:
-        """Folder of a stage before the first round."""
+        """Return the folder of a stage before the first round."""
         return StageFolder(self.folder / name)
 
 
-def run(config: RunConfig, folder: Path, *, report: Callable[[Round], None] = lambda done: None) -> dict[str, Any]:
-    """Make, or finish, the run in `folder`; `report` hears of each round. Returns what `summary.json` holds.
+def run(
+    config: RunConfig, folder: Path, *, on_round: Callable[[RoundResult], None] = lambda result: None
+) -> dict[str, Any]:
+    """Make the run in `folder`, or continue it where it stopped.
 
-    Raises the errors of `errors.py`; whatever was done by then stays, and the same call goes on from there.
+    Args:
+        config: Configuration of the run.
+        folder: Run folder, on a file system that all nodes share.
+        on_round: Called with each finished round.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        VlGenRMError: See `errors.py`. Finished work stays on disk, and the same call continues from it.
     """
-    began = time.monotonic()
-    made = Run(config, folder.absolute())
-    recipe.claim(config, made.folder)
-    before = _seconds(made)
-    prepared = prepare(made)
-    done: list[Round] = []
-    for finished in improve(made):
-        done.append(finished)
-        write_json(made.folder / f"round-{finished.round}" / "lineage.json", lineage(finished, prepared))
-        _name_best(made, rounds.best(done))
-        seconds = before + time.monotonic() - began
-        write_json(made.folder / "summary.json", summary(config.seed, seconds, done, prepared, _gains(made, done)))
-        report(finished)
-    return read_json(made.folder / "summary.json")
+    started_at = time.monotonic()
+    reward_run = RewardRun(config, folder.absolute())
+    recipe.claim(config, reward_run.folder)
+    earlier_seconds = _earlier_seconds(reward_run)
+    prepared = prepare(reward_run)
+    results: list[RoundResult] = []
+    for result in improve(reward_run):
+        results.append(result)
+        write_json(reward_run.folder / f"round-{result.round}" / "lineage.json", round_lineage(result, prepared))
+        _link_best(reward_run, rounds.best_round(results))
+        seconds = earlier_seconds + time.monotonic() - started_at
+        summary = run_summary(config.seed, seconds, results, prepared, _gains(reward_run, results))
+        write_json(reward_run.folder / "summary.json", summary)
+        on_round(result)
+    return read_json(reward_run.folder / "summary.json")
 
 
-def prepare(run: Run) -> dict[str, Manifest]:
-    """From images and questions to preference pairs with evidence, and the labelled pairs to measure on."""
+def prepare(run: RewardRun) -> dict[str, Manifest]:
+    """Run the stages before the first round: from images and questions to preferences, and the held-out pairs."""
     config, stage = run.config, run.stage
-    done = {
+    manifests = {
         "pool": pool.run(config.pool, target=stage("pool"), seed=config.seed),
         "responses": responses.run(config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")),
         "experts": experts.run(config.experts, source=stage("responses"), target=stage("experts")),
@@ -83,18 +97,18 @@ def prepare(run: Run) -> dict[str, Manifest]:
         "heldout": heldout.run(source=stage("heldout-pool"), target=stage("heldout")),
     }
     if config.pool.source == "shapes":
-        write_json(run.folder / "quality.json", quality(run))
-    return done
+        write_json(run.folder / "quality.json", evidence_quality_report(run))
+    return manifests
 
 
-def improve(run: Run) -> Iterator[Round]:
-    """Evaluate the base, then make the GenRM better round by round; yields each as it is finished."""
+def improve(run: RewardRun) -> Iterator[RoundResult]:
+    """Evaluate the base model, then run the rounds; yield each round when it is finished."""
     base = model_folder.locate(run.config.base)
-    return rounds.run(run.config.rounds, run.folder, base=base, steps=_steps(run))
+    return rounds.run(run.config.rounds, run.folder, base=base, stages=_bind_stages(run))
 
 
-def quality(run: Run) -> Mapping[str, Any]:
-    """How right the experts and the preference labels were, where the embedded world's truth is known."""
+def evidence_quality_report(run: RewardRun) -> Mapping[str, Any]:
+    """Measure the experts and the preference labels against the ground truth of the embedded world."""
     from vlgenrm_ray.shapes import world
 
     return {
@@ -105,62 +119,66 @@ def quality(run: Run) -> Mapping[str, Any]:
     }
 
 
-def _steps(run: Run) -> Steps:
+def _bind_stages(run: RewardRun) -> RoundStages:
     config = run.config
     vocabulary = load_vocabulary(config.experts.vocabulary)
-    # What wrote the critiques and what learns them must see a picture alike.
-    seen_as = config.training.image_processor or config.critiques.engine.image_processor
-    learning = config.training.model_copy(update={"image_processor": seen_as})
+    checker = CritiqueChecker(VocabularyExtractor(vocabulary), vocabulary, config.experts.thresholds)
+    # Training must preprocess images exactly as the engine that wrote the critiques.
+    image_processor = config.training.image_processor or config.critiques.engine.image_processor
+    training_config = config.training.model_copy(update={"image_processor": image_processor})
 
-    def criticise(model: Path, number: int, target: StageFolder) -> Manifest:
+    def run_critiques(model: Path, round: int, target: StageFolder) -> Manifest:
         return critiques.run(
             config.critiques,
             judge=config.judge,
             model=model,
-            round=number,
+            round=round,
             source=run.stage("preferences"),
             target=target,
         )
 
-    def select(number: int, source: StageFolder, target: StageFolder) -> Manifest:
+    def run_selection(round: int, source: StageFolder, target: StageFolder) -> Manifest:
         return selection.run(
             config.selection,
             prompt=config.judge.prompt,
             direct_prompt=config.judge.direct_prompt,
-            evidence=Evidence(VocabularyExtractor(vocabulary), vocabulary, config.experts.thresholds),
+            checker=checker,
             source=source,
             target=target,
         )
 
-    def train(model: Path, number: int, examples: StageFolder, target: Path) -> Trained:
-        result = training.run(learning, base=model, examples=examples, target=target, round=number)
-        return Trained(model=result.model, seconds=result.seconds, report=result.report)
+    def run_training(model: Path, round: int, examples: StageFolder, target: Path) -> TrainingResult:
+        return training.run(training_config, base=model, examples=examples, target=target, round=round)
 
-    def evaluate(model: Path, target: StageFolder) -> Manifest:
+    def run_evaluation(model: Path, target: StageFolder) -> Manifest:
         return pairs.run(config.evaluation, judge=config.judge, model=model, source=run.stage("heldout"), target=target)
 
-    return Steps(critiques=criticise, selection=select, training=train, evaluation=evaluate)
+    return RoundStages(
+        critiques=run_critiques, selection=run_selection, training=run_training, evaluation=run_evaluation
+    )
 
 
-def _gains(run: Run, done: Sequence[Round]) -> dict[int, Mapping[str, Any]]:
-    """Round -> its gain in held-out accuracy over the base, on the same pairs."""
-    base, *later = [StageFolder(run.folder / f"round-{r.round}" / "evaluation") for r in done]
-    return {r.round: plain(pairs.gain(base, folder)) for r, folder in zip(done[1:], later, strict=True)}
+def _gains(run: RewardRun, results: Sequence[RoundResult]) -> dict[int, Mapping[str, Any]]:
+    """Map each round to its gain in held-out accuracy over the base, on the same pairs."""
+    base, *later = [StageFolder(run.folder / f"round-{r.round}" / "evaluation") for r in results]
+    return {
+        r.round: estimate_as_json(pairs.accuracy_gain(base, folder))
+        for r, folder in zip(results[1:], later, strict=True)
+    }
 
 
-def _name_best(run: Run, best: Round) -> None:
+def _link_best(run: RewardRun, best: RoundResult) -> None:
     write_json(
         run.folder / "best.json",
         {"round": best.round, "model": str(best.model), "pairwise_accuracy": best.accuracy},
     )
-    link = run.folder / "best"
-    fresh = run.folder / ".best"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(best.model)
-    fresh.replace(link)
+    new_link = run.folder / ".best"
+    new_link.unlink(missing_ok=True)
+    new_link.symlink_to(best.model)
+    new_link.replace(run.folder / "best")
 
 
-def _seconds(run: Run) -> float:
-    """Seconds of earlier, interrupted attempts at this run."""
+def _earlier_seconds(run: RewardRun) -> float:
+    """Return the seconds of earlier, interrupted attempts at this run."""
     path = run.folder / "summary.json"
     return float(read_json(path)["seconds"]) if path.exists() else 0.0

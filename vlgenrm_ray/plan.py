@@ -42,10 +42,10 @@ def policy_asks(config: PolicyRunConfig) -> list[ResourceRequest]:
     return [*policy.resource_requests(config.policy), *own]
 
 
-def circle_asks(config: CoTrainingConfig) -> list[ResourceRequest]:
-    """What the parts of a turn need; from the first turn's end on, beside the judge that is served."""
+def co_training_asks(config: CoTrainingConfig) -> list[ResourceRequest]:
+    """List what the parts of an iteration need; after the first iteration, with the served judge."""
     rewarding = asks(config.reward)
-    if config.turns > 1:
+    if config.iterations > 1:
         rewarding += [_served(stage, config.service) for stage in dict.fromkeys(ask.stage for ask in rewarding)]
     return rewarding + policy_asks(config.policy.model_copy(update={"service": config.service}))
 

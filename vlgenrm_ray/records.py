@@ -1,8 +1,8 @@
-"""Every type that crosses a stage, with its Arrow schema.
+"""Records: the frozen types that are passed between stages.
 
-Ids extend their parent's (`q1f3` -> `q1f3/r2` -> `q1f3/r2/c0`), so one grep tells a life. A record carries what the
-next stage needs, so no stage joins: a `Response` holds its `Question`, a `Preference` both responses' texts.
-Records are frozen and know nothing of Ray; `arrow.py` maps any of them to Arrow and back.
+An id extends its parent's (`q1f3` -> `q1f3/r2` -> `q1f3/r2/c0`), so a record can be traced by its id alone. A
+`Response` holds its `Question`, and a `Preference` the texts of both responses. Records do not depend on Ray;
+`arrow.py` maps any of them to Arrow and back.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRef:
-    """Where an image lies and which one it is; never its pixels."""
+    """Address and identity of an image, without its pixels."""
 
     uri: str
     """Path or `scheme://` address that `images.read` can open on every node."""
@@ -25,14 +25,14 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One image-question of the pool. `chosen` / `rejected` stand only in rows that came as a preference pair."""
+    """One question about an image. `chosen` and `rejected` are set only if the source gave a preference pair."""
 
     id: str
     image: ImageRef
     text: str
     source: str
     kind: str = ""
-    """What is asked (describe, count, ...), where the source knows; used to report, never to select."""
+    """Kind of question (describe, count, ...) if the source knows it; used for reports, never for selection."""
     reference: str | None = None
     chosen: str | None = None
     rejected: str | None = None
@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer to a question: sampled by a policy, or imported with the data set."""
+    """One answer to a question, sampled from a policy or imported with the data set."""
 
     id: str
     question: Question
@@ -53,6 +53,8 @@ class Response:
 
 
 class ClaimKind(StrEnum):
+    """Kind of a claim; decides what its `value` means and how it is checked."""
+
     EXISTENCE = "existence"
     COUNT = "count"
     ATTRIBUTE = "attribute"
@@ -63,15 +65,15 @@ class ClaimKind(StrEnum):
 class Claim:
     """One checkable statement of a text about the image.
 
-    `subject` is a noun phrase ("red circle"). By kind, `value` is: existence "" ; count the number as digits ;
-    attribute the attribute's word ("red") ; spatial a relation to `other` ("left of") or a place ("top left").
+    `subject` is a noun phrase ("red circle"). `value` depends on the kind: existence ""; count the number in digits;
+    attribute the attribute's word ("red"); spatial a relation to `other` ("left of") or a place ("top left").
     """
 
     kind: ClaimKind
     subject: str
     text: str
     start: int
-    """Span [start, end) of the claim in the text it was read from, in characters."""
+    """Span [start, end) of the claim in its text, in characters."""
     end: int
     value: str = ""
     other: str = ""
@@ -80,7 +82,7 @@ class Claim:
 
 
 class Truth(StrEnum):
-    """Three-valued: `unknown` never makes a negative."""
+    """Result of checking a claim. `unknown` is never counted as a negative."""
 
     SUPPORTED = "supported"
     CONTRADICTED = "contradicted"
@@ -160,7 +162,7 @@ _RENAMED_EVIDENCE = {"detections": "sightings", "window_scores": "windows"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedResponse:
-    """A response with the experts' finding on each of its claims. Has the response's id."""
+    """A response with the experts' finding on each of its claims. It has the response's id."""
 
     stored_names: ClassVar[Mapping[str, str]] = _RENAMED_EVIDENCE
     """Field -> its name in run folders written before the field was renamed."""
@@ -173,17 +175,19 @@ class CheckedResponse:
 
 
 class Origin(StrEnum):
+    """Source of a preference's label."""
+
     IMPORTED = "imported"
     VERIFIED = "verified"
     EDITED = "edited"
     REPAIRED = "repaired"
     GOLD = "gold"
-    """Labelled by the world's ground truth: evaluation only."""
+    """Labelled by the data set or by the world's ground truth; for evaluation only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
-    """Two responses to one question and which is better. `chosen` / `rejected` mean truth, never position."""
+    """Two responses to one question. `chosen` is the better one; the names never refer to a position."""
 
     stored_names: ClassVar[Mapping[str, str]] = _RENAMED_EVIDENCE
     """Field -> its name in run folders written before the field was renamed."""
@@ -194,12 +198,12 @@ class Preference:
     rejected: str
     origin: Origin
     kind: str = ""
-    """Kind of the claim or question that tells them apart."""
+    """Kind of the claim or question in which the two responses differ."""
     evidence: str = ""
-    """One line for a person: the finding that decided."""
+    """The deciding finding as one line of text, for people."""
     edit_start: int = -1
     edit_end: int = -1
-    """Span of a minimal edit in `rejected`; -1 where there was none."""
+    """Span of a minimal edit in `rejected`; -1 if there was none."""
     chosen_id: str = ""
     rejected_id: str = ""
     """Ids of the responses the texts came from; an edited text has its parent's id with `/e`."""
@@ -209,36 +213,40 @@ class Preference:
     """Scores of the image's windows, which prove the absence of objects."""
 
     def response(self, side: "Side") -> str:
-        """The response of one side."""
+        """Return the response of one side."""
         return self.chosen if side is Side.CHOSEN else self.rejected
 
 
 class Side(StrEnum):
+    """Side of a preference."""
+
     CHOSEN = "chosen"
     REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critique:
-    """One rationale of the GenRM with the verdict read after it."""
+    """One rationale of the GenRM about one side of a preference, with its verdict."""
 
     id: str
     preference: Preference
     side: Side
     round: int
     text: str
-    """Everything the model wrote, verdict included."""
+    """Full text of the model, verdict included."""
     verdict: str | None
-    """"yes", "no", or None where no verdict could be read: such a critique abstains."""
+    """"yes", "no", or None if no verdict could be read: the critique abstains."""
     p_yes: float | None
-    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240); None where unreadable."""
+    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240); None if unreadable."""
     verdict_mass: float
-    """p(Yes) + p(No); small means the model was not answering."""
+    """p(Yes) + p(No) at the verdict position; a small value means that the model did not give a verdict."""
     num_tokens: int
     seed: int
 
 
 class ExampleKind(StrEnum):
+    """Form of a training example: rationale with verdict, verdict alone, or an answer to the question."""
+
     CRITIQUE = "critique"
     DIRECT = "direct"
     ANSWER = "answer"
@@ -246,21 +254,21 @@ class ExampleKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One training example: the loss is taken on `completion` only, times `weight`."""
+    """One training example: the loss is computed on `completion` only, and multiplied by `weight`."""
 
     id: str
     image: ImageRef
     prompt: str
-    """The user's turn, without the chat template."""
+    """User message, without the chat template."""
     completion: str
     kind: ExampleKind
     label: str
-    """"yes" / "no" for judgements (to balance them), "" for answers."""
+    """"yes" or "no" for critiques and direct verdicts (which are balanced by it), "" for answers."""
     weight: float
     round: int
     stratum: str = ""
-    """What kind of thing the judged response says ("count 3"): responses alike in it are balanced among themselves.
-    "" where it says several, or nobody read it."""
+    """Kind and value of the judged response's only claim ("count 3"); examples of one stratum are balanced separately.
+    "" if the response has several claims or was not parsed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,31 +317,31 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sample of a policy that learns, with what is needed to learn from it. `<question>/s<step>/r<k>`."""
+    """One sample of a policy in training, with the data that its update needs. Its id is `<question>/s<step>/r<k>`."""
 
     id: str
     question: Question
     step: int
     version: int
-    """Of the weights that wrote it: optimizer steps that made them."""
+    """Version of the weights that sampled it: the number of optimizer steps they were trained for."""
     ids: tuple[int, ...]
-    """Generated tokens, the end of turn included where it was written."""
+    """Generated tokens, the end-of-turn token included if it was sampled."""
     logprobs: tuple[float, ...]
-    """Of each token, in the distribution the engine drew it from: with temperature, without tokens never sampled."""
+    """Log-probability of each token under the distribution it was sampled from, temperature and truncation included."""
     text: str
     finish: str
-    """`stop`, `length`, or "" where there is no text."""
+    """`stop`, `length`, or "" if there is no text."""
     reward: float | None
     """None unless `status` is `ok`."""
     status: str
-    """`ok`, or why there is no reward: `unscored` yet, a drop reason, the reward's own status."""
+    """`ok`, or the reason for a missing reward: `unscored`, a drop reason, or the reward's own status."""
     critique: str = ""
-    """One reason for the reward, for people."""
+    """One critique behind the reward, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairResult:
-    """One held-out pair, judged. Has the preference's id."""
+    """Judgements of both sides of a held-out pair; has the preference's id, with `/no-image` if the image was blank."""
 
     id: str
     preference: Preference
@@ -343,18 +351,18 @@ class PairResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """A row that left the flow. An input id has a child or a `Dropped`: never neither, never both."""
+    """A row that leaves the pipeline. Every input id gets a child record or a `Dropped`: never neither, never both."""
 
     stage: str
     id: str
     reason: str
-    """One of `errors.DropReason`."""
+    """Value of `errors.DropReason`."""
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A model folder with its pedigree."""
+    """A trained model folder with its provenance."""
 
     uri: str
     round: int

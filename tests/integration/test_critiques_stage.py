@@ -1,4 +1,4 @@
-"""The critiques stage on Ray Data: complete, resumable, and refusing what it should."""
+"""The critiques stage on Ray Data: accounting, continuation, refused inputs."""
 
 import time
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def stage(path: Path, pairs: Sequence[Preference]) -> StageFolder:
 
 
 def all_is_free(within_s: float = 30.0) -> bool:
-    """Whether nothing occupies Ray's CPUs any more. Ray takes its time to say so."""
+    """Wait until all of Ray's CPUs are free; return False on timeout."""
     import ray
 
     deadline = time.monotonic() + within_s
@@ -49,7 +49,7 @@ def all_is_free(within_s: float = 30.0) -> bool:
 
 @pytest.fixture
 def source(tmp_path: Path) -> StageFolder:
-    """25 pairs of the world, the first of which has lost its picture."""
+    """25 pairs of the embedded world, the first without its image."""
     pairs = list(gold_pairs(tmp_path / "images", seed=0, split="heldout", count=25))
     gone = replace(pairs[0].question.image, uri=str(tmp_path / "gone.png"))
     pairs[0] = replace(pairs[0], question=replace(pairs[0].question, image=gone))
@@ -66,7 +66,7 @@ def test_every_preference_has_critiques_or_a_reason(ray_local: None, tmp_path: P
         run(CONFIG, judge=JUDGE, model="none", round=2, source=source, target=target, build=scripted)
 
 
-def test_a_killed_stage_goes_on_where_it_stopped(ray_local: None, tmp_path: Path, source: StageFolder) -> None:
+def test_a_killed_stage_continues_where_it_stopped(ray_local: None, tmp_path: Path, source: StageFolder) -> None:
     target = StageFolder(tmp_path / "critiques")
     last = list(source.records(Preference))[-1]
 

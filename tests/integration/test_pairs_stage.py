@@ -1,4 +1,4 @@
-"""Evaluation over Ray on pairs of the embedded world, judged by a script: results and figures, whatever is lost."""
+"""The evaluation stage on Ray Data with a scripted judge: results, drops, metrics."""
 
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ def heldout(run: Path, count: int) -> tuple[StageFolder, list[Preference]]:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_every_pair_is_judged_once_and_the_figures_are_in_the_manifest(run_folder: Path) -> None:
+def test_every_pair_is_judged_once_and_the_metrics_are_in_the_manifest(run_folder: Path) -> None:
     from ray import cloudpickle
 
     # Workers cannot import this file, so `build` travels as code.
@@ -47,13 +47,13 @@ def test_every_pair_is_judged_once_and_the_figures_are_in_the_manifest(run_folde
 
     units = {u.id: u for u in target.units(PairResult)}
     assert units.keys() == {p.id for p in gold}
-    lost = [u for u in units.values() if u.dropped]
-    assert {d.reason for u in lost for d in u.dropped} == {"image_missing"}
-    figures = manifest.metrics
-    assert figures["num_pairs"] == 40 - len(lost) > 30
-    assert figures["baselines"]["no_image"]["num_pairs"] == sum(len(u.records) == 2 for u in units.values()) > 5
-    assert figures["verdict_coverage"] == 1.0
-    assert set(figures["by_kind"]) == {"attribute", "count", "describe", "existence", "spatial"}
+    dropped_units = [u for u in units.values() if u.dropped]
+    assert {d.reason for u in dropped_units for d in u.dropped} == {"image_missing"}
+    metrics = manifest.metrics
+    assert metrics["num_pairs"] == 40 - len(dropped_units) > 30
+    assert metrics["baselines"]["no_image"]["num_pairs"] == sum(len(u.records) == 2 for u in units.values()) > 5
+    assert metrics["verdict_coverage"] == 1.0
+    assert set(metrics["by_kind"]) == {"attribute", "count", "describe", "existence", "spatial"}
     assert manifest.num_tokens > 0
 
 

@@ -10,10 +10,14 @@ from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.records import Critique, Example, Side
 from vlgenrm_ray.reward import selection
-from vlgenrm_ray.reward.refutation import Evidence
+from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.selection import SelectionConfig
 
-ASKED = {"prompt": "shapes_cot", "direct_prompt": "shapes_direct", "evidence": Evidence.of("shapes", Thresholds())}
+INPUTS = {
+    "prompt": "shapes_cot",
+    "direct_prompt": "shapes_direct",
+    "checker": CritiqueChecker.from_vocabulary("shapes", Thresholds()),
+}
 
 
 def unit(id: str, p_chosen: float, p_rejected: float, image: str = "a red circle") -> Unit[Critique]:
@@ -51,14 +55,14 @@ def test_every_pair_is_kept_or_dropped_and_a_finished_stage_stays(run_folder: Pa
     target = StageFolder(run_folder / "selection")
     config = SelectionConfig(tau=0.5, w_direct=0.0, lambda_answer=0.0)
 
-    manifest = selection.run(config, **ASKED, source=source, target=target)
+    manifest = selection.run(config, **INPUTS, source=source, target=target)
 
     made = {u.id: u for u in target.units(Example)}
     assert made.keys() == {u.id for u in units}
     assert {id for id, u in made.items() if not u.records} == {f"q/p{i}" for i in failed | {249}}
     assert manifest.metrics["kept_share"] == pytest.approx(1 - (len(failed) + 1) / 250)
-    assert manifest.metrics["pairs_lost"] == {"contradicted_critique": 1, "wrong_verdict": len(failed)}
+    assert manifest.metrics["pairs_dropped"] == {"contradicted_critique": 1, "wrong_verdict": len(failed)}
     assert sum(manifest.metrics["margin_histogram"]) == 250
-    assert selection.run(config, **ASKED, source=source, target=target) == manifest
+    assert selection.run(config, **INPUTS, source=source, target=target) == manifest
     with pytest.raises(ConfigError, match="other settings"):
-        selection.run(SelectionConfig(tau=0.6), **ASKED, source=source, target=target)
+        selection.run(SelectionConfig(tau=0.6), **INPUTS, source=source, target=target)

@@ -1,4 +1,4 @@
-"""The training stage under Ray Train: it finishes, it is finished by the same command after any interruption."""
+"""The training stage under Ray Train: results, and continuation after any interruption."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from processes import below
+from world_examples import examples, stage_folder
 
-from tests.world_examples import examples, stage_folder
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import StageFolder
@@ -40,7 +40,7 @@ GONE = "p-gone"
 
 @pytest.fixture(scope="module")
 def selection(tmp_path_factory: pytest.TempPathFactory) -> StageFolder:
-    """Thirty examples that can be learnt, one that is too long and one whose image is gone."""
+    """Thirty valid examples, one that is too long and one without its image."""
     folder = tmp_path_factory.mktemp("selection")
     made = examples(folder / "images", 6)
     too_long = replace(made[0], id=TOO_LONG, completion=made[0].completion * 40)
@@ -63,11 +63,11 @@ def metrics(target: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_every_example_is_learnt_or_dropped_with_its_reason(uninterrupted: Path, selection: StageFolder) -> None:
-    report = StageFolder(uninterrupted).manifest()
-    assert report is not None
-    assert report.metrics["num_examples"] == 30
-    assert report.metrics["dropped"] == {"example_too_long": 1, "image_missing": 1}
+def test_every_example_is_trained_on_or_dropped_with_its_reason(uninterrupted: Path, selection: StageFolder) -> None:
+    manifest = StageFolder(uninterrupted).manifest()
+    assert manifest is not None
+    assert manifest.metrics["num_examples"] == 30
+    assert manifest.metrics["dropped"] == {"example_too_long": 1, "image_missing": 1}
     assert {d.id for d in StageFolder(uninterrupted).dropped()} == {TOO_LONG, GONE}
     steps = metrics(uninterrupted)
     assert [s["step"] for s in steps] == list(range(1, 17))
@@ -77,7 +77,7 @@ def test_every_example_is_learnt_or_dropped_with_its_reason(uninterrupted: Path,
     assert max(s["lr"] for s in steps) == pytest.approx(3e-4)
 
 
-def test_a_finished_training_is_returned_as_it_stands(uninterrupted: Path, selection: StageFolder) -> None:
+def test_a_finished_training_is_returned_unchanged(uninterrupted: Path, selection: StageFolder) -> None:
     before = (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns
     again = train(selection, uninterrupted)
     assert again.model == uninterrupted / "model"
@@ -108,7 +108,7 @@ def test_ctrl_c_then_a_killed_worker_then_the_same_result(
         train(selection, target)
     assert not (target / "manifest.json").exists()
     assert signal.getsignal(signal.SIGINT) is handler
-    # Past what the first run left, so that it is the second's worker.
+    # Beyond the first run's steps, so that a worker of the second is killed.
     with once_steps_are_done(target, len(metrics(target)) + 2, kill_a_worker):
         train(selection, target)
     whole, pieces = metrics(uninterrupted), metrics(target)
@@ -119,7 +119,7 @@ def test_ctrl_c_then_a_killed_worker_then_the_same_result(
 
 @contextmanager
 def once_steps_are_done(target: Path, steps: int, then: Callable[[], None]) -> Iterator[None]:
-    """Do `then`, from another thread, when the metrics have so many lines. What it raises is raised here."""
+    """Call `then` from another thread when the metrics have that many lines; raise its errors here."""
     over = threading.Event()
 
     def watch() -> bool:
@@ -151,7 +151,7 @@ def weights(target: Path) -> list[float]:
     return [float(v) for name in sorted(tensors)[:20] for v in tensors[name].flatten()[:10]]
 
 
-def test_resources_the_cluster_lacks_are_named(ray_local: None, selection: StageFolder, tmp_path: Path) -> None:
+def test_missing_resources_are_named(ray_local: None, selection: StageFolder, tmp_path: Path) -> None:
     for wrong, word in (({"workers": 999}, "999"), ({"num_gpus": 1, "workers": 9}, "GPU")):
         config = CONFIG.model_copy(update=wrong)
         with pytest.raises(ResourceError, match=word):

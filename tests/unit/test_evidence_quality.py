@@ -1,4 +1,4 @@
-"""Precision and recall of verdicts, and accuracy of labels, worked by hand."""
+"""Precision and recall of verdicts, and accuracy of labels, against values worked by hand."""
 
 import factories
 
@@ -18,7 +18,7 @@ def response_truth(question: Question, text: str) -> bool:
     return text.startswith("true")
 
 
-def test_unknown_costs_recall_and_not_precision() -> None:
+def test_unknown_lowers_recall_and_not_precision() -> None:
     findings = (
         finding(Truth.SUPPORTED, "true a"),
         finding(Truth.SUPPORTED, "true b"),

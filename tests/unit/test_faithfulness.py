@@ -1,4 +1,4 @@
-"""Critiques held against what their response claims."""
+"""Faithfulness of critiques to the claims of their response."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 from vlgenrm_ray.experts.claims import VocabularyExtractor
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Side
-from vlgenrm_ray.reward.faithfulness import is_faithful
+from vlgenrm_ray.reward.critique_checks import is_faithful
 from vlgenrm_ray.shapes.critiques import critique
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.world import scene_of
@@ -40,21 +40,21 @@ def faithful(steps: list[str], verdict: str, response: str = RESPONSE) -> bool:
         ([CIRCLE, NO_STAR], "yes", False),
         ([CIRCLE, STAR, OTHER], "yes", False),
         ([CIRCLE, NO_STAR], "no", True),
-        # One wrong claim is enough; nobody has to read on.
+        # One wrong claim decides; the others need not be read.
         ([NO_STAR], "no", True),
         ([CIRCLE], "no", False),
         ([OTHER], "no", False),
-        # Right in every word, and no answer to what was asked.
+        # Every claim is right, but the response does not answer the question.
         ([CIRCLE, STAR], "no", True),
     ],
 )
-def test_a_verdict_has_to_follow_from_the_claims_of_the_response(
+def test_the_verdict_must_follow_from_the_claims_of_the_response(
     steps: list[str], verdict: str, expected: bool
 ) -> None:
     assert faithful(steps, verdict) is expected
 
 
-def test_what_nobody_understands_is_held_against_no_critique() -> None:
+def test_every_critique_of_a_response_without_claims_passes() -> None:
     assert faithful(["Claim: it is lovely. Image: it is. Right."], "yes", response="It is lovely.")
 
 
@@ -64,5 +64,5 @@ def test_a_perfect_judge_is_faithful(tmp_path: Path) -> None:
         for side, response, verdict in ((Side.CHOSEN, pair.chosen, "yes"), (Side.REJECTED, pair.rejected, "no")):
             text = critique(scene, pair.question.text, response)
             assert text.endswith(f"Verdict: {verdict.capitalize()}")
-            made = factories.critique(preference=pair, side=side, text=text, verdict=verdict)
-            assert is_faithful(made, EXTRACTOR), (response, text)
+            true_critique = factories.critique(preference=pair, side=side, text=text, verdict=verdict)
+            assert is_faithful(true_critique, EXTRACTOR), (response, text)

@@ -1,4 +1,4 @@
-"""The figures of a judge, against hand-worked values and plain loops."""
+"""Metrics of a judge, against values worked by hand and plain loops."""
 
 import itertools
 import math
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from vlgenrm_ray.evaluation import metrics
 from vlgenrm_ray.records import Judgement, PairResult
@@ -38,20 +39,22 @@ def test_outcomes_of_swapped_sides_add_up_to_one(values: np.ndarray) -> None:
     assert (metrics.outcomes(values, other) + metrics.outcomes(other, values) == 1.0).all()
 
 
-def test_wilson_s_interval_is_the_textbook_s() -> None:
+def test_the_wilson_interval_equals_the_textbook_and_scipy() -> None:
     # Worked by hand: 8 of 10, z = 1.96 gives (0.490, 0.943).
-    estimate = metrics.wilson(np.array([1.0] * 8 + [0.0] * 2))
+    estimate = metrics.wilson_interval(np.array([1.0] * 8 + [0.0] * 2))
     assert (estimate.value, estimate.num) == (0.8, 10)
     assert (estimate.low, estimate.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    expected = binomtest(8, 10).proportion_ci(method="wilson")
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_wilson_does_not_collapse_at_the_ends() -> None:
-    assert metrics.wilson(np.ones(10)).low == pytest.approx(0.7225, abs=1e-4)
-    assert math.isnan(metrics.wilson(np.array([])).value)
+def test_the_wilson_interval_is_no_point_at_the_ends() -> None:
+    assert metrics.wilson_interval(np.ones(10)).low == pytest.approx(0.7225, abs=1e-4)
+    assert math.isnan(metrics.wilson_interval(np.array([])).value)
 
 
 @given(samples, samples)
-def test_auroc_counts_pairs(good: np.ndarray, bad: np.ndarray) -> None:
+def test_auroc_is_the_share_of_pairs_ranked_right(good: np.ndarray, bad: np.ndarray) -> None:
     pairs = [(g > b) + 0.5 * (g == b) for g, b in itertools.product(good, bad)]
     assert metrics.auroc(good, bad) == pytest.approx(np.mean(pairs))
     assert metrics.auroc(np.append(good, NAN), bad) == metrics.auroc(good, bad)
@@ -69,7 +72,7 @@ def test_ece_is_the_sum_over_bins(probability: np.ndarray) -> None:
     assert metrics.ece(probability, label) == pytest.approx(expected)
 
 
-def test_a_sure_and_right_judge_is_calibrated_and_a_sure_and_wrong_one_is_not() -> None:
+def test_calibration_of_a_perfect_and_of_an_inverted_judge() -> None:
     label = np.array([1.0, 0.0])
     assert metrics.ece(label, label) == metrics.brier(label, label) == 0.0
     assert metrics.ece(1 - label, label) == metrics.brier(1 - label, label) == 1.0
@@ -87,35 +90,35 @@ def test_the_gain_is_paired_and_its_interval_covers_it() -> None:
     assert (gain.high - gain.low) / 2 == pytest.approx(1.96 * math.sqrt(0.1 * 0.9 / 200), rel=0.1)
 
 
-def test_no_change_is_a_gain_of_nothing() -> None:
+def test_the_gain_of_no_change_is_0() -> None:
     same = {f"p{i}": float(i % 2) for i in range(50)}
     gain = metrics.paired_gain(same, same)
     assert (gain.value, gain.low, gain.high) == (0.0, 0.0, 0.0)
     assert metrics.paired_gain(same, {}).num == 0
 
 
-def test_the_summary_reports_abstentions_beside_the_accuracy() -> None:
+def test_judge_metrics_report_coverage_with_the_accuracy() -> None:
     results = [result("a", 0.9, 0.2), result("b", 0.4, 0.6), result("c", None, 0.6, "spatial")]
-    figures = metrics.summary(results)
-    assert figures["pairwise_accuracy"] == 0.5
-    assert figures["num_pairs"] == 3
-    assert figures["ci95"][0] < 0.5 < figures["ci95"][1]
-    assert figures["pair_coverage"] == pytest.approx(2 / 3, abs=1e-6)
-    assert figures["verdict_coverage"] == pytest.approx(5 / 6, abs=1e-6)
-    assert figures["auroc"] == pytest.approx(4 / 6, abs=1e-6)
-    assert figures["by_kind"]["spatial"]["value"] == 0.5
-    assert figures["by_kind"]["count"]["num"] == 2
+    values = metrics.judge_metrics(results)
+    assert values["pairwise_accuracy"] == 0.5
+    assert values["num_pairs"] == 3
+    assert values["ci95"][0] < 0.5 < values["ci95"][1]
+    assert values["pair_coverage"] == pytest.approx(2 / 3, abs=1e-6)
+    assert values["verdict_coverage"] == pytest.approx(5 / 6, abs=1e-6)
+    assert values["auroc"] == pytest.approx(4 / 6, abs=1e-6)
+    assert values["by_kind"]["spatial"]["value"] == 0.5
+    assert values["by_kind"]["count"]["num"] == 2
 
 
-def test_a_summary_of_nothing_has_no_figures() -> None:
-    figures = metrics.summary([])
-    assert figures["num_pairs"] == 0
-    assert figures["pairwise_accuracy"] is figures["auroc"] is figures["ece"] is figures["verdict_coverage"] is None
+def test_without_results_all_metrics_are_none() -> None:
+    values = metrics.judge_metrics([])
+    assert values["num_pairs"] == 0
+    assert values["pairwise_accuracy"] is values["auroc"] is values["ece"] is values["verdict_coverage"] is None
 
 
-def test_blind_baselines_look_at_length_alone() -> None:
+def test_length_baselines_ignore_everything_but_length() -> None:
     texts = [("aaa", "a"), ("aaa", "a"), ("a", "aaa"), ("aa", "bb")]
     pairs = [factories.preference(f"q/p{i}", chosen=c, rejected=r) for i, (c, r) in enumerate(texts)]
-    blind = metrics.blind(pairs)
-    assert blind["longer"]["value"] == 2.5 / 4
-    assert blind["shorter"]["value"] == 1.5 / 4
+    baselines = metrics.length_baselines(pairs)
+    assert baselines["longer"]["value"] == 2.5 / 4
+    assert baselines["shorter"]["value"] == 1.5 / 4

@@ -1,4 +1,4 @@
-"""The selection stage on units: examples, drops, failures, figures, settings."""
+"""The selection stage on units: examples, drops, failures, metrics, settings."""
 
 from pathlib import Path
 
@@ -13,24 +13,23 @@ from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Dropped, Example, ExampleKind, Preference, Side
-from vlgenrm_ray.reward.combinations import Strategy
-from vlgenrm_ray.reward.examples import Templates
-from vlgenrm_ray.reward.refutation import Evidence
-from vlgenrm_ray.reward.selection import SelectionConfig, examples_of, failures
-from vlgenrm_ray.reward.selection_metrics import measure
+from vlgenrm_ray.reward.critique_checks import CritiqueChecker
+from vlgenrm_ray.reward.examples import JudgeTemplates
+from vlgenrm_ray.reward.rejection_sampling import Strategy
+from vlgenrm_ray.reward.selection import SelectionConfig, pair_failures, select_examples, selection_metrics
 
-TEMPLATES = Templates(critique=prompts.load("shapes_cot"), direct=prompts.load("shapes_direct"))
-EVIDENCE = Evidence.of("shapes", Thresholds())
+TEMPLATES = JudgeTemplates(critique=prompts.load("shapes_cot"), direct=prompts.load("shapes_direct"))
+CHECKER = CritiqueChecker.from_vocabulary("shapes", Thresholds())
 CONFIG = SelectionConfig(tau=0.3)
 
 
 def critique(
     preference: Preference, side: Side, index: int, p_yes: float | None, image: str = "", claim: str = ""
 ) -> Critique:
-    """The verdict written is the likelier one; None is unreadable."""
+    """A critique with the likelier verdict; without p_yes it is unreadable."""
     word = None if p_yes is None else "yes" if p_yes >= 0.5 else "no"
-    called = "Wrong" if claim and word == "no" else "Right"
-    line = f"Claim: {claim or index}. Image: {image or 'hard to say'}. {called}."
+    assessment = "Wrong" if claim and word == "no" else "Right"
+    line = f"Claim: {claim or index}. Image: {image or 'hard to say'}. {assessment}."
     return factories.critique(
         f"{preference.id}/{side.value}/c{index}",
         preference=preference,
@@ -51,19 +50,19 @@ def unit(
 
 
 def select(unit: Unit[Critique], config: SelectionConfig = CONFIG) -> Unit[Example]:
-    return examples_of(unit, config, TEMPLATES, EVIDENCE)
+    return select_examples(unit, config, TEMPLATES, CHECKER)
 
 
 def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> None:
-    made = select(unit([0.9, 0.6], [0.2]))
-    assert [e.id for e in made.records] == [
+    selected = select(unit([0.9, 0.6], [0.2]))
+    assert [e.id for e in selected.records] == [
         "q0/p0/chosen/c0/example",
         "q0/p0/rejected/c0/example",
         "q0/p0/chosen/direct",
         "q0/p0/rejected/direct",
         "q0/p0/chosen/answer",
     ]
-    yes, no, direct_yes, direct_no, answer = made.records
+    yes, no, direct_yes, direct_no, answer = selected.records
     question, chosen, rejected = "Is there a red circle?", "Yes, there is a red circle.", "No, there is no red circle."
     assert yes.prompt == prompts.render(prompts.load("shapes_cot"), question, chosen)
     assert no.prompt == prompts.render(prompts.load("shapes_cot"), question, rejected)
@@ -72,8 +71,8 @@ def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> Non
     assert direct_yes.prompt == prompts.render(prompts.load("shapes_direct"), question, chosen)
     assert [(e.label, e.completion) for e in (direct_yes, direct_no)] == [("yes", "Yes"), ("no", "No")]
     assert (answer.prompt, answer.completion, answer.label) == (question, chosen, "")
-    assert [e.weight for e in made.records] == [1.0, 1.0, 0.5, 0.5, 0.1]
-    assert [e.label for e in made.records] == ["yes", "no", "yes", "no", ""]
+    assert [e.weight for e in selected.records] == [1.0, 1.0, 0.5, 0.5, 0.1]
+    assert [e.label for e in selected.records] == ["yes", "no", "yes", "no", ""]
 
 
 @pytest.mark.parametrize(
@@ -85,88 +84,88 @@ def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> Non
         ("There is a red star at the centre.", "It is nice.", ("", "")),
     ],
 )
-def test_judgements_know_what_kind_of_thing_they_judge(chosen: str, rejected: str, strata: tuple[str, str]) -> None:
+def test_judgements_have_the_stratum_of_their_response(chosen: str, rejected: str, strata: tuple[str, str]) -> None:
     preference = factories.preference(chosen=chosen, rejected=rejected, detections=(factories.detection(),))
     records = (critique(preference, Side.CHOSEN, 0, 0.9), critique(preference, Side.REJECTED, 0, 0.1))
-    made = select(Unit(id=preference.id, records=records)).records
-    found = {(e.label, e.stratum) for e in made if e.kind is not ExampleKind.ANSWER}
-    assert found == set(zip(("yes", "no"), strata, strict=True))
-    assert [e.stratum for e in made if e.kind is ExampleKind.ANSWER] == [""]
+    examples = select(Unit(id=preference.id, records=records)).records
+    labelled = {(e.label, e.stratum) for e in examples if e.kind is not ExampleKind.ANSWER}
+    assert labelled == set(zip(("yes", "no"), strata, strict=True))
+    assert [e.stratum for e in examples if e.kind is ExampleKind.ANSWER] == [""]
 
 
-def test_parts_of_no_weight_are_left_out() -> None:
+def test_examples_of_weight_0_are_left_out() -> None:
     config = SelectionConfig(tau=0.3, top_n=2, w_direct=0.0, lambda_answer=0.0)
-    made = select(unit([0.9, 0.8], [0.2, 0.1]), config)
-    assert [e.kind for e in made.records] == [ExampleKind.CRITIQUE] * 4
+    selected = select(unit([0.9, 0.8], [0.2, 0.1]), config)
+    assert [e.kind for e in selected.records] == [ExampleKind.CRITIQUE] * 4
 
 
 def test_direct_verdicts_and_answers_come_once_however_many_critiques() -> None:
-    made = select(unit([0.9, 0.8], [0.2, 0.1]), SelectionConfig(top_n=2))
-    assert sum(e.kind is ExampleKind.ANSWER for e in made.records) == 1
-    assert sum(e.kind is ExampleKind.DIRECT for e in made.records) == 2
+    selected = select(unit([0.9, 0.8], [0.2, 0.1]), SelectionConfig(top_n=2))
+    assert sum(e.kind is ExampleKind.ANSWER for e in selected.records) == 1
+    assert sum(e.kind is ExampleKind.DIRECT for e in selected.records) == 2
 
 
 side = st.lists(st.none() | st.integers(0, 10).map(lambda n: n / 10), max_size=4)
 
 
 @given(side, side, st.sampled_from(Strategy), st.integers(0, 10).map(lambda n: n / 10))
-def test_no_unit_and_no_critique_is_lost_without_a_word(
+def test_every_unit_and_critique_is_used_or_dropped(
     chosen: list[float | None], rejected: list[float | None], strategy: Strategy, tau: float
 ) -> None:
-    read = unit(chosen, rejected)
-    if not read.records:
-        read = Unit(id="q0/p0", dropped=(Dropped(stage="critiques", id="q0/p0", reason="engine_error"),))
-    made = select(read, SelectionConfig(strategy=strategy, tau=tau, top_n=2))
-    gone = {d.id for d in made.dropped}
-    assert bool(made.records) != ("q0/p0" in gone)
-    kept = {e.id.removesuffix("/example") for e in made.records if e.kind is ExampleKind.CRITIQUE}
-    assert kept | (gone - {"q0/p0"}) == {c.id for c in read.records}
-    assert not kept & gone
+    criticised = unit(chosen, rejected)
+    if not criticised.records:
+        criticised = Unit(id="q0/p0", dropped=(Dropped(stage="critiques", id="q0/p0", reason="engine_error"),))
+    selected = select(criticised, SelectionConfig(strategy=strategy, tau=tau, top_n=2))
+    dropped_ids = {d.id for d in selected.dropped}
+    assert bool(selected.records) != ("q0/p0" in dropped_ids)
+    kept = {e.id.removesuffix("/example") for e in selected.records if e.kind is ExampleKind.CRITIQUE}
+    assert kept | (dropped_ids - {"q0/p0"}) == {c.id for c in criticised.records}
+    assert not kept & dropped_ids
 
 
-def test_what_had_no_critiques_keeps_its_reason() -> None:
-    lost = Dropped(stage="critiques", id="q0/p0", reason="image_missing", detail="gone.png")
-    (dropped,) = select(Unit(id="q0/p0", dropped=(lost,))).dropped
+def test_a_pair_without_critiques_keeps_its_reason() -> None:
+    refused = Dropped(stage="critiques", id="q0/p0", reason="image_missing", detail="gone.png")
+    (dropped,) = select(Unit(id="q0/p0", dropped=(refused,))).dropped
     assert (dropped.stage, dropped.id, dropped.reason) == ("selection", "q0/p0", "image_missing")
     assert "gone.png" in dropped.detail
 
 
-def test_a_refuted_critique_makes_room_for_an_honest_one() -> None:
+def test_a_true_critique_is_selected_instead_of_a_contradicted_one() -> None:
     preference = factories.preference(detections=(factories.detection(),))
-    lies = critique(preference, Side.CHOSEN, 0, 0.9, image="a blue star at the top left")
-    honest = critique(preference, Side.CHOSEN, 1, 0.8, image="a red circle at the top left")
+    false = critique(preference, Side.CHOSEN, 0, 0.9, image="a blue star at the top left")
+    true = critique(preference, Side.CHOSEN, 1, 0.8, image="a red circle at the top left")
     other = critique(preference, Side.REJECTED, 0, 0.1)
-    made = select(Unit(id=preference.id, records=(lies, honest, other)))
-    assert made.records[0].id == f"{honest.id}/example"
-    assert [(d.id, d.reason) for d in made.dropped] == [(lies.id, DropReason.CONTRADICTED_CRITIQUE)]
-    unchecked = examples_of(Unit(id=preference.id, records=(lies, honest, other)), CONFIG, TEMPLATES, None)
-    assert unchecked.records[0].id == f"{lies.id}/example"
+    selected = select(Unit(id=preference.id, records=(false, true, other)))
+    assert selected.records[0].id == f"{true.id}/example"
+    assert [(d.id, d.reason) for d in selected.dropped] == [(false.id, DropReason.CONTRADICTED_CRITIQUE)]
+    unchecked = select_examples(Unit(id=preference.id, records=(false, true, other)), CONFIG, TEMPLATES, None)
+    assert unchecked.records[0].id == f"{false.id}/example"
 
 
-def test_a_critique_that_did_not_read_the_response_is_no_example_however_sure() -> None:
+def test_an_unfaithful_critique_is_no_example_for_any_margin() -> None:
     preference = factories.preference(detections=(factories.detection(),))
-    read = critique(preference, Side.REJECTED, 0, 0.2, claim="there is no red circle")
-    unread = critique(preference, Side.REJECTED, 1, 0.1, claim="there is a blue star")
+    faithful = critique(preference, Side.REJECTED, 0, 0.2, claim="there is no red circle")
+    unfaithful = critique(preference, Side.REJECTED, 1, 0.1, claim="there is a blue star")
     chosen = critique(preference, Side.CHOSEN, 0, 0.9, claim="there is a red circle")
-    units = Unit(id=preference.id, records=(chosen, read, unread))
-    made = select(units, SelectionConfig(check_claims=True))
-    assert {e.id for e in made.records if e.kind is ExampleKind.CRITIQUE} == {
+    units = Unit(id=preference.id, records=(chosen, faithful, unfaithful))
+    selected = select(units, SelectionConfig(check_claims=True))
+    assert {e.id for e in selected.records if e.kind is ExampleKind.CRITIQUE} == {
         f"{chosen.id}/example",
-        f"{read.id}/example",
+        f"{faithful.id}/example",
     }
-    assert [(d.id, d.reason) for d in made.dropped] == [(unread.id, DropReason.UNFAITHFUL_CRITIQUE)]
-    assert f"{unread.id}/example" in {e.id for e in select(units, CONFIG).records}
+    assert [(d.id, d.reason) for d in selected.dropped] == [(unfaithful.id, DropReason.UNFAITHFUL_CRITIQUE)]
+    assert f"{unfaithful.id}/example" in {e.id for e in select(units, CONFIG).records}
 
 
-def test_failures_name_the_pairs_that_gave_nothing() -> None:
+def test_pair_failures_name_the_pairs_without_examples() -> None:
     units = [
         unit([0.9], [0.1], "q0/p0"),
         unit([0.2], [0.1], "q0/p1"),
         unit([0.6], [0.4], "q0/p2"),
         unit([None], [0.1], "q0/p3"),
     ]
-    found = failures(select(u) for u in units)
-    assert found == {
+    reasons = pair_failures(select(u) for u in units)
+    assert reasons == {
         "q0/p1": DropReason.WRONG_VERDICT,
         "q0/p2": DropReason.SMALL_MARGIN,
         "q0/p3": DropReason.UNREADABLE_VERDICT,
@@ -181,29 +180,32 @@ def stage(path: Path, cls: type, units: list[Unit]) -> StageFolder:
     return folder
 
 
-def test_figures_of_a_selection(tmp_path: Path) -> None:
-    lost = Unit(id="q0/p9", dropped=(Dropped(stage="critiques", id="q0/p9", reason="engine_error"),))
+def test_metrics_of_a_selection(tmp_path: Path) -> None:
+    refused = Unit(id="q0/p9", dropped=(Dropped(stage="critiques", id="q0/p9", reason="engine_error"),))
     units = [
         unit([0.9, None], [0.15], "q0/p0"),
         unit([0.8], [0.15], "q0/p1", kind="spatial"),
         unit([0.6], [0.15], "q0/p2"),
-        lost,
+        refused,
     ]
     critiques = stage(tmp_path / "critiques", Critique, units)
     selection = stage(tmp_path / "selection", Example, [select(u, SelectionConfig(tau=0.5)) for u in units])
-    figures = measure(selection, critiques, scale=CONFIG.margin, min_mass=0.0)
-    assert (figures["pairs"], figures["pairs_kept"]) == (3, 2)
-    assert figures["kept_share"] == pytest.approx(2 / 3)
-    assert figures["by_kind"] == {"count": {"pairs": 2, "kept": 1}, "spatial": {"pairs": 1, "kept": 1}}
-    assert figures["pairs_lost"] == {"engine_error": 1, "small_margin": 1}
-    assert figures["critiques_lost"] == {"small_margin": 2, "unreadable_verdict": 1}
-    assert figures["examples"] == {"answer": 2, "critique": 4, "direct": 4}
+    metrics = selection_metrics(selection, critiques, scale=CONFIG.margin, min_mass=0.0)
+    assert (metrics["num_pairs"], metrics["num_pairs_kept"]) == (3, 2)
+    assert metrics["kept_share"] == pytest.approx(2 / 3)
+    assert metrics["by_kind"] == {
+        "count": {"num_pairs": 2, "num_pairs_kept": 1},
+        "spatial": {"num_pairs": 1, "num_pairs_kept": 1},
+    }
+    assert metrics["pairs_dropped"] == {"engine_error": 1, "small_margin": 1}
+    assert metrics["critiques_dropped"] == {"small_margin": 2, "unreadable_verdict": 1}
+    assert metrics["examples"] == {"answer": 2, "critique": 4, "direct": 4}
     # Margins 0.75, 0.65 and 0.45; a bin is a tenth wide and the first begins at -1.
-    assert [index for index, count in enumerate(figures["margin_histogram"]) for _ in range(count)] == [14, 16, 17]
+    assert [index for index, count in enumerate(metrics["margin_histogram"]) for _ in range(count)] == [14, 16, 17]
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "parts"),
     [
         ({"tau": 1.2}, ["tau", "1.2", "less than or equal to 1"]),
         ({"tau": -0.1}, ["tau", "-0.1", "greater than or equal to 0"]),
@@ -212,8 +214,8 @@ def test_figures_of_a_selection(tmp_path: Path) -> None:
         ({"taw": 0.1}, ["taw", "did you mean 'tau'"]),
     ],
 )
-def test_a_bad_setting_is_named_with_its_remedy(values: dict[str, object], told: list[str]) -> None:
+def test_a_bad_setting_is_named_with_its_remedy(values: dict[str, object], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as raised:
         recipe.build(SelectionConfig, values)
-    for part in told:
+    for part in parts:
         assert part in str(raised.value)

@@ -16,8 +16,8 @@ NODE = Node(num_cpus=64, num_gpus=8)
 NEEDS = {"shapes": LAPTOP, "qwen3_vl_4b": Cluster(nodes=(NODE,)), "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4)}
 POLICIES = {"shapes_grpo": LAPTOP, "shapes_ppo": LAPTOP, "qwen3_vl_4b_grpo": Cluster(nodes=(NODE,) * 2)}
 """Recipes of `vlgenrm policy`."""
-CIRCLES = {"shapes_circle": LAPTOP}
-"""Recipes of `vlgenrm circle`."""
+CO_TRAINING = {"shapes_co_training": LAPTOP}
+"""Recipes of `vlgenrm co-train`."""
 
 
 def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
@@ -26,7 +26,7 @@ def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
 
 
 def test_every_recipe_is_listed_here() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS) | set(POLICIES) | set(CIRCLES)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS) | set(POLICIES) | set(CO_TRAINING)
 
 
 @pytest.mark.parametrize("name", NEEDS)
@@ -39,17 +39,19 @@ def test_a_policys_recipe_fits_the_cluster_it_names(name: str) -> None:
     check_resources(plan.policy_asks(load_policy(name)), POLICIES[name])
 
 
-@pytest.mark.parametrize("name", CIRCLES)
-def test_a_circles_recipe_fits_the_cluster_it_names(name: str) -> None:
-    check_resources(plan.circle_asks(config.load_co_training(shipped_recipe(name))), CIRCLES[name])
+@pytest.mark.parametrize("name", CO_TRAINING)
+def test_a_co_training_recipe_fits_the_cluster_it_names(name: str) -> None:
+    check_resources(plan.co_training_asks(config.load_co_training(shipped_recipe(name))), CO_TRAINING[name])
 
 
 def test_from_the_second_turn_on_the_genrm_learns_beside_the_judge_that_is_served() -> None:
     wanting = ("service.serving.num_cpus=0.5",)
     with pytest.raises(ResourceError, match="stage 'training'"):
-        check_resources(plan.circle_asks(config.load_co_training(shipped_recipe("shapes_circle"), wanting)), LAPTOP)
-    once = config.load_co_training(shipped_recipe("shapes_circle"), (*wanting, "turns=1"))
-    check_resources(plan.circle_asks(once), LAPTOP)
+        check_resources(
+            plan.co_training_asks(config.load_co_training(shipped_recipe("shapes_co_training"), wanting)), LAPTOP
+        )
+    once = config.load_co_training(shipped_recipe("shapes_co_training"), (*wanting, "iterations=1"))
+    check_resources(plan.co_training_asks(once), LAPTOP)
 
 
 def test_a_policys_recipe_has_room_for_all_that_runs_at_once() -> None:

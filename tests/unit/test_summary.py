@@ -1,3 +1,5 @@
+"""Summary values and tables of a run."""
+
 from pathlib import Path
 from typing import Any
 
@@ -5,9 +7,9 @@ from factories import manifest
 from rich.console import Console
 
 from vlgenrm_ray.report import summary
-from vlgenrm_ray.reward.rounds import Round
+from vlgenrm_ray.reward.rounds import RoundResult
 
-JUDGED: dict[str, Any] = {
+EVALUATION: dict[str, Any] = {
     "pairwise_accuracy": 0.613,
     "ci95": [0.56, 0.66],
     "num_pairs": 400,
@@ -19,40 +21,40 @@ JUDGED: dict[str, Any] = {
 }
 
 
-def rounds() -> list[Round]:
-    base = Round(
+def rounds() -> list[RoundResult]:
+    base = RoundResult(
         round=0,
         model=Path("/base"),
         parent=None,
-        stages={"evaluation": manifest("evaluation", **JUDGED)},
+        stages={"evaluation": manifest("evaluation", **EVALUATION)},
         seconds={"evaluation": 21.4},
     )
     stages = {
         "critiques": manifest("critiques"),
         "selection": manifest("selection", kept_share=0.425),
-        "evaluation": manifest("evaluation", **JUDGED),
+        "evaluation": manifest("evaluation", **EVALUATION),
     }
     seconds = {"critiques": 33.0, "selection": 2.0, "evaluation": 20.0, "training": 70.0}
-    first = Round(round=1, model=Path("/m"), parent=Path("/base"), stages=stages, seconds=seconds)
+    first = RoundResult(round=1, model=Path("/m"), parent=Path("/base"), stages=stages, seconds=seconds)
     return [base, first]
 
 
-def summarised() -> dict[str, Any]:
+def run_summary() -> dict[str, Any]:
     gain = {"value": 0.12, "ci95": [0.08, 0.16], "num": 400}
-    return summary.summary(7, 123.25, rounds(), {"pool": manifest("pool", rows_out=3)}, {1: gain})
+    return summary.run_summary(7, 123.25, rounds(), {"pool": manifest("pool", rows_out=3)}, {1: gain})
 
 
-def shown(table: Any) -> str:
+def render(table: Any) -> str:
     console = Console(width=80, force_terminal=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get()
 
 
-def test_the_summary_has_the_fields_that_scripts_read() -> None:
-    found = summarised()
-    assert (found["seed"], found["seconds"]) == (7, 123.2)
-    base, first = found["rounds"]
+def test_the_summary_has_the_documented_fields() -> None:
+    values = run_summary()
+    assert (values["seed"], values["seconds"]) == (7, 123.2)
+    base, first = values["rounds"]
     assert {k: base[k] for k in ("round", "pairwise_accuracy", "ci95", "num_pairs", "auroc", "ece", "kept_share")} == {
         "round": 0,
         "pairwise_accuracy": 0.613,
@@ -63,18 +65,18 @@ def test_the_summary_has_the_fields_that_scripts_read() -> None:
         "kept_share": None,
     }
     assert (first["kept_share"], first["seconds"]["training"], first["gain"]["value"]) == (0.425, 70.0, 0.12)
-    assert found["stages"]["pool"]["dropped"] == {"wrong_verdict": 1}
+    assert values["stages"]["pool"]["dropped"] == {"wrong_verdict": 1}
 
 
-def test_the_tables_fit_80_columns_and_say_it_all() -> None:
-    found = summarised()
-    drawn = shown(summary.table(found))
-    assert "0.613 (0.560-0.660)" in drawn
-    assert "42%" in drawn
-    assert "base" in drawn
-    for table in (summary.table(found), summary.funnel(found), summary.figures(JUDGED)):
-        text = shown(table)
+def test_the_tables_fit_80_columns_without_cuts() -> None:
+    values = run_summary()
+    text = render(summary.rounds_table(values))
+    assert "0.613 (0.560-0.660)" in text
+    assert "42%" in text
+    assert "base" in text
+    for table in (summary.rounds_table(values), summary.stages_table(values), summary.evaluation_table(EVALUATION)):
+        text = render(table)
         assert "…" not in text
         assert max(map(len, text.splitlines())) <= 80
-    assert "1 wrong_verdict" in shown(summary.funnel(found))
-    assert "blind: longer" in shown(summary.figures(JUDGED))
+    assert "1 wrong_verdict" in render(summary.stages_table(values))
+    assert "blind: longer" in render(summary.evaluation_table(EVALUATION))

@@ -1,4 +1,4 @@
-"""The life of a record, read from a small run folder made by hand."""
+"""The trace of a record in a small run folder made by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from vlgenrm_ray.records import (
     Critique,
     Dropped,
     Example,
-    ExampleKind,
     Finding,
     Judgement,
     Origin,
@@ -27,11 +26,11 @@ from vlgenrm_ray.records import (
 )
 from vlgenrm_ray.report.trace import trace
 
-ASKED = factories.question("q/1", text="How many circles are there?", kind="count", reference="There is one circle.")
-OTHER = factories.question("q/10")
+QUESTION = factories.question("q/1", text="How many circles are there?", kind="count", reference="There is one circle.")
+OTHER_QUESTION = factories.question("q/10")
 PAIR = factories.preference(
     "q/1/p0",
-    question=ASKED,
+    question=QUESTION,
     chosen="There is one circle.",
     rejected="There are two circles.",
     origin=Origin.EDITED,
@@ -42,8 +41,8 @@ PAIR = factories.preference(
     chosen_id="q/1/r0",
     rejected_id="q/1/r0/e",
 )
-HOPELESS = factories.preference("q/1/p1", question=ASKED, chosen_id="q/1/r0", rejected_id="q/1/r3")
-GOLD = factories.preference("h1/gold", question=factories.question("h1"), origin=Origin.GOLD, kind="count")
+FAILED_PAIR = factories.preference("q/1/p1", question=QUESTION, chosen_id="q/1/r0", rejected_id="q/1/r3")
+HELDOUT_PAIR = factories.preference("h1/gold", question=factories.question("h1"), origin=Origin.GOLD, kind="count")
 
 
 def stage(path: Path, cls: type, *units: Unit[Any]) -> None:
@@ -65,32 +64,23 @@ def critique(side: Side, index: int, p_yes: float | None) -> Critique:
 
 
 def example(id: str, label: str = "yes") -> Example:
-    return Example(
-        id=id,
-        image=ASKED.image,
-        prompt="asked",
-        completion="said",
-        kind=ExampleKind.CRITIQUE,
-        label=label,
-        weight=1.0,
-        round=1,
-    )
+    return factories.example(id, image=QUESTION.image, label=label)
 
 
-def lost(stage: str, id: str, reason: str, detail: str = "") -> Dropped:
+def drop(stage: str, id: str, reason: str, detail: str = "") -> Dropped:
     return Dropped(stage=stage, id=id, reason=reason, detail=detail)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    stage(run / "pool", Question, Unit(id="row 1", records=(ASKED,)), Unit(id="row 2", records=(OTHER,)))
+    stage(run / "pool", Question, Unit(id="row 1", records=(QUESTION,)), Unit(id="row 2", records=(OTHER_QUESTION,)))
     responses = [
-        response("q/1/r0", ASKED, "There is one circle."),
-        response("q/1/r1", ASKED, "There are five circles."),
+        response("q/1/r0", QUESTION, "There is one circle."),
+        response("q/1/r1", QUESTION, "There are five circles."),
     ]
-    same = lost("responses", "q/1/r2", "duplicate_text", "same as q/1/r0")
-    elsewhere = response("q/10/r0", OTHER, "No, there is no red circle.")
+    same = drop("responses", "q/1/r2", "duplicate_text", "same as q/1/r0")
+    elsewhere = response("q/10/r0", OTHER_QUESTION, "No, there is no red circle.")
     stage(
         run / "responses",
         Response,
@@ -106,32 +96,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for r in (*responses, elsewhere)
     ]
     stage(run / "experts", CheckedResponse, Unit(id="image", records=tuple(checked)))
-    stage(run / "preferences", Preference, Unit(id="image", records=(PAIR, HOPELESS)))
-    stage(run / "heldout", Preference, Unit(id="h1", records=(GOLD,)))
+    stage(run / "preferences", Preference, Unit(id="image", records=(PAIR, FAILED_PAIR)))
+    stage(run / "heldout", Preference, Unit(id="h1", records=(HELDOUT_PAIR,)))
     critiques = [critique(Side.CHOSEN, 0, 0.9), critique(Side.CHOSEN, 1, 0.3), critique(Side.REJECTED, 0, 0.2)]
     critiques.append(critique(Side.REJECTED, 1, None))
-    missed = factories.critique(f"{HOPELESS.id}/chosen/c0", preference=HOPELESS, verdict="no", p_yes=0.1)
+    wrong = factories.critique(f"{FAILED_PAIR.id}/chosen/c0", preference=FAILED_PAIR, verdict="no", p_yes=0.1)
     criticised = Unit(id=PAIR.id, records=tuple(critiques))
-    stage(run / "round-1" / "critiques", Critique, criticised, Unit(id=HOPELESS.id, records=(missed,)))
+    stage(run / "round-1" / "critiques", Critique, criticised, Unit(id=FAILED_PAIR.id, records=(wrong,)))
     dropped = (
-        lost("selection", critiques[1].id, "wrong_verdict", "the verdict is wrong"),
-        lost("selection", critiques[3].id, "unreadable_verdict", "no verdict to read"),
+        drop("selection", critiques[1].id, "wrong_verdict", "the verdict is wrong"),
+        drop("selection", critiques[3].id, "unreadable_verdict", "no verdict to read"),
     )
     examples = (example(f"{critiques[0].id}/example"), example(f"{critiques[2].id}/example", "no"))
-    failed = lost("selection", HOPELESS.id, "wrong_verdict", "nothing kept of 2 critiques")
+    failed = drop("selection", FAILED_PAIR.id, "wrong_verdict", "none of 2 critiques selected")
     selected = Unit(id=PAIR.id, records=examples, dropped=dropped)
-    stage(run / "round-1" / "selection", Example, selected, Unit(id=HOPELESS.id, dropped=(failed,)))
-    made = Checkpoint(uri="/run/round-1/training/model", round=1, parent="/pack/vlm", metrics={})
-    too_long = lost("training", examples[1].id, "example_too_long", "9000 tokens")
-    stage(run / "round-1" / "training", Checkpoint, Unit(id="round-1", records=(made,), dropped=(too_long,)))
+    stage(run / "round-1" / "selection", Example, selected, Unit(id=FAILED_PAIR.id, dropped=(failed,)))
+    checkpoint = Checkpoint(uri="/run/round-1/training/model", round=1, parent="/pack/vlm", metrics={})
+    too_long = drop("training", examples[1].id, "example_too_long", "9000 tokens")
+    stage(run / "round-1" / "training", Checkpoint, Unit(id="round-1", records=(checkpoint,), dropped=(too_long,)))
     chosen = Judgement(id="x", reward=0.75, status="ok", critiques=(factories.judge_critique("A.\nVerdict: Yes"),))
-    mute = Judgement(id="y", reward=None, status="unreadable_verdict")
-    result = PairResult(id=GOLD.id, preference=GOLD, chosen=chosen, rejected=mute)
-    stage(run / "round-1" / "evaluation", PairResult, Unit(id=GOLD.id, records=(result,)))
+    unreadable = Judgement(id="y", reward=None, status="unreadable_verdict")
+    result = PairResult(id=HELDOUT_PAIR.id, preference=HELDOUT_PAIR, chosen=chosen, rejected=unreadable)
+    stage(run / "round-1" / "evaluation", PairResult, Unit(id=HELDOUT_PAIR.id, records=(result,)))
     return run
 
 
-def test_an_example_leads_back_to_the_image_and_to_every_critique_that_lost(run: Path) -> None:
+def test_an_example_is_traced_to_its_image_and_to_all_dropped_critiques(run: Path) -> None:
     text = trace(run, "q/1/p0/chosen/c0/example")
     order = [
         "QUESTION q/1",
@@ -143,20 +133,20 @@ def test_an_example_leads_back_to_the_image_and_to_every_critique_that_lost(run:
         'edited   "two"',
         "one circle seen, two claimed",
         "ROUND 1",
-        "critique q/1/p0/chosen/c0  yes, p(Yes) 0.90; kept",
+        "critique q/1/p0/chosen/c0  yes, p(Yes) 0.90; selected",
         "critique q/1/p0/chosen/c1  no, p(Yes) 0.30; wrong_verdict",
         "critique q/1/p0/rejected/c1  unreadable; unreadable_verdict",
         ">   example q/1/p0/chosen/c0/example  critique (yes), weight 1",
         "trained /run/round-1/training/model, from /pack/vlm",
         "example_too_long: 9000",
     ]
-    places = [text.find(part) for part in order]
-    assert -1 not in places, order[places.index(-1)]
-    assert places == sorted(places)
-    assert "q/1/r1" not in text, "the response that made no pair is no part of this life"
+    positions = [text.find(part) for part in order]
+    assert -1 not in positions, order[positions.index(-1)]
+    assert positions == sorted(positions)
+    assert "q/1/r1" not in text, "a response without pairs does not belong to this trace"
 
 
-def test_a_question_shows_everything_of_its_own_and_nothing_of_another(run: Path) -> None:
+def test_a_question_shows_all_its_records_and_no_others(run: Path) -> None:
     text = trace(run, "q/1")
     assert text.startswith("> QUESTION q/1")
     for part in ("q/1/r0", "q/1/r1", "q/1/r2  by responses, duplicate_text: same as q/1/r0", "q/1/p0", "ROUND 1"):
@@ -164,32 +154,32 @@ def test_a_question_shows_everything_of_its_own_and_nothing_of_another(run: Path
     assert "q/10" not in text
 
 
-def test_a_response_shows_the_pairs_made_of_it(run: Path) -> None:
+def test_a_response_shows_its_pairs(run: Path) -> None:
     assert "q/1/p0/chosen/c0" in trace(run, "q/1/r0")
-    barren = trace(run, "q/1/r1")
-    assert "There are five circles." in barren
-    assert "PREFERENCES" not in barren
+    without_pairs = trace(run, "q/1/r1")
+    assert "There are five circles." in without_pairs
+    assert "PREFERENCES" not in without_pairs
 
 
-def test_a_pair_that_gave_nothing_says_why(run: Path) -> None:
+def test_a_pair_without_examples_shows_its_reason(run: Path) -> None:
     text = trace(run, "q/1/p1")
-    assert "pair q/1/p1  lost: wrong_verdict: nothing kept of 2 critiques" in text
+    assert "pair q/1/p1  dropped, wrong_verdict: none of 2 critiques selected" in text
     assert "example" not in text
 
 
-def test_a_held_out_pair_shows_how_it_was_judged(run: Path) -> None:
+def test_a_held_out_pair_shows_its_judgements(run: Path) -> None:
     text = trace(run, "h1/gold")
     assert "judged h1/gold  chosen 0.750, rejected unreadable_verdict" in text
     assert "chosen: A. / Verdict: Yes" in text
 
 
-def test_what_was_dropped_can_be_asked_for(run: Path) -> None:
+def test_a_dropped_row_can_be_traced(run: Path) -> None:
     assert ">   q/1/r2  by responses, duplicate_text: same as q/1/r0" in trace(run, "q/1/r2")
 
 
 @pytest.mark.parametrize("id", ["q/1", "q/1/p0", "q/1/p0/rejected/c0/example", "h1/gold", "q/1/r2"])
 @pytest.mark.parametrize("width", [80, 60])
-def test_lines_fit_and_the_asked_record_is_marked(run: Path, id: str, width: int) -> None:
+def test_lines_fit_and_the_record_is_marked(run: Path, id: str, width: int) -> None:
     lines = trace(run, id, width).splitlines()
     assert max(map(len, lines)) <= width
     assert any(line.startswith(">") for line in lines)
@@ -198,11 +188,11 @@ def test_lines_fit_and_the_asked_record_is_marked(run: Path, id: str, width: int
 @pytest.mark.parametrize(
     ("id", "near"), [("q/2", "q/1"), ("q/1/r7", "q/1/r0"), ("q/1/p0/chosen/c9", "q/1/p0/chosen/c0"), ("gold", "h1")]
 )
-def test_an_unknown_id_is_answered_with_the_nearest(run: Path, id: str, near: str) -> None:
+def test_an_unknown_id_is_refused_with_the_nearest_ones(run: Path, id: str, near: str) -> None:
     with pytest.raises(InputError, match=f"{id}: no such id in .*nearest: .*{near}"):
         trace(run, id)
 
 
-def test_a_folder_without_a_run_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run folder"):
         trace(tmp_path, "q/1")

@@ -1,11 +1,11 @@
-"""The training stage before any worker starts: mistakes that must not cost one."""
+"""The training stage without workers: invalid inputs, and a training whose workers have finished."""
 
 from pathlib import Path
 
 import pytest
+from factories import example
 from pydantic import ValidationError
 
-from tests.unit.test_training_data import example
 from vlgenrm_ray.data.store import StageFolder, Unit, write_json, write_units
 from vlgenrm_ray.errors import ConfigError, InputError, StageError
 from vlgenrm_ray.records import Example
@@ -27,7 +27,7 @@ def weights(data: bytes) -> bytes:
 
 
 def model(folder: Path) -> Path:
-    """A folder that passes for a model as long as nobody loads it."""
+    """A folder that looks like a model until it is loaded."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen3_vl"}')
     (folder / "model.safetensors").write_bytes(weights(b"some"))
@@ -36,8 +36,8 @@ def model(folder: Path) -> Path:
     return folder
 
 
-def trained(tmp_path: Path, base: Path, examples: StageFolder) -> Path:
-    """A training whose workers have finished, but whose driver was killed before the manifest."""
+def finished_by_workers(tmp_path: Path, base: Path, examples: StageFolder) -> Path:
+    """A training whose workers have finished and whose driver was killed before it wrote the manifest."""
     target = tmp_path / "round-1" / "training"
     config = TrainingConfig()
     with pytest.raises(KeyError):
@@ -51,7 +51,7 @@ def trained(tmp_path: Path, base: Path, examples: StageFolder) -> Path:
     return target
 
 
-def test_a_base_that_is_no_model_is_named(tmp_path: Path, selection: StageFolder) -> None:
+def test_a_base_that_is_no_model_is_refused(tmp_path: Path, selection: StageFolder) -> None:
     with pytest.raises(InputError, match="no such folder"):
         run(TrainingConfig(), base=tmp_path / "gone", examples=selection, target=tmp_path / "t", round=1)
     assert not (tmp_path / "t").exists()
@@ -64,22 +64,22 @@ def test_an_unfinished_selection_is_refused(tmp_path: Path) -> None:
         run(TrainingConfig(), base=model(tmp_path / "m"), examples=folder, target=tmp_path / "t", round=1)
 
 
-def test_finished_workers_need_no_cluster_to_be_written_up(tmp_path: Path, selection: StageFolder) -> None:
+def test_the_manifest_of_finished_workers_needs_no_cluster(tmp_path: Path, selection: StageFolder) -> None:
     base = model(tmp_path / "m")
-    target = trained(tmp_path, base, selection)
-    done = run(TrainingConfig(), base=base, examples=selection, target=target, round=1)
-    assert done.model == target / "model"
-    assert done.report["first_loss"] == 2.0
-    assert done.report["num_tokens"] == 22
-    assert done.report["dropped"] == {"example_too_long": 1}
+    target = finished_by_workers(tmp_path, base, selection)
+    finished = run(TrainingConfig(), base=base, examples=selection, target=target, round=1)
+    assert finished.model == target / "model"
+    assert finished.metrics["first_loss"] == 2.0
+    assert finished.metrics["num_tokens"] == 22
+    assert finished.metrics["dropped"] == {"example_too_long": 1}
     assert [d.id for d in StageFolder(target).dropped()] == ["p1/e"]
     again = run(TrainingConfig(), base=base, examples=selection, target=target, round=1)
-    assert again == done
+    assert again == finished
 
 
-def test_a_folder_trained_otherwise_is_not_mixed(tmp_path: Path, selection: StageFolder) -> None:
+def test_a_folder_with_other_settings_is_refused(tmp_path: Path, selection: StageFolder) -> None:
     base = model(tmp_path / "m")
-    target = trained(tmp_path, base, selection)
+    target = finished_by_workers(tmp_path, base, selection)
     with pytest.raises(ConfigError, match="other settings or inputs"):
         run(TrainingConfig(epochs=2), base=base, examples=selection, target=target, round=1)
     (base / "model.safetensors").write_bytes(weights(b"other"))

@@ -1,18 +1,18 @@
-"""The plan of a training: what a step learns, and that it depends on nothing but data and settings."""
+"""The plan of a training depends only on data and settings."""
 
 from pathlib import Path
 
 import pytest
+from factories import example
 
-from tests.factories import image
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.records import Example, ExampleKind
-from vlgenrm_ray.reward.balance import Labelled
+from vlgenrm_ray.reward.balance import ExampleTraits
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_data import (
-    Examples,
-    Measured,
-    planned,
+    ExampleList,
+    MeasuredExample,
+    plan_steps,
     probe_prefix,
     steps_per_epoch,
     token_weight,
@@ -20,23 +20,9 @@ from vlgenrm_ray.reward.training_data import (
 )
 
 
-def example(id: str = "e0", **over: object) -> Example:
-    values: dict[str, object] = {
-        "id": id,
-        "image": image(),
-        "prompt": "Is the response right?",
-        "completion": "Claim: a red circle. Image: a red circle. Right.\nVerdict: Yes",
-        "kind": ExampleKind.CRITIQUE,
-        "label": "yes",
-        "weight": 1.0,
-        "round": 1,
-    }
-    return Example(**(values | over))  # type: ignore[arg-type]
-
-
-def measured(count: int) -> list[Measured]:
-    traits = [Labelled(ExampleKind.CRITIQUE, "yes" if i % 4 else "no", 1.0) for i in range(count)]
-    return [Measured(i, 20 + i % 5, 5 + i % 3, t) for i, t in enumerate(traits)]
+def measured(count: int) -> list[MeasuredExample]:
+    traits = [ExampleTraits(ExampleKind.CRITIQUE, "yes" if i % 4 else "no", 1.0) for i in range(count)]
+    return [MeasuredExample(i, 20 + i % 5, 5 + i % 3, t) for i, t in enumerate(traits)]
 
 
 CONFIG = TrainingConfig(workers=2, epochs=3, examples_per_step=8, tokens_per_batch=100)
@@ -44,23 +30,23 @@ CONFIG = TrainingConfig(workers=2, epochs=3, examples_per_step=8, tokens_per_bat
 
 def test_resuming_gives_the_steps_that_were_left() -> None:
     data = measured(30)
-    whole = list(planned(data, CONFIG, 0))
+    whole = list(plan_steps(data, CONFIG, 0))
     assert [s.number for s in whole] == list(range(total_steps(data, CONFIG))) == list(range(12))
     for start in (0, 1, 3, 4, 7, 11, 12):
-        assert list(planned(data, CONFIG, start)) == whole[start:]
+        assert list(plan_steps(data, CONFIG, start)) == whole[start:]
 
 
 def test_max_steps_cuts_the_training_short() -> None:
     data = measured(30)
     short = CONFIG.model_copy(update={"max_steps": 5})
-    assert list(planned(data, short, 0)) == list(planned(data, CONFIG, 0))[:5]
+    assert list(plan_steps(data, short, 0)) == list(plan_steps(data, CONFIG, 0))[:5]
     assert steps_per_epoch(data, short) == 4
 
 
-def test_epochs_differ_in_order_and_hold_everything() -> None:
+def test_epochs_differ_in_order_and_contain_all_examples() -> None:
     data = measured(30)
-    steps = list(planned(data, CONFIG, 0))
-    seen = [[m for s in steps if s.epoch == epoch for m in s.step.members()] for epoch in range(3)]
+    steps = list(plan_steps(data, CONFIG, 0))
+    seen = [[m for s in steps if s.epoch == epoch for m in s.plan.members()] for epoch in range(3)]
     assert [sorted(e) for e in seen] == [list(range(30))] * 3
     assert seen[0] != seen[1]
 
@@ -69,8 +55,8 @@ def test_epochs_differ_in_order_and_hold_everything() -> None:
 def test_the_denominator_is_the_weight_of_the_whole_step(normalise: str) -> None:
     data = measured(30)
     config = CONFIG.model_copy(update={"normalise": normalise})
-    for step in planned(data, config, 0):
-        members = [step.entries[m] for m in step.step.members()]
+    for step in plan_steps(data, config, 0):
+        members = [step.epoch_examples[m] for m in step.plan.members()]
         if normalise == "tokens":
             expected = sum(e.weight * data[e.index].num_targets for e in members)
         else:
@@ -88,7 +74,7 @@ def test_examples_are_read_in_the_same_order_from_any_shards(tmp_path: Path) -> 
         for part in parts:
             write_units(folder, Example, part)
         folder.finish(seconds=0.0)
-    first, second = Examples(one), Examples(many)
+    first, second = ExampleList(one), ExampleList(many)
     assert [first[i] for i in range(len(first))] == [second[i] for i in range(len(second))]
     assert [first[i].id for i in range(6)] == [f"p{i}/e" for i in range(6)]
 

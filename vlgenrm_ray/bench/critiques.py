@@ -19,7 +19,7 @@ from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.records import Critique, Preference, Side
-from vlgenrm_ray.reward.critiques import item_of, write
+from vlgenrm_ray.reward.critiques import judge_item, write_critiques
 
 
 def bench_critiques(
@@ -32,7 +32,7 @@ def bench_critiques(
     preferences = list(islice(source.records(Preference), pairs))
     if not preferences:
         raise InputError(f"--run: {source.path} holds no preference; finish a run first (vlgenrm demo)")
-    items = [item_of(preference, side) for preference in preferences for side in Side]
+    items = [judge_item(preference, side) for preference in preferences for side in Side]
     template = prompts.load(judge.prompt)
     batch = [
         Prompt(
@@ -54,7 +54,7 @@ def bench_critiques(
     def stage() -> int:
         # From Arrow rows to Arrow rows, as the actor works.
         to_table(Preference, preferences)
-        units = write(asker, preferences, round=1, hint=False)
+        units = write_critiques(asker, preferences, round=1, hint=False)
         units_table(Critique, units)
         return sum(u.num_tokens for u in units)
 

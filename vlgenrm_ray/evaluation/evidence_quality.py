@@ -1,6 +1,6 @@
-"""How good the evidence is, against a ground truth: the experts' verdicts and the labels.
+"""Quality of the evidence against a ground truth: the experts' verdicts and the labels of preferences.
 
-Only a world whose truth is known can be measured so; the truth measures, and nothing in the loop sees it.
+Only a world with known truth can be measured like this; the truth is used for measurement and by no stage of the run.
 """
 
 from collections import defaultdict
@@ -9,63 +9,63 @@ from typing import Any
 
 import numpy as np
 
-from vlgenrm_ray.evaluation.metrics import plain, wilson
+from vlgenrm_ray.evaluation.metrics import estimate_as_json, wilson_interval
 from vlgenrm_ray.records import CheckedResponse, Claim, Preference, Question, Truth
 
 ClaimTruth = Callable[[Question, Claim], bool]
-"""Whether a claim about a question's image is true, its negation included."""
+"""Returns True if a claim about a question's image is true, its negation included."""
 ResponseTruth = Callable[[Question, str], bool]
-"""Whether a response to a question is true."""
+"""Returns True if a response to a question is true."""
 
 
 def expert_quality(checked: Iterable[CheckedResponse], truth: ClaimTruth) -> dict[str, Any]:
-    """Precision and recall of the experts' definite verdicts, by claim kind and over `all`, with 95 % intervals.
+    """Compute precision and recall of the experts' definite verdicts, by claim kind and over `all`.
 
-    Of `supported`, precision is the share of the claims so judged that are true, recall the share of the true claims
-    so judged; of `contradicted` the same with the false ones. `unknown` costs recall, never precision. Hedged claims
+    For `supported`, precision is the share of claims so judged that are true, recall the share of true claims so
+    judged; for `contradicted` the same with false claims. `unknown` lowers recall, never precision. Hedged claims
     assert nothing and are left out.
     """
-    seen: dict[str, list[tuple[Truth, bool]]] = defaultdict(list)
+    verdicts: dict[str, list[tuple[Truth, bool]]] = defaultdict(list)
     for record in checked:
         for finding in record.findings:
             if not finding.claim.hedged:
-                judged = (finding.truth, truth(record.response.question, finding.claim))
-                seen[finding.claim.kind.value].append(judged)
-                seen["all"].append(judged)
-    return {kind: _verdicts(judged) for kind, judged in sorted(seen.items())}
+                verdict = (finding.truth, truth(record.response.question, finding.claim))
+                verdicts[finding.claim.kind.value].append(verdict)
+                verdicts["all"].append(verdict)
+    return {kind: _verdict_quality(of_kind) for kind, of_kind in sorted(verdicts.items())}
 
 
-def _verdicts(judged: list[tuple[Truth, bool]]) -> dict[str, Any]:
-    unknown = sum(verdict is Truth.UNKNOWN for verdict, _ in judged)
-    figures: dict[str, Any] = {"claims": len(judged), "unknown_share": round(unknown / len(judged), 6)}
-    for name, verdict, meant in (("supported", Truth.SUPPORTED, True), ("contradicted", Truth.CONTRADICTED, False)):
-        figures[name] = {
-            "precision": _proportion([true is meant for said, true in judged if said is verdict]),
-            "recall": _proportion([said is verdict for said, true in judged if true is meant]),
+def _verdict_quality(verdicts: list[tuple[Truth, bool]]) -> dict[str, Any]:
+    num_unknown = sum(verdict is Truth.UNKNOWN for verdict, _ in verdicts)
+    quality: dict[str, Any] = {"claims": len(verdicts), "unknown_share": round(num_unknown / len(verdicts), 6)}
+    for name, wanted, correct in (("supported", Truth.SUPPORTED, True), ("contradicted", Truth.CONTRADICTED, False)):
+        quality[name] = {
+            "precision": _proportion([is_true is correct for verdict, is_true in verdicts if verdict is wanted]),
+            "recall": _proportion([verdict is wanted for verdict, is_true in verdicts if is_true is correct]),
         }
-    return figures
+    return quality
 
 
 def label_quality(preferences: Iterable[Preference], truth: ResponseTruth) -> dict[str, Any]:
-    """How often a pair's label is right, by origin and over `all`, with 95 % intervals.
+    """Compute how often a pair's label is right, by origin and over `all`, with 95 % intervals.
 
-    A label is right if the chosen response is true and the rejected one false; `chosen_true` and `rejected_false`
-    stand beside it, to tell which side is at fault.
+    A label is right if the chosen response is true and the rejected one false; `chosen_true` and `rejected_false` tell
+    which side is at fault.
     """
-    seen: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
+    labels: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for preference in preferences:
         sides = (truth(preference.question, preference.chosen), not truth(preference.question, preference.rejected))
-        seen[preference.origin.value].append(sides)
-        seen["all"].append(sides)
+        labels[preference.origin.value].append(sides)
+        labels["all"].append(sides)
     return {
         origin: {
             "label_accuracy": _proportion([chosen and rejected for chosen, rejected in sides]),
             "chosen_true": _proportion([chosen for chosen, _ in sides]),
             "rejected_false": _proportion([rejected for _, rejected in sides]),
         }
-        for origin, sides in sorted(seen.items())
+        for origin, sides in sorted(labels.items())
     }
 
 
-def _proportion(holds: list[bool]) -> dict[str, Any]:
-    return plain(wilson(np.array(holds, dtype=np.float64)))
+def _proportion(flags: list[bool]) -> dict[str, Any]:
+    return estimate_as_json(wilson_interval(np.array(flags, dtype=np.float64)))

@@ -1,9 +1,8 @@
-"""Reads Question (of a pool that came with labels). Writes Preference.
+"""Held-out stage: reads Question of a labelled pool, writes Preference.
 
-The labels of these pairs are taken as the truth to measure against. They never meet the experts, curation or training.
+The labels of these pairs are taken as ground truth for measurement. They never reach experts, curation or training.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray.data import flow
@@ -19,37 +18,12 @@ if TYPE_CHECKING:
 STAGE = "heldout"
 
 
-def label(question: Question) -> Unit[Preference]:
-    """A labelled question -> its pair; without both answers, or with equal ones, a drop."""
-    chosen, rejected = question.chosen, question.rejected
-    if not chosen or not rejected or chosen == rejected:
-        detail = "a held-out row needs `chosen` and `rejected`, and they must differ"
-        drop = Dropped(stage=STAGE, id=question.id, reason=DropReason.NO_CONTRAST, detail=detail)
-        return Unit(id=question.id, dropped=(drop,))
-    pair = Preference(
-        id=f"{question.id}/gold",
-        question=question,
-        chosen=chosen,
-        rejected=rejected,
-        origin=Origin.GOLD,
-        kind=question.kind,
-        evidence="label of the data set",
-    )
-    return Unit(id=question.id, records=(pair,))
-
-
-@dataclass(frozen=True)
-class _Label:
-    def __call__(self, rows: "pa.Table") -> "pa.Table":
-        return units_table(Preference, (label(q) for q in from_table(Question, rows)))
-
-
 def run(*, source: StageFolder, target: StageFolder) -> Manifest:
     """Fill `target` with the pairs of the labelled pool `source`. Raises StageError if there is none."""
     manifest = flow.run(
         target,
         flow.read_records(source, Question),
-        lambda rows: rows.map_batches(_Label(), **flow.LIGHT),
+        lambda rows: rows.map_batches(_label_batch, **flow.LIGHT),
         total=source.complete().rows_out,
         fingerprint=digest(STAGE),
         inputs={"pool": source.data_hash()},
@@ -60,3 +34,26 @@ def run(*, source: StageFolder, target: StageFolder) -> Manifest:
             "give labelled pairs under heldout.path"
         )
     return manifest
+
+
+def _label_batch(rows: "pa.Table") -> "pa.Table":
+    return units_table(Preference, (build_pair(q) for q in from_table(Question, rows)))
+
+
+def build_pair(question: Question) -> Unit[Preference]:
+    """Build the pair of a labelled question; drop it if an answer is missing or both are equal."""
+    chosen, rejected = question.chosen, question.rejected
+    if not chosen or not rejected or chosen == rejected:
+        detail = "a held-out row needs `chosen` and `rejected`, and they must differ"
+        dropped = Dropped(stage=STAGE, id=question.id, reason=DropReason.NO_CONTRAST, detail=detail)
+        return Unit(id=question.id, dropped=(dropped,))
+    pair = Preference(
+        id=f"{question.id}/gold",
+        question=question,
+        chosen=chosen,
+        rejected=rejected,
+        origin=Origin.GOLD,
+        kind=question.kind,
+        evidence="label of the data set",
+    )
+    return Unit(id=question.id, records=(pair,))

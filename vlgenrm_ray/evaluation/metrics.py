@@ -1,8 +1,12 @@
-"""Figures of a judge on held-out pairs. Pure numpy; a reward that could not be read is NaN.
+"""Metrics of a judge on held-out pairs. A reward that could not be read is NaN.
 
-An unreadable pair (a reward missing on either side) counts one half in pairwise accuracy, like a tie: it is a
-coin the judge declined to toss. Leaving it out would reward a judge for abstaining on what is hard; counting it
-wrong would mix two faults. How often it happens is the verdict coverage, which stands beside every accuracy.
+An unreadable pair (a reward missing on either side) counts one half in pairwise accuracy, like a tie. Leaving it out
+would favour a judge that abstains on hard pairs; counting it wrong would mix two faults. The verdict coverage reported
+with every accuracy says how often it happens.
+
+AUROC and the Brier score are scikit-learn's. The Wilson interval is computed here because values may be halves, which
+`scipy.stats.binomtest` refuses; the paired bootstrap because its draw is part of the reported figures and needs no
+table of N x resamples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +21,12 @@ from vlgenrm_ray.records import PairResult, Preference
 Array = npt.NDArray[np.float64]
 
 _Z95 = 1.959963984540054
+"""Standard normal quantile at 0.975."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean with its 95 % interval [low, high] over `num` observations; all NaN where there is none."""
+    """A mean with its 95 % interval [low, high] over `num` observations; all NaN if there is none."""
 
     value: float
     low: float
@@ -30,16 +35,16 @@ class Estimate:
 
 
 def outcomes(chosen: Array, rejected: Array) -> Array:
-    """Rewards (N,) of both sides -> (N,): 1 ranked right, 0 ranked wrong, 1/2 tied or unreadable."""
+    """Compare the rewards (N,) of both sides: 1 ranked right, 0 ranked wrong, 1/2 tied or unreadable."""
     difference = chosen - rejected
     return np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)
 
 
-def wilson(values: Array) -> Estimate:
-    """Mean of values (N,) in [0, 1] with Wilson's 95 % score interval.
+def wilson_interval(values: Array) -> Estimate:
+    """Compute the mean of values (N,) in [0, 1] with Wilson's 95 % score interval.
 
-    With halves among the values it is wider than need be, for their variance is smaller than a coin's; unlike a
-    bootstrap's it does not shrink to a point when all values are equal.
+    If some values are halves the interval is wider than necessary, because their variance is smaller than that of
+    zeros and ones. Unlike a bootstrap interval it does not shrink to a point when all values are equal.
     """
     num = len(values)
     if not num:
@@ -47,44 +52,52 @@ def wilson(values: Array) -> Estimate:
     mean = float(np.mean(values))
     spread = _Z95**2 / num
     centre = (mean + spread / 2) / (1 + spread)
-    half = _Z95 / (1 + spread) * float(np.sqrt(mean * (1 - mean) / num + spread / (4 * num)))
-    return Estimate(value=mean, low=max(0.0, centre - half), high=min(1.0, centre + half), num=num)
+    half_width = _Z95 / (1 + spread) * float(np.sqrt(mean * (1 - mean) / num + spread / (4 * num)))
+    return Estimate(value=mean, low=max(0.0, centre - half_width), high=min(1.0, centre + half_width), num=num)
 
 
 def paired_gain(
     before: Mapping[str, float], after: Mapping[str, float], *, resamples: int = 10_000, seed: int = 0
 ) -> Estimate:
-    """Mean of after - before over the pair ids both have, with a percentile bootstrap over pairs (95 %).
+    """Compute the mean of after - before with a percentile bootstrap interval over pairs (95 %).
 
-    Values are `outcomes` by pair id. Pairing takes the pairs' own difficulty out of the interval. A resample is
-    drawn as multinomial counts of the distinct differences: the same bootstrap, without a table of N x resamples.
+    Pairing removes the difficulty of the pairs from the interval. A resample is drawn as multinomial counts of the
+    distinct differences: the same distribution as resampling pairs, without a table of N x resamples.
+
+    Args:
+        before: Pair id -> outcome of the first judge.
+        after: Pair id -> outcome of the second judge; ids that only one of both has are ignored.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
     """
     ids = sorted(before.keys() & after.keys())
     if not ids:
-        return wilson(np.array([]))
+        return wilson_interval(np.array([]))
     differences = np.array([after[i] - before[i] for i in ids])
     values, counts = np.unique(differences, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(ids), counts / len(ids), size=resamples)
-    low, high = np.quantile(drawn @ values / len(ids), [0.025, 0.975])
+    resampled = np.random.default_rng(seed).multinomial(len(ids), counts / len(ids), size=resamples)
+    low, high = np.quantile(resampled @ values / len(ids), [0.025, 0.975])
     return Estimate(value=float(differences.mean()), low=float(low), high=float(high), num=len(ids))
 
 
 def auroc(good: Array, bad: Array) -> float:
-    """Probability that a good response's reward exceeds a bad one's, ties one half (Mann-Whitney U)."""
-    good, bad = good[~np.isnan(good)], np.sort(bad[~np.isnan(bad)])
+    """Compute the probability that a good response's reward exceeds a bad one's, ties one half; NaNs are left out."""
+    from sklearn.metrics import roc_auc_score
+
+    good, bad = good[~np.isnan(good)], bad[~np.isnan(bad)]
     if not len(good) or not len(bad):
         return float("nan")
-    below = np.searchsorted(bad, good, side="left")
-    not_above = np.searchsorted(bad, good, side="right")
-    return float((below + not_above).mean() / 2 / len(bad))
+    label = np.concatenate([np.ones(len(good)), np.zeros(len(bad))])
+    return float(roc_auc_score(label, np.concatenate([good, bad])))
 
 
 def ece(probability: Array, label: Array, bins: int = 15) -> float:
-    """Expected calibration error of probabilities (N,) for labels (N,) in {0, 1}, in bins of equal width.
+    """Compute the expected calibration error of probabilities (N,) for labels (N,) in {0, 1}.
 
-    Sum over bins of share of points x |mean label - mean probability| (arXiv 1706.04599); NaNs are left out.
+    Sum over bins of equal width of share of points x |mean label - mean probability| (arXiv 1706.04599); NaNs are left
+    out.
     """
-    probability, label = _readable(probability, label)
+    probability, label = _drop_nan(probability, label)
     if not len(probability):
         return float("nan")
     index = np.minimum((probability * bins).astype(int), bins - 1)
@@ -93,75 +106,77 @@ def ece(probability: Array, label: Array, bins: int = 15) -> float:
 
 
 def brier(probability: Array, label: Array) -> float:
-    """Mean squared distance of probability (N,) and label (N,); NaNs are left out."""
-    probability, label = _readable(probability, label)
-    return float(np.mean((probability - label) ** 2)) if len(probability) else float("nan")
+    """Compute the mean squared difference of probability (N,) and label (N,) in {0, 1}; NaNs are left out."""
+    from sklearn.metrics import brier_score_loss
+
+    probability, label = _drop_nan(probability, label)
+    return float(brier_score_loss(label, probability, pos_label=1.0)) if len(probability) else float("nan")
 
 
-def _readable(probability: Array, label: Array) -> tuple[Array, Array]:
-    keep = ~np.isnan(probability)
-    return probability[keep], label[keep]
+def _drop_nan(probability: Array, label: Array) -> tuple[Array, Array]:
+    is_readable = ~np.isnan(probability)
+    return probability[is_readable], label[is_readable]
 
 
-def rewards(results: Sequence[PairResult]) -> tuple[Array, Array]:
-    """Rewards (N,) of the chosen and of the rejected responses, NaN where there is none."""
+def reward_arrays(results: Sequence[PairResult]) -> tuple[Array, Array]:
+    """Return the rewards (N,) of the chosen and of the rejected responses, NaN if there is none."""
     chosen = [r.chosen.reward for r in results]
     rejected = [r.rejected.reward for r in results]
     return np.array(chosen, dtype=np.float64), np.array(rejected, dtype=np.float64)
 
 
 def outcomes_by_id(results: Sequence[PairResult]) -> dict[str, float]:
-    """Pair id -> outcome, as `paired_gain` takes it."""
-    values = outcomes(*rewards(results))
+    """Map each pair id to its outcome, the input of `paired_gain`."""
+    values = outcomes(*reward_arrays(results))
     return {r.preference.id: float(v) for r, v in zip(results, values, strict=True)}
 
 
-def summary(results: Sequence[PairResult]) -> dict[str, Any]:
-    """All figures of one judge on one set of pairs, as JSON; None where a figure has no observation.
+def judge_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
+    """Compute all metrics of one judge on one set of pairs, as JSON; None if a metric has no observation.
 
-    `verdict_coverage` is the share of responses that got a reward, `pair_coverage` that of pairs with both.
+    `verdict_coverage` is the share of responses with a reward, `pair_coverage` that of pairs with both.
     """
-    chosen, rejected = rewards(results)
+    chosen, rejected = reward_arrays(results)
     won = outcomes(chosen, rejected)
     probability = np.concatenate([chosen, rejected])
     label = np.concatenate([np.ones(len(chosen)), np.zeros(len(rejected))])
     kinds = np.array([r.preference.kind for r in results])
-    accuracy = plain(wilson(won))
+    accuracy = estimate_as_json(wilson_interval(won))
     return {
         "pairwise_accuracy": accuracy["value"],
         "ci95": accuracy["ci95"],
         "num_pairs": accuracy["num"],
-        "auroc": _number(auroc(chosen, rejected)),
-        "ece": _number(ece(probability, label)),
-        "brier": _number(brier(probability, label)),
+        "auroc": _rounded(auroc(chosen, rejected)),
+        "ece": _rounded(ece(probability, label)),
+        "brier": _rounded(brier(probability, label)),
         "verdict_coverage": _share(~np.isnan(probability)),
         "pair_coverage": _share(~np.isnan(chosen - rejected)),
-        "by_kind": {str(kind): plain(wilson(won[kinds == kind])) for kind in np.unique(kinds)},
+        "by_kind": {str(kind): estimate_as_json(wilson_interval(won[kinds == kind])) for kind in np.unique(kinds)},
     }
 
 
-def blind(preferences: Sequence[Preference]) -> dict[str, Any]:
-    """Accuracy of two judges that see neither image nor question: the shorter text wins, the longer wins."""
+def length_baselines(preferences: Sequence[Preference]) -> dict[str, Any]:
+    """Compute the accuracy of two judges that see only the texts' lengths: `shorter` wins, and `longer` wins."""
     chosen = np.array([float(len(p.chosen)) for p in preferences])
     rejected = np.array([float(len(p.rejected)) for p in preferences])
     return {
-        "shorter": plain(wilson(outcomes(-chosen, -rejected))),
-        "longer": plain(wilson(outcomes(chosen, rejected))),
+        "shorter": estimate_as_json(wilson_interval(outcomes(-chosen, -rejected))),
+        "longer": estimate_as_json(wilson_interval(outcomes(chosen, rejected))),
     }
 
 
-def plain(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as JSON."""
+def estimate_as_json(estimate: Estimate) -> dict[str, Any]:
+    """Convert an estimate to JSON, rounded to six digits, NaN as None."""
     return {
-        "value": _number(estimate.value),
-        "ci95": [_number(estimate.low), _number(estimate.high)],
+        "value": _rounded(estimate.value),
+        "ci95": [_rounded(estimate.low), _rounded(estimate.high)],
         "num": estimate.num,
     }
 
 
-def _number(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(value, 6)
 
 
-def _share(holds: npt.NDArray[np.bool_]) -> float | None:
-    return _number(float(holds.mean())) if len(holds) else None
+def _share(flags: npt.NDArray[np.bool_]) -> float | None:
+    return _rounded(float(flags.mean())) if len(flags) else None

@@ -1,7 +1,7 @@
-"""Reads Preference. Writes PairResult. Judges both sides of held-out pairs whose better side is known.
+"""Evaluation stage: reads Preference, writes PairResult. Judges both sides of labelled held-out pairs.
 
-A unit is a preference. A share of the pairs is judged once more with a blank image of the same size: what a judge
-can tell without looking. Those results have the id `<preference>/no-image`.
+A unit is a preference. A share of the pairs is judged a second time with a blank image of the same size, as a baseline
+for a judge that ignores the image. Those results have the id `<preference>/no-image`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import StageError
-from vlgenrm_ray.evaluation.metrics import Estimate, blind, outcomes_by_id, paired_gain, summary
+from vlgenrm_ray.evaluation.metrics import Estimate, judge_metrics, length_baselines, outcomes_by_id, paired_gain
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
@@ -32,97 +32,81 @@ if TYPE_CHECKING:
 
 STAGE = "evaluation"
 NO_IMAGE = "/no-image"
-_DECODERS = 8
-"""Threads that open a batch's images; Pillow decodes outside Python's lock."""
+_DECODER_THREADS = 8
+"""Threads that open a batch's images; Pillow decodes without Python's lock."""
 
-Build = Callable[[VllmConfig], Generator]
+EngineFactory = Callable[[VllmConfig], Generator]
 """Starts an engine; called inside the actor that owns it."""
 
 
 class EvaluationConfig(Settings):
-    """How the held-out pairs are judged."""
+    """Settings of the evaluation on held-out pairs."""
 
     engine: VllmConfig
     pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
-    """Actors, each with an engine."""
+    """Actors, each with one engine."""
     no_image: bool = True
-    """Judge some pairs without their image as well, for the baseline."""
+    """Judge a share of the pairs without their image as well, as a baseline."""
     no_image_share: float = Field(default=0.25, ge=0.0, le=1.0)
-    """Share of the pairs that are; chosen by their ids, so they are the same in every round."""
+    """Share of the pairs judged without image; chosen by their ids, so it is the same in every round."""
     limits: ImageLimits = ImageLimits()
 
 
-def judge_pairs(
-    judge: Judge[Generator], preferences: Sequence[Preference], *, limits: ImageLimits, no_image_share: float = 0.0
-) -> list[Unit[PairResult]]:
-    """One unit per pair, in order. A pair whose image cannot be read is dropped; all others get a result."""
-    units: dict[str, Unit[PairResult]] = {}
-    asked: list[tuple[Preference, str, PIL.Image.Image]] = []
-    with ThreadPoolExecutor(_DECODERS) as threads:
-        pictures = list(threads.map(lambda p: _open(p.question.image, limits), preferences))
-    for preference, image in zip(preferences, pictures, strict=True):
-        if isinstance(image, ImageError):
-            lost = Dropped(stage=STAGE, id=preference.id, reason=image.reason, detail=image.detail)
-            units[preference.id] = Unit(id=preference.id, dropped=(lost,))
-            continue
-        asked.append((preference, "", image))
-        if in_share(preference.id, no_image_share):
-            asked.append((preference, NO_IMAGE, images.blank(image.size)))
-    items = [item for preference, suffix, image in asked for item in _sides(preference, suffix, image)]
-    judged = iter(judge.score(items))
-    for preference, suffix, _ in asked:
-        chosen, rejected = next(judged), next(judged)
-        result = PairResult(id=f"{preference.id}{suffix}", preference=preference, chosen=chosen, rejected=rejected)
-        before = units.get(preference.id, Unit(id=preference.id))
-        units[preference.id] = Unit(
-            id=preference.id,
-            records=(*before.records, result),
-            num_tokens=before.num_tokens + chosen.num_tokens + rejected.num_tokens,
-        )
-    return [units[preference.id] for preference in preferences]
+def run(
+    config: EvaluationConfig,
+    *,
+    judge: JudgeConfig,
+    model: Path | str,
+    source: StageFolder,
+    target: StageFolder,
+    build: EngineFactory | None = None,
+) -> Manifest:
+    """Judge the pairs on Ray Data. A finished `target` is returned unchanged, a partial one is continued.
+
+    Args:
+        config: Settings of the stage.
+        judge: Prompts and sampling of the judge.
+        model: Model folder of the judge.
+        source: Complete stage of labelled preferences.
+        target: Folder of this stage.
+        build: Starts another engine than vLLM; `model` then need not exist.
+
+    Returns:
+        The stage's manifest, with `pair_metrics` as its metrics.
+
+    Raises:
+        StageError: `source` is unfinished or holds no pair.
+        InputError: The model folder or a prompt cannot be used.
+        ConfigError: `target` was made with other settings.
+    """
+    Judge.check(judge)
+    folder = Path(model) if build else model_folder.locate(str(model))
+    arguments = (config, judge, str(folder), build or VllmGenerator)
+    total = source.complete().rows_out
+    if not total:
+        raise StageError(f"evaluation: {source.path} holds no pair to judge; give labelled pairs under heldout")
+    return flow.run(
+        target,
+        flow.read_records(source, Preference),
+        lambda rows: rows.map_batches(PairJudgeActor, fn_constructor_args=arguments, **config.pool.map_batches_args()),
+        total=total,
+        fingerprint=fingerprint(config, judge),
+        inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
+        metrics=lambda folder: pair_metrics(list(folder.records(PairResult))),
+    )
 
 
-def _open(image: ImageRef, limits: ImageLimits) -> "PIL.Image.Image | ImageError":
-    try:
-        return images.read(image, limits)
-    except ImageError as error:
-        return error
+def fingerprint(config: EvaluationConfig, judge: JudgeConfig) -> str:
+    """Hash of everything that decides the judgements; the number of actors does not."""
+    settings = config.model_dump(mode="json", exclude={"pool": True, "engine": {"model", "threads"}})
+    texts = {name: prompts.load(name) for name in judge.prompt_names()}
+    return digest([settings, judge.model_dump(mode="json"), texts])
 
 
-def _sides(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Iterator[JudgeInput]:
-    for side, response in ((Side.CHOSEN, preference.chosen), (Side.REJECTED, preference.rejected)):
-        name = f"{preference.id}{suffix}/{side.value}"
-        yield JudgeInput(id=name, images=(image,), question=preference.question.text, response=response)
+class PairJudgeActor:
+    """Ray actor with a judge on its own engine: maps a table of Preferences to units of PairResult."""
 
-
-def in_share(id: str, share: float) -> bool:
-    """Whether an id belongs to a share of all ids; the same ids in every run, and more of them as it grows."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") < share * 2**64
-
-
-def figures(results: Sequence[PairResult]) -> dict[str, Any]:
-    """`metrics.summary` of the results with image, with the baselines `no_image`, `shorter` and `longer`."""
-    seen = [r for r in results if not r.id.endswith(NO_IMAGE)]
-    unseen = [r for r in results if r.id.endswith(NO_IMAGE)]
-    baselines = blind([r.preference for r in seen])
-    if unseen:
-        baselines["no_image"] = summary(unseen)
-    return summary(seen) | {"baselines": baselines}
-
-
-def gain(before: StageFolder, after: StageFolder) -> Estimate:
-    """How much better one evaluation's judge ranks than another's, paired on the pairs both judged."""
-    return paired_gain(*(outcomes_by_id(_with_image(folder)) for folder in (before, after)))
-
-
-def _with_image(folder: StageFolder) -> list[PairResult]:
-    return [r for r in folder.records(PairResult) if not r.id.endswith(NO_IMAGE)]
-
-
-class PairJudge:
-    """A Ray actor with a judge on its own engine: a table of Preferences -> units of PairResult."""
-
-    def __init__(self, config: EvaluationConfig, judge: JudgeConfig, model: str, build: Build) -> None:
+    def __init__(self, config: EvaluationConfig, judge: JudgeConfig, model: str, build: EngineFactory) -> None:
         engine = config.engine.model_copy(update={"model": model})
         self.config = config
         self.judge = Judge(judge, build(engine), config.limits)
@@ -135,41 +119,72 @@ class PairJudge:
         )
 
 
-def fingerprint(config: EvaluationConfig, judge: JudgeConfig) -> str:
-    """Of what decides the judgements; how many actors make them does not."""
-    settings = config.model_dump(mode="json", exclude={"pool": True, "engine": {"model", "threads"}})
-    return digest(
-        [settings, judge.model_dump(mode="json"), {name: prompts.load(name) for name in judge.prompt_names()}]
-    )
+def judge_pairs(
+    judge: Judge[Generator], preferences: Sequence[Preference], *, limits: ImageLimits, no_image_share: float = 0.0
+) -> list[Unit[PairResult]]:
+    """Judge each pair; return one unit per pair, in order. A pair whose image cannot be read is dropped."""
+    units: dict[str, Unit[PairResult]] = {}
+    to_judge: list[tuple[Preference, str, PIL.Image.Image]] = []
+    with ThreadPoolExecutor(_DECODER_THREADS) as threads:
+        opened = list(threads.map(lambda p: _open_image(p.question.image, limits), preferences))
+    for preference, image in zip(preferences, opened, strict=True):
+        if isinstance(image, ImageError):
+            dropped = Dropped(stage=STAGE, id=preference.id, reason=image.reason, detail=image.detail)
+            units[preference.id] = Unit(id=preference.id, dropped=(dropped,))
+            continue
+        to_judge.append((preference, "", image))
+        if is_in_share(preference.id, no_image_share):
+            to_judge.append((preference, NO_IMAGE, images.blank(image.size)))
+    items = [item for preference, suffix, image in to_judge for item in _items(preference, suffix, image)]
+    judgements = iter(judge.score(items))
+    for preference, suffix, _ in to_judge:
+        chosen, rejected = next(judgements), next(judgements)
+        result = PairResult(id=f"{preference.id}{suffix}", preference=preference, chosen=chosen, rejected=rejected)
+        unit = units.get(preference.id, Unit(id=preference.id))
+        units[preference.id] = Unit(
+            id=preference.id,
+            records=(*unit.records, result),
+            num_tokens=unit.num_tokens + chosen.num_tokens + rejected.num_tokens,
+        )
+    return [units[preference.id] for preference in preferences]
 
 
-def run(
-    config: EvaluationConfig,
-    *,
-    judge: JudgeConfig,
-    model: Path | str,
-    source: StageFolder,
-    target: StageFolder,
-    build: Build | None = None,
-) -> Manifest:
-    """Judge the pairs in `source` with the model in the folder `model`; the figures are the manifest's metrics.
+def _open_image(image: ImageRef, limits: ImageLimits) -> "PIL.Image.Image | ImageError":
+    try:
+        return images.read(image, limits)
+    except ImageError as error:
+        return error
 
-    `build` starts another engine than vLLM, which need not find a model in the folder.
-    Raises StageError if `source` is unfinished or holds no pair, InputError for a model folder or a prompt that cannot
-    be used, ConfigError if `target` was made with other settings.
-    """
-    Judge.check(judge)
-    folder = Path(model) if build else model_folder.locate(str(model))
-    arguments = (config, judge, str(folder), build or VllmGenerator)
-    total = source.complete().rows_out
-    if not total:
-        raise StageError(f"evaluation: {source.path} holds no pair to judge; give labelled pairs under heldout")
-    return flow.run(
-        target,
-        flow.read_records(source, Preference),
-        lambda rows: rows.map_batches(PairJudge, fn_constructor_args=arguments, **config.pool.map_batches_args()),
-        total=total,
-        fingerprint=fingerprint(config, judge),
-        inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
-        metrics=lambda folder: figures(list(folder.records(PairResult))),
-    )
+
+def _items(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Iterator[JudgeInput]:
+    for side in Side:
+        yield JudgeInput(
+            id=f"{preference.id}{suffix}/{side.value}",
+            images=(image,),
+            question=preference.question.text,
+            response=preference.response(side),
+        )
+
+
+def is_in_share(id: str, share: float) -> bool:
+    """Decide by its hash if an id belongs to a share of all ids; a larger share contains every smaller one."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") < share * 2**64
+
+
+def pair_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
+    """Compute `judge_metrics` of the results with image, with the baselines `no_image`, `shorter` and `longer`."""
+    with_image = [r for r in results if not r.id.endswith(NO_IMAGE)]
+    without_image = [r for r in results if r.id.endswith(NO_IMAGE)]
+    baselines = length_baselines([r.preference for r in with_image])
+    if without_image:
+        baselines["no_image"] = judge_metrics(without_image)
+    return judge_metrics(with_image) | {"baselines": baselines}
+
+
+def accuracy_gain(before: StageFolder, after: StageFolder) -> Estimate:
+    """Compute the gain in pairwise accuracy between two evaluations, paired on the pairs that both judged."""
+    return paired_gain(*(outcomes_by_id(_results_with_image(folder)) for folder in (before, after)))
+
+
+def _results_with_image(folder: StageFolder) -> list[PairResult]:
+    return [r for r in folder.records(PairResult) if not r.id.endswith(NO_IMAGE)]

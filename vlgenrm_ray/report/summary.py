@@ -1,10 +1,10 @@
-"""What a run came to: the table on the console and `summary.json` beside it, made from the same rounds."""
+"""Summary of a run: the values of `summary.json` and the tables on the console, built from the same rounds."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data.store import Manifest
-from vlgenrm_ray.reward.rounds import Round
+from vlgenrm_ray.reward.rounds import RoundResult
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -12,26 +12,31 @@ if TYPE_CHECKING:
 _ROUND_STAGES = ("critiques", "selection", "training", "evaluation")
 
 
-def summary(
+def run_summary(
     seed: int,
     seconds: float,
-    rounds: Sequence[Round],
+    rounds: Sequence[RoundResult],
     prepared: Mapping[str, Manifest],
     gains: Mapping[int, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The run as plain values. `prepared` are the stages before the first round, in order.
+    """Build the values of `summary.json`.
 
-    `gains` is by round: the gain in held-out accuracy over the base, paired, with its 95 % interval.
+    Args:
+        seed: Seed of the run.
+        seconds: Wall-clock time of the run, summed over interrupted attempts.
+        rounds: Finished rounds, round 0 first.
+        prepared: Manifests of the stages before the first round, in order.
+        gains: Round -> its paired gain in held-out accuracy over the base, with its 95 % interval.
     """
     return {
         "seed": seed,
         "seconds": round(seconds, 1),
-        "stages": {name: _account(manifest) for name, manifest in prepared.items()},
-        "rounds": [_round(r) | {"gain": gains.get(r.round)} for r in rounds],
+        "stages": {name: _stage_summary(manifest) for name, manifest in prepared.items()},
+        "rounds": [_round_summary(r) | {"gain": gains.get(r.round)} for r in rounds],
     }
 
 
-def _account(manifest: Manifest) -> dict[str, Any]:
+def _stage_summary(manifest: Manifest) -> dict[str, Any]:
     return {
         "rows_in": manifest.rows_in,
         "rows_out": manifest.rows_out,
@@ -41,31 +46,31 @@ def _account(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _round(done: Round) -> dict[str, Any]:
-    judged = done.stages["evaluation"].metrics
+def _round_summary(result: RoundResult) -> dict[str, Any]:
+    evaluation = result.stages["evaluation"].metrics
     return {
-        "round": done.round,
-        "pairwise_accuracy": judged["pairwise_accuracy"],
-        "ci95": judged["ci95"],
-        "num_pairs": judged["num_pairs"],
-        "auroc": judged["auroc"],
-        "ece": judged["ece"],
-        "kept_share": done.kept_share,
-        "seconds": done.seconds,
-        "evaluation": judged,
+        "round": result.round,
+        "pairwise_accuracy": evaluation["pairwise_accuracy"],
+        "ci95": evaluation["ci95"],
+        "num_pairs": evaluation["num_pairs"],
+        "auroc": evaluation["auroc"],
+        "ece": evaluation["ece"],
+        "kept_share": result.kept_share,
+        "seconds": result.seconds,
+        "evaluation": evaluation,
     }
 
 
-def table(summarised: Mapping[str, Any]) -> "Table":
-    """One line a round, at most 80 columns wide."""
-    drawn = _table("held-out pairs")
-    drawn.caption = "kept: share of pairs selected; critic to eval: seconds of each stage"
+def rounds_table(summary: Mapping[str, Any]) -> "Table":
+    """Build a table with one line per round, at most 80 columns wide."""
+    table = _new_table("held-out pairs")
+    table.caption = "kept: share of pairs selected; critic to eval: seconds of each stage"
     columns = ("round", "accuracy (95 %)", "AUROC", "ECE", "kept", "critic", "select", "train", "eval")
     for name in columns:
-        drawn.add_column(name, justify="right", no_wrap=True)
-    for row in summarised["rounds"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in summary["rounds"]:
         low, high = row["ci95"]
-        drawn.add_row(
+        table.add_row(
             str(row["round"]) if row["round"] else "base",
             f"{row['pairwise_accuracy']:.3f} ({low:.3f}-{high:.3f})",
             f"{row['auroc']:.3f}",
@@ -73,41 +78,41 @@ def table(summarised: Mapping[str, Any]) -> "Table":
             "" if row["kept_share"] is None else f"{row['kept_share']:.0%}",
             *(f"{row['seconds'][s]:.0f}" if s in row["seconds"] else "" for s in _ROUND_STAGES),
         )
-    return drawn
+    return table
 
 
-def funnel(summarised: Mapping[str, Any]) -> "Table":
-    """The stages before the first round: rows in and out, what was dropped, seconds."""
-    drawn = _table("from pool to preferences")
+def stages_table(summary: Mapping[str, Any]) -> "Table":
+    """Build a table of the stages before the first round: rows in and out, drops by reason, seconds."""
+    table = _new_table("from pool to preferences")
     for name in ("stage", "in", "out", "dropped", "seconds"):
-        drawn.add_column(name, justify="left" if name in ("stage", "dropped") else "right")
-    for name, row in summarised["stages"].items():
+        table.add_column(name, justify="left" if name in ("stage", "dropped") else "right")
+    for name, row in summary["stages"].items():
         dropped = ", ".join(f"{n} {reason}" for reason, n in row["dropped"].items())
-        drawn.add_row(name, str(row["rows_in"]), str(row["rows_out"]), dropped, f"{row['seconds']:.0f}")
-    return drawn
+        table.add_row(name, str(row["rows_in"]), str(row["rows_out"]), dropped, f"{row['seconds']:.0f}")
+    return table
 
 
-def figures(metrics: Mapping[str, Any]) -> "Table":
-    """One evaluation: all pairs, each kind, and the judges that cannot see."""
-    drawn = _table("held-out pairs")
+def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
+    """Build a table of one evaluation: all pairs, each kind, and the baselines that ignore the image."""
+    table = _new_table("held-out pairs")
     for name in ("pairs", "accuracy", "95 %", "n"):
-        drawn.add_column(name, justify="left" if name == "pairs" else "right")
-    whole = {"value": metrics["pairwise_accuracy"], "ci95": metrics["ci95"], "num": metrics["num_pairs"]}
-    drawn.add_row("all", *_cells(whole))
+        table.add_column(name, justify="left" if name == "pairs" else "right")
+    total = {"value": metrics["pairwise_accuracy"], "ci95": metrics["ci95"], "num": metrics["num_pairs"]}
+    table.add_row("all", *_cells(total))
     for kind, row in metrics["by_kind"].items():
-        drawn.add_row(f"  {kind}", *_cells(row))
+        table.add_row(f"  {kind}", *_cells(row))
     for name in ("shorter", "longer"):
-        drawn.add_row(f"blind: {name}", *_cells(metrics["baselines"][name]))
-    if seen := metrics["baselines"].get("no_image"):
-        row = {"value": seen["pairwise_accuracy"], "ci95": seen["ci95"], "num": seen["num_pairs"]}
-        drawn.add_row("blind: no image", *_cells(row))
-    drawn.caption = (
+        table.add_row(f"blind: {name}", *_cells(metrics["baselines"][name]))
+    if no_image := metrics["baselines"].get("no_image"):
+        row = {"value": no_image["pairwise_accuracy"], "ci95": no_image["ci95"], "num": no_image["num_pairs"]}
+        table.add_row("blind: no image", *_cells(row))
+    table.caption = (
         f"AUROC {metrics['auroc']:.3f}  ECE {metrics['ece']:.3f}  verdict coverage {metrics['verdict_coverage']:.3f}"
     )
-    return drawn
+    return table
 
 
-def _table(title: str) -> "Table":
+def _new_table(title: str) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

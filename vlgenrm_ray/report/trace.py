@@ -1,4 +1,4 @@
-"""One record's life as text: from its question to the checkpoint it trained, with all that lost on the way."""
+"""Text report of one record's lineage: from its question to the checkpoint it trained, with all rejected records."""
 
 import textwrap
 from collections.abc import Iterator
@@ -16,69 +16,79 @@ from vlgenrm_ray.records import (
     Question,
     Response,
 )
-from vlgenrm_ray.report.life import Life, RoundLife, belongs, gather
+from vlgenrm_ray.report.lineage import QuestionLineage, RoundRecords, belongs, gather_lineage
 
 _INDENT = 4
 
 
 def trace(run: Path, id: str, width: int = 80) -> str:
-    """The life of the record `id` in a run folder, in lines of at most `width` columns; its own lines begin with ">".
+    """Format the lineage of the record `id`; the lines of the record itself begin with ">".
 
-    A question shows all that came of it, a response the pairs made of it, a pair (or anything below one) both its
-    responses and every critique, kept or lost. Raises InputError, naming the nearest ids, for one the run lacks.
+    A question shows everything derived from it, a response the pairs built from it, a pair (or any record below one)
+    both responses and every critique, selected or dropped.
+
+    Args:
+        run: Run folder.
+        id: Id of any record of the run, or of a dropped row.
+        width: Largest number of columns.
+
+    Raises:
+        InputError: The run has no such id; the message suggests the nearest ones.
     """
-    life = gather(run, id)
-    return "\n".join(line.rstrip() for line in _Page(life, id, width).lines())
+    lineage = gather_lineage(run, id)
+    return "\n".join(line.rstrip() for line in _TracePage(lineage, id, width).lines())
 
 
 @dataclass(frozen=True)
-class _Page:
-    life: Life
+class _TracePage:
+    """Lines of one trace."""
+
+    lineage: QuestionLineage
     id: str
     width: int
 
     def lines(self) -> Iterator[str]:
         preferences = self._preferences()
         responses = self._responses(preferences)
-        if self.life.question is not None:
-            yield from self._question(self.life.question)
+        if self.lineage.question is not None:
+            yield from self._question(self.lineage.question)
         if responses:
-            yield from ("", "RESPONSES, AND WHAT THE EXPERTS SAY OF EACH CLAIM")
-            checked = {c.id: c for c in self.life.checked}
+            yield from ("", "RESPONSES, WITH THE EXPERTS' FINDING ON EACH CLAIM")
+            checked = {c.id: c for c in self.lineage.checked}
             for response in responses:
                 yield from self._response(response, checked.get(response.id))
         if preferences:
             yield from ("", "PREFERENCES")
             for preference in preferences:
                 yield from self._preference(preference)
-        for made in self.life.rounds:
-            yield from self._round(made, preferences)
+        for records in self.lineage.rounds:
+            yield from self._round(records, preferences)
         yield from self._dropped({p.id for p in preferences})
 
-    # -- what is shown -----------------------------------------------------------------------------------------------
+    # -- selection of records ---------------------------------------------------------------------------------------
 
     def _preferences(self) -> list[Preference]:
-        """The pairs the asked record lies in, comes from or leads to."""
-        everything = list(self.life.preferences)
-        if inside := [p for p in everything if belongs(self.id, p.id)]:
-            return inside
-        if below := [r.id for r in self.life.responses if belongs(self.id, r.id)]:
-            return [p for p in everything if any(belongs(i, below[0]) for i in (p.chosen_id, p.rejected_id))]
-        return everything
+        """Return the pairs that contain the record, were built from it, or belong to its question."""
+        all_pairs = list(self.lineage.preferences)
+        if containing := [p for p in all_pairs if belongs(self.id, p.id)]:
+            return containing
+        if response_ids := [r.id for r in self.lineage.responses if belongs(self.id, r.id)]:
+            return [p for p in all_pairs if any(belongs(i, response_ids[0]) for i in (p.chosen_id, p.rejected_id))]
+        return all_pairs
 
     def _responses(self, preferences: list[Preference]) -> list[Response]:
-        """The responses those pairs were made of; all of them where the question itself was asked for."""
-        if below := [r for r in self.life.responses if belongs(self.id, r.id)]:
-            return below
-        if self.life.question is not None and self.id == self.life.question.id:
-            return list(self.life.responses)
+        """Return the responses that the pairs were built from; all of them if the record is the question itself."""
+        if own := [r for r in self.lineage.responses if belongs(self.id, r.id)]:
+            return own
+        if self.lineage.question is not None and self.id == self.lineage.question.id:
+            return list(self.lineage.responses)
         sides = [i for p in preferences for i in (p.chosen_id, p.rejected_id)]
-        return [r for r in self.life.responses if any(belongs(i, r.id) for i in sides)]
+        return [r for r in self.lineage.responses if any(belongs(i, r.id) for i in sides)]
 
-    # -- how it is shown ---------------------------------------------------------------------------------------------
+    # -- formatting ---------------------------------------------------------------------------------------------
 
     def _put(self, level: int, text: str, id: str = "") -> Iterator[str]:
-        """A paragraph at an indent, wrapped; marked if it is of the asked record."""
+        """Wrap a paragraph at an indent; mark it if it belongs to the record."""
         indent = " " * (_INDENT * level)
         first = ">" + indent[1:] if id == self.id else indent
         if not level:
@@ -98,32 +108,32 @@ class _Page:
         yield from self._put(0, f"QUESTION {question.id}", question.id)
         yield from self._put(1, f'"{question.text}"')
         yield from self._put(1, f"image {image.uri} ({image.width} x {image.height}, sha256 {image.sha256[:12]})")
-        about = [f"source {question.source}", *([f"kind {question.kind}"] if question.kind else [])]
-        yield from self._put(1, ", ".join(about))
+        details = [f"source {question.source}", *([f"kind {question.kind}"] if question.kind else [])]
+        yield from self._put(1, ", ".join(details))
         if question.reference:
             yield from self._put(1, f'reference "{question.reference}"')
 
     def _response(self, response: Response, checked: CheckedResponse | None) -> Iterator[str]:
-        told = [f"sampler {response.sampler}", *([] if response.seed is None else [f"seed {response.seed}"])]
-        yield from self._put(1, f"{response.id}  {', '.join([*told, f'{response.num_tokens} tokens'])}", response.id)
+        details = [f"sampler {response.sampler}", *([] if response.seed is None else [f"seed {response.seed}"])]
+        yield from self._put(1, f"{response.id}  {', '.join([*details, f'{response.num_tokens} tokens'])}", response.id)
         yield from self._put(2, f'"{response.text}"')
         if checked is None:
             yield from self._put(2, "not checked")
             return
         for finding in checked.findings:
             yield from self._finding(finding)
-        seen = [f"{s.attribute} {_box(s.box)}".strip() for s in checked.detections]
-        yield from self._put(2, f"seen in the image: {'; '.join(seen) or 'nothing'}")
+        detections = [f"{d.attribute} {_box(d.box)}".strip() for d in checked.detections]
+        yield from self._put(2, f"detected in the image: {'; '.join(detections) or 'nothing'}")
 
     def _finding(self, finding: Finding) -> Iterator[str]:
-        said = f'{finding.truth.value:<13} {finding.claim.kind.value:<10} "{finding.claim.text}"'
-        yield from self._put(2, f"{said} {finding.expert} {finding.score:.2f}")
+        verdict = f'{finding.truth.value:<13} {finding.claim.kind.value:<10} "{finding.claim.text}"'
+        yield from self._put(2, f"{verdict} {finding.expert} {finding.score:.2f}")
         if finding.boxes:
             yield from self._put(3, "; ".join(_box(b) for b in finding.boxes))
 
     def _preference(self, preference: Preference) -> Iterator[str]:
-        told = [preference.origin.value, *([preference.kind] if preference.kind else [])]
-        yield from self._put(1, f"{preference.id}  {', '.join(told)}", preference.id)
+        details = [preference.origin.value, *([preference.kind] if preference.kind else [])]
+        yield from self._put(1, f"{preference.id}  {', '.join(details)}", preference.id)
         for name, text, id in (
             ("chosen", preference.chosen, preference.chosen_id),
             ("rejected", preference.rejected, preference.rejected_id),
@@ -134,34 +144,37 @@ class _Page:
         if preference.evidence:
             yield from self._put(2, f"evidence {preference.evidence}")
 
-    def _round(self, made: RoundLife, preferences: list[Preference]) -> Iterator[str]:
-        critiques = [c for p in preferences for c in made.critiques if c.preference.id == p.id]
-        examples = [e for p in preferences for e in made.examples if belongs(e.id, p.id)]
-        results = [r for p in preferences for r in made.results if belongs(r.id, p.id)]
+    def _round(self, records: RoundRecords, preferences: list[Preference]) -> Iterator[str]:
+        critiques = [c for p in preferences for c in records.critiques if c.preference.id == p.id]
+        examples = [e for p in preferences for e in records.examples if belongs(e.id, p.id)]
+        results = [r for p in preferences for r in records.results if belongs(r.id, p.id)]
         if not (critiques or examples or results):
             return
-        yield from ("", f"ROUND {made.number}")
-        kept = {e.id.removesuffix("/example") for e in made.examples}
-        why = {d.id: f"{d.reason}: {d.detail}" for stage, d in self.life.dropped if stage == _selection(made)}
+        yield from ("", f"ROUND {records.round}")
+        selected_ids = {e.id.removesuffix("/example") for e in records.examples}
+        reasons = {
+            d.id: f"{d.reason}: {d.detail}" for stage, d in self.lineage.dropped if stage == _selection_stage(records)
+        }
         for critique in critiques:
-            fate = "kept" if critique.id in kept else why.get(critique.id, "not selected from yet")
-            yield from self._critique(critique, fate)
+            status = "selected" if critique.id in selected_ids else reasons.get(critique.id, "selection not finished")
+            yield from self._critique(critique, status)
         for preference in preferences:
-            if preference.id in why:
-                yield from self._put(1, f"pair {preference.id}  lost: {why[preference.id]}")
+            if preference.id in reasons:
+                yield from self._put(1, f"pair {preference.id}  dropped, {reasons[preference.id]}")
         for example in examples:
-            told = f"{example.kind.value}{f' ({example.label})' if example.label else ''}, weight {example.weight:g}"
-            yield from self._put(1, f"example {example.id}  {told}", example.id)
-        if examples and made.checkpoint is not None:
-            yield from self._put(1, f"trained {made.checkpoint.uri}, from {made.checkpoint.parent}")
+            label = f" ({example.label})" if example.label else ""
+            details = f"{example.kind.value}{label}, weight {example.weight:g}"
+            yield from self._put(1, f"example {example.id}  {details}", example.id)
+        if examples and records.checkpoint is not None:
+            yield from self._put(1, f"trained {records.checkpoint.uri}, from {records.checkpoint.parent}")
         elif examples:
-            yield from self._put(1, "trained nothing yet: the round's training is not finished")
+            yield from self._put(1, "not trained yet: the round's training is not finished")
         for result in results:
             yield from self._result(result)
 
-    def _critique(self, critique: Critique, fate: str) -> Iterator[str]:
-        read = "unreadable" if critique.p_yes is None else f"{critique.verdict}, p(Yes) {critique.p_yes:.2f}"
-        yield from self._put(1, f"critique {critique.id}  {read}; {fate}", critique.id)
+    def _critique(self, critique: Critique, status: str) -> Iterator[str]:
+        verdict = "unreadable" if critique.p_yes is None else f"{critique.verdict}, p(Yes) {critique.p_yes:.2f}"
+        yield from self._put(1, f"critique {critique.id}  {verdict}; {status}", critique.id)
         yield from self._put(2, critique.text.strip())
 
     def _result(self, result: PairResult) -> Iterator[str]:
@@ -171,22 +184,26 @@ class _Page:
             for critique in judgement.critiques:
                 yield from self._put(2, f"{name}: {' / '.join(critique.text.split(chr(10)))}")
 
-    def _dropped(self, shown: set[str]) -> Iterator[str]:
-        """What left the flow, apart from the critiques, which have their fate beside them."""
-        inline = {_selection(made) for made in self.life.rounds}
-        lost = [(stage, d) for stage, d in self.life.dropped if stage not in inline and self._concerns(d.id, shown)]
-        if lost:
+    def _dropped(self, pair_ids: set[str]) -> Iterator[str]:
+        """List the dropped rows, except critiques, whose reasons are listed with them."""
+        selection_stages = {_selection_stage(records) for records in self.lineage.rounds}
+        drops = [
+            (stage, d)
+            for stage, d in self.lineage.dropped
+            if stage not in selection_stages and self._is_related(d.id, pair_ids)
+        ]
+        if drops:
             yield from ("", "DROPPED")
-        for stage, dropped in lost:
+        for stage, dropped in drops:
             detail = f": {dropped.detail}" if dropped.detail else ""
             yield from self._put(1, f"{dropped.id}  by {stage}, {dropped.reason}{detail}", dropped.id)
 
-    def _concerns(self, id: str, shown: set[str]) -> bool:
-        return belongs(id, self.id) or belongs(self.id, id) or any(belongs(id, one) for one in shown)
+    def _is_related(self, id: str, pair_ids: set[str]) -> bool:
+        return belongs(id, self.id) or belongs(self.id, id) or any(belongs(id, pair_id) for pair_id in pair_ids)
 
 
-def _selection(made: RoundLife) -> str:
-    return f"round-{made.number}/selection"
+def _selection_stage(records: RoundRecords) -> str:
+    return f"round-{records.round}/selection"
 
 
 def _box(box: Box) -> str:

@@ -1,7 +1,8 @@
-"""Yes and No count alike: a judge trained on more of one learns to say that one. Pure.
+"""Balancing of Yes and No examples, overall and within strata.
 
-So they should of each kind of thing a response can say. Selection keeps what a judge can tell already: if that is "one"
-where there is one, and "three" where there are not three, it soon says Yes to any "one", without a look at the image.
+A judge trained on more of one verdict learns to prefer it. The same holds for each kind of statement a response can
+make: selection keeps what the judge can already tell, and if that is "one" where there is one object and "three" where
+there are not three, the judge soon says Yes to any "one" without looking at the image.
 """
 
 import math
@@ -15,22 +16,22 @@ from vlgenrm_ray.records import ExampleKind
 
 Balance = Literal["weights", "strata", "resample", "none"]
 
-_MOST = 4.0
-"""Largest factor by which a stratum's rarer label is made to weigh more: a few examples must not stand for all."""
+_MAX_STRATUM_FACTOR = 4.0
+"""Largest factor on the weight of a stratum's rarer label: a few examples must not stand for a whole stratum."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One turn of an example in an epoch."""
+class WeightedExample:
+    """One occurrence of an example in an epoch."""
 
     index: int
-    """Which example."""
+    """Position of the example in the list that was balanced."""
     weight: float
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """What balancing looks at in an example."""
+class ExampleTraits:
+    """Fields of an example that balancing depends on."""
 
     kind: ExampleKind
     label: str
@@ -38,15 +39,22 @@ class Labelled:
     stratum: str = ""
 
 
-def entries(examples: Sequence[Labelled], how: Balance, *, seed: int, epoch: int) -> list[Entry]:
-    """The epoch's entries, as many in every epoch.
+def balance_examples(
+    examples: Sequence[ExampleTraits], method: Balance, *, seed: int, epoch: int
+) -> list[WeightedExample]:
+    """List the examples of one epoch with their balanced weights; the number is the same in every epoch.
 
-    Critiques and direct verdicts are balanced each among themselves; answers, and kinds of which only one label is
-    there, stay as they are. `weights` scales both labels to the same total weight and keeps the kind's total; `strata`
-    does so within each stratum before, by a factor of 4 at most; `resample` repeats examples of the rarer label, others
-    in each epoch, until both have as many.
+    Critiques and direct verdicts are balanced separately; answers, and kinds with a single label, are unchanged.
+
+    Args:
+        examples: All examples that fit.
+        method: `weights` scales both labels to the same total weight and keeps the kind's total; `strata` first does
+            so within each stratum, by a factor of 4 at most; `resample` repeats examples of the rarer label, different
+            ones in each epoch, until both labels are equally frequent; `none` changes nothing.
+        seed: Seed of `resample`.
+        epoch: Number of the epoch, from 0.
     """
-    made = [Entry(i, e.weight) for i, e in enumerate(examples)]
+    balanced = [WeightedExample(i, e.weight) for i, e in enumerate(examples)]
     for kind in ExampleKind:
         by_label: defaultdict[str, list[int]] = defaultdict(list)
         for i, e in enumerate(examples):
@@ -54,35 +62,39 @@ def entries(examples: Sequence[Labelled], how: Balance, *, seed: int, epoch: int
                 by_label[e.label].append(i)
         if len(by_label) < 2:
             continue
-        if how == "strata":
-            _reweigh_strata(made, list(by_label.values()), [e.stratum for e in examples])
-        if how in ("weights", "strata"):
-            _reweigh(made, list(by_label.values()))
-        elif how == "resample":
-            made += _repeats(made, by_label, random.Random(f"{seed}/{epoch}/{kind.value}"))
-    return made
+        if method == "strata":
+            _equalise_strata(balanced, list(by_label.values()), [e.stratum for e in examples])
+        if method in ("weights", "strata"):
+            _equalise_weights(balanced, list(by_label.values()))
+        elif method == "resample":
+            balanced += _resample(balanced, by_label, random.Random(f"{seed}/{epoch}/{kind.value}"))
+    return balanced
 
 
-def _reweigh_strata(made: list[Entry], groups: Sequence[Sequence[int]], strata: Sequence[str]) -> None:
+def _equalise_strata(balanced: list[WeightedExample], groups: Sequence[Sequence[int]], strata: Sequence[str]) -> None:
     for stratum in sorted({strata[i] for group in groups for i in group} - {""}):
         parts = [[i for i in group if strata[i] == stratum] for group in groups]
         if all(parts):
-            _reweigh(made, parts, most=_MOST)
+            _equalise_weights(balanced, parts, max_factor=_MAX_STRATUM_FACTOR)
 
 
-def _reweigh(made: list[Entry], groups: Sequence[Sequence[int]], most: float = math.inf) -> None:
-    totals = [sum(made[i].weight for i in group) for group in groups]
+def _equalise_weights(
+    balanced: list[WeightedExample], groups: Sequence[Sequence[int]], max_factor: float = math.inf
+) -> None:
+    totals = [sum(balanced[i].weight for i in group) for group in groups]
     share = sum(totals) / len(groups)
     for group, total in zip(groups, totals, strict=True):
         for i in group:
-            made[i] = Entry(i, made[i].weight * min(share / total, most))
+            balanced[i] = WeightedExample(i, balanced[i].weight * min(share / total, max_factor))
 
 
-def _repeats(made: Sequence[Entry], by_label: dict[str, list[int]], chance: random.Random) -> list[Entry]:
-    most = max(len(group) for group in by_label.values())
-    more: list[Entry] = []
+def _resample(
+    balanced: Sequence[WeightedExample], by_label: dict[str, list[int]], rng: random.Random
+) -> list[WeightedExample]:
+    largest = max(len(group) for group in by_label.values())
+    repeats: list[WeightedExample] = []
     for label in sorted(by_label):
         group = by_label[label]
-        copies, rest = divmod(most - len(group), len(group))
-        more += [made[i] for i in group * copies + chance.sample(group, rest)]
-    return more
+        copies, rest = divmod(largest - len(group), len(group))
+        repeats += [balanced[i] for i in group * copies + rng.sample(group, rest)]
+    return repeats

@@ -1,7 +1,7 @@
-"""Reads Preference. Writes Critique: K of each side, from the current GenRM.
+"""Critiques stage: reads Preference, writes Critique, K for each side, sampled from the current GenRM.
 
-A critique whose verdict cannot be read is kept, with verdict None: it abstains. Where the engine refuses a side, the
-preference is dropped, for a margin needs both.
+A critique without a readable verdict is kept with verdict None: it abstains. If the engine refuses one side, the whole
+preference is dropped, because a margin needs critiques of both sides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STAGE = "critiques"
-Build = Callable[[VllmConfig], Generator]
+EngineFactory = Callable[[VllmConfig], Generator]
 """Starts an engine; called inside the actor that owns it."""
 
-_RIGHT = {Side.CHOSEN: YES, Side.REJECTED: NO}
+_RIGHT_VERDICT = {Side.CHOSEN: YES, Side.REJECTED: NO}
 
 
 class CritiquesConfig(Settings):
-    """How critiques are written. How the judge is asked is the run's, the model the round's: both come with `run`."""
+    """Settings of the critiques stage. The prompts belong to the judge, the model to the round; `run` takes both."""
 
     num_critiques: int | None = Field(default=None, ge=1, le=256)
-    """K of each side here; None: the judge's. The more there are to choose from, the more selection keeps, and a reward
-    is asked for more often than a judge is trained."""
+    """Critiques K of each side; None takes the judge's. More critiques let selection keep more pairs, while a reward
+    is requested far more often than a judge is trained, so K may be larger here than in service."""
     hint: bool = False
-    """Hint-and-strip (STaR, arXiv 2203.14465): a side none of whose critiques is right gets K more, written by a
-    judge that was told the verdict, and read by one that was not."""
+    """Hint-and-strip (STaR, arXiv 2203.14465): a side without any right critique gets K more, written with the
+    verdict as a hint and scored without it."""
     engine: VllmConfig = VllmConfig()
     limits: ImageLimits = ImageLimits()
     pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
-    """Actors, each with an engine."""
+    """Actors, each with one engine."""
 
 
 def run(
@@ -57,13 +57,26 @@ def run(
     round: int,
     source: StageFolder,
     target: StageFolder,
-    build: Build | None = None,
+    build: EngineFactory | None = None,
 ) -> Manifest:
-    """Critique every preference of `source` with the GenRM in folder `model`. Needs a running Ray.
+    """Write critiques of every preference on Ray Data. A finished `target` is returned, a partial one is continued.
 
-    `build` starts another engine than vLLM, which need not find a model in the folder.
-    Raises InputError for a model folder or a prompt that cannot be used, before any actor starts; StageError if
-    `source` is unfinished; ConfigError if `target` was made with other settings.
+    Args:
+        config: Settings of the stage.
+        judge: Prompts and sampling of the judge.
+        model: Model folder of the GenRM.
+        round: Round number, recorded in every critique.
+        source: Complete stage of preferences.
+        target: Folder of this stage.
+        build: Starts another engine than vLLM; `model` then need not exist.
+
+    Returns:
+        The stage's manifest, with `critique_metrics` as its metrics.
+
+    Raises:
+        InputError: The model folder or a prompt cannot be used (raised before any actor starts).
+        StageError: `source` is unfinished.
+        ConfigError: `target` was made with other settings.
     """
     if config.num_critiques:
         judge = judge.model_copy(update={"num_critiques": config.num_critiques})
@@ -82,96 +95,95 @@ def run(
         total=source.complete().rows_out,
         fingerprint=fingerprint(config, judge, round),
         inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
-        metrics=metrics,
+        metrics=critique_metrics,
     )
 
 
 def fingerprint(config: CritiquesConfig, judge: JudgeConfig, round: int) -> str:
-    """Of what decides which critiques are written; how many actors write them does not."""
+    """Hash of everything that decides which critiques are written; the number of actors does not."""
     settings = config.model_dump(mode="json", exclude={"pool": True, "engine": {"model", "threads"}})
     texts = {name: prompts.load(name) for name in judge.prompt_names()}
     return digest([settings, judge.model_dump(mode="json"), texts, round])
 
 
 class CritiqueActor:
-    """A Ray actor with the GenRM: a table of Preferences -> units of Critique."""
+    """Ray actor that owns the GenRM: maps a table of Preferences to units of Critique."""
 
-    def __init__(self, config: CritiquesConfig, judge: JudgeConfig, round: int, build: Build) -> None:
+    def __init__(self, config: CritiquesConfig, judge: JudgeConfig, round: int, build: EngineFactory) -> None:
         self.judge = Judge(judge, build(config.engine), config.limits)
         self.hint = config.hint
         self.round = round
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
-        units = write(self.judge, from_table(Preference, rows), round=self.round, hint=self.hint)
+        units = write_critiques(self.judge, from_table(Preference, rows), round=self.round, hint=self.hint)
         return units_table(Critique, units)
 
 
-def write(
+def write_critiques(
     judge: Judge[Generator], preferences: Sequence[Preference], *, round: int, hint: bool
 ) -> list[Unit[Critique]]:
-    """Critiques of both sides of each preference, one unit per preference, in order."""
-    items = [item_of(p, side) for p in preferences for side in Side]
+    """Write critiques of both sides of each preference; return one unit per preference, in order."""
+    items = [judge_item(p, side) for p in preferences for side in Side]
     outcomes = dict(zip([i.id for i in items], judge.critique(items), strict=True))
     if hint:
         sides = {f"{p.id}/{side}": side for p in preferences for side in Side}
-        wrong = [item for item in items if needs_hint(outcomes[item.id], sides[item.id])]
-        for id, more in _hinted(judge, wrong, sides).items():
-            first = outcomes[id]
-            assert not isinstance(first, Refused)
-            outcomes[id] = (*first, *more)
-    return [unit(p, {s: outcomes[f"{p.id}/{s}"] for s in Side}, round) for p in preferences]
+        items_to_hint = [item for item in items if needs_hint(outcomes[item.id], sides[item.id])]
+        for id, hinted in _write_with_hint(judge, items_to_hint, sides).items():
+            unhinted = outcomes[id]
+            assert not isinstance(unhinted, Refused)
+            outcomes[id] = (*unhinted, *hinted)
+    return [_build_unit(p, {s: outcomes[f"{p.id}/{s}"] for s in Side}, round) for p in preferences]
 
 
-def item_of(preference: Preference, side: Side) -> JudgeInput:
-    """What the judge is asked about one side."""
+def judge_item(preference: Preference, side: Side) -> JudgeInput:
+    """Build the judge's input for one side of a preference."""
     question, response = preference.question, preference.response(side)
     return JudgeInput(id=f"{preference.id}/{side}", images=(question.image,), question=question.text, response=response)
 
 
 def needs_hint(outcome: Sequence[JudgeCritique] | Refused, side: Side) -> bool:
-    """True where critiques were written and none has the right verdict."""
+    """Return True if critiques were written and none has the right verdict."""
     if isinstance(outcome, Refused):
         return False
-    return all(r.verdict != _RIGHT[side].casefold() for r in outcome)
+    return all(r.verdict != _RIGHT_VERDICT[side].casefold() for r in outcome)
 
 
-def _hinted(
+def _write_with_hint(
     judge: Judge[Generator], items: Sequence[JudgeInput], sides: Mapping[str, Side]
 ) -> dict[str, list[JudgeCritique]]:
-    """Critiques written with the verdict told, with the verdict the judge reads off them when it is not told."""
-    told = [replace(item, hint=_RIGHT[sides[item.id]]) for item in items]
+    """Write critiques with the right verdict as a hint, and read their verdicts with prompts without the hint."""
+    hinted_items = [replace(item, hint=_RIGHT_VERDICT[sides[item.id]]) for item in items]
     written = [
         (item, rationale)
-        for item, outcome in zip(items, judge.critique(told), strict=True)
+        for item, outcome in zip(items, judge.critique(hinted_items), strict=True)
         if not isinstance(outcome, Refused)
         for rationale in outcome
     ]
-    read = judge.reread([item for item, _ in written], [rationale.text for _, rationale in written])
-    found: dict[str, list[JudgeCritique]] = {item.id: [] for item in items}
-    for (item, rationale), verdict in zip(written, read, strict=True):
+    verdicts = judge.reread([item for item, _ in written], [rationale.text for _, rationale in written])
+    rationales: dict[str, list[JudgeCritique]] = {item.id: [] for item in items}
+    for (item, rationale), verdict in zip(written, verdicts, strict=True):
         if not isinstance(verdict, Refused):
-            # The word stays the one in the text; how sure of it is the judge that was not told?
+            # The word is the one in the text; the probability is that of the judge without the hint.
             word = rationale.verdict if verdict.p_yes is not None else None
-            found[item.id].append(replace(rationale, verdict=word, p_yes=verdict.p_yes, verdict_mass=verdict.mass))
-    return found
+            rationales[item.id].append(replace(rationale, verdict=word, p_yes=verdict.p_yes, verdict_mass=verdict.mass))
+    return rationales
 
 
-def unit(
+def _build_unit(
     preference: Preference, outcomes: Mapping[Side, Sequence[JudgeCritique] | Refused], round: int
 ) -> Unit[Critique]:
-    """All critiques of a preference, or its `Dropped` where a side was refused."""
+    """Build the unit with all critiques of a preference, or with its `Dropped` if a side was refused."""
     critiques: list[Critique] = []
     num_tokens = sum(r.num_tokens for o in outcomes.values() if not isinstance(o, Refused) for r in o)
     for side, outcome in outcomes.items():
         if isinstance(outcome, Refused):
             dropped = Dropped(stage=STAGE, id=preference.id, reason=outcome.reason, detail=f"{side}: {outcome.detail}")
             return Unit(id=preference.id, dropped=(dropped,), num_tokens=num_tokens)
-        critiques += [record(preference, side, k, r, round) for k, r in enumerate(outcome)]
+        critiques += [_build_critique(preference, side, k, r, round) for k, r in enumerate(outcome)]
     return Unit(id=preference.id, records=tuple(critiques), num_tokens=num_tokens)
 
 
-def record(preference: Preference, side: Side, k: int, rationale: JudgeCritique, round: int) -> Critique:
-    """One rationale as the record that goes to selection."""
+def _build_critique(preference: Preference, side: Side, k: int, rationale: JudgeCritique, round: int) -> Critique:
     return Critique(
         id=f"{preference.id}/{side}/c{k}",
         preference=preference,
@@ -186,21 +198,21 @@ def record(preference: Preference, side: Side, k: int, rationale: JudgeCritique,
     )
 
 
-def metrics(folder: StageFolder) -> dict[str, Any]:
-    """Share of critiques with a readable verdict, and of those with the right one; mean mass; mean length in tokens."""
-    count = readable = right = num_tokens = 0
+def critique_metrics(folder: StageFolder) -> dict[str, Any]:
+    """Compute the share of readable verdicts, the share of right ones, the mean verdict mass and the mean length."""
+    num_critiques = num_readable = num_right = num_tokens = 0
     mass = 0.0
     for critique in folder.records(Critique):
-        count += 1
-        readable += critique.verdict is not None
-        right += critique.verdict == _RIGHT[critique.side].casefold()
+        num_critiques += 1
+        num_readable += critique.verdict is not None
+        num_right += critique.verdict == _RIGHT_VERDICT[critique.side].casefold()
         mass += critique.verdict_mass
         num_tokens += critique.num_tokens
     return {
-        "critiques": count,
-        "readable_share": readable / count if count else None,
-        "right_share": right / readable if readable else None,
-        "mean_verdict_mass": mass / count if count else None,
-        "tokens_per_critique": num_tokens / count if count else None,
+        "num_critiques": num_critiques,
+        "readable_share": num_readable / num_critiques if num_critiques else None,
+        "right_share": num_right / num_readable if num_readable else None,
+        "mean_verdict_mass": mass / num_critiques if num_critiques else None,
+        "tokens_per_critique": num_tokens / num_critiques if num_critiques else None,
         "versions": versions(),
     }

@@ -1,4 +1,4 @@
-"""What the selected critiques of a pair become: the training examples of the next model."""
+"""Training examples built from the selected critiques of one pair."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,40 +6,54 @@ from dataclasses import dataclass
 from vlgenrm_ray.experts.claims import ClaimExtractor
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Example, ExampleKind, Preference, Side
-from vlgenrm_ray.reward.combinations import Combination
-from vlgenrm_ray.reward.critique_text import cut_after_verdict
+from vlgenrm_ray.reward.critique_checks import cut_after_verdict
+from vlgenrm_ray.reward.rejection_sampling import Combination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Templates:
-    """The judge's own prompts, so that what is trained is what is later asked."""
+class JudgeTemplates:
+    """The judge's own prompt templates, so that training prompts equal the prompts used later."""
 
     critique: str
+    """Prompt that asks for a rationale and a verdict."""
     direct: str
+    """Prompt that asks for the verdict alone."""
 
 
-def examples(
-    kept: Sequence[Combination],
-    templates: Templates,
+def build_examples(
+    selected: Sequence[Combination],
+    templates: JudgeTemplates,
     *,
     w_direct: float,
     lambda_answer: float,
     extractor: ClaimExtractor | None = None,
 ) -> list[Example]:
-    """Examples of one pair: each kept critique; once per pair both direct verdicts, and the chosen response.
+    """Build the examples of one pair.
 
-    The label of a critique is the verdict it teaches (under `keep_all` not always the right one). Parts of
-    weight 0 are left out. Nothing kept gives nothing. With an `extractor` judgements have their stratum.
+    Args:
+        selected: Selected combinations of one pair; empty gives no examples.
+        templates: The judge's prompts.
+        w_direct: Weight of the two direct verdicts of the pair; 0 leaves them out.
+        lambda_answer: Weight of the chosen response as an answer to the question; 0 leaves it out.
+        extractor: Reads the claims of responses to set `Example.stratum`; without it strata are empty.
+
+    Returns:
+        Each selected critique, then both direct verdicts, then the answer. The label of a critique is the verdict it
+        teaches, which under `keep_all` may be wrong.
     """
-    if not kept:
+    if not selected:
         return []
-    preference, number = kept[0].chosen.preference, kept[0].chosen.round
+    preference, round = selected[0].chosen.preference, selected[0].chosen.round
     strata = {side: _stratum(preference.response(side), extractor) for side in Side}
-    made = [_critique(c, templates, strata[c.side]) for pair in kept for c in (pair.chosen, pair.rejected)]
+    examples = [
+        _critique_example(critique, templates, strata[critique.side])
+        for pair in selected
+        for critique in (pair.chosen, pair.rejected)
+    ]
     if w_direct:
-        made += [_direct(preference, side, templates, w_direct, number, strata[side]) for side in Side]
+        examples += [_direct_example(preference, side, templates, w_direct, round, strata[side]) for side in Side]
     if lambda_answer:
-        made.append(
+        examples.append(
             Example(
                 id=f"{preference.id}/chosen/answer",
                 image=preference.question.image,
@@ -48,17 +62,17 @@ def examples(
                 kind=ExampleKind.ANSWER,
                 label="",
                 weight=lambda_answer,
-                round=number,
+                round=round,
             )
         )
-    return made
+    return examples
 
 
-def _critique(critique: Critique, templates: Templates, stratum: str) -> Example:
+def _critique_example(critique: Critique, templates: JudgeTemplates, stratum: str) -> Example:
     preference = critique.preference
     completion = cut_after_verdict(critique.text)
-    assert critique.verdict, "an unreadable critique was kept"
-    assert completion, "a critique without a verdict was kept"
+    assert critique.verdict, "an unreadable critique was selected"
+    assert completion, "a critique without a verdict was selected"
     return Example(
         id=f"{critique.id}/example",
         image=preference.question.image,
@@ -72,8 +86,8 @@ def _critique(critique: Critique, templates: Templates, stratum: str) -> Example
     )
 
 
-def _direct(
-    preference: Preference, side: Side, templates: Templates, weight: float, number: int, stratum: str
+def _direct_example(
+    preference: Preference, side: Side, templates: JudgeTemplates, weight: float, round: int, stratum: str
 ) -> Example:
     label = "yes" if side is Side.CHOSEN else "no"
     return Example(
@@ -84,16 +98,16 @@ def _direct(
         kind=ExampleKind.DIRECT,
         label=label,
         weight=weight,
-        round=number,
+        round=round,
         stratum=stratum,
     )
 
 
 def _stratum(response: str, extractor: ClaimExtractor | None) -> str:
-    """The kind, value and sense of the one thing a response says; its subject ("red circle") left out."""
+    """Return kind, value and negation of the response's only claim, without its subject; "" if there are several."""
     claims = extractor.extract(response) if extractor is not None else ()
-    said = {" ".join(filter(None, (c.kind.value, c.value, "denied" if c.negated else ""))) for c in claims}
-    return said.pop() if len(said) == 1 else ""
+    strata = {" ".join(filter(None, (c.kind.value, c.value, "denied" if c.negated else ""))) for c in claims}
+    return strata.pop() if len(strata) == 1 else ""
 
 
 def _render(template: str, preference: Preference, side: Side) -> str:

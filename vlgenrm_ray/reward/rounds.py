@@ -1,7 +1,7 @@
-"""The loop: critiques -> selection -> training -> evaluation, until the held-out accuracy stops improving.
+"""Loop over rounds: critiques -> selection -> training -> evaluation, until held-out accuracy stops improving.
 
-Every step is resumable and a finished one returns at once, so the loop keeps no state of its own: started again
-after a kill, it walks through the finished steps and goes on with the first unfinished one.
+Every stage is resumable and returns at once when it is finished, so the loop keeps no state of its own: restarted
+after an interruption, it passes through the finished stages and continues with the first unfinished one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,55 +13,49 @@ from pydantic import Field
 
 from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.reward.training import TrainingResult
 from vlgenrm_ray.settings import Settings
 
 
 class RoundsConfig(Settings):
-    """How often, and from where."""
+    """Number of rounds, and the model that each one starts from."""
 
     num_rounds: int = Field(default=2, ge=0, le=100)
-    """T, rounds at most; 0 only evaluates the base."""
+    """Largest number of rounds T; 0 only evaluates the base model."""
     patience: int = Field(default=1, ge=1)
     """Rounds without a better held-out accuracy after which the loop ends."""
     start_from: Literal["latest", "base"] = "latest"
-    """What a round fine-tunes: the round before's model, or the base anew (STaR)."""
+    """Model that a round fine-tunes: the previous round's, or the base model again (STaR)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What training a round left behind."""
-
-    model: Path
-    """Exported Hugging Face folder."""
-    seconds: float
-    report: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Steps:
-    """The four steps of a round, bound to their configuration by the pipeline."""
+class RoundStages:
+    """The four stages of a round, bound to their configuration by the pipeline."""
 
     critiques: Callable[[Path, int, StageFolder], Manifest]
     """(model, round, target)"""
     selection: Callable[[int, StageFolder, StageFolder], Manifest]
     """(round, critiques, target)"""
-    training: Callable[[Path, int, StageFolder, Path], Trained]
+    training: Callable[[Path, int, StageFolder, Path], TrainingResult]
     """(model to start from, round, examples, target folder)"""
     evaluation: Callable[[Path, StageFolder], Manifest]
     """(model, target)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """One finished round; round 0 is the base, only evaluated."""
+class RoundResult:
+    """One finished round; round 0 is the base model, which is only evaluated."""
 
     round: int
     model: Path
+    """Model folder that the round trained."""
     parent: Path | None
+    """Model folder that training started from; None for the base model."""
     stages: dict[str, Manifest]
     training: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the training stage."""
     seconds: dict[str, float]
-    """Stage -> working seconds."""
+    """Stage name -> working seconds."""
 
     @property
     def accuracy(self) -> float:
@@ -70,61 +64,68 @@ class Round:
 
     @property
     def kept_share(self) -> float | None:
-        """Pairs selection kept, of the pairs that had critiques; None for the base."""
+        """Share of the pairs with critiques that selection kept; None for the base model."""
         selection = self.stages.get("selection")
         return None if selection is None else float(selection.metrics["kept_share"])
 
 
-def run(config: RoundsConfig, run_folder: Path, *, base: Path, steps: Steps) -> Iterator[Round]:
-    """Yield the base's evaluation as round 0, then each finished round.
+def run(config: RoundsConfig, run_folder: Path, *, base: Path, stages: RoundStages) -> Iterator[RoundResult]:
+    """Yield the base model's evaluation as round 0, then each round when it is finished.
 
-    Raises StageError if a round selects nothing to train on: a collapse is a result to look at, not to train through.
+    Args:
+        config: Settings of the loop.
+        run_folder: Folder that receives `round-<t>/<stage>/`.
+        base: Model folder to start from.
+        stages: The stages to run.
+
+    Raises:
+        StageError: A round selects no examples; the collapse should be inspected instead of trained through.
     """
-    done = [_evaluate_base(run_folder, base, steps)]
-    yield done[0]
-    for number in range(1, config.num_rounds + 1):
-        if _stale(done) >= config.patience:
+    results = [_evaluate_base(run_folder, base, stages)]
+    yield results[0]
+    for round in range(1, config.num_rounds + 1):
+        if results[-1].round - best_round(results).round >= config.patience:
             return
-        parent = base if config.start_from == "base" else done[-1].model
-        done.append(_run_round(run_folder / f"round-{number}", number, done[-1].model, parent, steps))
-        yield done[-1]
+        parent = base if config.start_from == "base" else results[-1].model
+        results.append(_run_round(run_folder / f"round-{round}", round, results[-1].model, parent, stages))
+        yield results[-1]
 
 
-def best(rounds: Sequence[Round]) -> Round:
-    """The round with the best held-out accuracy; the earliest of equals."""
+def best_round(rounds: Sequence[RoundResult]) -> RoundResult:
+    """Return the round with the best held-out accuracy; the earliest on a tie."""
     return max(rounds, key=lambda r: (r.accuracy, -r.round))
 
 
-def _stale(done: Sequence[Round]) -> int:
-    """Rounds since the best one."""
-    return done[-1].round - best(done).round
+def _evaluate_base(run_folder: Path, base: Path, stages: RoundStages) -> RoundResult:
+    evaluation = stages.evaluation(base, StageFolder(run_folder / "round-0" / "evaluation"))
+    return RoundResult(
+        round=0,
+        model=base,
+        parent=None,
+        stages={"evaluation": evaluation},
+        seconds={"evaluation": evaluation.seconds},
+    )
 
 
-def _evaluate_base(run_folder: Path, base: Path, steps: Steps) -> Round:
-    evaluation = steps.evaluation(base, StageFolder(run_folder / "round-0" / "evaluation"))
-    stages = {"evaluation": evaluation}
-    return Round(round=0, model=base, parent=None, stages=stages, seconds={"evaluation": evaluation.seconds})
-
-
-def _run_round(folder: Path, number: int, critic: Path, parent: Path, steps: Steps) -> Round:
+def _run_round(folder: Path, round: int, critic: Path, parent: Path, stages: RoundStages) -> RoundResult:
     critiques = StageFolder(folder / "critiques")
     selection = StageFolder(folder / "selection")
-    stages = {"critiques": steps.critiques(critic, number, critiques)}
-    stages["selection"] = steps.selection(number, critiques, selection)
-    if not stages["selection"].rows_out:
+    manifests = {"critiques": stages.critiques(critic, round, critiques)}
+    manifests["selection"] = stages.selection(round, critiques, selection)
+    if not manifests["selection"].rows_out:
         raise StageError(
-            f"round {number}: selection kept none of {stages['selection'].rows_in} pairs "
-            f"({stages['selection'].dropped}); lower selection.tau, raise judge.num_critiques, "
+            f"round {round}: selection kept none of {manifests['selection'].rows_in} pairs "
+            f"({manifests['selection'].dropped}); lower selection.tau, raise judge.num_critiques, "
             f"or look at the critiques in {critiques.path}"
         )
-    trained = steps.training(parent, number, selection, folder / "training")
-    stages["evaluation"] = steps.evaluation(trained.model, StageFolder(folder / "evaluation"))
-    seconds = {name: manifest.seconds for name, manifest in stages.items()} | {"training": trained.seconds}
-    return Round(
-        round=number,
+    trained = stages.training(parent, round, selection, folder / "training")
+    manifests["evaluation"] = stages.evaluation(trained.model, StageFolder(folder / "evaluation"))
+    seconds = {name: manifest.seconds for name, manifest in manifests.items()} | {"training": trained.seconds}
+    return RoundResult(
+        round=round,
         model=trained.model,
         parent=parent,
-        stages=stages,
-        training=trained.report,
+        stages=manifests,
+        training=trained.metrics,
         seconds=seconds,
     )

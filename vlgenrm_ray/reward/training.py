@@ -1,12 +1,14 @@
-"""Fine-tunes the judge on a round's examples.
+"""Training stage: fine-tunes the judge on a round's examples with Ray Train and DeepSpeed.
 
-Reads Example. Writes Checkpoint, and beside it:
+Reads Example, writes Checkpoint. The stage folder also holds:
 
-    <target>/model/           the export: a plain Hugging Face folder, complete when it is there
+    <target>/model/           the export: a plain Hugging Face folder, complete if it exists
     <target>/metrics.jsonl    one line per optimizer step
-    <target>/probes.json      some rewards as the trained model gave them before it was exported
+    <target>/probes.json      rewards of the trained model, recorded before the export
     <target>/ray/             Ray Train's checkpoints, removed once the stage is complete
     <target>/manifest.json    written last
+
+The workers' code is in `training_loop.py`, the plan of the steps in `training_data.py`.
 """
 
 import importlib.metadata
@@ -27,7 +29,7 @@ from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.records import Checkpoint, Dropped
 from vlgenrm_ray.reward.training_config import TrainingConfig
-from vlgenrm_ray.reward.training_loop import TrainingJob, work
+from vlgenrm_ray.reward.training_loop import TrainingJob, train_worker
 from vlgenrm_ray.settings import digest
 
 __all__ = ["TrainingConfig", "TrainingResult", "run"]
@@ -37,28 +39,38 @@ _RAY = "ray"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """What a finished training left behind."""
+    """Model and manifest of a finished training."""
 
     model: Path
-    """The exported Hugging Face folder."""
+    """Exported Hugging Face folder."""
     manifest: Manifest
-    """Of the stage; `metrics` holds steps, losses, phases and counts."""
 
     @property
     def seconds(self) -> float:
+        """Working time, summed over interrupted attempts."""
         return self.manifest.seconds
 
     @property
-    def report(self) -> dict[str, Any]:
-        """Steps, losses, tokens, examples and dropped rows by reason."""
+    def metrics(self) -> dict[str, Any]:
+        """Steps, losses, phases, tokens, examples, and dropped examples by reason."""
         return self.manifest.metrics
 
 
 def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Path, round: int) -> TrainingResult:
-    """Train `base` on `examples` into `target`; a finished target is returned as it stands, a begun one goes on.
+    """Train `base` on `examples`. A finished `target` is returned unchanged, a partial one is continued.
 
-    Raises ConfigError for a target begun with other settings, InputError for an unusable base folder, ResourceError
-    where the cluster lacks workers' resources, StageError where training itself fails.
+    Args:
+        config: Settings of the stage.
+        base: Model folder to start from.
+        examples: Complete selection stage.
+        target: Folder of this stage.
+        round: Round number, recorded in the checkpoint.
+
+    Raises:
+        ConfigError: `target` was made with other settings.
+        InputError: `base` is no usable model folder.
+        ResourceError: The cluster lacks the workers' resources.
+        StageError: The training itself fails.
     """
     model_folder.check(base)
     folder = StageFolder(target)
@@ -66,24 +78,24 @@ def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Pa
         digest([config.fingerprint(), round]), {"examples": examples.data_hash(), "base": model_folder.digest(base)}
     )
     job = TrainingJob(config=config, base=base.absolute(), examples=examples, target=folder.path)
-    if (finished := folder.manifest()) is not None:
-        return TrainingResult(model=job.model, manifest=finished)
-    began = time.monotonic()
+    if (manifest := folder.manifest()) is not None:
+        return TrainingResult(model=job.model, manifest=manifest)
+    started_at = time.monotonic()
     try:
         if not job.result.exists():
-            needs = ResourceRequest(
+            request = ResourceRequest(
                 stage="training", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus
             )
-            resources.check_resources([needs], connection.survey())
+            resources.check_resources([request], connection.survey())
             job.failure.unlink(missing_ok=True)
-            _fit(job)
+            _run_workers(job)
     except BaseException:
-        folder.add_seconds(time.monotonic() - began)
+        folder.add_seconds(time.monotonic() - started_at)
         raise
-    return _finish(folder, job, round, time.monotonic() - began)
+    return _finish(folder, job, round, time.monotonic() - started_at)
 
 
-def _fit(job: TrainingJob) -> None:
+def _run_workers(job: TrainingJob) -> None:
     config = job.config
     group = WorkerGroup(
         workers=config.workers,
@@ -94,12 +106,12 @@ def _fit(job: TrainingJob) -> None:
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
     with steps_shown("training", plan=job.plan, metrics=job.metrics):
-        failure = fit(work, job, group, storage=job.target, name=_RAY)
+        error = fit(train_worker, job, group, storage=job.target, name=_RAY)
     if job.failure.exists():
-        told = read_json(job.failure)
-        raise (InputError if told["kind"] == "InputError" else StageError)(told["message"]) from failure
-    if failure is not None:
-        raise StageError(f"stage 'training' failed {config.retries + 1} times, last of: {failure}") from failure
+        failure = read_json(job.failure)
+        raise (InputError if failure["kind"] == "InputError" else StageError)(failure["message"]) from error
+    if error is not None:
+        raise StageError(f"stage 'training' failed {config.retries + 1} times; last error: {error}") from error
     if not job.result.exists():
         raise StageError(f"stage 'training' ended without a result in {job.target}; run again to finish it")
 
@@ -109,18 +121,18 @@ def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float) -
     dropped = tuple(Dropped(**row) for row in result.pop("dropped"))
     steps = [json.loads(line) for line in job.metrics.read_text().splitlines()]
     losses = [step["loss"] for step in steps]
-    tail = losses[-10:]
+    last_losses = losses[-10:]
     metrics: dict[str, Any] = {
         **result,
         "num_tokens": sum(step["tokens"] for step in steps),
         "first_loss": losses[0],
-        "last_loss": sum(tail) / len(tail),
+        "last_loss": sum(last_losses) / len(last_losses),
         "num_dropped": len(dropped),
         "dropped": dict(Counter(d.reason for d in dropped)),
     }
-    numbers = {k: float(metrics[k]) for k in ("steps", "num_examples", "first_loss", "last_loss")}
-    record = Checkpoint(uri=str(job.model), round=round, parent=str(job.base), metrics=numbers)
-    unit = Unit(id=f"round-{round}", records=(record,), dropped=dropped, num_tokens=metrics["num_tokens"])
+    checkpoint_metrics = {k: float(metrics[k]) for k in ("steps", "num_examples", "first_loss", "last_loss")}
+    checkpoint = Checkpoint(uri=str(job.model), round=round, parent=str(job.base), metrics=checkpoint_metrics)
+    unit = Unit(id=f"round-{round}", records=(checkpoint,), dropped=dropped, num_tokens=metrics["num_tokens"])
     folder.write_shard(units_table(Checkpoint, [unit]))
     shutil.rmtree(folder.path / _RAY, ignore_errors=True)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "deepspeed", "ray")}

@@ -11,35 +11,36 @@ from vlgenrm_ray.settings import Settings
 
 
 class TrainingConfig(Settings):
-    """How a round's examples are learnt."""
+    """Settings of the fine-tuning on one round's examples."""
 
     workers: int = Field(default=1, ge=1)
-    """Training processes; each holds a replica of the model or, under ZeRO, its part of it."""
+    """Training processes; each holds a replica of the model or, under ZeRO, its shard."""
     num_cpus: int = Field(default=2, ge=1)
     """CPUs, hence threads, of each worker."""
     num_gpus: int = Field(default=0, ge=0, le=1)
     """GPUs of each worker: 1, or 0 to train on the CPU."""
     epochs: int = Field(default=1, ge=1)
     max_steps: int = Field(default=0, ge=0)
-    """Optimizer steps at most; 0 means all that the epochs have."""
+    """Largest number of optimizer steps; 0 runs all steps of the epochs."""
     examples_per_step: int = Field(default=32, ge=1)
     """Examples of one optimizer step, over all workers."""
     tokens_per_batch: int = Field(default=8192, ge=16)
     """Padded tokens, image tokens included, of one micro-batch on one worker. A longer example is dropped, not cut."""
     normalise: Literal["tokens", "examples"] = "tokens"
-    """A step's loss is the weighted mean over its completion tokens, or over its examples (each its tokens' mean)."""
+    """Loss of a step: the weighted mean over its completion tokens, or over its examples (each its tokens' mean)."""
     balance: Balance = "weights"
-    """How Yes and No examples are made to count alike."""
+    """Method that gives Yes and No examples equal weight."""
     seed: int = 0
     checkpoint_every: int = Field(default=100, ge=0)
-    """Steps between checkpoints; 0 keeps none, and an interrupted training begins anew."""
+    """Steps between checkpoints; 0 writes none, and an interrupted training starts again from the base."""
     keep_checkpoints: int = Field(default=1, ge=1)
+    """Newest checkpoints that stay on disk."""
     retries: int = Field(default=2, ge=0)
-    """Times a crashed group of workers is started again, from the last checkpoint, before the stage fails."""
+    """Restarts of a crashed group of workers, from the last checkpoint, before the stage fails."""
     num_probes: int = Field(default=8, ge=0)
-    """Judgements asked of the trained model before it is exported, kept in `probes.json`: whoever loads the export can
-    compare its rewards with them."""
+    """Judgements of the trained model recorded in `probes.json` before the export, so that any engine that loads the
+    export can compare its rewards with them."""
     images: ImageLimits = ImageLimits()
     image_processor: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the model's image processor; empty: those of the engine that wrote the critiques."""
+    """Settings of the model's image processor; empty takes those of the engine that wrote the critiques."""
     engine: DeepSpeedConfig = DeepSpeedConfig()

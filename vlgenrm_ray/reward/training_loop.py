@@ -1,6 +1,6 @@
-"""What every training worker does: measure, plan, learn, keep checkpoints, export.
+"""Training worker: measures and plans the examples, trains, writes checkpoints, exports the model.
 
-All workers run this file in step. What is written for others (metrics, result) is written by rank 0.
+All workers run this code in lockstep under Ray Train. Rank 0 writes the files (metrics, result).
 """
 
 import json
@@ -19,11 +19,11 @@ from vlgenrm_ray.errors import InputError, StageError, VlGenRMError
 from vlgenrm_ray.records import Dropped
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_data import (
-    Examples,
-    Measured,
-    PlannedStep,
-    measure,
-    planned,
+    ExampleList,
+    MeasuredExample,
+    TrainingStep,
+    measure_examples,
+    plan_steps,
     probe_prefix,
     token_weight,
     total_steps,
@@ -37,7 +37,7 @@ YES, NO = "Yes", "No"
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """What the workers are told."""
+    """Inputs of the workers, and the files they write."""
 
     config: TrainingConfig
     base: Path
@@ -46,7 +46,7 @@ class TrainingJob:
 
     @property
     def model(self) -> Path:
-        """The exported Hugging Face folder; there when complete."""
+        """Exported Hugging Face folder; complete if it exists."""
         return self.target / "model"
 
     @property
@@ -56,34 +56,36 @@ class TrainingJob:
 
     @property
     def result(self) -> Path:
-        """Written last of all by the workers."""
+        """Result of the workers, the last file they write."""
         return self.target / "result.json"
 
     @property
     def failure(self) -> Path:
-        """A failure that another attempt would only repeat."""
+        """Failure that a restart would repeat."""
         return self.target / "failure.json"
 
     @property
     def plan(self) -> Path:
-        """How many steps there are to do."""
+        """Number of steps and examples."""
         return self.target / "plan.json"
 
 
-def work(job: TrainingJob) -> None:
-    """Entry point of a worker under Ray Train."""
+def train_worker(job: TrainingJob) -> None:
+    """Run one worker. Entry point under Ray Train."""
     if job.failure.exists():
         return
     try:
-        _Worker(job).run()
+        _TrainingWorker(job).run()
     except (VlGenRMError, ImageError, TextError) as error:
-        # Ray Train would start the workers again; what failed here fails again, so they then return at once.
+        # Ray Train restarts the workers. The failure would repeat, so restarted workers return at once.
         kind = "InputError" if isinstance(error, InputError) else "StageError"
         write_json(job.failure, {"kind": kind, "message": str(error)})
         raise
 
 
-class _Worker:
+class _TrainingWorker:
+    """One rank of the training."""
+
     def __init__(self, job: TrainingJob) -> None:
         import ray.train
         import torch
@@ -95,30 +97,30 @@ class _Worker:
         self.world_size: int = context.get_world_size()
         torch.set_num_threads(job.config.num_cpus)
         self.seconds: dict[str, float] = {}
-        self._mark = time.monotonic()
+        self._phase_started_at = time.monotonic()
         self.encoder = VlmEncoder(job.base, job.config.images, image_processor=job.config.image_processor)
-        self.examples = Examples(job.examples)
+        self.examples = ExampleList(job.examples)
 
     def run(self) -> None:
         from vlgenrm_ray.engines.deepspeed import Learner
         from vlgenrm_ray.engines.export import export
 
-        self._lap("import")
+        self._end_phase("import")
         measured, dropped = self._measure()
         total = total_steps(measured, self.config)
         self._write(self.job.plan, {"steps": total, "examples": len(measured)})
-        self._lap("measure")
+        self._end_phase("measure")
         learner = Learner(self.job.base, self.config.engine, seed=self.config.seed)
-        self._lap("load")
+        self._end_phase("load")
         start = self._resume(learner)
-        with ThreadPoolExecutor(1) as ahead:
-            for step, batches in self._batches(measured, start, ahead):
-                self._learn(learner, measured, step, batches, total)
-                self._keep(learner, step.number + 1, total)
-        self._lap("learn")
+        with ThreadPoolExecutor(1) as prefetcher:
+            for step, batches in self._prefetch_batches(measured, start, prefetcher):
+                self._train_step(learner, measured, step, batches, total)
+                self._save_checkpoint(learner, step.number + 1, total)
+        self._end_phase("learn")
         probes = self._probe(learner, measured)
         export(learner, self.job.model)
-        self._lap("export")
+        self._end_phase("export")
         self._write(self.job.target / "probes.json", {"probes": probes})
         self._write(
             self.job.result,
@@ -130,12 +132,12 @@ class _Worker:
             },
         )
 
-    # -- before ------------------------------------------------------------------------------------------------
+    # -- preparation ------------------------------------------------------------------------------------------------
 
-    def _measure(self) -> tuple[list[Measured], list[Dropped]]:
-        """Each worker measures its share of the examples; all get the whole."""
-        share = range(self.rank, len(self.examples), self.world_size)
-        mine = measure(self.examples, share, self.encoder, self.config.images, self.config.tokens_per_batch)
+    def _measure(self) -> tuple[list[MeasuredExample], list[Dropped]]:
+        """Measure this worker's share of the examples and gather the shares of all workers."""
+        indices = range(self.rank, len(self.examples), self.world_size)
+        mine = measure_examples(self.examples, indices, self.encoder, self.config.images, self.config.tokens_per_batch)
         parts = self._gather(mine)
         measured = sorted((m for part, _ in parts for m in part), key=lambda m: m.index)
         dropped = sorted((d for _, part in parts for d in part), key=lambda d: d.id)
@@ -147,67 +149,72 @@ class _Worker:
         return measured, dropped
 
     def _resume(self, learner: "Learner") -> int:
-        """Restore the last checkpoint, if there is one; return the number of steps done."""
+        """Restore the last checkpoint, if there is one; return the number of completed steps."""
         import ray.train
         import torch
 
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             torch.manual_seed(self.config.seed * 1_000_003 + self.rank)
-            done = 0
+            num_done = 0
         else:
             with checkpoint.as_directory() as folder:
                 learner.load(Path(folder))
-                done = int(read_json(Path(folder) / "progress.json")["steps"])
+                num_done = int(read_json(Path(folder) / "progress.json")["steps"])
         if self.rank == 0:
-            # Lines of steps after the checkpoint describe work that is about to be done again.
-            lines = self.job.metrics.read_text().splitlines()[:done] if self.job.metrics.exists() else []
+            # Steps after the checkpoint are about to be repeated, so their lines are removed.
+            lines = self.job.metrics.read_text().splitlines()[:num_done] if self.job.metrics.exists() else []
             self.job.metrics.write_text("".join(line + "\n" for line in lines))
-        return done
+        return num_done
 
-    # -- learning ----------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------------------
 
-    def _batches(
-        self, measured: Sequence[Measured], start: int, ahead: ThreadPoolExecutor
-    ) -> Iterator[tuple[PlannedStep, list[Batch]]]:
-        """Steps with this worker's tensors, the next step's made while the current one is learnt."""
-        waiting = None
-        for step in planned(measured, self.config, start):
-            made = ahead.submit(self._tensors, measured, step)
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = (step, made)
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
+    def _prefetch_batches(
+        self, measured: Sequence[MeasuredExample], start: int, prefetcher: ThreadPoolExecutor
+    ) -> Iterator[tuple[TrainingStep, list[Batch]]]:
+        """Yield each step with this worker's tensors; the next step's are built during the current step."""
+        pending = None
+        for step in plan_steps(measured, self.config, start):
+            batches = prefetcher.submit(self._build_batches, measured, step)
+            if pending is not None:
+                yield pending[0], pending[1].result()
+            pending = (step, batches)
+        if pending is not None:
+            yield pending[0], pending[1].result()
 
-    def _tensors(self, measured: Sequence[Measured], step: PlannedStep) -> list[Batch]:
+    def _build_batches(self, measured: Sequence[MeasuredExample], step: TrainingStep) -> list[Batch]:
         batches = []
-        for micro in step.step.of(self.rank):
+        for micro in step.plan.of(self.rank):
             examples = []
             for member in micro.members:
-                entry = step.entries[member]
-                example = self.examples[measured[entry.index].index]
+                weighted = step.epoch_examples[member]
+                example = self.examples[measured[weighted.index].index]
                 tokens = self.encoder.encode(example.image, example.prompt, example.completion)
-                examples.append((tokens, example.image, token_weight(entry, measured, self.config)))
+                examples.append((tokens, example.image, token_weight(weighted, measured, self.config)))
             batches.append(self.encoder.batch(examples, counts=micro.counts))
         return batches
 
-    def _learn(
-        self, learner: "Learner", measured: Sequence[Measured], step: PlannedStep, batches: list[Batch], total: int
+    def _train_step(
+        self,
+        learner: "Learner",
+        measured: Sequence[MeasuredExample],
+        step: TrainingStep,
+        batches: list[Batch],
+        total: int,
     ) -> None:
         from vlgenrm_ray.engines.deepspeed_model import NonFiniteGradient, NonFiniteLoss
 
-        began = time.monotonic()
+        started_at = time.monotonic()
         lr = learner.lr(step.number, total)
         try:
             result = learner.step(batches, denominator=step.denominator, lr=lr)
         except NonFiniteLoss as error:
-            micro = step.step.of(self.rank)
+            micro = step.plan.of(self.rank)
             members = [micro[batch].members[place] for batch, place in error.examples]
-            mine = [self.examples[measured[step.entries[m].index].index].id for m in members]
-            names = sorted({name for part in self._gather(mine) for name in part})
+            mine = [self.examples[measured[step.epoch_examples[m].index].index].id for m in members]
+            ids = sorted({id for part in self._gather(mine) for id in part})
             raise StageError(
-                f"stage 'training': the loss of step {step.number + 1} is not finite, at examples {names[:8]}; "
+                f"stage 'training': the loss of step {step.number + 1} is not finite, at examples {ids[:8]}; "
                 "lower training.engine.learning_rate, use precision = fp32, or look at these examples"
             ) from error
         except NonFiniteGradient as error:
@@ -215,14 +222,14 @@ class _Worker:
                 f"stage 'training': the gradient of step {step.number + 1} is not finite; "
                 "lower training.engine.learning_rate, or use precision = fp32"
             ) from error
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started_at
         line = {
             "step": step.number + 1,
             "epoch": step.epoch,
             "loss": result.loss,
             "lr": lr,
             "grad_norm": result.grad_norm,
-            "examples": len(step.step.members()),
+            "examples": len(step.plan.members()),
             "tokens": step.num_tokens,
             "tokens_per_s": round(step.num_tokens / seconds, 1),
             "seconds": round(seconds, 4),
@@ -231,22 +238,22 @@ class _Worker:
             with self.job.metrics.open("a") as out:
                 out.write(json.dumps(line) + "\n")
 
-    def _keep(self, learner: "Learner", done: int, total: int) -> None:
-        """A checkpoint every so many steps; the last step is followed by the export, not by a checkpoint."""
+    def _save_checkpoint(self, learner: "Learner", num_done: int, total: int) -> None:
+        """Write a checkpoint every `checkpoint_every` steps, except after the last step, which the export follows."""
         import ray.train
 
-        if not self.config.checkpoint_every or done % self.config.checkpoint_every or done == total:
+        if not self.config.checkpoint_every or num_done % self.config.checkpoint_every or num_done == total:
             return
         with tempfile.TemporaryDirectory() as folder:
             learner.save(Path(folder))
-            self._write(Path(folder) / "progress.json", {"steps": done})
-            ray.train.report({"steps": done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            self._write(Path(folder) / "progress.json", {"steps": num_done})
+            ray.train.report({"steps": num_done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    # -- after -------------------------------------------------------------------------------------------------
+    # -- export -------------------------------------------------------------------------------------------------
 
-    def _probe(self, learner: "Learner", measured: Sequence[Measured]) -> list[dict[str, Any]]:
-        """Rewards of some of the training's own judgements, as the trained model gives them before it is exported."""
-        forms = self.encoder.vocabulary.ids_of((YES, NO)) if self.config.num_probes else {}
+    def _probe(self, learner: "Learner", measured: Sequence[MeasuredExample]) -> list[dict[str, Any]]:
+        """Compute rewards of some training examples with the trained model, before the export."""
+        words = self.encoder.vocabulary.ids_of((YES, NO)) if self.config.num_probes else {}
         probes: list[dict[str, Any]] = []
         for m in measured:
             example = self.examples[m.index]
@@ -254,23 +261,24 @@ class _Worker:
             if len(probes) == self.config.num_probes or prefix is None:
                 continue
             tokens = self.encoder.encode_prefix(example.image, example.prompt, prefix)
-            asked = learner.word_probabilities(self.encoder.batch([(tokens, example.image, 1.0)]), forms)[0]
-            mass = asked[YES] + asked[NO]
+            probabilities = learner.word_probabilities(self.encoder.batch([(tokens, example.image, 1.0)]), words)[0]
+            mass = probabilities[YES] + probabilities[NO]
             probes.append(
                 {
                     "id": example.id,
                     "image": asdict(example.image),
                     "prompt": example.prompt,
                     "prefix": prefix,
-                    "p_yes": asked[YES] / mass if mass else None,
+                    "p_yes": probabilities[YES] / mass if mass else None,
                     "verdict_mass": mass,
                 }
             )
         return probes
 
-    # -- with the others ---------------------------------------------------------------------------------------
+    # -- collectives ---------------------------------------------------------------------------------------
 
     def _gather(self, mine: Any) -> list[Any]:
+        """Collect one object of every rank on every rank, in rank order."""
         import torch.distributed as dist
 
         parts: list[Any] = [None] * self.world_size
@@ -278,10 +286,12 @@ class _Worker:
         return parts
 
     def _write(self, path: Path, value: object) -> None:
+        """Write JSON on rank 0."""
         if self.rank == 0:
             write_json(path, value)
 
-    def _lap(self, name: str) -> None:
+    def _end_phase(self, name: str) -> None:
+        """Record the seconds since the previous phase ended under `name`."""
         now = time.monotonic()
-        self.seconds[name] = round(now - self._mark, 3)
-        self._mark = now
+        self.seconds[name] = round(now - self._phase_started_at, 3)
+        self._phase_started_at = now

@@ -1,4 +1,4 @@
-"""Two turns of the shipped circle at a small size: real engines, one service all along."""
+"""Two iterations of the shipped co-training at a small size: real engines, one service throughout."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SIZES = {
     "reward.heldout.count": 10,
     "reward.judge.num_critiques": 2,
     "reward.training.epochs": 1,
-    # A judge that has learnt next to nothing is to be served all the same.
+    # A judge with little training must be served as well.
     "reward.selection.tau": 0,
     "policy.pool.count": 32,
     "policy.heldout.count": 10,
@@ -33,7 +33,7 @@ LIMIT_S = 1500.0
 
 @pytest.fixture(scope="module")
 def settings() -> list[str]:
-    """The overrides of every start: another circle would be refused the folder."""
+    """Overrides of every start; other settings would be refused the folder."""
     port = free_port()
     address = f"[{{name: genrm, url: 'http://127.0.0.1:{port}'}}]"
     values = SIZES | {"service.port": port, "policy.policy.rewards": address}
@@ -41,7 +41,14 @@ def settings() -> list[str]:
 
 
 def start(run: Path, settings: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "vlgenrm_ray.cli", "circle", "--config", str(RECIPES / "shapes_circle.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "vlgenrm_ray.cli",
+        "co-train",
+        "--config",
+        str(RECIPES / "shapes_co_training.yaml"),
+    ]
     return subprocess.Popen(
         [*command, "--run", str(run), *settings],
         env=os.environ | {"RAY_ADDRESS": ""},
@@ -51,31 +58,31 @@ def start(run: Path, settings: list[str]) -> "subprocess.Popen[str]":
     )
 
 
-def test_two_turns_with_a_kill_between(tmp_path: Path, settings: list[str]) -> None:
+def test_two_iterations_with_a_kill_between(tmp_path: Path, settings: list[str]) -> None:
     process = start(tmp_path, settings)
-    wait_for(tmp_path / "turn-2" / "reward" / "responses" / "manifest.json", process)
+    wait_for(tmp_path / "iteration-2" / "reward" / "responses" / "manifest.json", process)
     process.kill()
     process.communicate()
-    first = json.loads((tmp_path / "summary.json").read_text())["turns"]
+    first = json.loads((tmp_path / "summary.json").read_text())["iterations"]
     assert len(first) == 1
 
     process = start(tmp_path, settings)
     said, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, said
-    assert "turn 2: judge's held-out pairwise accuracy" in said
-    turns: list[dict[str, Any]] = json.loads((tmp_path / "summary.json").read_text())["turns"]
-    # What was done before the kill was not done again.
-    assert turns[0] == first[0]
-    assert [turn["turn"] for turn in turns] == [1, 2]
-    for turn in turns:
-        assert (Path(turn["policy"]) / "config.json").exists()
-        assert (turn["exchanged"] == "") == (turn["served"] == turn["judge"])
-        done = json.loads((Path(turn["policy"]).parent / "summary.json").read_text())
-        assert (done["steps"], done["samples"], done["failed"]) == (2, 32, 0)
-    # The first turn's policy answers the second turn's pool, and its judge is where the second begins.
-    second = config.load(tmp_path / "turn-2" / "reward" / "config.yaml")
-    assert second.base == turns[0]["judge"]
-    assert second.responses.generators[0].engine.model == turns[0]["policy"]
+    assert "iteration 2: judge's held-out pairwise accuracy" in said
+    results: list[dict[str, Any]] = json.loads((tmp_path / "summary.json").read_text())["iterations"]
+    # Work finished before the kill is not repeated.
+    assert results[0] == first[0]
+    assert [result["iteration"] for result in results] == [1, 2]
+    for result in results:
+        assert (Path(result["policy"]) / "config.json").exists()
+        assert (result["swap_error"] == "") == (result["served_judge"] == result["judge"])
+        summary = json.loads((Path(result["policy"]).parent / "summary.json").read_text())
+        assert (summary["steps"], summary["samples"], summary["failed"]) == (2, 32, 0)
+    # The first iteration's policy answers the second's pool, and its judge is the second's base.
+    second = config.load(tmp_path / "iteration-2" / "reward" / "config.yaml")
+    assert second.base == results[0]["judge"]
+    assert second.responses.generators[0].engine.model == results[0]["policy"]
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:

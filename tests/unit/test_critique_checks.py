@@ -1,4 +1,4 @@
-"""Reading a critique: where its verdict ends, what it says of the image, and whether evidence refutes that."""
+"""Checks of critiques: parsing, and contradiction by the experts' detections."""
 
 import random
 
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.evidence import cut_windows
 from vlgenrm_ray.records import Box, Detection, Preference, WindowScore
-from vlgenrm_ray.reward.critique_text import Step, cut_after_verdict, steps
-from vlgenrm_ray.reward.refutation import Evidence
+from vlgenrm_ray.reward.critique_checks import CritiqueChecker, CritiqueStep, cut_after_verdict, parse_steps
 from vlgenrm_ray.shapes.critiques import critique
 from vlgenrm_ray.shapes.pairs import corrupt
 from vlgenrm_ray.shapes.phrases import placed
@@ -19,7 +18,7 @@ from vlgenrm_ray.shapes.questions import KINDS, ask
 from vlgenrm_ray.shapes.render import SIDE, boxes
 from vlgenrm_ray.shapes.scenes import CELLS, Scene, draw
 
-EVIDENCE = Evidence.of("shapes", Thresholds())
+CHECKER = CritiqueChecker.from_vocabulary("shapes", Thresholds())
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,7 @@ def test_a_critique_ends_with_its_one_verdict(text: str, cut: str | None) -> Non
     assert cut_after_verdict(text) == cut
 
 
-def test_a_step_is_a_claim_what_the_image_shows_and_what_the_claim_is_called() -> None:
+def test_a_step_has_a_claim_a_statement_about_the_image_and_an_assessment() -> None:
     text = (
         "Claim: a red circle at the top left. Image: a blue star at the top left. Wrong.\n"
         "Claim: there are no dogs. Image: a dog on the right, two cats. Right.\n"
@@ -47,17 +46,17 @@ def test_a_step_is_a_claim_what_the_image_shows_and_what_the_claim_is_called() -
         "Claim: y. Image: a cup. Wrong. Verdict: No\n"
         "Image: a spoon."
     )
-    assert steps(text) == (
-        Step("a red circle at the top left", "a blue star at the top left", False),
-        Step("there are no dogs", "a dog on the right, two cats", True),
-        Step("x", "nothing at the right", None),
-        Step("y", "a cup", False),
-        Step("", "a spoon", None),
+    assert parse_steps(text) == (
+        CritiqueStep("a red circle at the top left", "a blue star at the top left", False),
+        CritiqueStep("there are no dogs", "a dog on the right, two cats", True),
+        CritiqueStep("x", "nothing at the right", None),
+        CritiqueStep("y", "a cup", False),
+        CritiqueStep("", "a spoon", None),
     )
 
 
 @pytest.mark.parametrize(
-    ("said", "refuted"),
+    ("text", "contradicted"),
     [
         ("Claim: a blue star at the top left. Image: a red circle at the top left. Wrong.", False),
         ("Claim: a red circle at the top left. Image: a blue star at the top left. Wrong.", True),
@@ -76,26 +75,28 @@ def test_a_step_is_a_claim_what_the_image_shows_and_what_the_claim_is_called() -
         ("The picture is lovely.", False),
     ],
 )
-def test_a_critique_is_refuted_by_its_own_false_steps_only(said: str, refuted: bool) -> None:
+def test_only_false_steps_of_its_own_contradict_a_critique(text: str, contradicted: bool) -> None:
     preference = factories.preference(detections=(factories.detection(),))
-    assert EVIDENCE.refutes(factories.critique(preference=preference, text=f"{said}\nVerdict: Yes")) is refuted
+    assert (
+        CHECKER.is_contradicted(factories.critique(preference=preference, text=f"{text}\nVerdict: Yes")) is contradicted
+    )
 
 
-@pytest.mark.parametrize(("anything", "refuted"), [(0.01, True), (0.6, False), (1.0, False)])
-def test_what_is_said_of_an_empty_window_is_false(anything: float, refuted: bool) -> None:
-    middle = WindowScore(box=Box(label="", score=1.0, x0=80, y0=80, x1=160, y1=160), anything=anything)
+@pytest.mark.parametrize(("p_object", "contradicted"), [(0.01, True), (0.6, False), (1.0, False)])
+def test_an_object_stated_in_an_empty_window_is_false(p_object: float, contradicted: bool) -> None:
+    middle = WindowScore(box=Box(label="", score=1.0, x0=80, y0=80, x1=160, y1=160), anything=p_object)
     preference = factories.preference(detections=(factories.detection(),), window_scores=(middle,))
     text = "Claim: x. Image: a green star at the centre. Right.\nVerdict: Yes"
-    assert EVIDENCE.refutes(factories.critique(preference=preference, text=text)) is refuted
+    assert CHECKER.is_contradicted(factories.critique(preference=preference, text=text)) is contradicted
 
 
-def test_nothing_seen_refutes_nothing() -> None:
+def test_without_detections_nothing_is_contradicted() -> None:
     text = "Claim: x. Image: a red circle at the top left. Right.\nVerdict: Yes"
-    assert not EVIDENCE.refutes(factories.critique(preference=factories.preference(detections=()), text=text))
+    assert not CHECKER.is_contradicted(factories.critique(preference=factories.preference(detections=()), text=text))
 
 
-def seen(scene: Scene) -> Preference:
-    """A preference with what faultless experts would leave in it."""
+def with_true_detections(scene: Scene) -> Preference:
+    """A preference with the detections of perfect experts."""
     things = zip(scene.things, boxes(scene), strict=True)
     cells = enumerate(cut_windows(SIDE, SIDE, (3,)))
     return factories.preference(
@@ -107,7 +108,7 @@ def seen(scene: Scene) -> Preference:
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=60)
-def test_a_perfect_critique_is_never_refuted_and_a_thing_moved_always(seed: int) -> None:
+def test_a_perfect_critique_is_never_contradicted_and_a_moved_object_always(seed: int) -> None:
     rng = random.Random(seed)
     scene = draw(rng)
     kind = rng.choice(KINDS)
@@ -115,9 +116,9 @@ def test_a_perfect_critique_is_never_refuted_and_a_thing_moved_always(seed: int)
         scene = draw(rng)
     response = rng.choice((asked.reference, corrupt(scene, asked, rng)))
     text = critique(scene, asked.text, response)
-    preference = seen(scene)
-    assert not EVIDENCE.refutes(factories.critique(preference=preference, text=text))
+    preference = with_true_detections(scene)
+    assert not CHECKER.is_contradicted(factories.critique(preference=preference, text=text))
     thing = rng.choice(scene.things)
     elsewhere = rng.choice([c for c in range(len(CELLS)) if (t := scene.at(c)) is None or t.name != thing.name])
     false = f"Claim: x. Image: {placed(thing.name, elsewhere)}. Right.\n{text}"
-    assert EVIDENCE.refutes(factories.critique(preference=preference, text=false))
+    assert CHECKER.is_contradicted(factories.critique(preference=preference, text=false))

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Critique, Side
-from vlgenrm_ray.reward.combinations import (
-    RULES,
+from vlgenrm_ray.reward.rejection_sampling import (
+    SELECTION_RULES,
     MarginScale,
-    Selection,
+    PairSelection,
     Strategy,
     combinations,
     is_right,
     margin,
-    select,
+    select_combinations,
 )
 
 # Sixteenths are exact in binary, so that mirrored margins are equal and not merely close.
@@ -47,11 +47,15 @@ def pairs(draw: st.DrawFn, verdicts: st.SearchStrategy[str | None] = words) -> l
 
 
 def apply(
-    critiques: list[Critique], strategy: Strategy = Strategy.MRS, tau: float = 0.25, top_n: int = 1, refuted: str = ""
-) -> Selection:
-    return select(
+    critiques: list[Critique],
+    strategy: Strategy = Strategy.MRS,
+    tau: float = 0.25,
+    top_n: int = 1,
+    contradicted: str = "",
+) -> PairSelection:
+    return select_combinations(
         critiques,
-        dict.fromkeys(refuted.split(), DropReason.CONTRADICTED_CRITIQUE),
+        dict.fromkeys(contradicted.split(), DropReason.CONTRADICTED_CRITIQUE),
         strategy=strategy,
         scale=MarginScale.PROBABILITY,
         tau=tau,
@@ -61,8 +65,8 @@ def apply(
     )
 
 
-def kept_critiques(selection: Selection) -> list[Critique]:
-    return [c for pair in selection.kept for c in (pair.chosen, pair.rejected)]
+def selected_critiques(selection: PairSelection) -> list[Critique]:
+    return [c for pair in selection.selected for c in (pair.chosen, pair.rejected)]
 
 
 @given(pairs())
@@ -78,41 +82,41 @@ def test_all_combinations_are_enumerated(critiques: list[Critique]) -> None:
 
 
 @given(pairs(), probabilities)
-def test_the_one_kept_has_the_largest_margin_of_all_that_qualify(critiques: list[Critique], tau: float) -> None:
+def test_mrs_selects_the_largest_margin_of_all_that_qualify(critiques: list[Critique], tau: float) -> None:
     right = [c for c in critiques if c.verdict == ("yes" if c.side is Side.CHOSEN else "no")]
     margins = [c.margin for c in combinations(right, MarginScale.PROBABILITY) if c.margin >= tau]
-    kept = apply(critiques, tau=tau).kept
+    kept = apply(critiques, tau=tau).selected
     assert [c.margin for c in kept] == sorted(margins)[-1:]
 
 
 @given(pairs(), st.sampled_from(Strategy), probabilities, st.integers(1, 4))
-def test_every_critique_is_kept_or_lost_for_a_reason(
+def test_every_critique_is_selected_or_dropped_with_a_reason(
     critiques: list[Critique], strategy: Strategy, tau: float, top_n: int
 ) -> None:
     selection = apply(critiques, strategy, tau, top_n)
-    ids = [c.id for c in kept_critiques(selection)] + [lost.critique.id for lost in selection.lost]
+    ids = [c.id for c in selected_critiques(selection)] + [d.critique.id for d in selection.dropped]
     assert sorted(ids) == sorted(c.id for c in critiques)
-    assert (selection.failure is None) == bool(selection.kept)
+    assert (selection.failure is None) == bool(selection.selected)
 
 
 @given(pairs(), st.sampled_from(Strategy), probabilities, st.integers(1, 4))
-def test_what_a_strategy_promises_holds(critiques: list[Critique], strategy: Strategy, tau: float, top_n: int) -> None:
-    kept = apply(critiques, strategy, tau, top_n).kept
-    rule = RULES[strategy]
-    if rule.right:
+def test_a_strategy_follows_its_rule(critiques: list[Critique], strategy: Strategy, tau: float, top_n: int) -> None:
+    kept = apply(critiques, strategy, tau, top_n).selected
+    rule = SELECTION_RULES[strategy]
+    if rule.requires_right_verdict:
         assert all(is_right(c.chosen) and is_right(c.rejected) for c in kept)
-    if rule.tau:
+    if rule.requires_margin:
         assert all(c.margin >= tau for c in kept)
-    if rule.limited:
+    if rule.is_limited:
         assert len(kept) <= top_n
     texts = [(c.side, c.text) for pair in kept for c in (pair.chosen, pair.rejected)]
     assert len(texts) == len(set(texts))
 
 
 @given(pairs(), probabilities, probabilities)
-def test_a_larger_tau_keeps_no_more(critiques: list[Critique], one: float, two: float) -> None:
+def test_a_larger_tau_selects_no_more(critiques: list[Critique], one: float, two: float) -> None:
     low, high = sorted((one, two))
-    assert bool(apply(critiques, tau=low).kept) >= bool(apply(critiques, tau=high).kept)
+    assert bool(apply(critiques, tau=low).selected) >= bool(apply(critiques, tau=high).selected)
 
 
 @given(pairs(), probabilities, st.integers(1, 4))
@@ -124,14 +128,14 @@ def test_swapping_the_sides_mirrors_the_selection(critiques: list[Critique], tau
         for i, c in enumerate(critiques)
     ]
     here, there = apply(critiques, tau=tau, top_n=top_n), apply(mirrored, tau=tau, top_n=top_n)
-    assert [c.margin for c in here.kept] == [c.margin for c in there.kept]
+    assert [c.margin for c in here.selected] == [c.margin for c in there.selected]
     assert here.failure == there.failure
 
 
 def test_mirroring_names_the_same_critiques() -> None:
     critiques = [critique(Side.CHOSEN, 0, "yes", 0.75), critique(Side.CHOSEN, 1, "yes", 0.875)]
     critiques += [critique(Side.REJECTED, 0, "no", 0.0625), critique(Side.REJECTED, 1, "no", 0.5)]
-    (kept,) = apply(critiques).kept
+    (kept,) = apply(critiques).selected
     assert (kept.chosen.id, kept.rejected.id) == ("q0/p0/chosen/c1", "q0/p0/rejected/c0")
 
 
@@ -139,15 +143,15 @@ def test_equal_texts_are_one_rationale() -> None:
     same = "Claim: x.\nVerdict: Yes"
     critiques = [critique(Side.CHOSEN, i, "yes", 0.9, same) for i in range(3)]
     critiques += [critique(Side.REJECTED, i, "no", 0.1) for i in range(3)]
-    assert len(apply(critiques, top_n=3).kept) == 1
+    assert len(apply(critiques, top_n=3).selected) == 1
 
 
-def test_strategies_differ_in_what_they_keep() -> None:
+def test_strategies_differ_in_their_selection() -> None:
     # The most confident critique of the chosen response has sampled the wrong word.
     critiques = [critique(Side.CHOSEN, i, w, p) for i, (w, p) in enumerate([("yes", 0.8), ("yes", 0.6), ("no", 0.9)])]
     critiques += [critique(Side.REJECTED, i, w, p) for i, (w, p) in enumerate([("no", 0.1), ("no", 0.5), ("yes", 0.7)])]
     kept = {
-        strategy: [(c.chosen.id[-2:], c.rejected.id[-2:]) for c in apply(critiques, strategy, tau=0.5).kept]
+        strategy: [(c.chosen.id[-2:], c.rejected.id[-2:]) for c in apply(critiques, strategy, tau=0.5).selected]
         for strategy in Strategy
     }
     assert kept[Strategy.MRS] == [("c0", "c0")]
@@ -159,7 +163,7 @@ def test_strategies_differ_in_what_they_keep() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "rejected", "refuted", "reason"),
+    ("chosen", "rejected", "contradicted", "reason"),
     [
         ((None, 0.0), ("no", 0.1), "", DropReason.UNREADABLE_VERDICT),
         (("yes", 0.9), ("no", 0.1), "q0/p0/rejected/c0", DropReason.CONTRADICTED_CRITIQUE),
@@ -168,11 +172,13 @@ def test_strategies_differ_in_what_they_keep() -> None:
     ],
 )
 def test_the_reason_is_the_test_that_emptied_a_side(
-    chosen: tuple[str | None, float], rejected: tuple[str | None, float], refuted: str, reason: DropReason
+    chosen: tuple[str | None, float], rejected: tuple[str | None, float], contradicted: str, reason: DropReason
 ) -> None:
-    selection = apply([critique(Side.CHOSEN, 0, *chosen), critique(Side.REJECTED, 0, *rejected)], refuted=refuted)
+    selection = apply(
+        [critique(Side.CHOSEN, 0, *chosen), critique(Side.REJECTED, 0, *rejected)], contradicted=contradicted
+    )
     assert selection.failure is reason
-    assert {lost.reason for lost in selection.lost} == {reason}
+    assert {d.reason for d in selection.dropped} == {reason}
 
 
 def test_a_verdict_of_little_mass_or_not_a_number_abstains() -> None:
@@ -182,7 +188,7 @@ def test_a_verdict_of_little_mass_or_not_a_number_abstains() -> None:
         assert apply([weak, good]).failure is DropReason.UNREADABLE_VERDICT
 
 
-def test_chance_is_the_pair_s_own() -> None:
+def test_random_choices_depend_on_the_pair_alone() -> None:
     critiques = [critique(side, i, "yes" if side is Side.CHOSEN else "no", 0.5) for side in Side for i in range(4)]
     first = apply(critiques, Strategy.RANDOM_CORRECT)
     assert first == apply(critiques, Strategy.RANDOM_CORRECT)

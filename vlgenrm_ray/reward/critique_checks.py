@@ -1,0 +1,165 @@
+"""Checks of a critique's text: its verdict, its faithfulness to the response, and the experts' evidence.
+
+A critique may reach the right verdict for a wrong reason. `cut_after_verdict` and `parse_steps` read the text;
+`CritiqueChecker` compares it with the response (`is_faithful`) and with the experts' detections (`is_contradicted`).
+`selection.py` rejects the critiques that fail.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+from vlgenrm_ray.experts.checking import Thresholds, check_claim
+from vlgenrm_ray.experts.claims import ClaimExtractor, VocabularyExtractor, claim_key
+from vlgenrm_ray.experts.evidence import ImageEvidence
+from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
+from vlgenrm_ray.judge.verdict import strip_verdict
+from vlgenrm_ray.records import Claim, ClaimKind, Critique, Truth
+from vlgenrm_ray.settings import digest
+
+_VERDICT_LABEL = re.compile(r"\bverdict\b[\s*_]*:", re.IGNORECASE)
+_VERDICT_WORD = re.compile(r"[\W_]*(?:yes|no)\b", re.IGNORECASE)
+_MARKUP = " \t*_."
+_CLAIM = re.compile(r"\bclaim[*_]*:(.*?)(?=\bimage[*_]*:|$)", re.IGNORECASE)
+_IMAGE = re.compile(
+    r"\bimage[*_]*:(.*?)(?=[.;][\s*_]*\b(?:right|wrong)\b|\b(?:claim|verdict)[*_]*:|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ASSESSMENT = re.compile(r"[.;][\s*_]*\b(right|wrong)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class CritiqueStep:
+    """One line of a critique that describes the image: "Claim: ... Image: ... Right."."""
+
+    claim: str
+    """Claim of the response that the critique quotes; may be empty."""
+    image: str
+    """Statement about the image."""
+    right: bool | None
+    """True if the critique calls the claim right, False if wrong, None if it does neither."""
+
+
+def cut_after_verdict(text: str) -> str | None:
+    """Return the text of a critique up to and including the word of its verdict.
+
+    None if the text has no verdict, or labels several: a judge reads the last one, but such a text is no example to
+    train on.
+    """
+    prefix = strip_verdict(text)
+    if prefix is None or len(_VERDICT_LABEL.findall(text)) > 1:
+        return None
+    word = _VERDICT_WORD.match(text, len(prefix))
+    return text[: word.end()] if word else None
+
+
+def parse_steps(text: str) -> tuple[CritiqueStep, ...]:
+    """Parse the lines that describe the image, each with the claim before it and the assessment after it."""
+    return tuple(step for line in text.splitlines() for step in _parse_line(line))
+
+
+def _parse_line(line: str) -> Iterator[CritiqueStep]:
+    begin = 0
+    for match in _IMAGE.finditer(line):
+        claims = _CLAIM.findall(line, begin, match.start())
+        assessment = _ASSESSMENT.match(line, match.end())
+        begin = match.end()
+        if image := match[1].strip(_MARKUP):
+            right = assessment[1].casefold() == "right" if assessment else None
+            yield CritiqueStep(claims[-1].strip(_MARKUP) if claims else "", image, right)
+
+
+def is_faithful(critique: Critique, extractor: ClaimExtractor) -> bool:
+    """Check that a critique quotes only claims of the response and that its verdict follows from its steps.
+
+    A Yes must quote every claim and call none wrong. A No must call one wrong, or quote every claim (the response may
+    be true and still no answer). If the extractor finds no claim in the response, every critique passes. The margin
+    cannot replace this check: a judge may be equally sure after a critique that skips half of the claims.
+    """
+    response_claims = _claim_keys(extractor, critique.preference.response(critique.side))
+    if not response_claims:
+        return True
+    steps = parse_steps(critique.text)
+    quoted_by_step = {step: _claim_keys(extractor, step.claim) for step in steps}
+    quoted: set[tuple[object, ...]] = set().union(*quoted_by_step.values())
+    if quoted - response_claims:
+        return False
+    calls_one_wrong = any(step.right is False and claims for step, claims in quoted_by_step.items())
+    is_complete = quoted == response_claims
+    return is_complete and not calls_one_wrong if critique.verdict == "yes" else is_complete or calls_one_wrong
+
+
+def _claim_keys(extractor: ClaimExtractor, text: str) -> set[tuple[object, ...]]:
+    return {claim_key(claim) for claim in extractor.extract(text) if not claim.hedged}
+
+
+@dataclass(frozen=True)
+class CritiqueChecker:
+    """Claim extractor, vocabulary and thresholds that critiques are checked with."""
+
+    extractor: ClaimExtractor
+    vocabulary: Vocabulary
+    thresholds: Thresholds
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: str, thresholds: Thresholds) -> Self:
+        """Build a checker with the grammar-based extractor for a vocabulary's name or path. Raises InputError."""
+        words = load_vocabulary(vocabulary)
+        return cls(VocabularyExtractor(words), words, thresholds)
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the result of a check."""
+        return digest([type(self.extractor).__name__, self.vocabulary.fingerprint(), self.thresholds.fingerprint()])
+
+    def is_faithful(self, critique: Critique) -> bool:
+        """Check a critique against the claims of its response; see the function `is_faithful`."""
+        return is_faithful(critique, self.extractor)
+
+    def is_contradicted(self, critique: Critique) -> bool:
+        """Check whether the experts' detections contradict one of the critique's own steps.
+
+        A step is contradicted if a statement about the image is false, if a claim is called right that the experts
+        contradict (or wrong that they support), or if the objects it lists do not add up to the number it discusses.
+        Quoting a false claim of the response is no fault, and claims that the experts cannot decide are ignored.
+        """
+        preference = critique.preference
+        evidence = ImageEvidence.from_records(
+            preference.question.image, preference.detections, preference.window_scores
+        )
+        return any(
+            Truth.CONTRADICTED in self._truths(self.extractor.extract(step.image), evidence)
+            or self._is_wrong_assessment(step, evidence)
+            or self._is_wrong_count(step, evidence)
+            for step in parse_steps(critique.text)
+        )
+
+    def _is_wrong_assessment(self, step: CritiqueStep, evidence: ImageEvidence) -> bool:
+        if step.right is None:
+            return False
+        truths = self._truths(self.extractor.extract(step.claim), evidence)
+        return Truth.CONTRADICTED in truths if step.right else truths == {Truth.SUPPORTED}
+
+    def _is_wrong_count(self, step: CritiqueStep, evidence: ImageEvidence) -> bool:
+        """Check whether the objects listed by place contradict the number that the claim is about."""
+        listed = {(c.subject, c.value) for c in self.extractor.extract(step.image) if _is_placement(c)}
+        count_claims = [c for c in self.extractor.extract(step.claim) if c.kind is ClaimKind.COUNT]
+        implied_counts = [
+            replace(c, value=str(sum(self._fits(subject, c.subject) for subject, _ in listed)), negated=False)
+            for c in count_claims
+        ]
+        return bool(listed) and Truth.CONTRADICTED in self._truths(implied_counts, evidence)
+
+    def _fits(self, subject: str, wanted: str) -> bool:
+        """Check whether an object called `subject` ("red circle") is one of `wanted` ("circle", "red shape")."""
+        one, other = self.vocabulary.phrase(subject), self.vocabulary.phrase(wanted)
+        if one is None or other is None:
+            return False
+        return other.noun in ("", one.noun) and set(other.attributes) <= set(one.attributes)
+
+    def _truths(self, claims: Iterable[Claim], evidence: ImageEvidence) -> set[Truth]:
+        return {check_claim(claim, evidence, self.vocabulary, self.thresholds).truth for claim in claims}
+
+
+def _is_placement(claim: Claim) -> bool:
+    return claim.kind is ClaimKind.SPATIAL and not claim.other and not claim.negated
