@@ -1,30 +1,30 @@
-"""An engine for the gate, as a deployment of Ray Serve, without a model."""
+"""An engine deployment for the ingress without a model."""
 
 import asyncio
 
-from vlgenrm_ray.judge.wire import Status
-from vlgenrm_ray.serving.canary import Finding
-from vlgenrm_ray.serving.tasks import Model, Outcome, Task
+from vlgenrm_ray.records import JudgeCritique, Judgement
+from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.model_version import ModelVersion
 
 SLOW_S = 15.0
+"""Seconds that the response "slow" takes."""
 
 
-class StrawEngine:
-    """Rewards a response by its own number, and tells the size of the picture's file."""
+class FakeEngine:
+    """The reward of a response is its own number; its critique states the size of the image's file."""
 
-    async def judge(self, tasks: list[Task], wanted: Model) -> list[Outcome]:
+    async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
         if any(task.response == "slow" for task in tasks):
             await asyncio.sleep(SLOW_S)
-        return [
-            Outcome(
-                reward=float(task.response) if task.response[0].isdigit() else 0.5,
-                status=Status.OK,
-                version=wanted.version,
-                critiques=(f"{len(task.images[0].data) if task.images else 0} bytes",),
-                p_yes=(0.5,),
-            )
-            for task in tasks
-        ]
+        return model.name, [_judgement(task) for task in tasks]
 
-    async def trial(self, wanted: Model) -> Finding:
+    async def try_model(self, model: ModelVersion) -> CanaryResult:
         raise NotImplementedError
+
+
+def _judgement(task: ScoreTask) -> Judgement:
+    text = f"{len(task.images[0].data) if task.images else 0} bytes"
+    critique = JudgeCritique(id="c0", text=text, verdict="yes", p_yes=0.5, verdict_mass=0.0, num_tokens=0, seed=0)
+    reward = float(task.response) if task.response[0].isdigit() else 0.5
+    return Judgement(id=task.item_id(), reward=reward, status="ok", critiques=(critique,))

@@ -12,9 +12,8 @@ from vlgenrm_ray.experts.expert import ExpertPipelineConfig
 from vlgenrm_ray.experts.matcher import MatcherExpert
 from vlgenrm_ray.experts.pipeline import ExpertPipeline
 from vlgenrm_ray.records import Box
-from vlgenrm_ray.serving.config import ServedExperts
-from vlgenrm_ray.serving.examiner import Examiner
-from vlgenrm_ray.serving.experts import Ask, Evidence
+from vlgenrm_ray.serving.config import ServedExpertsConfig
+from vlgenrm_ray.serving.experts import Examine, ExpertService, ExpertWorker
 from vlgenrm_ray.serving.service import Service
 
 CIRCLE = Box(label="circle", score=0.9, x0=5.0, y0=5.0, x1=15.0, y1=15.0)
@@ -44,7 +43,7 @@ class FakeMatcher:
         return [[w / sum(row) for w in row] for _ in images]
 
 
-SERVED = ServedExperts(
+SERVED = ServedExpertsConfig(
     vocabulary="shapes", detector=DetectorConfig(model="none"), matcher=MatcherConfig(model="none"), max_queue=2
 )
 
@@ -60,7 +59,7 @@ def pipeline(
 PIPELINE = pipeline(SERVED)
 
 
-def evidence(served: Service, ask: Ask | None = None, **more: object) -> Evidence:
-    """The evidence route of a service, on the fake experts or on `ask`."""
-    examine = ask or Examiner(PIPELINE, served.config.images).look
-    return Evidence(SERVED.model_copy(update=more), served.images, examine, served.metrics)
+def expert_service(served: Service, examine: Examine | None = None, **settings: object) -> ExpertService:
+    """The experts of a service: the fake ones, or `examine`."""
+    examine = examine or ExpertWorker(SERVED, served.config.images, PIPELINE).examine
+    return ExpertService(SERVED.model_copy(update=settings), served.images, examine, served.metrics)

@@ -1,4 +1,4 @@
-"""Ask an application in memory, without a socket."""
+"""A gateway mounted in an application of its own, over the fake judge; requests are made in memory."""
 
 import asyncio
 from typing import Any
@@ -8,11 +8,11 @@ import httpx
 from fake_service import score
 
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, ScoreResponse
-from vlgenrm_ray.serving.score import Score
+from vlgenrm_ray.serving.gateways.scoring import Score
 
 
-class Gateway:
-    """A gateway over a scripted judge; keeps the items it was asked about."""
+class FakeGateway:
+    """An application with one gateway. `items` are those that the gateway asked to score."""
 
     def __init__(self, router: Any, judge: Score = score) -> None:
         self.items: list[ScoreItem] = []
@@ -24,16 +24,16 @@ class Gateway:
         self.items.extend(request.items)
         return await self._judge(request)
 
-    def post(self, path: str, body: Any = None, **how: Any) -> httpx.Response:
-        """The answer to `POST path`."""
-        return self.request("POST", path, **({"json": body} if body is not None else {}), **how)
+    def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        """The response to `POST path`."""
+        return self.request("POST", path, **({"json": body} if body is not None else {}), **options)
 
-    def request(self, method: str, path: str, **how: Any) -> httpx.Response:
-        """The answer to any request."""
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The response to any request."""
 
-        async def ask() -> httpx.Response:
+        async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self.app)
             async with httpx.AsyncClient(transport=transport, base_url="http://judge") as client:
-                return await client.request(method, path, **how)
+                return await client.request(method, path, **options)
 
-        return asyncio.run(ask())
+        return asyncio.run(send())

@@ -1,4 +1,4 @@
-"""A served judge without a judge: rewards are read off the response's text. Speaks the wire of `judge/wire.py`."""
+"""A fake served judge over the wire of `judge/wire.py`: the response's text states its reward."""
 
 import hashlib
 import json
@@ -33,15 +33,15 @@ def scripted(item: ScoreItem) -> ScoreReply:
 
 
 async def score(request: ScoreRequest) -> ScoreResponse:
-    """A scripted `Score`, for gateways."""
+    """Score a request with `scripted`, for gateways."""
     return ScoreResponse(items=[scripted(item) for item in request.items])
 
 
-class ScriptedService:
-    """Callable as the handler of `httpx.MockTransport`; keeps what it was sent."""
+class FakeService:
+    """The handler of an `httpx.MockTransport`. Records images, items and requests."""
 
     def __init__(self, *first: Answer) -> None:
-        """`first`: answers given, one each, to the first calls; None lets the call through."""
+        """`first`: answers to the first calls, one each; None handles the call as usual."""
         self.first = list(first)
         self.images: dict[str, bytes] = {}
         self.uploads: Counter[str] = Counter()
@@ -77,8 +77,8 @@ class ScriptedService:
 
 
 @contextmanager
-def listening(service: ScriptedService, port: int = 0) -> Iterator[str]:
-    """The service on a real socket; its address. Port 0: any that is free."""
+def listening(service: FakeService, port: int = 0) -> Iterator[str]:
+    """Serve on a real socket and yield the URL. Port 0: any free port."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -106,19 +106,19 @@ def listening(service: ScriptedService, port: int = 0) -> Iterator[str]:
 
 
 def refuse(status: int, detail: str = "as scripted", **headers: str) -> Answer:
-    """An answer with that HTTP status."""
+    """Return an answer with an HTTP status."""
     return lambda _: httpx.Response(status, content=json.dumps({"detail": detail}), headers=headers)
 
 
-class ByLength(ScriptedService):
-    """Takes images as they are sent; the shorter a response, the better."""
+class FakeLengthService(FakeService):
+    """Accepts images that were not uploaded; shorter responses have higher rewards."""
 
     def _reply(self, item: ScoreItem) -> ScoreReply:
         return scripted(item.model_copy(update={"response": f"{1 / (1 + len(item.response))}"}))
 
 
-class Looking(ScriptedService):
-    """Takes images as they are sent."""
+class FakeInlineService(FakeService):
+    """Accepts images that were not uploaded."""
 
     def _reply(self, item: ScoreItem) -> ScoreReply:
         return scripted(item)

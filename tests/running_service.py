@@ -1,4 +1,4 @@
-"""The service on real engines, as the tests of `tests/integration` share it."""
+"""The service on a real engine, shared by the tests of `tests/integration`."""
 
 import os
 import socket
@@ -17,16 +17,16 @@ from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving import launch
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens
 from vlgenrm_ray.serving.canary import Canary
-from vlgenrm_ray.serving.config import CanaryConfig, Limits, ServedExperts, ServingConfig
+from vlgenrm_ray.serving.config import CanaryConfig, ServedExpertsConfig, ServingConfig, ServingLimits
 from vlgenrm_ray.shapes import pack_path
 
 CONFIG = ServingConfig(
     engine=VllmConfig(model=str(pack_path("vlm")), max_model_len=512, kv_cache_gib=0.25, threads=1, max_images=2),
     judge=JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4, max_tokens=160),
-    limits=Limits(max_body_mib=1.0),
-    # The base judges poorly: it tells the canary's better answer from the worse, but hardly by the picture.
+    limits=ServingLimits(max_body_mib=1.0),
+    # The base model judges poorly: it prefers the canary's better response, but hardly by the image.
     canary=CanaryConfig(min_change=0.0),
-    experts=ServedExperts(
+    experts=ServedExpertsConfig(
         vocabulary="shapes",
         detector=DetectorConfig(model=str(pack_path("detector")), image_size=96),
         matcher=MatcherConfig(model=str(pack_path("matcher")), template="{}"),
@@ -43,20 +43,24 @@ START_S = 300.0
 
 @contextmanager
 def service() -> Iterator[httpx.Client]:
-    """Serve on a free port of the connected Ray; a client of it."""
+    """Start the service on a free port of the connected Ray, and yield a client."""
     os.environ |= {API_TOKEN: USER_SECRET, OPERATOR_TOKEN: OPERATOR_SECRET}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = launch.start(CONFIG.model_copy(update={"tokens": Tokens.from_environment()}), host="127.0.0.1", port=port)
+    config = CONFIG.model_copy(update={"tokens": Tokens.from_environment()})
+    url = launch.start(config, host="127.0.0.1", port=free_port())
     with httpx.Client(base_url=url, headers=USER, timeout=START_S) as client:
         until_ready(client)
         yield client
     launch.stop()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def until_ready(http: httpx.Client, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Wait until the service judges; no longer than its process lives."""
+    """Wait until the service is ready. Fails if its process ends."""
     end = time.monotonic() + START_S
     while not _is_ready(http):
         assert process is None or process.poll() is None, "the service's process ended"
@@ -68,5 +72,5 @@ def _is_ready(http: httpx.Client) -> bool:
     try:
         return http.get("/ready").status_code == 200
     except httpx.TransportError:
-        # Nobody listens while the gate is started.
+        # The port is closed while the ingress starts.
         return False

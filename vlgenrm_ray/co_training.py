@@ -117,7 +117,7 @@ class ServedJudge:
         """Serve a model folder, unless the service is already running."""
         if self._url:
             return
-        serving = self._service.serving.model_copy(update={"tokens": Tokens.of(operator=self._token)})
+        serving = self._service.serving.model_copy(update={"tokens": Tokens.from_secrets(operator=self._token)})
         service = self._service.model_copy(update={"model": judge, "serving": serving})
         self._url = self._stack.enter_context(policy_pipeline.served(service, self._run))
 

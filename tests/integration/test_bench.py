@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_service import Looking, listening
+from fake_service import FakeInlineService, listening
 from serving_examples import png
 
 from vlgenrm_ray.bench import servers, serving, soak
@@ -28,7 +28,7 @@ def test_the_service_alone_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None
     @contextmanager
     def scripted_service(arguments: Any, *, cache_mib: float) -> Iterator[tuple[str, int]]:
         caches.append(cache_mib)
-        with listening(Looking()) as url:
+        with listening(FakeInlineService()) as url:
             yield url, os.getpid()
 
     monkeypatch.setattr(servers, "service", scripted_service)

@@ -1,4 +1,4 @@
-"""Whatever is sent, by the OpenAPI description or against it, is answered; and a refusal says what is wrong.
+"""No request, valid by the OpenAPI description or not, is a server error; every refusal states the mistake.
 
 The whole application with its gateways over a scripted engine; schemathesis makes up the requests.
 """
@@ -13,25 +13,25 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from fake_experts import evidence
+from fake_experts import expert_service
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 from serving_examples import png, service
 
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.serving import api
+from vlgenrm_ray.serving.api import build_api
 from vlgenrm_ray.serving.auth import Tokens
-from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.serving.canary import CanaryResult
 
 _EXAMPLES = 15
 _OPERATOR = {"Authorization": "Bearer operator-secret"}
 _IMAGE = base64.b64encode(png()).decode()
 
 
-async def _exchange(folder: str) -> Finding:
+async def _swap_model(folder: str) -> CanaryResult:
     await asyncio.to_thread(model_folder.check, Path(folder).absolute())
-    return Finding(problem="")
+    return CanaryResult(problem="")
 
 
 @cache
@@ -41,7 +41,7 @@ def application() -> FastAPI:
         tokens = Tokens.from_environment()
     served = service()
     served.config = served.config.model_copy(update={"tokens": tokens})
-    return api.build(served, ready=lambda: True, exchange=_exchange, evidence=evidence(served))
+    return build_api(served, ready=lambda: True, swap_model=_swap_model, experts=expert_service(served))
 
 
 def small(schema: Any) -> Any:

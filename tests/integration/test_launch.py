@@ -1,16 +1,15 @@
-"""Several services on one Ray cluster: a run's own judge does not take the place of another, nor ends it."""
+"""Several services on one Ray cluster: starting, replacing and stopping one does not affect the others."""
 
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from running_service import CONFIG
+from running_service import CONFIG, free_port
 
-from tests.integration.test_job_submit import free_port
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.serving import launch
 
-# Nothing is judged here: no engine need come up.
+# No request is judged: no engine needs to start.
 LIGHT = CONFIG.model_copy(update={"experts": None, "num_cpus": 0.3})
 
 
@@ -27,12 +26,12 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_services_live_side_by_side_and_end_alone(one: str) -> None:
+def test_services_on_one_cluster_are_independent(one: str) -> None:
     with pytest.raises(ConfigError, match="'one' already"):
         launch.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
     port = free_port()
     other = launch.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True)
-    # As after an attempt of the same run that was killed: its service has its port still.
+    # As after an attempt of the same run that was killed: its service still has the port.
     assert launch.start(LIGHT, host="127.0.0.1", port=port, name="other", replace=True) == other
     assert answers(one)
     assert answers(other)

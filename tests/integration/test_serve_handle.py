@@ -1,4 +1,4 @@
-"""A reward by Ray Serve handle: the real gate, over engines of straw. As by its address, but for the socket."""
+"""A reward by Ray Serve handle: the real ingress over fake engines. As over HTTP, but without a socket."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import factories
 import pytest
-from fake_engine import SLOW_S, StrawEngine
+from fake_engine import SLOW_S, FakeEngine
 from PIL import Image
 
 from vlgenrm_ray.data import images
@@ -21,13 +21,13 @@ from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.scored import Reward, RewardOutput
 from vlgenrm_ray.records import Rollout
 from vlgenrm_ray.serving.auth import Tokens
-from vlgenrm_ray.serving.config import Limits, ServingConfig
+from vlgenrm_ray.serving.config import ServingConfig, ServingLimits
 from vlgenrm_ray.shapes import pack_path
 
 CONFIG = ServingConfig(
     engine=VllmConfig(model=str(pack_path("vlm"))),
-    limits=Limits(max_body_mib=0.1),
-    tokens=Tokens.of(api="secret"),
+    limits=ServingLimits(max_body_mib=0.1),
+    tokens=Tokens.from_secrets(api="secret"),
 )
 
 
@@ -38,15 +38,15 @@ def token(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def served() -> Iterator[None]:
-    """The gate as application `judge`."""
+    """The ingress as application `judge`."""
     from ray import serve
 
-    from vlgenrm_ray.serving.ingress import Gate
+    from vlgenrm_ray.serving.ingress import Ingress
 
     serve.start(proxy_location="Disabled")
-    engine = serve.deployment(name="engines", ray_actor_options={"num_cpus": 0.1})(StrawEngine)
-    gate = serve.deployment(name="gate", ray_actor_options={"num_cpus": 0})(serve.ingress()(Gate))
-    serve.run(gate.bind(CONFIG, None, engine.bind(), None), name="judge", route_prefix=None)
+    engine = serve.deployment(name="engines", ray_actor_options={"num_cpus": 0.1})(FakeEngine)
+    ingress = serve.deployment(name="ingress", ray_actor_options={"num_cpus": 0})(serve.ingress()(Ingress))
+    serve.run(ingress.bind(CONFIG, None, engine.bind(), None), name="judge", route_prefix=None)
     yield
     # With its controller, as `vlgenrm serve` ends.
     serve.shutdown()
@@ -78,7 +78,7 @@ def scored(by: Reward, rollouts: list[Rollout]) -> list[RewardOutput]:
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("handle", ["judge", "judge:gate"])
+@pytest.mark.parametrize("handle", ["judge", "judge:ingress"])
 def test_what_is_asked_by_handle_is_judged_with_its_picture(there: None, handle: str) -> None:
     first, second = scored(judge(handle=handle), asked("0.25", "0.75"))
     assert [(one.reward, one.status) for one in (first, second)] == [(0.25, "ok"), (0.75, "ok")]
@@ -114,7 +114,7 @@ def test_one_that_goes_away_is_waited_for_and_found_again() -> None:
     """Last of these: it ends the service."""
     answers: list[RewardOutput] = []
     with served():
-        # Once more, for the gate that comes instead has not its picture.
+        # One retry: the ingress that is started instead does not have its image.
         by = judge(run_s=120.0, retries=1)
         waiting = threading.Thread(target=lambda: answers.extend(scored(by, asked("slow"))))
         waiting.start()

@@ -1,4 +1,4 @@
-"""The service on a real engine of its own: the embedded world's model, spoken to over HTTP."""
+"""The service on a real engine with the embedded world's model, over HTTP."""
 
 import asyncio
 import base64
@@ -48,12 +48,12 @@ def test_a_real_image_is_scored(http: httpx.Client) -> None:
     assert ranked["best"] == len(CANARY.worse)
 
 
-def test_what_the_readme_says_to_curl(http: httpx.Client, tmp_path: Path) -> None:
+def test_the_curl_commands_of_the_readme_work(http: httpx.Client, tmp_path: Path) -> None:
     (block,) = re.findall(r"```bash\nvlgenrm serve .*?\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     pictures = tmp_path / "runs/demo/pool/images"
     pictures.mkdir(parents=True)
     (pictures / "one.png").write_bytes(CANARY.data)
-    # The README's service has no token.
+    # The README's service needs no token.
     (tmp_path / ".curlrc").write_text(f'header = "Authorization: {USER["Authorization"]}"\n')
     script = block.replace("localhost:8000", http.base_url.netloc.decode())
     command = ["bash", "-ec", script]
@@ -66,14 +66,14 @@ def test_what_the_readme_says_to_curl(http: httpx.Client, tmp_path: Path) -> Non
     assert scored["status"] == "ok"
 
 
-def test_an_image_is_sent_once_and_then_named(http: httpx.Client) -> None:
+def test_an_image_can_be_sent_once_and_named_by_hash(http: httpx.Client) -> None:
     sha256 = http.post("/v1/images", content=CANARY.data).json()["sha256"]
     (named,) = score(http, item(image=f"sha256:{sha256}", seed=1))
     (sent,) = score(http, item(seed=1))
     assert (named["reward"], sent["cached"]) == (sent["reward"], True)
 
 
-def test_several_images_are_judged_in_their_order(http: httpx.Client) -> None:
+def test_the_order_of_images_counts(http: httpx.Client) -> None:
     canary, grey = (base64.b64encode(data).decode() for data in (CANARY.data, png(128, side=48)))
     shown = [[canary], [canary, grey], [grey, canary], [canary] * 3]
     *judged, refused = score(http, *(item(image=None, images=images, mode="direct") for images in shown))
@@ -83,13 +83,13 @@ def test_several_images_are_judged_in_their_order(http: httpx.Client) -> None:
     assert "engine.max_images" in str(refused["detail"])
 
 
-def test_a_failure_stays_with_its_item(http: httpx.Client) -> None:
+def test_a_failure_affects_its_item_only(http: httpx.Client) -> None:
     broken = base64.b64encode(png()[:50]).decode()
     replies = score(http, item(seed=2), item(image=broken), item("word " * 5000), item(seed=3))
     assert [reply["status"] for reply in replies] == ["ok", "bad_image", "too_large", "ok"]
 
 
-def test_strangers_and_giants_are_turned_away(http: httpx.Client) -> None:
+def test_unknown_callers_and_large_bodies_are_refused(http: httpx.Client) -> None:
     body = {"items": [item()]}
     assert http.post("/v1/score", json=body, headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert http.post("/v1/model", json={"model": "/x"}).status_code == 401
@@ -97,7 +97,7 @@ def test_strangers_and_giants_are_turned_away(http: httpx.Client) -> None:
     assert http.get("/docs").status_code == http.get("/health").status_code == 200
 
 
-def test_a_client_that_goes_away_takes_its_work_along(http: httpx.Client) -> None:
+def test_the_work_of_a_client_that_disconnects_is_cancelled(http: httpx.Client) -> None:
     many = {"items": [item(seed=100 + i, num_critiques=64) for i in range(16)]}
     with pytest.raises(httpx.ReadTimeout):
         http.post("/v1/score", json=many, timeout=1.0)
@@ -107,7 +107,7 @@ def test_a_client_that_goes_away_takes_its_work_along(http: httpx.Client) -> Non
         time.sleep(0.1)
 
 
-def test_an_operator_exchanges_the_model(http: httpx.Client, tmp_path: Path) -> None:
+def test_an_operator_swaps_the_model(http: httpx.Client, tmp_path: Path) -> None:
     before = http.get("/v1/model").json()["version"]
     (old,) = score(http, item())
     blind = tmp_path / "blind"
@@ -131,7 +131,7 @@ def test_an_operator_exchanges_the_model(http: httpx.Client, tmp_path: Path) -> 
 
 
 def test_kill_9_of_the_engine_under_load_loses_no_request(http: httpx.Client) -> None:
-    """Second to last: the engine begins again with the version that was exchanged."""
+    """Second to last: the engine restarts with the active model."""
     until_ready(http)
 
     async def run() -> list[httpx.Response]:
@@ -140,7 +140,7 @@ def test_kill_9_of_the_engine_under_load_loses_no_request(http: httpx.Client) ->
             bodies = [{"items": [item(seed=1000 + i, num_critiques=1)]} for i in range(500)]
             asked = [asyncio.ensure_future(client.post("/v1/score", json=body)) for body in bodies]
             await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            assert not all(task.done() for task in asked), "killed too late to matter"
+            assert not all(task.done() for task in asked), "the engine was killed too late to matter"
             process("EngineCore").kill()
             return await asyncio.gather(*asked)
 
@@ -153,11 +153,11 @@ def test_kill_9_of_the_engine_under_load_loses_no_request(http: httpx.Client) ->
     assert http.get("/v1/model").json()["version"].startswith("next-")
 
 
-def test_kill_9_of_the_gate_is_outlived(http: httpx.Client) -> None:
-    """Last. Ray Serve starts it again, with an engine; the old engine does not stay behind."""
+def test_after_kill_9_the_ingress_restarts_with_the_active_model(http: httpx.Client) -> None:
+    """Last. Ray Serve restarts the ingress with a new engine; the old engine's process ends."""
     version = http.get("/v1/model").json()["version"]
     core = process("EngineCore")
-    process("ServeReplica:vlgenrm:gate").kill()
+    process("ServeReplica:vlgenrm:ingress").kill()
     core.wait(timeout=10.0)
     until_ready(http)
     assert http.get("/v1/model").json()["version"] == version
@@ -166,13 +166,13 @@ def test_kill_9_of_the_gate_is_outlived(http: httpx.Client) -> None:
 
 
 def process(name: str) -> psutil.Process:
-    """The one of the service's processes that has this in its title."""
+    """The one process of the service with `name` in its title."""
     (found,) = below(name)
     return found
 
 
 def erase(weights: Path) -> None:
-    """Weights that are all zero: whatever is shown and asked, every token is as likely as any other."""
+    """Set all weights to zero: every token is equally likely, for every image and prompt."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_service import ScriptedService, listening
+from fake_service import FakeService, listening
 from PIL import Image
 
 from vlgenrm_ray.adapters import areal, clients, easyr1, ms_swift, rewards, trl, verifiers, verl
@@ -31,9 +31,9 @@ def user(text: str, image: Any = None) -> dict[str, Any]:
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     """A fake service whose address is in the environment."""
-    fake = ScriptedService()
+    fake = FakeService()
     rewards.reset_counts()
     with listening(fake) as url:
         monkeypatch.setenv(clients.URL_VARIABLE, url)
@@ -42,7 +42,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
     rewards.reset_counts()
 
 
-def test_trl_masks_items_without_a_reward(service: ScriptedService, caplog: pytest.LogCaptureFixture) -> None:
+def test_trl_masks_items_without_a_reward(service: FakeService, caplog: pytest.LogCaptureFixture) -> None:
     logged: dict[str, float] = {}
     prompts = [[user("What is it?", PICTURE)]] * 2 + [[user("And this?", OTHER)]] * 2
     completions = [[{"role": "assistant", "content": c}] for c in ("0.25", "fails:timeout", "1", "0")]
@@ -66,21 +66,21 @@ def test_trl_masks_items_without_a_reward(service: ScriptedService, caplog: pyte
     assert logged["vlgenrm/verdict_mass"] == pytest.approx(0.675)
 
 
-def test_trl_reads_images_from_columns_and_accepts_plain_prompts(service: ScriptedService) -> None:
+def test_trl_reads_images_from_columns_and_accepts_plain_prompts(service: FakeService) -> None:
     assert trl.vlgenrm_reward(["What?"] * 2, ["0.5", "1"], image=[PICTURE, None]) == [0.5, 1.0]
     assert trl.vlgenrm_reward([[user("What?")]], ["0"], images=[[OTHER]]) == [0.0]
     assert asyncio.run(trl.vlgenrm_reward_async(["What?"], ["1"], images=[[OTHER]])) == [1.0]
     assert [len(item.images) for item in service.items] == [1, 0, 1, 1]
 
 
-def test_a_majority_of_failed_samples_stops_the_run(service: ScriptedService) -> None:
+def test_a_majority_of_failed_samples_stops_the_run(service: FakeService) -> None:
     assert trl.vlgenrm_reward(["q"] * 20, ["fails:internal"] * 20) == [None] * 20
     with pytest.raises(RemoteError, match="of the latest 40 samples have no reward; the last said internal"):
         trl.vlgenrm_reward(["q"] * 20, ["fails:internal"] * 20)
 
 
 def test_the_operator_can_set_a_reward_for_failed_samples(
-    service: ScriptedService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    service: FakeService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [
         {"response": r, "response_length": 1, "ground_truth": write_label(question="q")} for r in ("1", "fails:timeout")
@@ -101,7 +101,7 @@ def test_the_operator_can_set_a_reward_for_failed_samples(
         easyr1.compute_score(rows)
 
 
-def test_easyr1_reads_question_and_image_from_the_ground_truth(service: ScriptedService, tmp_path: Any) -> None:
+def test_easyr1_reads_question_and_image_from_the_ground_truth(service: FakeService, tmp_path: Any) -> None:
     path = tmp_path / "a.png"
     PICTURE.save(path)
     truth = write_label(question="What?", images=[str(path)], reference="a star")
@@ -113,7 +113,7 @@ def test_easyr1_reads_question_and_image_from_the_ground_truth(service: Scripted
         easyr1.compute_score([{"response": "1", "response_length": 3, "ground_truth": "a star"}])
 
 
-def test_verl_function_reads_extra_info(service: ScriptedService) -> None:
+def test_verl_function_reads_extra_info(service: FakeService) -> None:
     extra = {"question": "What?", "images": np.array([{"bytes": b"\x89PNG", "path": None}], dtype=object), "index": 3}
     result = asyncio.run(verl.compute_score("geo3k", "0.75", "a star", extra, reward_router_address="x"))
     assert result == {"score": 0.75, "verdict_mass": 0.9, "scored": 1.0}
@@ -146,7 +146,7 @@ def run_manager(data: FakeDataProto, decoded: list[list[int]]) -> dict[str, Any]
     return asyncio.run(manager.run_single(data))
 
 
-def test_verl_manager_passes_on_prompt_and_images(service: ScriptedService) -> None:
+def test_verl_manager_passes_on_prompt_and_images(service: FakeService) -> None:
     decoded: list[list[int]] = []
     prompt = np.array([user("What?", PICTURE)], dtype=object)
     data = FakeDataProto(
@@ -160,7 +160,7 @@ def test_verl_manager_passes_on_prompt_and_images(service: ScriptedService) -> N
     assert item.reference == "a star"
 
 
-def test_verl_manager_passes_images_with_the_question_of_extra_info(service: ScriptedService) -> None:
+def test_verl_manager_passes_images_with_the_question_of_extra_info(service: FakeService) -> None:
     """As in geo3k, whose `extra_info` has the question without the prompt's instructions."""
     turn = {"role": "user", "content": [{"type": "image", "image": p} for p in (PICTURE, OTHER)] + ["What? Think."]}
     extra = {"question": "What?", "answer": "a star", "index": 3}
@@ -180,7 +180,7 @@ def test_a_label_question_is_shown_with_its_images_or_the_prompts() -> None:
         assert build_score_input("1", prompt=blind, label=read_label(question)).images == ()
 
 
-def test_ms_swift_reads_messages_and_images(service: ScriptedService, tmp_path: Any) -> None:
+def test_ms_swift_reads_messages_and_images(service: FakeService, tmp_path: Any) -> None:
     PICTURE.save(tmp_path / "a.png")
     conversation = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "0"}]
     reward = ms_swift.JudgeReward(args=None)
@@ -201,7 +201,7 @@ def test_ms_swift_reads_messages_and_images(service: ScriptedService, tmp_path: 
         asyncio.run(reward(completions=["fails:internal"], messages=[conversation]))
 
 
-def test_areal_returns_or_raises_within_its_deadline(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_areal_returns_or_raises_within_its_deadline(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
     assert areal.vlgenrm_reward(rendered, "0.5", [1], [2], images=[PICTURE], answer="a star", messages=rendered) == 0.5
     (item,) = service.items
@@ -214,7 +214,7 @@ def test_areal_returns_or_raises_within_its_deadline(service: ScriptedService, m
         areal.vlgenrm_reward("What?", "1")
 
 
-def test_verifiers_traces_and_rubrics(service: ScriptedService) -> None:
+def test_verifiers_traces_and_rubrics(service: FakeService) -> None:
     message = SimpleNamespace(model_dump=lambda: user("What?", URL))
     task = SimpleNamespace(prompt=[message], answer="a star")
     assert asyncio.run(verifiers.reward(task=task, trace=SimpleNamespace(last_reply="0.75"))) == 0.75
@@ -227,7 +227,7 @@ def test_verifiers_traces_and_rubrics(service: ScriptedService) -> None:
         asyncio.run(verifiers.reward(task, SimpleNamespace(last_reply="fails:unreadable_verdict")))
 
 
-def test_one_client_per_process_and_event_loop(service: ScriptedService) -> None:
+def test_one_client_per_process_and_event_loop(service: FakeService) -> None:
     assert clients.judge_client() is clients.judge_client()
     assert clients.judge_client() is not clients.judge_client(token="other")
 
@@ -239,7 +239,7 @@ def test_one_client_per_process_and_event_loop(service: ScriptedService) -> None
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_an_event_loop_per_batch_leaks_neither_clients_nor_sockets(service: ScriptedService) -> None:
+def test_an_event_loop_per_batch_leaks_neither_clients_nor_sockets(service: FakeService) -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_service import ScriptedService, listening
+from fake_service import FakeService, listening
 from PIL import Image
 
 from vlgenrm_ray.adapters import clients, inputs, nemo_rl, rewards, roll, skyrl, slime
@@ -21,9 +21,9 @@ PROMPT = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedService]:
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
     """A fake service whose address is in the environment."""
-    fake = ScriptedService()
+    fake = FakeService()
     rewards.reset_counts()
     with listening(fake) as url:
         monkeypatch.setenv(clients.URL_VARIABLE, url)
@@ -47,7 +47,7 @@ def run_slime(args: Any, samples: Any) -> Any:
     return asyncio.run(slime.reward(args, samples))
 
 
-def test_slime_scores_single_samples_and_groups(service: ScriptedService) -> None:
+def test_slime_scores_single_samples_and_groups(service: FakeService) -> None:
     plain, keyed = SimpleNamespace(reward_key=None), SimpleNamespace(reward_key="score")
     assert run_slime(plain, Sample("0.25")) == 0.25
     assert run_slime(plain, [Sample("0.25"), Sample("1", label=write_label(question="q"))]) == [0.25, 1.0]
@@ -66,14 +66,14 @@ def test_slime_scores_single_samples_and_groups(service: ScriptedService) -> Non
     ],
 )
 def test_slime_returns_the_reward_under_each_configured_key(
-    service: ScriptedService, keys: dict[str, str | None], expected: dict[str, float]
+    service: FakeService, keys: dict[str, str | None], expected: dict[str, float]
 ) -> None:
     args = SimpleNamespace(**keys)
     assert run_slime(args, Sample("0.25")) == expected
     assert run_slime(args, [Sample("0.25")]) == [expected]
 
 
-def test_images_of_the_messages_are_not_sent_twice(service: ScriptedService) -> None:
+def test_images_of_the_messages_are_not_sent_twice(service: FakeService) -> None:
     pictures = [PICTURE, OTHER]
     spoken = [{"role": "user", "content": [*({"type": "image", "image": p} for p in pictures), "Which?"]}]
     marked = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, "Which?"]}]
@@ -87,15 +87,13 @@ def test_images_of_the_messages_are_not_sent_twice(service: ScriptedService) -> 
     )
 
 
-def test_slime_masks_within_a_group_and_keeps_its_mean(service: ScriptedService) -> None:
+def test_slime_masks_within_a_group_and_keeps_its_mean(service: FakeService) -> None:
     group = [Sample("0"), Sample("fails:timeout"), Sample("1")]
     assert run_slime(SimpleNamespace(), group) == [0.0, 0.5, 1.0]
     assert [sample.remove_sample for sample in group] == [False, True, False]
 
 
-def test_slime_raises_without_a_group_mean_or_substitute(
-    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slime_raises_without_a_group_mean_or_substitute(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     several = [Sample("1", group_index=0), Sample("fails:timeout", group_index=1)]
     for samples in (Sample("fails:timeout"), [Sample("fails:timeout")], several):
         with pytest.raises(RemoteError, match="timeout"):
@@ -105,7 +103,7 @@ def test_slime_raises_without_a_group_mean_or_substitute(
     assert sample.remove_sample
 
 
-def test_roll_scores_a_batch_in_one_call(service: ScriptedService) -> None:
+def test_roll_scores_a_batch_in_one_call(service: FakeService) -> None:
     truths = [write_label(question="What is drawn?", images=["sha256:" + "0" * 64]), "a star"]
     with pytest.raises(RemoteError, match="unknown image"):
         roll.rewards([PROMPT] * 2, ["0.5", "1"], truths, [1, 2])
@@ -127,7 +125,7 @@ def fake_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", made)
 
 
-def test_roll_worker_returns_three_reward_tensors(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roll_worker_returns_three_reward_tensors(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_torch(monkeypatch)
 
     class DataProto(SimpleNamespace):
@@ -144,7 +142,7 @@ def test_roll_worker_returns_three_reward_tensors(service: ScriptedService, monk
     assert result["token_level_rewards"] == [[0.0] * 3, [0.0]]
 
 
-def test_nemo_rl_scores_a_batch_per_step(service: ScriptedService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nemo_rl_scores_a_batch_per_step(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_torch(monkeypatch)
     log = [{"role": "user", "content": "What?", "token_ids": object()}, {"role": "assistant", "content": "0.5"}]
     info = {"ground_truth": "a star", "image": "data:image/png;base64,iVBORw0KGgo="}
@@ -172,7 +170,7 @@ def test_nemo_rl_creates_its_actor_on_access(monkeypatch: pytest.MonkeyPatch) ->
         _ = nemo_rl.Another
 
 
-def test_skyrl_scores_one_turn(service: ScriptedService) -> None:
+def test_skyrl_scores_one_turn(service: FakeService) -> None:
     env = skyrl.JudgeEnv(env_config=None, extras={"reward_spec": {"method": "judge", "ground_truth": "a star"}})
     url = "data:image/png;base64,iVBORw0KGgo="
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]

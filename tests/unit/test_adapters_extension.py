@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_service import ScriptedService, listening
+from fake_service import FakeService, listening
 
 from vlgenrm_ray import adapters
 from vlgenrm_ray.adapters import rewards
@@ -31,7 +31,7 @@ def test_an_adapter_in_another_package_needs_only_public_helpers(
     (package / "__init__.py").write_text("")
     (package / "my_trainer_adapter.py").write_text(ADAPTER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    service = ScriptedService()
+    service = FakeService()
     rewards.reset_counts()
     with listening(service) as url:
         monkeypatch.setenv(URL_VARIABLE, url)

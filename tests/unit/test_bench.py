@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_service import Looking, listening, refuse
+from fake_service import FakeInlineService, listening, refuse
 from serving_examples import png
 
 from vlgenrm_ray.bench import load, servers, work
@@ -69,7 +69,7 @@ def test_pieces_of_the_world_and_of_a_file(tmp_path: Path) -> None:
 def test_a_load_is_answered_in_order() -> None:
     wire = Wire(JUDGE)
     pieces = [Piece(png(), "What is it?", f"0.{i}") for i in range(1, 9)]
-    with listening(Looking()) as url:
+    with listening(FakeInlineService()) as url:
         measured = load.put(url, [wire.request(piece) for piece in pieces], concurrency=3)
     assert [wire.read(reply).reward for reply in measured.replies] == [float(piece.response) for piece in pieces]
     assert all(latency > 0 for latency in measured.latencies)
@@ -77,7 +77,7 @@ def test_a_load_is_answered_in_order() -> None:
 
 
 def test_a_refusal_ends_the_load() -> None:
-    with listening(Looking(refuse(503))) as url, pytest.raises(RemoteError, match=r"503 .*as scripted"):
+    with listening(FakeInlineService(refuse(503))) as url, pytest.raises(RemoteError, match=r"503 .*as scripted"):
         load.put(url, [Wire(JUDGE).request(PIECE)], concurrency=1)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of tasks: decoded once, held within bounds, and let go of whatever becomes of the task."""
+"""`DecodedImages`: decoded once, bounded in pixels, released however a task ends."""
 
 import asyncio
 import hashlib
@@ -15,41 +15,40 @@ from serving_examples import png
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.serving.images import Stored
-from vlgenrm_ray.serving.pictures import LateError, Pictures
+from vlgenrm_ray.serving.images import DecodedImages, DecodeTimeoutError, StoredImage
 
 SIDE = 64
 ONE = SIDE * SIDE
-"""Pixels of a picture of these tests; the fewest that count."""
+"""Pixels of an image of these tests, the smallest that is counted."""
 LARGE = 300
-"""A side from which a thread decodes."""
+"""Side of an image that is decoded in a thread."""
 
 
-def stored(shade: int, side: int = SIDE) -> Stored:
+def stored(shade: int, side: int = SIDE) -> StoredImage:
     data = png(shade, side)
-    return Stored(hashlib.sha256(data).hexdigest(), data)
+    return StoredImage(hashlib.sha256(data).hexdigest(), data)
 
 
-BROKEN = Stored("b" * 64, png(7)[:40])
+BROKEN = StoredImage("b" * 64, png(7)[:40])
 
 
-def pictures(room: int = 4 * ONE, kept: int = 4 * ONE) -> Pictures:
-    return Pictures(ImageLimits(), room=room, kept=kept)
+def decoded_images(room: int = 4 * ONE, kept: int = 4 * ONE) -> DecodedImages:
+    return DecodedImages(ImageLimits(), max_pixels=room, max_idle_pixels=kept)
 
 
 def later(seconds: float = 10.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def look(held: Pictures, *several: Stored, hold_s: float = 0.0) -> list[tuple[int, ...]]:
-    """The first pixel of each picture of a task that takes so long."""
-    async with held.shown(several, later()) as shown:
+async def first_pixels(cache: DecodedImages, *several: StoredImage, hold_s: float = 0.0) -> list[tuple[int, ...]]:
+    """The first pixel of each image of a task that takes `hold_s` seconds."""
+    async with cache.hold(several, later()) as pixels:
         await asyncio.sleep(hold_s)
-        return [picture.getpixel((0, 0)) for picture in shown]  # type: ignore[misc]
+        return [image.getpixel((0, 0)) for image in pixels]  # type: ignore[misc]
 
 
-class Decoding:
-    """What is decoded, and when it may go on."""
+class FakeDecode:
+    """Records what is decoded, and waits for `go_on`."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -64,104 +63,104 @@ class Decoding:
 
 
 @pytest.fixture
-def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoding]:
-    found = Decoding()
-    monkeypatch.setattr("vlgenrm_ray.data.images.decode", found)
-    yield found
-    found.go_on.set()
+def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDecode]:
+    fake = FakeDecode()
+    monkeypatch.setattr("vlgenrm_ray.data.images.decode", fake)
+    yield fake
+    fake.go_on.set()
 
 
 @pytest.mark.parametrize("side", [SIDE, LARGE])
-def test_a_picture_is_decoded_once_however_many_tasks_show_it(side: int, decoding: Decoding) -> None:
+def test_an_image_is_decoded_once_for_all_tasks(side: int, decoding: FakeDecode) -> None:
     async def run() -> None:
-        held, picture = pictures(room=10**6, kept=10**6), stored(9, side)
-        seen = await asyncio.gather(*(look(held, picture, picture) for _ in range(20)))
+        cache, image = decoded_images(room=10**6, kept=10**6), stored(9, side)
+        seen = await asyncio.gather(*(first_pixels(cache, image, image) for _ in range(20)))
         assert seen == [[(9, 0, 0)] * 2] * 20
-        await look(held, picture)
-        assert decoding.names == [picture.sha256]
+        await first_pixels(cache, image)
+        assert decoding.names == [image.sha256]
 
     asyncio.run(run())
 
 
-def test_pictures_keep_their_order() -> None:
-    seen = asyncio.run(look(pictures(), stored(1), stored(2), stored(1), stored(3)))
+def test_images_keep_their_order() -> None:
+    seen = asyncio.run(first_pixels(decoded_images(), stored(1), stored(2), stored(1), stored(3)))
     assert [shade for shade, *_ in seen] == [1, 2, 1, 3]
 
 
 @given(tasks=st.lists(st.lists(st.integers(0, 7), max_size=3, unique=True), max_size=12), room=st.integers(3, 6))
 @settings(max_examples=30, deadline=None)
-def test_there_are_never_more_pixels_than_room(tasks: list[list[int]], room: int) -> None:
+def test_pixels_never_exceed_the_bound(tasks: list[list[int]], room: int) -> None:
     several = [stored(shade) for shade in range(8)]
     most = 0
 
     async def run() -> None:
-        held = pictures(room=room * ONE, kept=2 * ONE)
+        cache = decoded_images(room=room * ONE, kept=2 * ONE)
 
         async def task(shades: list[int]) -> list[int]:
             nonlocal most
-            async with held.shown([several[shade] for shade in shades], later()) as shown:
-                most = max(most, held.num_pixels)
+            async with cache.hold([several[shade] for shade in shades], later()) as pixels:
+                most = max(most, cache.num_pixels)
                 await asyncio.sleep(0)
-                return [picture.getpixel((0, 0))[0] for picture in shown]  # type: ignore[index]
+                return [image.getpixel((0, 0))[0] for image in pixels]  # type: ignore[index]
 
         assert await asyncio.gather(*(task(shades) for shades in tasks)) == tasks
-        assert held.num_pixels <= 2 * ONE, "kept for tasks to come"
+        assert cache.num_pixels <= 2 * ONE, "kept for tasks to come"
 
     asyncio.run(run())
     assert most <= room * ONE
 
 
-def test_the_longest_unused_are_given_up_and_those_in_use_never(decoding: Decoding) -> None:
+def test_least_recently_used_idle_images_are_evicted(decoding: FakeDecode) -> None:
     async def run() -> None:
-        held, (a, b, c, d) = pictures(room=3 * ONE), (stored(shade) for shade in range(4))
-        async with held.shown([a], later()):
-            for picture in (b, c, b, d, b, a, c):
-                await look(held, picture)
-        assert decoding.names == [picture.sha256 for picture in (a, b, c, d, c)]
+        cache, (a, b, c, d) = decoded_images(room=3 * ONE), (stored(shade) for shade in range(4))
+        async with cache.hold([a], later()):
+            for image in (b, c, b, d, b, a, c):
+                await first_pixels(cache, image)
+        assert decoding.names == [image.sha256 for image in (a, b, c, d, c)]
 
     asyncio.run(run())
 
 
-def test_a_task_larger_than_the_room_goes_alone() -> None:
+def test_a_task_larger_than_the_bound_runs_alone() -> None:
     async def run() -> None:
-        held, several = pictures(room=2 * ONE), [stored(shade) for shade in range(4)]
+        cache, several = decoded_images(room=2 * ONE), [stored(shade) for shade in range(4)]
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(held.shown([several[0]], later()))
-            alone = asyncio.ensure_future(look(held, *several[1:], hold_s=0.02))
+            await stack.enter_async_context(cache.hold([several[0]], later()))
+            alone = asyncio.ensure_future(first_pixels(cache, *several[1:], hold_s=0.02))
             await asyncio.sleep(0.02)
-            assert held.num_pixels == ONE, "it waits until nothing else is shown"
-        after = asyncio.ensure_future(look(held, several[0]))
+            assert cache.num_pixels == ONE, "it waits until no other image is in use"
+        after = asyncio.ensure_future(first_pixels(cache, several[0]))
         assert len(await alone) == 3
-        assert not after.done(), "and the next until it is over"
+        assert not after.done(), "the next task waits for its end"
         await after
-        assert held.num_pixels <= 2 * ONE
+        assert cache.num_pixels <= 2 * ONE
 
     asyncio.run(run())
 
 
-def test_two_tasks_of_several_pictures_never_wait_for_each_other() -> None:
+def test_two_tasks_of_several_images_never_deadlock() -> None:
     async def run() -> None:
-        held, (a, b) = pictures(room=2 * ONE), (stored(1, LARGE), stored(2, LARGE))
+        cache, (a, b) = decoded_images(room=2 * ONE), (stored(1, LARGE), stored(2, LARGE))
         async with asyncio.timeout(10.0):
-            await asyncio.gather(*(look(held, *order) for order in ((a, b), (b, a)) * 5))
+            await asyncio.gather(*(first_pixels(cache, *order) for order in ((a, b), (b, a)) * 5))
 
     asyncio.run(run())
 
 
-def test_waiting_for_room_ends_with_the_deadline() -> None:
+def test_waiting_for_room_ends_at_the_deadline() -> None:
     async def run() -> None:
-        held = pictures(room=ONE)
-        async with held.shown([stored(1)], later()):
-            with pytest.raises(LateError, match="deadline"):
-                async with held.shown([stored(2)], later(0.02)):
+        cache = decoded_images(room=ONE)
+        async with cache.hold([stored(1)], later()):
+            with pytest.raises(DecodeTimeoutError, match="deadline"):
+                async with cache.hold([stored(2)], later(0.02)):
                     raise AssertionError("there is no room")
-        assert await look(held, stored(2)) == [(2, 0, 0)]
+        assert await first_pixels(cache, stored(2)) == [(2, 0, 0)]
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize("side", [SIDE, LARGE])
-def test_a_decode_that_fails_harms_its_takers_and_is_not_kept(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_decode_affects_its_users_and_is_not_cached(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
     failing, decode = True, images.decode
     good, bad = stored(1, side), stored(2, side)
 
@@ -174,70 +173,77 @@ def test_a_decode_that_fails_harms_its_takers_and_is_not_kept(side: int, monkeyp
 
     async def run() -> None:
         nonlocal failing
-        held = pictures(room=10**6, kept=10**6)
-        asked = [look(held, good), look(held, bad), look(held, good, bad), look(held, good)]
-        first, alone, beside, last = await asyncio.gather(*asked, return_exceptions=True)
+        cache = decoded_images(room=10**6, kept=10**6)
+        tasks = [
+            first_pixels(cache, good),
+            first_pixels(cache, bad),
+            first_pixels(cache, good, bad),
+            first_pixels(cache, good),
+        ]
+        first, alone, beside, last = await asyncio.gather(*tasks, return_exceptions=True)
         assert first == last == [(1, 0, 0)]
         assert isinstance(alone, ImageError)
         assert isinstance(beside, ImageError)
         assert "(image 2 of 2)" in beside.detail
-        assert held.num_pixels == side * side
+        assert cache.num_pixels == side * side
         failing = False
-        assert await look(held, bad) == [(2, 0, 0)]
+        assert await first_pixels(cache, bad) == [(2, 0, 0)]
 
     asyncio.run(run())
 
 
-def test_what_is_no_picture_takes_no_room() -> None:
+def test_failed_images_take_no_room() -> None:
     async def run() -> None:
-        held = pictures()
+        cache = decoded_images()
         with pytest.raises(ImageError):
-            await look(held, stored(1), BROKEN)
+            await first_pixels(cache, stored(1), BROKEN)
         with pytest.raises(ImageError):
-            await look(held, Stored("c" * 64, b"no image"))
-        assert await look(held, *(stored(shade) for shade in range(4))) == [(shade, 0, 0) for shade in range(4)]
+            await first_pixels(cache, StoredImage("c" * 64, b"no image"))
+        assert await first_pixels(cache, *(stored(shade) for shade in range(4))) == [
+            (shade, 0, 0) for shade in range(4)
+        ]
 
     asyncio.run(run())
 
 
-def test_who_is_cancelled_lets_go_and_ends_nothing_for_the_others(decoding: Decoding) -> None:
+def test_a_cancelled_task_releases_its_images_and_others_keep_theirs(decoding: FakeDecode) -> None:
     async def run() -> None:
-        held, picture, other = pictures(room=LARGE * LARGE), stored(1, LARGE), stored(2, LARGE)
+        cache, image, other = decoded_images(room=LARGE * LARGE), stored(1, LARGE), stored(2, LARGE)
         decoding.go_on.clear()
-        gone, stays = (asyncio.ensure_future(look(held, picture)) for _ in range(2))
-        waiting = [asyncio.ensure_future(look(held, other)) for _ in range(2)]
+        cancelled, stays = (asyncio.ensure_future(first_pixels(cache, image)) for _ in range(2))
+        waiting = [asyncio.ensure_future(first_pixels(cache, other)) for _ in range(2)]
         while not decoding.names:
             await asyncio.sleep(0.005)
-        gone.cancel()
+        cancelled.cancel()
         waiting[0].cancel()
         await asyncio.sleep(0.02)
-        assert held.num_pixels == LARGE * LARGE
+        assert cache.num_pixels == LARGE * LARGE
         decoding.go_on.set()
         assert await stays == [(1, 0, 0)]
         assert await waiting[1] == [(2, 0, 0)]
-        assert decoding.names == [picture.sha256, other.sha256]
+        assert decoding.names == [image.sha256, other.sha256]
 
     asyncio.run(run())
 
 
-def test_a_thread_that_nobody_waits_for_any_more_still_takes_its_room(decoding: Decoding) -> None:
+def test_an_abandoned_decoding_thread_still_counts(decoding: FakeDecode) -> None:
     async def run() -> None:
-        held, picture = pictures(room=LARGE * LARGE), stored(1, LARGE)
+        cache, image = decoded_images(room=LARGE * LARGE), stored(1, LARGE)
         decoding.go_on.clear()
-        gone = asyncio.ensure_future(look(held, picture))
+        cancelled = asyncio.ensure_future(first_pixels(cache, image))
         while not decoding.names:
             await asyncio.sleep(0.005)
-        gone.cancel()
-        next_one = asyncio.ensure_future(look(held, stored(2, LARGE)))
+        cancelled.cancel()
+        next_one = asyncio.ensure_future(first_pixels(cache, stored(2, LARGE)))
         await asyncio.sleep(0.02)
-        assert (held.num_pixels, len(decoding.names)) == (LARGE * LARGE, 1)
+        assert (cache.num_pixels, len(decoding.names)) == (LARGE * LARGE, 1)
         decoding.go_on.set()
         assert await next_one == [(2, 0, 0)]
 
     asyncio.run(run())
 
 
-def test_a_picture_of_many_bytes_is_looked_at_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_many_bytes_is_decoded_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
     decode = images.decode
 
@@ -247,6 +253,6 @@ def test_a_picture_of_many_bytes_is_looked_at_in_a_thread(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("vlgenrm_ray.data.images.decode", decoded)
     heavy = png(1) + bytes(300_000)
-    asyncio.run(look(pictures(), Stored("a" * 64, heavy)))
-    asyncio.run(look(pictures(), stored(1)))
+    asyncio.run(first_pixels(decoded_images(), StoredImage("a" * 64, heavy)))
+    asyncio.run(first_pixels(decoded_images(), stored(1)))
     assert [thread is threading.main_thread() for thread in threads] == [False, True]

@@ -1,19 +1,18 @@
-"""`/v1/evidence`: bounded, by its deadline, and a status where the experts say nothing."""
+"""`POST /v1/evidence`: bounded in number and time, and a status instead of every failure."""
 
 import asyncio
 import base64
 
 import httpx
 import pytest
-from fake_experts import PIPELINE, evidence
+from fake_experts import PIPELINE, SERVED, expert_service
 from pydantic import ValidationError
 from serving_examples import png, service
 
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Truth
-from vlgenrm_ray.serving import api
-from vlgenrm_ray.serving.examiner import Examiner
-from vlgenrm_ray.serving.experts import Evidence, EvidenceRequest, EvidenceResponse, Look
+from vlgenrm_ray.serving.api import build_api
+from vlgenrm_ray.serving.experts import EvidenceJob, EvidenceRequest, EvidenceResponse, ExpertService, ExpertWorker
 
 IMAGE = base64.b64encode(png(9, side=32)).decode()
 BLACK = base64.b64encode(png(0, side=32)).decode()
@@ -23,8 +22,10 @@ def request(*responses: str, image: str = IMAGE, deadline_s: float | None = None
     return EvidenceRequest(image=image, responses=list(responses) or ["A red circle."], deadline_s=deadline_s)
 
 
-def test_each_claim_has_its_verdict_and_boxes() -> None:
-    reply = asyncio.run(evidence(service()).examine(request("There is a red circle. The circle is blue.", "Hello.")))
+def test_each_claim_has_a_verdict_and_boxes() -> None:
+    reply = asyncio.run(
+        expert_service(service()).examine(request("There is a red circle. The circle is blue.", "Hello."))
+    )
     assert (reply.status, reply.width, reply.height) == (Status.OK, 32, 32)
     first, silent = reply.claims
     assert [claim.truth for claim in first] == [Truth.SUPPORTED, Truth.CONTRADICTED]
@@ -34,17 +35,17 @@ def test_each_claim_has_its_verdict_and_boxes() -> None:
     assert reply.total_s > 0
 
 
-def test_what_goes_wrong_is_a_status_without_a_verdict() -> None:
-    async def dies(look: Look) -> EvidenceResponse:
+def test_failures_are_a_status_without_verdicts() -> None:
+    async def dies(job: EvidenceJob) -> EvidenceResponse:
         raise RuntimeError("the actor died")
 
     async def run() -> list[EvidenceResponse]:
-        asked = evidence(service())
+        experts = expert_service(service())
         return [
-            await asked.examine(request(image=IMAGE[:60])),
-            await asked.examine(request(image="sha256:" + "0" * 64)),
-            await asked.examine(request(image=BLACK)),
-            await evidence(service(), dies).examine(request()),
+            await experts.examine(request(image=IMAGE[:60])),
+            await experts.examine(request(image="sha256:" + "0" * 64)),
+            await experts.examine(request(image=BLACK)),
+            await expert_service(service(), dies).examine(request()),
         ]
 
     replies = asyncio.run(run())
@@ -58,33 +59,34 @@ def test_evidence_is_of_one_image(several: dict[str, object]) -> None:
         EvidenceRequest.model_validate({"responses": ["A red circle."]} | several)
 
 
-def test_few_at_a_time_and_none_longer_than_allowed() -> None:
-    async def sleeps(look: Look) -> EvidenceResponse:
+def test_requests_are_bounded_in_number_and_time() -> None:
+    async def sleeps(job: EvidenceJob) -> EvidenceResponse:
         await asyncio.sleep(30.0)
         raise AssertionError
 
     async def run() -> list[EvidenceResponse]:
-        asked = evidence(service(), sleeps, deadline_s=0.2)
-        first = [asyncio.ensure_future(asked.examine(request(deadline_s=wanted))) for wanted in (None, 600.0)]
+        experts = expert_service(service(), sleeps, deadline_s=0.2)
+        first = [asyncio.ensure_future(experts.examine(request(deadline_s=wanted))) for wanted in (None, 600.0)]
         await asyncio.sleep(0.05)
-        third = await asked.examine(request())
+        third = await experts.examine(request())
         return [third, *await asyncio.gather(*first)]
 
     replies = asyncio.run(run())
     assert [r.status.value for r in replies] == ["overloaded", "timeout", "timeout"]
 
 
-def test_a_look_that_nobody_waits_for_is_not_begun() -> None:
-    look = Look(image=service().images.add(png(9, side=32)), responses=("A star.",), deadline_s=-1.0)
-    assert asyncio.run(Examiner(PIPELINE, service().config.images).look(look)).status is Status.TIMEOUT
+def test_a_job_past_its_deadline_is_not_started() -> None:
+    job = EvidenceJob(image=service().images.add(png(9, side=32)), responses=("A star.",), deadline_s=-1.0)
+    worker = ExpertWorker(SERVED, service().config.images, PIPELINE)
+    assert asyncio.run(worker.examine(job)).status is Status.TIMEOUT
 
 
-def test_a_service_without_experts_says_so_and_its_page_knows() -> None:
-    async def nothing(folder: str) -> object:
+def test_without_experts_the_route_is_404_and_the_page_shows_no_evidence() -> None:
+    async def swap_model(folder: str) -> object:
         raise NotImplementedError
 
-    async def run(asked: Evidence | None) -> tuple[httpx.Response, str]:
-        application = api.build(service(), ready=lambda: True, exchange=nothing, evidence=asked)  # type: ignore[arg-type]
+    async def run(experts: ExpertService | None) -> tuple[httpx.Response, str]:
+        application = build_api(service(), ready=lambda: True, swap_model=swap_model, experts=experts)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
             body = request().model_dump()
             return await http.post("/v1/evidence", json=body), (await http.get("/")).text
@@ -93,6 +95,6 @@ def test_a_service_without_experts_says_so_and_its_page_knows() -> None:
     assert reply.status_code == 404
     assert "serving.experts" in reply.json()["detail"]
     assert 'data-experts="no"' in page
-    reply, page = asyncio.run(run(evidence(service())))
+    reply, page = asyncio.run(run(expert_service(service())))
     assert reply.json()["status"] == "ok"
     assert 'data-experts="yes" data-critiques="4" data-mode="cot"' in page

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_gateway import Gateway
+from fake_gateway import FakeGateway
 
 from vlgenrm_ray.judge.label import write_label
 from vlgenrm_ray.judge.protocol import image_references
@@ -26,30 +26,30 @@ def said(response: str) -> str:
 
 
 def test_openrlhf_sends_one_sample_with_question_and_image_in_the_label() -> None:
-    gateway = Gateway(openrlhf.router)
+    gateway = FakeGateway(openrlhf.router)
     label = write_label(question="What is drawn?", images=["/pictures/a.png"], reference="a cat")
-    told = gateway.post("/get_reward", {"query": [said("0.25")], "prompts": [PROMPT], "labels": [label]}).json()
-    assert told["rewards"] == told["scores"] == [0.25]
-    assert told["extra_logs"] == {"verdict_mass": [0.9], "num_critiques": [1]}
+    reply = gateway.post("/get_reward", {"query": [said("0.25")], "prompts": [PROMPT], "labels": [label]}).json()
+    assert reply["rewards"] == reply["scores"] == [0.25]
+    assert reply["extra_logs"] == {"verdict_mass": [0.9], "num_critiques": [1]}
     (item,) = gateway.items
     assert (item.question, item.response, item.reference) == ("What is drawn?", "0.25", "a cat")
     assert item.images == ["/pictures/a.png"]
 
 
 def test_openrlhf_leaves_servers_beyond_the_first_without_a_query() -> None:
-    told = Gateway(openrlhf.router).post("/get_reward", {"query": [], "prompts": [], "labels": []}).json()
-    assert told["rewards"] == []
+    reply = FakeGateway(openrlhf.router).post("/get_reward", {"query": [], "prompts": [], "labels": []}).json()
+    assert reply["rewards"] == []
 
 
 def test_openrlhf_without_labels_takes_the_question_from_the_prompt() -> None:
-    gateway = Gateway(openrlhf.router)
+    gateway = FakeGateway(openrlhf.router)
     assert gateway.post("/get_reward", {"query": [said("1")], "prompts": [PROMPT]}).json()["rewards"] == [1.0]
     assert gateway.post("/get_reward", {"query": [said("1")]}).json()["rewards"] == [1.0]
     assert [i.question for i in gateway.items] == ["What is it?"] * 2
 
 
 def test_openrlhf_m_and_lmm_r1_send_the_conversation_as_text() -> None:
-    gateway = Gateway(openrlhf.router)
+    gateway = FakeGateway(openrlhf.router)
     images = ["file:///pictures/a.png", "data:image;base64,aGVsbG8=", "data:image/png;base64,aGVsbG8="]
     prompts = [
         json.dumps(
@@ -58,17 +58,17 @@ def test_openrlhf_m_and_lmm_r1_send_the_conversation_as_text() -> None:
         for i in images
     ]
     body = {"query": [said("0"), said("0.5"), said("1")], "prompts": prompts, "labels": ["a", "b", "c"]}
-    told = gateway.post("/get_reward", body).json()
-    assert told["rewards"] == [0.0, 0.5, 1.0]
+    reply = gateway.post("/get_reward", body).json()
+    assert reply["rewards"] == [0.0, 0.5, 1.0]
     # Each value becomes a tensor there: lists of numbers only.
-    assert all(isinstance(number, int | float) for values in told.values() for number in values)
+    assert all(isinstance(number, int | float) for values in reply.values() for number in values)
     assert [i.reference for i in gateway.items] == ["a", "b", "c"]
     seen = [i.messages[0]["content"][0]["image_url"]["url"] for i in gateway.items]
     assert seen == [images[0], "aGVsbG8=", images[2]]
 
 
 def test_several_images_come_in_a_label_or_in_the_conversation() -> None:
-    gateway = Gateway(openrlhf.router)
+    gateway = FakeGateway(openrlhf.router)
     paths = ["/pictures/a.png", "/pictures/b.png"]
     parts = [*({"type": "image", "image": path} for path in paths), {"type": "text", "text": "Which?"}]
     body = {"query": [said("1")], "prompts": [json.dumps([{"role": "user", "content": parts}])], "labels": ["a"]}
@@ -76,7 +76,7 @@ def test_several_images_come_in_a_label_or_in_the_conversation() -> None:
     label = write_label(question="Which?", images=paths)
     assert gateway.post("/get_reward", {"query": [said("1")], "labels": [label]}).json()["rewards"] == [1.0]
     assert [image_references(item) for item in gateway.items] == [paths, paths]
-    slimes = Gateway(slime.router)
+    slimes = FakeGateway(slime.router)
     assert slimes.post("/rm", {"prompt": PROMPT, "response": "1", "label": label}).json() == 1.0
     assert image_references(slimes.items[0]) == paths
 
@@ -85,9 +85,9 @@ def test_several_images_come_in_a_label_or_in_the_conversation() -> None:
 def test_no_reward_is_an_http_error_never_a_number(status: str, code: int) -> None:
     query = {"query": [said("0.5"), said(f"fails:{status}")], "prompts": [PROMPT] * 2}
     for answer in (
-        Gateway(openrlhf.router).post("/get_reward", query),
-        Gateway(slime.router).post("/rm", {"prompt": PROMPT, "response": f"fails:{status}", "label": None}),
-        Gateway(llama_factory.router).post("/v1/score/evaluation", {"messages": [said(f"fails:{status}")]}),
+        FakeGateway(openrlhf.router).post("/get_reward", query),
+        FakeGateway(slime.router).post("/rm", {"prompt": PROMPT, "response": f"fails:{status}", "label": None}),
+        FakeGateway(llama_factory.router).post("/v1/score/evaluation", {"messages": [said(f"fails:{status}")]}),
     ):
         assert answer.status_code == code
         assert status in answer.json()["detail"]
@@ -108,28 +108,28 @@ def test_no_reward_is_an_http_error_never_a_number(status: str, code: int) -> No
     ],
 )
 def test_a_bad_request_names_the_field(body: object, field: str) -> None:
-    answer = Gateway(openrlhf.router).post("/get_reward", body)
+    answer = FakeGateway(openrlhf.router).post("/get_reward", body)
     assert answer.status_code == 422
     assert field in answer.text
 
 
 def test_slime_reads_the_whole_reply_as_the_reward() -> None:
-    gateway = Gateway(slime.router)
+    gateway = FakeGateway(slime.router)
     label = write_label(question="What is drawn?", images=["sha256:" + "0" * 64])
     assert gateway.post("/rm", {"prompt": PROMPT, "response": "0.25", "label": label}).json() == 0.25
     messages = [{"role": "user", "content": "What is it?"}]
-    told = gateway.post("/rm?as_dict=true", {"prompt": messages, "response": "1", "label": "a cat"}).json()
-    assert told == {"reward": 1.0, "verdict_mass": 0.9, "num_critiques": 1, "model_version": "scripted"}
+    reply = gateway.post("/rm?as_dict=true", {"prompt": messages, "response": "1", "label": "a cat"}).json()
+    assert reply == {"reward": 1.0, "verdict_mass": 0.9, "num_critiques": 1, "model_version": "scripted"}
     assert (gateway.items[0].question, gateway.items[1].messages) == ("What is drawn?", messages)
     assert gateway.items[1].reference == "a cat"
     assert gateway.post("/rm", {"prompt": [], "response": "1"}).status_code == 422
 
 
 def test_llama_factory_sends_transcripts() -> None:
-    gateway = Gateway(llama_factory.router)
+    gateway = FakeGateway(llama_factory.router)
     texts = [said(str(i % 3)) for i in range(MAX_ITEMS + 2)]
-    told = gateway.post("/v1/score/evaluation", {"model": "model", "messages": texts}).json()
-    assert told == {"scores": [float(i % 3) for i in range(MAX_ITEMS + 2)]}
+    reply = gateway.post("/v1/score/evaluation", {"model": "model", "messages": texts}).json()
+    assert reply == {"scores": [float(i % 3) for i in range(MAX_ITEMS + 2)]}
     assert gateway.items[0].images == []
     assert gateway.post("/v1/score/evaluation", {"messages": ["no turns"]}).status_code == 422
     assert gateway.post("/v1/score/evaluation", {"messages": []}).json() == {"scores": []}

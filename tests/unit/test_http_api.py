@@ -1,4 +1,4 @@
-"""Who may ask, how much, and how refusals read: the HTTP face over a scripted engine."""
+"""The HTTP API over a scripted engine: authentication, limits, and the form of errors."""
 
 import asyncio
 import base64
@@ -10,9 +10,9 @@ import pytest
 from serving_examples import png, service
 
 from vlgenrm_ray.errors import EngineLostError, InputError
-from vlgenrm_ray.serving import api
-from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Caller, Tokens
-from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.serving.api import build_api
+from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Role, Tokens
+from vlgenrm_ray.serving.canary import CanaryResult
 
 GOOD = {"items": [{"question": "What is there?", "response": "There is a star."}]}
 
@@ -24,12 +24,12 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> Tokens:
     return Tokens.from_environment()
 
 
-async def exchange(folder: str) -> Finding:
+async def swap_model(folder: str) -> CanaryResult:
     if folder == "/none":
         raise InputError("model folder /none: no such folder")
     if folder == "/lost":
         raise EngineLostError("the engine was lost while it tried the version")
-    return Finding(problem="it does not look" if folder == "/blind" else "", margin=0.5, change=0.25)
+    return CanaryResult(problem="it does not look" if folder == "/blind" else "", margin=0.5, change=0.25)
 
 
 def call(
@@ -44,7 +44,7 @@ def call(
 ) -> httpx.Response:
     served = service(max_body_mib=max_mib)
     served.config = served.config.model_copy(update={"tokens": tokens or Tokens()})
-    application = api.build(served, ready=lambda: True, exchange=exchange)
+    application = build_api(served, ready=lambda: True, swap_model=swap_model)
 
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(application, root_path=prefix)
@@ -55,17 +55,17 @@ def call(
     return asyncio.run(run())
 
 
-def test_only_hashes_of_tokens_are_kept(tokens: Tokens) -> None:
+def test_tokens_are_hashed_and_give_roles(tokens: Tokens) -> None:
     assert "secret" not in repr(tokens)
-    assert tokens.caller("Bearer user-secret") is Caller.USER
-    assert tokens.caller("bearer operator-secret") is Caller.OPERATOR
-    assert tokens.caller(f"Basic {b64encode(b'anyone:user-secret').decode()}") is Caller.USER
+    assert tokens.role("Bearer user-secret") is Role.USER
+    assert tokens.role("bearer operator-secret") is Role.OPERATOR
+    assert tokens.role(f"Basic {b64encode(b'anyone:user-secret').decode()}") is Role.USER
     for wrong in ("", "Bearer ", "Bearer user", "Basic user-secret", "Basic dXNlcg==", "Basic \xff", "user-secret"):
-        assert tokens.caller(wrong) is Caller.STRANGER
+        assert tokens.role(wrong) is Role.ANONYMOUS
 
 
-def test_without_tokens_everybody_is_a_user_and_nobody_an_operator() -> None:
-    assert Tokens().caller("") is Tokens().caller("Bearer x") is Caller.USER
+def test_without_tokens_every_caller_is_a_user_and_none_an_operator() -> None:
+    assert Tokens().role("") is Tokens().role("Bearer x") is Role.USER
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,9 @@ def test_without_tokens_everybody_is_a_user_and_nobody_an_operator() -> None:
         ("/v1/model", "user-secret", 401),
     ],
 )
-def test_scores_need_the_token_and_models_the_operators(path: str, token: str, status: int, tokens: Tokens) -> None:
+def test_scores_need_the_users_token_and_swaps_the_operators(
+    path: str, token: str, status: int, tokens: Tokens
+) -> None:
     body = GOOD if path == "/v1/score" else {"model": "/new"}
     assert call("POST", path, json=body, tokens=tokens, token=token).status_code == status
 
@@ -99,17 +101,15 @@ def test_probes_need_no_token(path: str, tokens: Tokens) -> None:
         ("POST", "/judge/v1/model", "operator-secret", 200),
     ],
 )
-def test_a_prefix_of_the_routes_opens_and_shuts_nothing(
-    method: str, path: str, token: str, status: int, tokens: Tokens
-) -> None:
+def test_a_route_prefix_changes_no_permission(method: str, path: str, token: str, status: int, tokens: Tokens) -> None:
     body = {"json": {"model": "/new"}} if method == "POST" else {}
     assert call(method, path, tokens=tokens, token=token, prefix="/judge", **body).status_code == status
     if path == "/judge/v1/model":
-        assert call(method, path, prefix="/judge", **body).status_code == 403, "nobody is an operator without a token"
+        assert call(method, path, prefix="/judge", **body).status_code == 403, "without a token there is no operator"
 
 
 @pytest.mark.parametrize("path", ["/", "/health"])
-def test_the_page_and_what_unirls_client_asks_first_need_no_token(path: str, tokens: Tokens) -> None:
+def test_the_page_and_the_health_that_unirls_client_reads_need_no_token(path: str, tokens: Tokens) -> None:
     reply = call("GET", path, tokens=tokens)
     if path == "/health":
         assert reply.json() == {"status": "ok", "rewards": {"vlgenrm": ["ready"]}}
@@ -121,7 +121,7 @@ def test_the_page_and_what_unirls_client_asks_first_need_no_token(path: str, tok
     assert example["image"].startswith("data:image/png;base64,")
 
 
-def test_no_operator_without_a_token_for_one() -> None:
+def test_without_an_operator_token_swaps_are_forbidden() -> None:
     reply = call("POST", "/v1/model", json={"model": "/new"})
     assert reply.status_code == 403
     assert "operator" in reply.json()["detail"]
@@ -131,13 +131,13 @@ def test_no_operator_without_a_token_for_one() -> None:
     ("folder", "status", "said"),
     [("/new", 200, "first-0"), ("/blind", 409, "does not look"), ("/none", 422, "model:"), ("/lost", 503, "ask again")],
 )
-def test_an_operator_exchanges_the_model(folder: str, status: int, said: str, tokens: Tokens) -> None:
+def test_an_operator_swaps_the_model(folder: str, status: int, said: str, tokens: Tokens) -> None:
     reply = call("POST", "/v1/model", json={"model": folder}, tokens=tokens, token="operator-secret")
     assert reply.status_code == status
     assert said in reply.text
 
 
-def test_a_body_is_bounded_whether_or_not_it_says_its_size() -> None:
+def test_a_body_is_bounded_with_or_without_content_length() -> None:
     async def pieces() -> Any:
         for _ in range(20):
             yield b" " * 1000
@@ -160,18 +160,18 @@ def test_a_body_is_bounded_whether_or_not_it_says_its_size() -> None:
         ([], "body"),
     ],
 )
-def test_a_mistake_is_named_by_its_field(body: Any, field: str) -> None:
+def test_a_422_names_the_field(body: Any, field: str) -> None:
     reply = call("POST", "/v1/score", json=body)
     assert reply.status_code == 422
     assert reply.json()["detail"].startswith(field)
 
 
-def test_no_body_and_broken_bodies_are_the_callers_mistake() -> None:
+def test_missing_and_broken_bodies_are_client_errors() -> None:
     for content in (b"", b"{", b"\xff\xfe", b'{"items": [' * 2000, b'{"items": NaN}'):
         assert call("POST", "/v1/score", content=content, max_mib=1).status_code in (400, 422)
 
 
-def test_images_are_kept_once_they_decode() -> None:
+def test_uploaded_images_must_decode() -> None:
     reply = call("POST", "/v1/images", content=png())
     assert reply.status_code == 200
     assert len(reply.json()["sha256"]) == 64
@@ -179,7 +179,7 @@ def test_images_are_kept_once_they_decode() -> None:
     assert call("POST", "/v1/images", content=b"").status_code == 422
 
 
-def test_an_echo_never_holds_the_value() -> None:
+def test_errors_never_contain_the_value() -> None:
     image = base64.b64encode(png()).decode()
     reply = call("POST", "/v1/score", json={"items": [{"image": image, "question": "q", "response": 3}]})
     assert image not in reply.text
@@ -188,7 +188,7 @@ def test_an_echo_never_holds_the_value() -> None:
 
 def test_a_full_queue_is_503_with_retry_after() -> None:
     served = service(delay_s=1.0, max_queue=1, retry_after_s=2)
-    application = api.build(served, ready=lambda: False, exchange=exchange)
+    application = build_api(served, ready=lambda: False, swap_model=swap_model)
 
     async def run() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:

@@ -1,4 +1,4 @@
-"""Images as requests name them: what is taken, what is refused, and that nothing outside can be reached."""
+"""`ImageStore`: accepted and refused references; nothing outside the roots can be read."""
 
 import base64
 import os
@@ -19,19 +19,19 @@ def store(*roots: Path, max_bytes: int = 1 << 20) -> ImageStore:
     return ImageStore(LIMITS, max_bytes=max_bytes, roots=[str(root) for root in roots])
 
 
-def refusal(kept: ImageStore, reference: str) -> ImageError:
+def refusal(images: ImageStore, reference: str) -> ImageError:
     with pytest.raises(ImageError) as caught:
-        kept.resolve(reference)
+        images.resolve(reference)
     return caught.value
 
 
-def test_an_image_is_sent_once_in_any_form_and_then_named() -> None:
+def test_an_image_sent_in_any_form_can_be_named_by_hash() -> None:
     encoded = base64.b64encode(DATA).decode()
-    kept = store()
-    first = kept.resolve(f"data:image/png;base64,{encoded}")
+    images = store()
+    first = images.resolve(f"data:image/png;base64,{encoded}")
     assert first.data == DATA
-    assert kept.resolve(encoded) == kept.resolve(f"sha256:{first.sha256}") == kept.add(DATA) == first
-    assert kept.num_bytes == len(DATA)
+    assert images.resolve(encoded) == images.resolve(f"sha256:{first.sha256}") == images.add(DATA) == first
+    assert images.num_bytes == len(DATA)
 
 
 def test_base64_may_begin_like_a_path() -> None:
@@ -40,15 +40,15 @@ def test_base64_may_begin_like_a_path() -> None:
     assert store().resolve(base64.b64encode(jpeg).decode()).data == jpeg
 
 
-def test_the_longest_unused_is_given_up() -> None:
-    pictures = [png(shade) for shade in range(4)]
-    kept = store(max_bytes=sum(map(len, pictures[:3])))
-    a, b, _ = (kept.add(data) for data in pictures[:3])
-    kept.resolve(f"sha256:{a.sha256}")
-    kept.add(pictures[3])
-    assert refusal(kept, f"sha256:{b.sha256}").detail.startswith("unknown image")
-    assert kept.resolve(f"sha256:{a.sha256}").data == pictures[0]
-    assert kept.num_bytes <= kept.max_bytes
+def test_the_least_recently_used_image_is_evicted() -> None:
+    encoded = [png(shade) for shade in range(4)]
+    images = store(max_bytes=sum(map(len, encoded[:3])))
+    a, b, _ = (images.add(data) for data in encoded[:3])
+    images.resolve(f"sha256:{a.sha256}")
+    images.add(encoded[3])
+    assert refusal(images, f"sha256:{b.sha256}").detail.startswith("unknown image")
+    assert images.resolve(f"sha256:{a.sha256}").data == encoded[0]
+    assert images.num_bytes <= images.max_bytes
 
 
 @pytest.mark.parametrize(
@@ -67,32 +67,32 @@ def test_the_longest_unused_is_given_up() -> None:
         "\ud800",
     ],
 )
-def test_what_is_no_image_is_refused(reference: str) -> None:
+def test_references_that_are_no_images_are_refused(reference: str) -> None:
     assert refusal(store(), reference).reason is DropReason.IMAGE_UNREADABLE
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "s3", "gs", "HTTP"])
-def test_nothing_is_fetched(scheme: str) -> None:
+def test_addresses_are_not_fetched(scheme: str) -> None:
     assert "not fetched" in refusal(store(), f"{scheme}://example.org/a.png").detail
 
 
-def test_large_images_are_refused_as_such(tmp_path: Path) -> None:
+def test_large_images_are_refused_as_too_large(tmp_path: Path) -> None:
     large = DATA + bytes(LIMITS.max_bytes)
     (tmp_path / "a.png").write_bytes(large)
-    kept = store(tmp_path)
+    images = store(tmp_path)
     for reference in (base64.b64encode(large).decode(), str(tmp_path / "a.png")):
-        assert refusal(kept, reference).reason is DropReason.IMAGE_TOO_LARGE
+        assert refusal(images, reference).reason is DropReason.IMAGE_TOO_LARGE
 
 
 def test_files_below_a_root_may_be_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a b.png").write_bytes(DATA)
-    kept = store(tmp_path / "in")
-    assert kept.resolve(str(tmp_path / "in" / "a b.png")).data == DATA
-    assert kept.resolve(f"file://{tmp_path}/in/a%20b.png").data == DATA
+    images = store(tmp_path / "in")
+    assert images.resolve(str(tmp_path / "in" / "a b.png")).data == DATA
+    assert images.resolve(f"file://{tmp_path}/in/a%20b.png").data == DATA
 
 
-def test_files_outside_are_refused_alike_whether_they_exist_or_not(tmp_path: Path) -> None:
+def test_files_outside_the_roots_are_refused_with_one_message(tmp_path: Path) -> None:
     root = tmp_path / "in"
     root.mkdir()
     (tmp_path / "out.png").write_bytes(DATA)
@@ -100,37 +100,37 @@ def test_files_outside_are_refused_alike_whether_they_exist_or_not(tmp_path: Pat
     (root / "link.png").symlink_to(tmp_path / "out.png")
     (root / "folder").symlink_to(tmp_path)
     os.mkfifo(root / "pipe.png")
-    kept = store(root)
+    images = store(root)
     named = ["out.png", "none.png", "inside.png", "in/../out.png", "in/link.png", "in/folder/out.png", "in/none.png"]
     references = [str(tmp_path / name) for name in [*named, "in/pipe.png", "in/a\x00.png"]]
     references += ["file:///etc/passwd", f"file://{tmp_path}/in/%2e%2e/out.png", "/proc/self/environ.png"]
-    details = {refusal(kept, reference).detail for reference in references}
+    details = {refusal(images, reference).detail for reference in references}
     assert details == {"the file is not below a folder that the operator allowed"}
     assert "not below" in refusal(store(), str(tmp_path / "out.png")).detail, "without roots there are no files"
 
 
-def test_what_no_file_below_a_root_can_be_called_never_touches_the_disk(
+def test_impossible_paths_are_refused_without_touching_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, without = store(tmp_path), store()
+    images, without = store(tmp_path), store()
 
-    def touched(*_: object, **__: object) -> str:
+    def fail(*_: object, **__: object) -> str:
         raise AssertionError("the disk")
 
-    monkeypatch.setattr("vlgenrm_ray.serving.images.os.path.realpath", touched)
+    monkeypatch.setattr("vlgenrm_ray.serving.images.os.path.realpath", fail)
     said = "the file is not below a folder that the operator allowed"
     for reference in (f"{tmp_path}/a.b/{'a/' * 1_000_000}c.png", f"{tmp_path}/a/../b.png"):
-        assert refusal(kept, reference).detail == said
+        assert refusal(images, reference).detail == said
     assert refusal(without, f"{tmp_path}/a.png").detail == said
 
 
-def test_a_link_to_the_root_is_the_root(tmp_path: Path) -> None:
+def test_a_root_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.png").write_bytes(DATA)
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert store(tmp_path / "link").resolve(str(tmp_path / "link" / "a.png")).data == DATA
 
 
-def test_a_root_must_be_there(tmp_path: Path) -> None:
+def test_a_root_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="image_roots"):
         store(tmp_path / "none")

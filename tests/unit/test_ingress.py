@@ -1,4 +1,4 @@
-"""The gate's own HTTP socket: it answers, and a client that goes away takes its work along."""
+"""The ingress' own HTTP socket: it answers, and the work of a client that disconnects is cancelled."""
 
 import asyncio
 import socket
@@ -7,9 +7,8 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from vlgenrm_ray.serving.auth import Tokens
-from vlgenrm_ray.serving.limits import Guard
-from vlgenrm_ray.serving.listener import Address, listen
+from vlgenrm_ray.serving.ingress import ListenAddress, listen
+from vlgenrm_ray.serving.limits import BodyLimitMiddleware
 
 
 def free_port() -> int:
@@ -18,13 +17,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Slow:
-    """An application that takes long, and remembers how its work ended."""
+class SlowApp:
+    """An application that takes long, and records how its work ended."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
         self.api = FastAPI()
-        self.api.add_middleware(Guard, tokens=Tokens(), max_bytes=1000)
+        self.api.add_middleware(BodyLimitMiddleware, max_bytes=1000)
         self.api.post("/work")(self.work)
 
     async def work(self, request: Request, seconds: float) -> str:
@@ -37,10 +36,10 @@ class Slow:
         return (await request.body()).decode()
 
 
-def test_it_answers_and_ends_the_work_of_who_goes_away() -> None:
-    async def run() -> tuple[Slow, str]:
-        slow, port = Slow(), free_port()
-        serving = await listen(slow.api, Address("127.0.0.1", port))
+def test_it_answers_and_cancels_the_work_of_clients_that_disconnect() -> None:
+    async def run() -> tuple[SlowApp, str]:
+        slow, port = SlowApp(), free_port()
+        server = await listen(slow.api, ListenAddress("127.0.0.1", port))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             reply = (await http.post("/work?seconds=0", content=b"hello")).json()
             with pytest.raises(httpx.ReadTimeout):
@@ -49,7 +48,7 @@ def test_it_answers_and_ends_the_work_of_who_goes_away() -> None:
             if len(slow.ended) == 2:
                 break
             await asyncio.sleep(0.02)
-        serving.cancel()
+        server.cancel()
         return slow, reply
 
     slow, reply = asyncio.run(run())
@@ -57,9 +56,9 @@ def test_it_answers_and_ends_the_work_of_who_goes_away() -> None:
     assert slow.ended == ["done", "cancelled"]
 
 
-def test_an_address_that_is_taken_is_an_error_at_once() -> None:
+def test_a_taken_address_is_an_error_at_once() -> None:
     async def run(port: int) -> None:
-        await listen(FastAPI(), Address("127.0.0.1", port))
+        await listen(FastAPI(), ListenAddress("127.0.0.1", port))
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         asyncio.run(run(taken.getsockname()[1]))

@@ -1,4 +1,4 @@
-"""A version takes over once it has passed, and only then, whoever waits for it."""
+"""`ModelSwap`: a model becomes the active one once it has passed, and only then, even if the caller disconnects."""
 
 import asyncio
 from pathlib import Path
@@ -7,57 +7,64 @@ import pytest
 from serving_examples import FIRST, service
 
 from vlgenrm_ray.errors import EngineLostError, InputError
-from vlgenrm_ray.serving.canary import Finding
-from vlgenrm_ray.serving.model_swap import Handover
+from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.model_swap import ModelSwap
+from vlgenrm_ray.serving.model_version import ModelVersion
 from vlgenrm_ray.serving.service import Service
-from vlgenrm_ray.serving.tasks import Model
 from vlgenrm_ray.shapes import pack_path
 
 FOLDER = pack_path("vlm")
-PASSED = Finding(problem="", margin=0.5, change=0.5)
+PASSED = CanaryResult(problem="", margin=0.5, change=0.5)
 
 
-class Straw:
-    """An engine that is asked for a trial, and a memory."""
+class FakeEngine:
+    """An engine and a registry: `result` is the result of every trial."""
 
-    def __init__(self, answer: Finding | Exception = PASSED) -> None:
-        self.answer = answer
-        self.tried: list[Model] = []
-        self.remembered: list[Model] = []
-        self.go_on = asyncio.Event()
-        self.go_on.set()
+    alive = True
 
-    async def trial(self, wanted: Model) -> Finding:
-        self.tried.append(wanted)
-        await self.go_on.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+    def __init__(self, result: CanaryResult | Exception = PASSED) -> None:
+        self.result = result
+        self.tried: list[ModelVersion] = []
+        self.remembered: list[ModelVersion] = []
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
 
-    async def remember(self, model: Model) -> None:
+    async def try_model(self, model: ModelVersion) -> CanaryResult:
+        self.tried.append(model)
+        await self.may_finish.wait()
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+    def is_loss(self, error: Exception) -> bool:
+        return isinstance(error, EngineLostError)
+
+    async def remember(self, model: ModelVersion) -> None:
         await asyncio.sleep(0)
         self.remembered.append(model)
 
-    def handover(self, served: Service) -> Handover:
-        return Handover(served, self.trial, self.remember, lambda error: isinstance(error, EngineLostError))
+    def model_swap(self, served: Service) -> ModelSwap:
+        served.dispatcher.engine = self  # type: ignore[assignment]
+        return ModelSwap(served, self.remember)
 
 
-def test_what_passes_is_remembered_and_serves() -> None:
+def test_a_model_that_passes_is_remembered_and_active() -> None:
     async def run() -> None:
-        straw, served = Straw(), service()
-        assert await straw.handover(served).to(str(FOLDER)) == PASSED
-        assert straw.tried == straw.remembered == [served.model]
+        engine, served = FakeEngine(), service()
+        assert await engine.model_swap(served).swap(str(FOLDER)) == PASSED
+        assert engine.tried == engine.remembered == [served.model]
         assert served.model.number == 1
-        assert served.model.version.startswith("vlm-")
+        assert served.model.name.startswith("vlm-")
 
     asyncio.run(run())
 
 
-def test_what_fails_the_canary_changes_nothing() -> None:
+def test_a_model_that_fails_the_canary_changes_nothing() -> None:
     async def run() -> None:
-        straw, served = Straw(blind := Finding(problem="it does not look")), service()
-        assert await straw.handover(served).to(str(FOLDER)) == blind
-        assert (served.model, straw.remembered) == (FIRST, [])
+        failed = CanaryResult(problem="it does not look")
+        engine, served = FakeEngine(failed), service()
+        assert await engine.model_swap(served).swap(str(FOLDER)) == failed
+        assert (served.model, engine.remembered) == (FIRST, [])
 
     asyncio.run(run())
 
@@ -65,54 +72,56 @@ def test_what_fails_the_canary_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "error", [InputError("another architecture"), EngineLostError("gone"), RuntimeError("a mistake of ours")]
 )
-def test_a_trial_that_comes_to_no_end_changes_nothing(error: Exception) -> None:
+def test_a_trial_that_raises_changes_nothing(error: Exception) -> None:
     async def run() -> None:
-        straw, served = Straw(error), service()
+        engine, served = FakeEngine(error), service()
+        served.dispatcher.engine_ready = True
         with pytest.raises(type(error)):
-            await straw.handover(served).to(str(FOLDER))
-        assert (served.model, straw.remembered) == (FIRST, [])
+            await engine.model_swap(served).swap(str(FOLDER))
+        assert (served.model, engine.remembered) == (FIRST, [])
+        assert served.dispatcher.engine_ready is not isinstance(error, EngineLostError)
 
     asyncio.run(run())
 
 
-def test_an_operator_who_goes_away_leaves_nothing_half_done() -> None:
+def test_a_swap_ends_even_if_the_caller_is_cancelled() -> None:
     async def run() -> None:
-        straw, served = Straw(), service()
-        straw.go_on.clear()
-        handover = straw.handover(served)
-        asked = asyncio.ensure_future(handover.to(str(FOLDER)))
-        while not straw.tried:
+        engine, served = FakeEngine(), service()
+        engine.may_finish.clear()
+        model_swap = engine.model_swap(served)
+        swap = asyncio.ensure_future(model_swap.swap(str(FOLDER)))
+        while not engine.tried:
             await asyncio.sleep(0.005)
-        asked.cancel()
+        swap.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asked
-        straw.go_on.set()
-        await handover.to(str(FOLDER))
-        assert [model.number for model in straw.remembered] == [1, 2], "the first came to its end, the second after it"
-        assert served.model == straw.remembered[-1]
+            await swap
+        engine.may_finish.set()
+        await model_swap.swap(str(FOLDER))
+        assert [model.number for model in engine.remembered] == [1, 2], "the first swap ended before the second began"
+        assert served.model == engine.remembered[-1]
 
     asyncio.run(run())
 
 
-def test_no_folder_is_no_trial(tmp_path: Path) -> None:
+def test_a_missing_folder_is_not_tried(tmp_path: Path) -> None:
     async def run() -> None:
-        straw = Straw()
+        engine = FakeEngine()
         with pytest.raises(InputError, match="no such folder"):
-            await straw.handover(service()).to(str(tmp_path / "none"))
+            await engine.model_swap(service()).swap(str(tmp_path / "none"))
         with pytest.raises(InputError, match="cannot be read"):
-            await straw.handover(service()).to("/" + "a" * 4000)
-        assert straw.tried == []
+            await engine.model_swap(service()).swap("/" + "a" * 4000)
+        assert engine.tried == []
 
     asyncio.run(run())
 
 
-def test_a_link_that_is_led_elsewhere_changes_nothing_that_serves(tmp_path: Path) -> None:
+def test_links_are_resolved_when_a_model_becomes_active(tmp_path: Path) -> None:
     async def run() -> None:
         best = tmp_path / "best"
         best.symlink_to(FOLDER)
-        straw, served = Straw(), service()
-        await straw.handover(served).to(str(best))
+        engine, served = FakeEngine(), service()
+        await engine.model_swap(served).swap(str(best))
         assert Path(served.model.folder) == FOLDER.resolve()
-        assert served.model.version.startswith("best-")
+        assert served.model.name.startswith("best-")
 
     asyncio.run(run())

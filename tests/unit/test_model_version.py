@@ -1,4 +1,4 @@
-"""An engine serves under the version that its folder holds, not under the one that it held."""
+"""Model versions: replies name the weights that a folder holds when it is loaded."""
 
 import asyncio
 import shutil
@@ -9,10 +9,9 @@ import pytest
 from serving_examples import FIRST
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.serving import engine
+from vlgenrm_ray.serving import model_version
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.engine_worker import first_model, model_in
-from vlgenrm_ray.serving.tasks import Model
+from vlgenrm_ray.serving.model_version import ModelVersion, check_reloadable, configured_model, read_version
 from vlgenrm_ray.shapes import pack_path
 
 
@@ -21,49 +20,47 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(pack_path("vlm"), tmp_path / "judge"))
 
 
-def changed(folder: Path) -> None:
+def change(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("another")
 
 
-def loaded(model: Model) -> Model:
-    return asyncio.run(engine.loaded(model))
+def verify_loaded(model: ModelVersion) -> ModelVersion:
+    return asyncio.run(model_version.verify_loaded(model))
 
 
-def test_a_folder_that_is_as_it_was_keeps_its_version(folder: Path) -> None:
-    model = model_in(folder, 3)
-    assert loaded(model) == model
-    engine.check_way_back(model)
+def test_an_unchanged_folder_keeps_its_version(folder: Path) -> None:
+    model = read_version(folder, 3)
+    assert verify_loaded(model) == model
+    check_reloadable(model)
 
 
-def test_a_folder_that_has_changed_is_served_under_its_true_version(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = model_in(folder, 3)
-    changed(folder)
-    found = loaded(model)
-    assert (found.number, found.folder) == (model.number, model.folder)
-    assert found.version != model.version
-    assert found.version.startswith("judge-")
-    assert found == model_in(folder, 3)
+def test_a_changed_folder_is_served_under_its_new_version(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = read_version(folder, 3)
+    change(folder)
+    verified = verify_loaded(model)
+    assert (verified.number, verified.folder) == (model.number, model.folder)
+    assert verified.name != model.name
+    assert verified.name.startswith("judge-")
+    assert verified == read_version(folder, 3)
     assert "holds other weights than it did" in caplog.text
 
 
-def test_there_is_no_way_back_to_a_folder_that_has_changed_or_gone(folder: Path) -> None:
-    model = model_in(folder, 0)
-    changed(folder)
+def test_a_changed_or_missing_folder_is_not_reloadable(folder: Path) -> None:
+    model = read_version(folder, 0)
+    change(folder)
     with pytest.raises(InputError, match="no way back"):
-        engine.check_way_back(model)
+        check_reloadable(model)
     with pytest.raises(InputError, match="no such folder"):
-        engine.check_way_back(replace(FIRST, folder=str(folder / "none")))
+        check_reloadable(replace(FIRST, folder=str(folder / "none")))
 
 
-def test_the_first_model_is_what_a_link_leads_to_at_the_start(folder: Path, tmp_path: Path) -> None:
+def test_a_link_is_resolved_when_the_service_starts(folder: Path, tmp_path: Path) -> None:
     best = tmp_path / "best"
     best.symlink_to(folder)
     config = ServingConfig.model_validate({"engine": {"model": str(best)}})
-    model = first_model(config)
+    model = configured_model(config)
     best.unlink()
     best.symlink_to(pack_path("vlm"))
     assert Path(model.folder) == folder.resolve()
-    assert loaded(model) == model
-    assert model.version.startswith("best-")
+    assert verify_loaded(model) == model
+    assert model.name.startswith("best-")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import factories
 import httpx
 import pytest
-from fake_service import ScriptedService, refuse
+from fake_service import FakeService, refuse
 from pydantic import ValidationError
 
 from vlgenrm_ray.data.images import ImageLimits
@@ -26,7 +26,7 @@ from vlgenrm_ray.policy.scored import RewardOutput
 from vlgenrm_ray.records import Judgement, Question, Rollout
 
 
-def served(service: ScriptedService, **over: object) -> ServedJudge:
+def served(service: FakeService, **over: object) -> ServedJudge:
     config = RewardConfig.model_validate({"url": "http://judge", "num_critiques": 2} | over)
     transport = httpx.MockTransport(service)
     return ServedJudge(config, ImageLimits(), AsyncRemoteJudge("http://judge", retries=0, transport=transport))
@@ -74,7 +74,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_served_judge_is_asked_with_the_image_and_without_the_right_answer() -> None:
-    service = ScriptedService()
+    service = FakeService()
     scored = asyncio.run(served(service).score(rollouts("0.25", "fails:timeout", "0.75")))
     assert [(s.reward, s.status) for s in scored] == [(0.25, "ok"), (None, "timeout"), (0.75, "ok")]
     assert scored[0].critique.startswith("Claim: 0.25.")
@@ -86,9 +86,9 @@ def test_a_served_judge_is_asked_with_the_image_and_without_the_right_answer() -
 
 def test_a_refusal_is_told_from_an_absence() -> None:
     with pytest.raises(RemoteRefusalError, match="401"):
-        asyncio.run(served(ScriptedService(refuse(401))).check())
+        asyncio.run(served(FakeService(refuse(401))).check())
     with pytest.raises(RemoteError, match="503") as raised:
-        asyncio.run(served(ScriptedService(refuse(503))).check())
+        asyncio.run(served(FakeService(refuse(503))).check())
     assert not isinstance(raised.value, RemoteRefusalError)
 
 
@@ -173,7 +173,7 @@ def test_several_rewards_are_a_weighted_sum_of_what_all_scored() -> None:
 
 
 def test_of_several_rewards_those_look_that_are_judges() -> None:
-    judge, function = served(ScriptedService()), FunctionReward(half)
+    judge, function = served(FakeService()), FunctionReward(half)
     both = WeightedSum([("judge", 2.0, judge), ("half", 1.0, function)])
     part = Patient(both, PatienceConfig()).looking()
     assert isinstance(part, Patient)

@@ -16,20 +16,20 @@ from vlgenrm_ray.errors import RemoteError
 from vlgenrm_ray.judge.label import write_label
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import Status
-from vlgenrm_ray.serving import api
+from vlgenrm_ray.serving.api import build_api
 from vlgenrm_ray.serving.auth import Tokens
-from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.serving.canary import CanaryResult
 from vlgenrm_ray.serving.service import Service
 
 _T = TypeVar("_T")
 
 
-async def exchange(folder: str) -> Finding:
-    return Finding(problem="not here", margin=0.0, change=0.0)
+async def swap_model(folder: str) -> CanaryResult:
+    return CanaryResult(problem="not here", margin=0.0, change=0.0)
 
 
 def application(served: Service) -> fastapi.FastAPI:
-    return api.build(served, ready=lambda: True, exchange=exchange)
+    return build_api(served, ready=lambda: True, swap_model=swap_model)
 
 
 def talk(served: Service, about: Callable[[AsyncRemoteJudge], Awaitable[_T]], **how: Any) -> _T:
@@ -72,8 +72,7 @@ def test_several_images_keep_their_order() -> None:
 
 
 def test_evicted_images_are_uploaded_again() -> None:
-    served = service(is_red)
-    served.images.max_bytes = max(len(png(0)), len(png(255)))
+    served = service(is_red, images_mib=(max(len(png(0)), len(png(255))) + 0.5) / 2**20)
 
     async def about(judge: AsyncRemoteJudge) -> list[float | None]:
         return [(await judge.score([item(png(shade))]))[0].reward for shade in (0, 255, 0, 255)]

@@ -1,4 +1,4 @@
-"""How a recipe's judge is served, and how many engines a cluster holds."""
+"""Settings of the served judge, and the number of engines that a cluster holds."""
 
 import socket
 
@@ -19,20 +19,20 @@ from vlgenrm_ray.shapes import pack_path
 RECIPE = shipped_recipe("shapes")
 
 
-def test_what_the_section_leaves_out_is_as_in_judge_and_evaluation() -> None:
+def test_settings_left_out_are_inherited_from_judge_and_evaluation() -> None:
     settings = config.load(RECIPE, ("serving.limits.max_queue=7", "evaluation.engine.threads=3"))
-    found = config.serving(settings)
-    assert found.judge == settings.judge
-    assert (found.engine.threads, found.limits.max_queue) == (3, 7)
+    served = config.serving(settings)
+    assert served.judge == settings.judge
+    assert (served.engine.threads, served.limits.max_queue) == (3, 7)
     assert config.serving(settings, replicas=2).replicas == 2
 
 
-def test_of_a_section_the_settings_left_out_are_inherited_and_checked_together() -> None:
+def test_settings_left_out_of_a_subsection_are_inherited_and_validated_together() -> None:
     overrides = ("evaluation.engine.threads=3", "serving.engine.dtype=float32", "serving.judge.num_critiques=8")
     settings = config.load(RECIPE, overrides)
-    found = config.serving(settings)
-    assert found.engine == settings.evaluation.engine.model_copy(update={"dtype": "float32", "max_images": 2})
-    assert found.judge == settings.judge.model_copy(update={"num_critiques": 8})
+    served = config.serving(settings)
+    assert served.engine == settings.evaluation.engine.model_copy(update={"dtype": "float32", "max_images": 2})
+    assert served.judge == settings.judge.model_copy(update={"num_critiques": 8})
     cold = config.load(RECIPE, ("judge.temperature=0", "judge.num_critiques=1", "critiques.num_critiques=1"))
     several = cold.model_copy(update={"serving": ServingConfig.model_validate({"judge": {"num_critiques": 4}})})
     with pytest.raises(ConfigError, match="temperature 0 with num_critiques 4"):
@@ -47,24 +47,24 @@ def test_recipes_are_served_with_several_images(name: str, most: int) -> None:
     assert engine.model == settings.evaluation.engine.model
 
 
-def test_the_shapes_recipe_serves_the_experts_that_its_stage_uses() -> None:
+def test_the_shapes_recipe_serves_the_experts_of_its_stage() -> None:
     settings = config.load(RECIPE)
-    found = config.serving(settings).experts
-    assert found is not None
-    assert (found.detector, found.matcher) == (settings.experts.detector, settings.experts.matcher)
-    assert (found.vocabulary, found.matching) == (settings.experts.vocabulary, settings.experts.matching)
+    served = config.serving(settings).experts
+    assert served is not None
+    assert (served.detector, served.matcher) == (settings.experts.detector, settings.experts.matcher)
+    assert (served.vocabulary, served.matching) == (settings.experts.vocabulary, settings.experts.matching)
     assert ServingConfig().experts is None
 
 
-def test_tokens_come_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_read_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLGENRM_API_TOKEN", "secret")
     monkeypatch.delenv("VLGENRM_OPERATOR_TOKEN", raising=False)
-    found = serving("pack:vlm", path=RECIPE, replicas=3, image_roots=["/images"])
-    assert found.engine.model == str(pack_path("vlm"))
-    assert (found.replicas, found.image_roots) == (3, ("/images",))
-    assert found.tokens.api
-    assert not found.tokens.operator
-    assert "secret" not in found.model_dump_json()
+    served = serving("pack:vlm", path=RECIPE, replicas=3, image_roots=["/images"])
+    assert served.engine.model == str(pack_path("vlm"))
+    assert (served.replicas, served.image_roots) == (3, ("/images",))
+    assert served.tokens.api
+    assert not served.tokens.operator
+    assert "secret" not in served.model_dump_json()
 
 
 @pytest.mark.parametrize(
@@ -74,28 +74,28 @@ def test_tokens_come_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPa
         (Cluster(nodes=(Node(num_cpus=64, num_gpus=8),) * 2), 4.0, 1.0, ("auto", 5)),
         (Cluster(nodes=(Node(num_cpus=64, num_gpus=2),)), 4.0, 1.0, ("auto", 2)),
         (Cluster(nodes=(Node(num_cpus=1),), grows=True), 1.0, 1.0, ("auto", 5)),
-        # One that can never have a second need not be apart from the gate.
+        # No room for a second engine: the only one runs in the ingress process.
         (Cluster(nodes=(Node(num_cpus=2),)), 2.0, 0.0, (1, 5)),
     ],
 )
-def test_automatic_replicas_stop_at_what_fits(
+def test_automatic_replicas_are_bounded_by_the_cluster(
     cluster: Cluster, cpus: float, gpus: float, fitted: tuple[object, int]
 ) -> None:
-    found = launch._fitted(ServingConfig(num_cpus=cpus, num_gpus=gpus, max_replicas=5), cluster)
-    assert (found.replicas, found.max_replicas) == fitted
+    served = launch._fit_replicas(ServingConfig(num_cpus=cpus, num_gpus=gpus, max_replicas=5), cluster)
+    assert (served.replicas, served.max_replicas) == fitted
 
 
-@pytest.mark.parametrize(("asked", "found"), [(None, 1), ("auto", "auto"), ("2", 2), (2, 2)])
-def test_replicas_are_the_recipes_unless_stated(asked: int | str | None, found: int | str) -> None:
-    assert serving("pack:vlm", path=RECIPE, replicas=asked).replicas == found
+@pytest.mark.parametrize(("asked", "served"), [(None, 1), ("auto", "auto"), ("2", 2), (2, 2)])
+def test_replicas_of_the_command_override_the_recipe(asked: int | str | None, served: int | str) -> None:
+    assert serving("pack:vlm", path=RECIPE, replicas=asked).replicas == served
 
 
-def test_a_stated_number_of_replicas_stays() -> None:
+def test_a_fixed_number_of_replicas_is_kept() -> None:
     config = ServingConfig(replicas=3)
-    assert launch._fitted(config, Cluster(nodes=(Node(num_cpus=2),))) == config
+    assert launch._fit_replicas(config, Cluster(nodes=(Node(num_cpus=2),))) == config
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_the_error_names_a_taken_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -110,12 +110,12 @@ def test_replicas_are_a_number_or_auto() -> None:
     assert "a number above 0, or auto" in " ".join(result.output.split())
 
 
-def test_no_replicas_are_none() -> None:
+def test_zero_replicas_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"serving\.replicas"):
         config.load(RECIPE, ("serving.replicas=0",))
 
 
-def test_a_canary_is_whole_and_its_own_one_is_there() -> None:
+def test_a_canary_is_complete_or_the_built_in_one() -> None:
     with pytest.raises(ValidationError, match="a canary needs image, question, better and worse"):
         CanaryConfig(question="What is there?")
     canary = Canary(CanaryConfig(), ImageLimits())

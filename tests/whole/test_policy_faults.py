@@ -86,8 +86,8 @@ def test_a_reward_that_goes_away_stops_the_run_which_then_goes_on(
 def service(port: int) -> Iterator["subprocess.Popen[str]"]:
     """A served reward in a process of its own."""
     code = (
-        "import sys, time\nfrom fake_service import ByLength, listening\n"
-        f"with listening(ByLength(), {port}):\n    print('up', flush=True)\n    time.sleep(3600)"
+        "import sys, time\nfrom fake_service import FakeLengthService, listening\n"
+        f"with listening(FakeLengthService(), {port}):\n    print('up', flush=True)\n    time.sleep(3600)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True

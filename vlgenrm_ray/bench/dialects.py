@@ -25,8 +25,8 @@ from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.judge.verdict import TRACKED_WORDS
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, ScoreResponse
-from vlgenrm_ray.serving.images import Stored
-from vlgenrm_ray.serving.tasks import Task
+from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.images import StoredImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +87,11 @@ class OpenAi:
 
     def request(self, piece: Piece) -> Asked:
         """The judge's own prompt, seeded as the service seeds it."""
-        stored = Stored(hashlib.sha256(piece.image).hexdigest(), piece.image)
-        task = Task(
+        stored = StoredImage(hashlib.sha256(piece.image).hexdigest(), piece.image)
+        task = ScoreTask(
             images=(stored,), question=piece.question, response=piece.response, config=self.judge, deadline_s=0.0
         )
-        item = JudgeInput(id=task.id(), images=(), question=piece.question, response=piece.response)
+        item = JudgeInput(id=task.item_id(), images=(), question=piece.question, response=piece.response)
         text = self._vocabulary.neutral(self._judge.prompt(item, ()).text)
         content = [
             {"type": "image_url", "image_url": {"url": images.data_url(piece.image)}},

@@ -1,1 +1,1 @@
-"""The served judge: an HTTP service on Ray Serve, and its gateways in other trainers' formats."""
+"""The served judge: an HTTP service on Ray Serve, with gateways for other trainers' reward protocols. See README.md."""

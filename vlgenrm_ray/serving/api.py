@@ -1,9 +1,9 @@
-"""The HTTP face of a `Service`: routes, and how errors read. No Ray in here."""
+"""The HTTP API: routes in front of a `Service`, and the form of its errors. No Ray here."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -24,135 +24,146 @@ from vlgenrm_ray.judge.wire import (
     ScoreResponse,
 )
 from vlgenrm_ray.serving import gateways, playground
-from vlgenrm_ray.serving.canary import Canary, Finding
-from vlgenrm_ray.serving.experts import Evidence, EvidenceRequest, EvidenceResponse
+from vlgenrm_ray.serving.auth import AuthMiddleware
+from vlgenrm_ray.serving.canary import Canary, CanaryResult
+from vlgenrm_ray.serving.experts import EvidenceRequest, EvidenceResponse, ExpertService
 from vlgenrm_ray.serving.gateways import unirl
-from vlgenrm_ray.serving.limits import Guard
-from vlgenrm_ray.serving.score import OverloadedError
+from vlgenrm_ray.serving.limits import BodyLimitMiddleware, OverloadedError
 from vlgenrm_ray.serving.service import Service
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel as Model
-
-Exchange = Callable[[str], Awaitable[Finding]]
-"""Takes a model folder into service, or not. Raises InputError; EngineLostError where the trial came to no end."""
+SwapModel = Callable[[str], Awaitable[CanaryResult]]
+"""Makes the model in a folder the active one if it passes the canary: `ModelSwap.swap`."""
 
 
 class ModelRequest(BaseModel):
-    """`POST /v1/model`."""
+    """Body of `POST /v1/model`."""
 
     model_config = ConfigDict(extra="forbid")
     model: str = Field(min_length=1, max_length=4096)
-    """Model folder, on a file system that the engines' nodes see; same architecture and tokenizer as now."""
+    """Model folder that all nodes of the engines see; same architecture and tokenizer as the active model."""
 
 
 class ModelResponse(BaseModel):
-    """Which version serves now."""
+    """The active model."""
 
     version: str
     margin: float | None = None
-    """What it showed at the canary."""
+    """Canary's margin between better and worse responses; only in the reply to a swap."""
     change: float | None = None
+    """Canary's change of the reward by a blank image; only in the reply to a swap."""
 
 
-class Health(BaseModel):
-    """`GET /health`."""
+class HealthResponse(BaseModel):
+    """Reply to `GET /health`."""
 
     status: str
     rewards: dict[str, list[str]]
-    """Name of each reward -> the state of what computes it."""
+    """Name of each served reward, with the states of its engines."""
 
 
-def build(
+def build_api(
     service: Service,
     *,
     ready: Callable[[], bool],
-    exchange: Exchange,
+    swap_model: SwapModel,
     canary: Canary | None = None,
-    evidence: Evidence | None = None,
+    experts: ExpertService | None = None,
 ) -> FastAPI:
-    """The application of a service; without `evidence`, of one that has no experts."""
+    """Build the application of a service.
+
+    Args:
+        service: Scores the requests.
+        ready: Whether an engine is up.
+        swap_model: Handles `POST /v1/model`.
+        canary: Example of the playground. None: built from the configuration.
+        experts: Handles `POST /v1/evidence`. None: the service has no experts, and answers 404.
+
+    Raises:
+        ConfigError: A gateway of `serving.gateways` cannot be imported.
+    """
     api = FastAPI(title="VL-GenRM", summary="Rewards with reasons, for responses about images.", version=__version__)
     config = service.config
-    api.add_middleware(Guard, tokens=config.tokens, max_bytes=int(config.limits.max_body_mib * 2**20))
+    # The middleware added last runs first: no body is read before the caller is known.
+    api.add_middleware(BodyLimitMiddleware, max_bytes=int(config.limits.max_body_mib * 2**20))
+    api.add_middleware(AuthMiddleware, tokens=config.tokens)
     api.add_exception_handler(OverloadedError, _overloaded)
     api.add_exception_handler(RequestValidationError, _invalid)
 
     @api.post("/v1/score", response_model=ScoreResponse)
     async def score(request: ScoreRequest) -> Response:
-        """Judge a batch: one reply per item, in order. An item without a reward has a status that says why."""
+        """Score a batch: one reply per item, in order. The status of an item states why it has no reward."""
         return _json(await service.score(request))
 
     @api.post("/v1/compare", response_model=CompareResponse)
     async def compare(request: CompareRequest) -> Response:
-        """Which of two responses is better, and by how much."""
+        """Compare two responses by their rewards."""
         return _json(await service.compare(request))
 
     @api.post("/v1/rank", response_model=RankResponse)
     async def rank(request: RankRequest) -> Response:
-        """Best-of-N: responses from best to worst."""
+        """Rank responses from best to worst (best-of-N)."""
         return _json(await service.rank(request))
 
     @api.post("/v1/evidence", response_model=EvidenceResponse)
-    async def examine(request: EvidenceRequest) -> Response:
-        """What detector and matcher see, and what they make of each claim of the responses. 404 without experts."""
-        if evidence is None:
-            return _refused(404, "this service has no experts; its configuration names none under serving.experts")
-        return _json(await evidence.examine(request))
+    async def evidence(request: EvidenceRequest) -> Response:
+        """Detect objects in an image and check each claim of the responses. 404 without experts."""
+        if experts is None:
+            return _error(404, "this service has no experts; its configuration names none under serving.experts")
+        return _json(await experts.examine(request))
 
-    @api.post("/v1/images", response_model=ImageResponse, openapi_extra=_BINARY)
+    @api.post("/v1/images", response_model=ImageResponse, openapi_extra=_BINARY_BODY)
     async def add_image(request: Request) -> Response:
-        """Keep an image (the encoded bytes are the body), to be named `sha256:...` in requests."""
+        """Store an image (the encoded bytes are the body). Later requests name it `sha256:...`."""
         data = await request.body()
         try:
             await asyncio.to_thread(images.decode, data, config.images, "body")
             return _json(ImageResponse(sha256=service.images.add(data).sha256))
         except ImageError as error:
             too_large = error.reason is DropReason.IMAGE_TOO_LARGE
-            return _refused(413 if too_large else 422, error.detail)
+            return _error(413 if too_large else 422, error.detail)
 
     @api.get("/v1/model")
     async def model() -> ModelResponse:
-        """Which version serves."""
-        return ModelResponse(version=service.model.version)
+        """Return the active model's version."""
+        return ModelResponse(version=service.model.name)
 
     @api.post("/v1/model", response_model=ModelResponse)
-    async def load(request: ModelRequest) -> Response:
-        """Take another version into service, if it passes the canary. For operators."""
+    async def swap(request: ModelRequest) -> Response:
+        """Make another model the active one if it passes the canary. Needs the operator's token."""
         try:
-            finding = await exchange(request.model)
+            result = await swap_model(request.model)
         except InputError as error:
-            return _refused(422, f"model: {error}")
+            return _error(422, f"model: {error}")
         except EngineLostError as error:
-            detail = f"model: {error}; version {service.model.version} stays; ask again"
+            detail = f"model: {error}; version {service.model.name} stays; ask again"
             return JSONResponse({"detail": detail}, 503, {"Retry-After": str(config.limits.retry_after_s)})
-        if finding.problem:
-            return _refused(409, f"model: refused, version {service.model.version} stays: {finding.problem}")
-        return _json(ModelResponse(version=service.model.version, margin=finding.margin, change=finding.change))
+        if result.problem:
+            return _error(409, f"model: refused, version {service.model.name} stays: {result.problem}")
+        return _json(ModelResponse(version=service.model.name, margin=result.margin, change=result.change))
 
     @api.get("/health")
-    async def health() -> Health:
-        """Whether the service answers at all; and, as UniRL's client asks, which rewards it gives."""
-        return Health(status="ok", rewards={unirl.REWARD: ["ready" if ready() else "starting"]})
+    async def health() -> HealthResponse:
+        """Return ok if the process answers. Names the served reward, which UniRL's client checks first."""
+        return HealthResponse(status="ok", rewards={unirl.REWARD: ["ready" if ready() else "starting"]})
 
     @api.get("/ready")
     async def is_ready() -> Response:
-        """Whether it judges: true once a real image was scored, and as long as engines are there."""
-        body = {"ready": ready(), "version": service.model.version}
+        """Return 200 once a real image was scored and while engines are up, else 503."""
+        body = {"ready": ready(), "version": service.model.name}
         return JSONResponse(body, 200 if body["ready"] else 503, {} if body["ready"] else {"Retry-After": "1"})
 
     @api.get("/metrics")
     async def metrics() -> Response:
-        """Counters, for Prometheus."""
+        """Return the metrics in Prometheus' text format."""
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    api.include_router(playground.router(config, canary or Canary(config.canary, config.images), evidence is not None))
-    for router in gateways.ROUTERS:
-        api.include_router(router(service.score))
+    api.include_router(playground.router(config, canary or Canary(config.canary, config.images), experts is not None))
+    for build_router in gateways.load(config.gateways):
+        api.include_router(build_router(service.score))
     return api
 
 
-_BINARY: dict[str, Any] = {
+_BINARY_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
@@ -160,24 +171,24 @@ _BINARY: dict[str, Any] = {
 }
 
 
-def _json(reply: "Model") -> Response:
-    """Written as it is: FastAPI would check our own reply once more."""
+def _json(reply: BaseModel) -> Response:
+    """Serialize a reply directly; FastAPI would validate it once more."""
     return Response(reply.model_dump_json(), media_type="application/json")
 
 
-def _refused(status: int, detail: str) -> Response:
+def _error(status: int, detail: str) -> Response:
     return JSONResponse({"detail": detail}, status)
 
 
 def _overloaded(request: Request, error: Exception) -> Response:
     assert isinstance(error, OverloadedError)
-    after = {"Retry-After": str(error.retry_after_s)}
-    return JSONResponse({"detail": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE, after)
+    headers = {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse({"detail": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    """The first mistake by its field's name; not the value, which may be a large image."""
+    """Name the first invalid field. Its value is left out: it may be a large image."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return _refused(422, f"{where}: {first['msg'].removeprefix('Value error, ')}")
+    field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    return _error(422, f"{field}: {first['msg'].removeprefix('Value error, ')}")

@@ -1,10 +1,14 @@
-"""Whether weights can be trusted with the service: they must tell a known better response from a worse one, by the
-image. A judge that is blind, broken or upside down fails, whatever its other figures."""
+"""The canary: weights may serve only if they prefer a known better response to a worse one, and look at the image.
+
+A judge that ignores the image, answers nothing readable or prefers the wrong response fails, however good its other
+metrics are.
+"""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray.data import images
@@ -17,68 +21,71 @@ from vlgenrm_ray.serving.config import CanaryConfig
 if TYPE_CHECKING:
     import PIL.Image
 
-Ask = Callable[[JudgeInput, "PIL.Image.Image"], Awaitable[Judgement]]
+JudgeImage = Callable[[JudgeInput, "PIL.Image.Image"], Awaitable[Judgement]]
 
-_OWN = CanaryConfig(
+_BUILT_IN = CanaryConfig(
     image="canary.png",
     question="What colour is the circle?",
     better=("The circle is yellow.",),
     worse=("The circle is purple.",),
 )
-"""A yellow circle drawn by `shapes`, in this package."""
+"""A yellow circle drawn by `shapes`; the image is in this package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """How a version did."""
+class CanaryResult:
+    """Result of a canary run."""
 
     problem: str
-    """Why it must not serve; "" if it may."""
+    """Reason why the weights must not serve; "" if they passed."""
     margin: float | None = None
-    """Mean reward of the better responses less that of the worse."""
+    """Mean reward of the better responses minus that of the worse."""
     change: float | None = None
-    """Mean change of the better responses' rewards where the image is blank."""
+    """Mean absolute change of the better responses' rewards when the image is replaced by a blank one."""
 
 
 class Canary:
-    """A stored image with known better and worse responses."""
+    """An image with known better and worse responses."""
 
     def __init__(self, config: CanaryConfig, limits: ImageLimits) -> None:
-        """Raises InputError where the image cannot be read."""
-        told = config if config.image else _OWN
-        self.question, self.better, self.worse = told.question, told.better, told.worse
+        """Raise InputError if the image cannot be read."""
+        example = config if config.image else _BUILT_IN
+        self.question, self.better, self.worse = example.question, example.better, example.worse
         self.min_margin, self.min_change = config.min_margin, config.min_change
         try:
-            own = files("vlgenrm_ray.serving") / _OWN.image
-            self.data = Path(config.image).read_bytes() if config.image else own.read_bytes()
+            built_in = files("vlgenrm_ray.serving") / _BUILT_IN.image
+            self.data = Path(config.image).read_bytes() if config.image else built_in.read_bytes()
             self.image = images.decode(self.data, limits, "canary")
         except (OSError, ImageError) as error:
             raise InputError(f"canary.image {config.image!r}: {error}") from error
 
-    def item(self, response: str) -> JudgeInput:
-        """A question about the picture; its id is the same for all versions, so they are compared on equal chances."""
+    def judge_input(self, response: str) -> JudgeInput:
+        """Return the judge's input for a response. The id, and thereby the seeds, are the same for all versions."""
         return JudgeInput(id=f"canary/{response}", images=(), question=self.question, response=response)
 
-    async def examine(self, ask: Ask) -> Finding:
-        """Have the canary judged. Raises EngineLostError."""
+    async def run(self, judge: JudgeImage) -> CanaryResult:
+        """Judge every response with the image, and the better ones with a blank image too.
+
+        Raises:
+            EngineLostError: The engine is gone.
+        """
         blank = images.blank(self.image.size)
         rewards: dict[tuple[str, bool], float] = {}
         for response in (*self.better, *self.worse):
-            for seen in (True, False) if response in self.better else (True,):
-                judged = await ask(self.item(response), self.image if seen else blank)
-                if judged.reward is None:
-                    return Finding(problem=f"no reward for {response!r}: {judged.status} {judged.detail}")
-                rewards[response, seen] = judged.reward
-        good = _mean([rewards[response, True] for response in self.better])
-        margin = good - _mean([rewards[response, True] for response in self.worse])
-        change = _mean([abs(rewards[response, True] - rewards[response, False]) for response in self.better])
+            for with_image in (True, False) if response in self.better else (True,):
+                judgement = await judge(self.judge_input(response), self.image if with_image else blank)
+                if judgement.reward is None:
+                    return CanaryResult(problem=f"no reward for {response!r}: {judgement.status} {judgement.detail}")
+                rewards[response, with_image] = judgement.reward
+        better = fmean(rewards[response, True] for response in self.better)
+        margin = better - fmean(rewards[response, True] for response in self.worse)
+        change = fmean(abs(rewards[response, True] - rewards[response, False]) for response in self.better)
         problem = ""
         if margin <= self.min_margin:
             problem = f"it does not prefer the better response: margin {margin:.3f}, needed above {self.min_margin}"
         elif change < self.min_change:
-            problem = f"it does not look: a blank image changes its reward by {change:.3f}, needed {self.min_change}"
-        return Finding(problem=problem, margin=margin, change=change)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+            problem = (
+                f"it does not look at the image: a blank one changes its reward by {change:.3f}, "
+                f"needed at least {self.min_change}"
+            )
+        return CanaryResult(problem=problem, margin=margin, change=change)

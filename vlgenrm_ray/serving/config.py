@@ -1,4 +1,4 @@
-"""How a judge is served."""
+"""Settings of the served judge: the section `serving` of a recipe."""
 
 from typing import Annotated, Literal
 
@@ -11,80 +11,88 @@ from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.settings import Settings
 
-_MIB = 1 << 20
 
-
-class Limits(Settings):
-    """What the service takes on."""
+class ServingLimits(Settings):
+    """Bounds of requests, queue and memory."""
 
     max_body_mib: float = Field(default=64.0, gt=0.0)
-    """Largest request body."""
+    """Largest request body in MiB; larger ones are answered with 413."""
     max_queue: int = Field(default=2048, ge=1)
-    """Most items under way, waiting ones included; beyond it the answer is `overloaded` at once."""
+    """Most items under way, waiting ones included. Beyond it an item is `overloaded` at once."""
     retry_after_s: int = Field(default=1, ge=0)
-    """What a client is told to wait where the queue is full."""
+    """`Retry-After` of a 503, in seconds."""
     deadline_s: float = Field(default=300.0, gt=0.0)
-    """For requests that name none."""
+    """Deadline of requests that name none, in seconds."""
     cache_mib: float = Field(default=64.0, ge=0.0)
-    """Memory for results; 0 keeps none."""
+    """Memory for cached results in MiB; 0 disables the cache."""
     images_mib: float = Field(default=512.0, gt=0.0)
-    """Memory for encoded images, to which requests refer by their hash."""
+    """Memory for encoded images in MiB, to which requests refer by their hash."""
     max_chunk: int = Field(default=16, ge=1)
-    """Most items handed to an engine replica in one call."""
+    """Most items per call of an engine."""
 
 
 class CanaryConfig(Settings):
-    """What a new version must show before it serves: an image with a better and a worse response."""
+    """Test that new weights must pass before they serve: an image with better and worse responses."""
 
     image: str = ""
-    """Path of an image file; empty: the package's own picture, with the texts that go with it."""
+    """Path of an image file. Empty: the built-in example, with its own question and responses."""
     question: str = ""
     better: tuple[str, ...] = ()
+    """Right responses."""
     worse: tuple[str, ...] = ()
+    """Wrong responses."""
     min_margin: float = 0.0
-    """The mean reward of the better responses must exceed that of the worse by more than this."""
+    """The mean reward of the better responses must exceed that of the worse ones by more than this."""
     min_change: float = Field(default=0.005, ge=0.0)
-    """Least mean change of the better responses' rewards when the image is swapped for a blank one."""
+    """Least mean change of the better responses' rewards when the image is replaced by a blank one."""
 
     @model_validator(mode="after")
-    def _all_or_nothing(self) -> "CanaryConfig":
-        given = [bool(value) for value in (self.image, self.question, self.better, self.worse)]
-        if any(given) and not all(given):
+    def _check_complete(self) -> "CanaryConfig":
+        is_set = [bool(value) for value in (self.image, self.question, self.better, self.worse)]
+        if any(is_set) and not all(is_set):
             raise ValueError("a canary needs image, question, better and worse")
         return self
 
 
-class ServedExperts(ExpertPipelineConfig):
-    """Detector and matcher beside the judge, for `POST /v1/evidence`."""
+class ServedExpertsConfig(ExpertPipelineConfig):
+    """Experts next to the judge, for `POST /v1/evidence`."""
 
     max_queue: int = Field(default=16, ge=1)
-    """Most requests under way, waiting ones included; beyond it the answer is `overloaded` at once."""
+    """Most requests under way, waiting ones included. Beyond it the answer is `overloaded` at once."""
     deadline_s: float = Field(default=30.0, gt=0.0)
-    """Longest a request may take."""
+    """Longest time of a request in seconds."""
     num_gpus: float = Field(default=0.0, ge=0.0)
+    """GPUs of the experts' process."""
 
 
 class ServingConfig(Settings):
-    """A served judge."""
+    """Settings of a served judge."""
 
     engine: VllmConfig = VllmConfig()
-    """Its model is the one served first; a folder that every node sees."""
+    """vLLM. Its model serves first; every node must see the folder."""
     judge: JudgeConfig = JudgeConfig()
+    """Defaults of the judge; an item may set mode, num_critiques, aggregator and seed itself."""
     images: ImageLimits = ImageLimits()
+    """Bounds of a single image."""
     image_roots: tuple[str, ...] = ()
-    """Folders below which requests may name image files; none: no files."""
-    limits: Limits = Limits()
+    """Folders below which requests may name image files. Empty: no files."""
+    limits: ServingLimits = ServingLimits()
     canary: CanaryConfig = CanaryConfig()
-    experts: ServedExperts | None = None
-    """None: the service judges, and nothing else."""
+    experts: ServedExpertsConfig | None = None
+    """None: no `POST /v1/evidence`."""
+    gateways: tuple[str, ...] = ()
+    """Import paths `package.module:router` of additional gateways; see `serving.gateways`. The ingress must be able to
+    import them."""
     tokens: Tokens = Tokens()
+    """Hashes of the tokens, read from the environment at start."""
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Engines; `auto`: from 1 to `max_replicas`, by the queue's depth."""
+    """Number of engines. `auto`: 1 to `max_replicas`, by the queue's depth."""
     max_replicas: int = Field(default=8, ge=1)
     upscale_delay_s: float = Field(default=10.0, ge=0.0)
-    """How long the queue must be too deep before another engine is started (`auto`)."""
+    """Seconds that the queue must be too deep before another engine is started (`auto`)."""
     downscale_delay_s: float = Field(default=300.0, ge=0.0)
-    """How long an engine must be dispensable before it is stopped (`auto`)."""
+    """Seconds that an engine must be dispensable before it is stopped (`auto`)."""
     num_cpus: float = Field(default=1.0, ge=0.0)
-    """Of each engine replica."""
+    """CPUs of each engine."""
     num_gpus: float = Field(default=0.0, ge=0.0)
+    """GPUs of each engine."""

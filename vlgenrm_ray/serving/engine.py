@@ -1,87 +1,176 @@
-"""One vLLM engine with its judge, in the process that asks it."""
+"""The engine interface of the service: `ScoreTask`, the `Engine` protocol, and the `Dispatcher` in front of an engine.
+
+The service turns each item of a request into a `ScoreTask`. The `Dispatcher` gathers the tasks of one turn of the event
+loop into calls of an `Engine`, cancels calls that nobody waits for, and repeats calls that were lost with an engine.
+The two engines are `in_process.InProcessEngine` and `engine_pool.EnginePool`.
+"""
 
 import asyncio
+import contextvars
+import hashlib
+import json
 import logging
-from dataclasses import replace
-from pathlib import Path
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.vllm_async import AsyncVllmGenerator
-from vlgenrm_ray.errors import EngineLostError, InputError
-from vlgenrm_ray.serving.canary import Finding
-from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.engine_worker import Replica
-from vlgenrm_ray.serving.tasks import Model, Outcome, Task
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.records import Judgement
+from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.images import StoredImage
+from vlgenrm_ray.serving.metrics import ServiceMetrics
+from vlgenrm_ray.serving.model_version import ModelVersion
 
 _log = logging.getLogger("vlgenrm.serving")
+_MAX_ATTEMPTS = 6
+_FIRST_PAUSE_S = 0.25
 
 
-class Engine:
-    """An engine that is up and has judged the canary."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreTask:
+    """One response to judge, with all settings resolved."""
 
-    def __init__(self, replica: Replica, generator: AsyncVllmGenerator) -> None:
-        self._replica = replica
-        self._generator = generator
+    images: tuple[StoredImage, ...]
+    """Encoded images in the order in which the judge sees them."""
+    question: str
+    """Question, conversation and reference as one text."""
+    response: str
+    config: JudgeConfig
+    deadline_s: float
+    """Seconds left. Relative, because machines have different clocks."""
 
-    @classmethod
-    async def start(cls, config: ServingConfig, model: Model) -> Self:
-        """Seconds to minutes, in which the event loop goes on. Raises InputError, ConfigError, EngineLostError."""
-        settings = config.engine.model_copy(update={"model": model.folder})
-        generator = await asyncio.to_thread(AsyncVllmGenerator, settings)
-        # Under the version that is really there: replies must name what made them.
-        replica = Replica(config, generator, await loaded(model), loaded)
-        finding = await replica.examine()
-        if finding.problem:
-            _log.warning("version %s would not pass its own canary: %s", replica.model.version, finding.problem)
-        return cls(replica, generator)
+    def item_id(self) -> str:
+        """Return a hash of the content that determines the sampling seeds.
+
+        K does not count, so that a request for more critiques continues the sequence of fewer.
+        """
+        hashes = [image.sha256 for image in self.images]
+        # A single image counts by its own hash, not as a list of one: `image` and `images` of one give equal seeds.
+        images = hashes if len(hashes) > 1 else next(iter(hashes), None)
+        return _hash([images, self.question, self.response, self.config.mode])
+
+    def cache_key(self, model_name: str) -> str:
+        """Return a hash of everything that the result depends on."""
+        return _hash([self.item_id(), self.config.model_dump(mode="json"), model_name])
+
+
+class Engine(Protocol):
+    """One or more vLLM engines with the judge on top, whose weights can be replaced while they serve."""
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's process runs and has not failed."""
-        return self._generator.is_alive()
+        """Whether an engine is up, as far as is known without a call."""
+        ...
 
-    async def judge(self, tasks: list[Task], wanted: Model) -> list[Outcome]:
-        """See `Replica.judge`."""
-        return await self._replica.judge(tasks, wanted)
+    async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
+        """Judge tasks with `model` or a later version. If cancelled, abort the work.
 
-    async def trial(self, wanted: Model) -> Finding:
-        """See `Replica.trial`. Raises InputError also where the present weights' folder is gone or holds others."""
-        await asyncio.to_thread(check_way_back, self._replica.model)
+        Returns:
+            The name of the weights that judged, and one judgement per task, in order.
+        """
+        ...
+
+    async def try_model(self, model: ModelVersion) -> CanaryResult:
+        """Load `model` into one engine and keep it if it passes the canary, else restore the present weights.
+
+        Raises:
+            InputError: The folder's weights do not fit the engine, or the present ones could not be restored later.
+            EngineLostError: The engine died, or the present weights could not be restored.
+        """
+        ...
+
+    def is_loss(self, error: Exception) -> bool:
+        """Whether an error of `judge` or `try_model` means that the engine is gone and the call may be repeated."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _PendingTask:
+    task: ScoreTask
+    model: ModelVersion
+    submitted: float
+    """Event loop time."""
+    result: "asyncio.Future[tuple[str, Judgement]]"
+
+
+class Dispatcher:
+    """Batches tasks into calls of an engine.
+
+    A call that is lost with its engine is repeated task by task, so that a task which kills its engine does not take
+    others along in every attempt.
+    """
+
+    def __init__(self, engine: Engine, metrics: ServiceMetrics, *, max_chunk: int) -> None:
+        """`max_chunk`: most tasks per call."""
+        self.engine = engine
+        self.engine_ready = False
+        """Whether the latest call succeeded. Reset when an engine is lost."""
+        self._metrics = metrics
+        self._max_chunk = max_chunk
+        self._pending: list[_PendingTask] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def judge(self, task: ScoreTask, model: ModelVersion) -> tuple[str, Judgement]:
+        """Return the name of the weights that judged, and the judgement. Raise what the last attempt raised."""
+        loop = asyncio.get_running_loop()
+        pending = _PendingTask(task, model, loop.time(), loop.create_future())
+        if not self._pending:
+            # In an empty context: Ray Serve would cancel the call together with the request that caused it, although
+            # other requests may wait for the same call.
+            loop.call_soon(self._flush, context=contextvars.Context())
+        self._pending.append(pending)
+        return await pending.result
+
+    def is_loss(self, error: Exception) -> bool:
+        """Whether `error` means that the engine is gone. If so, the service is not ready any more."""
+        lost = self.engine.is_loss(error)
+        if lost:
+            self.engine_ready = False
+        return lost
+
+    def _flush(self) -> None:
+        pending, self._pending = [p for p in self._pending if not p.result.done()], []
+        for model in dict.fromkeys(p.model for p in pending):
+            same = [p for p in pending if p.model == model]
+            for start in range(0, len(same), self._max_chunk):
+                self._start_call(same[start : start + self._max_chunk], 0)
+
+    def _start_call(self, chunk: Sequence[_PendingTask], attempt: int) -> None:
+        call = asyncio.get_running_loop().create_task(self._call(chunk, attempt), context=contextvars.Context())
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+        def cancel_if_unneeded(_: object) -> None:
+            if all(pending.result.done() for pending in chunk):
+                call.cancel()
+
+        for pending in chunk:
+            pending.result.add_done_callback(cancel_if_unneeded)
+
+    async def _call(self, chunk: Sequence[_PendingTask], attempt: int) -> None:
+        now = asyncio.get_running_loop().time()
+        tasks = [replace(p.task, deadline_s=max(p.task.deadline_s - (now - p.submitted), 0.0)) for p in chunk]
+        self._metrics.record_call(len(tasks))
         try:
-            return await self._replica.trial(wanted)
-        except EngineLostError:
-            # Alive, perhaps, but with weights that must not serve: another is started with those that may.
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End the engine's process; whoever waits for it gets EngineLostError."""
-        self._generator.close()
-
-
-async def loaded(model: Model) -> Model:
-    """Weights that were just loaded from their folder, under the version that it holds."""
-    try:
-        held = await asyncio.to_thread(_held, model)
-    except InputError as error:
-        _log.warning("version %s was loaded, and its folder cannot be read any more: %s", model.version, error)
-        return model
-    if held == model.version:
-        return model
-    _log.warning("%s holds other weights than it did: serving version %s, not %s", model.folder, held, model.version)
-    return replace(model, version=held)
+            model_name, judgements = await self.engine.judge(tasks, chunk[0].model)
+        except Exception as error:
+            if not self.is_loss(error) or attempt + 1 == _MAX_ATTEMPTS:
+                for pending in chunk:
+                    if not pending.result.done():
+                        pending.result.set_exception(error)
+                return
+            self._metrics.record_loss()
+            _log.warning("an engine was lost with %d items (%s)", len(chunk), type(error).__name__)
+            await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+            for pending in chunk:
+                if not pending.result.done():
+                    self._start_call([pending], attempt + 1)
+            return
+        self.engine_ready = True
+        for pending, judgement in zip(chunk, judgements, strict=True):
+            if not pending.result.done():
+                pending.result.set_result((model_name, judgement))
 
 
-def check_way_back(model: Model) -> None:
-    """Raise InputError unless a version can be loaded once more from its folder."""
-    model_folder.check(Path(model.folder))
-    if (held := _held(model)) != model.version:
-        raise InputError(
-            f"model folder {model.folder}: holds {held} by now, not {model.version}, which serves; were the new "
-            "one refused, there would be no way back: put the old weights there, or start the service with others"
-        )
-
-
-def _held(model: Model) -> str:
-    return model_folder.version(Path(model.folder), model.version.rpartition("-")[0])
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,81 +1,84 @@
-"""Engines in processes of their own, on any node: a Ray Serve deployment that grows with the queue, and its handle."""
+"""Engines in processes of their own on any node: a Ray Serve deployment that scales with the load, and its client."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.errors import EngineLostError
-from vlgenrm_ray.serving.canary import Finding
+from vlgenrm_ray.records import Judgement
+from vlgenrm_ray.serving.canary import CanaryResult
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.tasks import Model, Outcome, Task
+from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.engine_worker import EngineWorker
+from vlgenrm_ray.serving.model_version import ModelVersion
 
 if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
 _TARGET_CALLS = 8.0
-"""Calls under way per engine (of up to `Limits.max_chunk` items each) from which another engine is wanted."""
+"""Running calls per engine, of up to `ServingLimits.max_chunk` items each, above which Ray Serve adds an engine."""
 
 
 class EngineReplica:
-    """The deployment: one engine."""
+    """The deployment: one worker per replica. Ray Serve replaces a replica whose health check fails."""
 
-    # Ray Serve awaits it.
-    async def __init__(self, config: ServingConfig, serves: Callable[[], Awaitable[Model]]) -> None:  # type: ignore[misc]
-        """`serves`: which weights serve at this time."""
-        from vlgenrm_ray.serving.engine import Engine
+    # Ray Serve awaits the constructor.
+    async def __init__(  # type: ignore[misc]
+        self, config: ServingConfig, active_model: Callable[[], Awaitable[ModelVersion]]
+    ) -> None:
+        """`active_model`: returns the version that serves at this time."""
+        self._worker = await EngineWorker.start(config, await active_model())
 
-        self._engine = await Engine.start(config, await serves())
+    async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
+        """See `EngineWorker.judge`."""
+        return await self._worker.judge(tasks, model)
 
-    async def judge(self, tasks: list[Task], wanted: Model) -> list[Outcome]:
-        """See `Replica.judge`."""
-        return await self._engine.judge(tasks, wanted)
-
-    async def trial(self, wanted: Model) -> Finding:
-        """See `Engine.trial`."""
-        return await self._engine.trial(wanted)
+    async def try_model(self, model: ModelVersion) -> CanaryResult:
+        """See `EngineWorker.try_model`."""
+        return await self._worker.try_model(model)
 
     def check_health(self) -> None:
-        """Called by Ray Serve, which replaces a replica that raises."""
-        if not self._engine.alive:
+        """Raise EngineLostError if the engine is gone. Called by Ray Serve."""
+        if not self._worker.alive:
             raise EngineLostError("vLLM's engine process is gone")
 
 
-class EnginesApart:
-    """`gate.Engines` over the deployment's handle; Ray Serve replaces what is lost."""
+class EnginePool:
+    """The `Engine` of a service with several replicas, over the handle of their deployment."""
 
     alive = True
-    """As far as can be known before one is asked."""
+    """Always True: only a call shows whether a replica is up."""
 
     def __init__(self, handle: "DeploymentHandle") -> None:
         self._handle = handle
 
-    async def judge(self, tasks: list[Task], wanted: Model) -> list[Outcome]:
-        """One call of one replica. Cancelled, it cancels the replica's work."""
-        response = self._handle.judge.remote(tasks, wanted)
+    async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
+        """Call one replica. If cancelled, cancel its work."""
+        response = self._handle.judge.remote(tasks, model)
         try:
-            outcomes: list[Outcome] = await response
+            result: tuple[str, list[Judgement]] = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
-        return outcomes
+        return result
 
-    async def trial(self, wanted: Model) -> Finding:
-        """See `Engine.trial`; on one replica. If it passes, the others follow with their next call."""
-        finding: Finding = await self._handle.trial.remote(wanted)
-        return finding
+    async def try_model(self, model: ModelVersion) -> CanaryResult:
+        """See `Engine.try_model`. One replica tries the model; the others load it with their next call."""
+        result: CanaryResult = await self._handle.try_model.remote(model)
+        return result
 
     def is_loss(self, error: Exception) -> bool:
-        """Whether the replica is gone, and another may be asked."""
+        """See `Engine.is_loss`."""
         from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
         from ray.serve.exceptions import ReplicaUnavailableError
 
-        lost = (EngineLostError, RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError)
-        return isinstance(error, lost)
+        losses = (EngineLostError, RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError)
+        return isinstance(error, losses)
 
 
-def deployment(config: ServingConfig, serves: Callable[[], Awaitable[Model]]) -> "Application":
-    """The deployment with its scale, to be bound to a gate."""
+def deployment(config: ServingConfig, active_model: Callable[[], Awaitable[ModelVersion]]) -> "Application":
+    """Return the deployment of the engines, to be bound to the ingress."""
     from ray import serve
 
     scale: dict[str, Any] = {"num_replicas": config.replicas}
@@ -88,7 +91,7 @@ def deployment(config: ServingConfig, serves: Callable[[], Awaitable[Model]]) ->
             "downscale_delay_s": config.downscale_delay_s,
         }
         scale = {"autoscaling_config": bounds}
-    made = serve.deployment(
+    engines = serve.deployment(
         name="engine",
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         max_ongoing_requests=64,
@@ -97,4 +100,4 @@ def deployment(config: ServingConfig, serves: Callable[[], Awaitable[Model]]) ->
         graceful_shutdown_timeout_s=10.0,
         **scale,
     )(EngineReplica)
-    return made.bind(config, serves)
+    return engines.bind(config, active_model)

@@ -1,189 +1,215 @@
-"""An engine replica's work: tasks -> outcomes, on weights that can be exchanged. No Ray in here."""
+"""One engine with the judge on top: judges tasks, loads other weights, tries new ones on the canary. No Ray here."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import LiveGenerator
-from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
+from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Judgement
-from vlgenrm_ray.serving.canary import Canary, Finding
+from vlgenrm_ray.serving.canary import Canary, CanaryResult
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.pictures import LateError, Pictures
-from vlgenrm_ray.serving.tasks import Model, Outcome, Task
+from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.images import DecodedImages, DecodeTimeoutError
+from vlgenrm_ray.serving.model_version import ModelVersion, check_reloadable, verify_loaded
 
 if TYPE_CHECKING:
     import PIL.Image
 
 _log = logging.getLogger("vlgenrm.serving")
-_STATUS = {
-    DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
-    DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
-    DropReason.IMAGE_TOO_LARGE: Status.TOO_LARGE,
-    DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
-    DropReason.TOO_MANY_IMAGES: Status.TOO_LARGE,
-    DropReason.UNREADABLE_VERDICT: Status.UNREADABLE_VERDICT,
-}
 
 
-Loaded = Callable[[Model], Awaitable[Model]]
-"""Weights that were just loaded, under the version that they really are."""
-
-
-class Exchangeable(LiveGenerator, Protocol):
-    """A live generator whose weights can be exchanged."""
+class ReloadableGenerator(LiveGenerator, Protocol):
+    """A live generator whose weights can be replaced."""
 
     async def reload(self, folder: Path) -> None:
-        """Raises InputError where the folder's weights do not suit."""
+        """Load other weights of the same architecture. Raise InputError, and keep the present ones, if they differ."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether the engine's process runs and has not failed."""
+        ...
+
+    def close(self) -> None:
+        """Stop the engine's process. Pending calls raise EngineLostError."""
         ...
 
 
-class Replica:
-    """One engine with its judge."""
+class EngineWorker:
+    """A running engine and its judge."""
 
     def __init__(
-        self, config: ServingConfig, generator: Exchangeable, model: Model, loaded: Loaded | None = None
+        self,
+        config: ServingConfig,
+        generator: ReloadableGenerator,
+        model: ModelVersion,
+        *,
+        verify: Callable[[ModelVersion], Awaitable[ModelVersion]] = verify_loaded,
+        check: Callable[[ModelVersion], None] = check_reloadable,
     ) -> None:
-        """`model`: what the generator was started with. `loaded`: tells what a folder held when it was loaded; None:
-        what was asked for. Raises InputError where the canary cannot be read.
+        """Take over a running generator.
+
+        Args:
+            config: The service's configuration.
+            generator: The engine.
+            model: Weights with which the generator was started.
+            verify: Returns a version that was just loaded under the name of what its folder really holds.
+            check: Raises InputError unless a version can be loaded again from its folder.
+
+        Raises:
+            InputError: The canary's image cannot be read.
         """
         self.config = config
         self.model = model
-        self._loaded = loaded
+        """The loaded weights."""
         self.canary = Canary(config.canary, config.images)
+        self.images = DecodedImages(config.images)
         self._generator = generator
+        self._verify = verify
+        self._check = check
         self._judge = lru_cache(256)(self._build_judge)
-        self._pictures = Pictures(config.images)
-        self._running = 0
+        self._num_calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._exchanging = asyncio.Lock()
+        self._swap_lock = asyncio.Lock()
 
-    async def judge(self, tasks: Sequence[Task], wanted: Model) -> list[Outcome]:
-        """One outcome per task, in order, by the wanted weights or later ones. Raises EngineLostError."""
-        begin = asyncio.get_running_loop().time()
-        if self._exchanging.locked() or wanted.number > self.model.number:
-            async with self._exchanging:
-                if wanted.number > self.model.number:
-                    await self._exchange(wanted)
-        self._running += 1
+    @classmethod
+    async def start(cls, config: ServingConfig, model: ModelVersion) -> Self:
+        """Start vLLM on `model` and run the canary once. Takes seconds to minutes; the event loop keeps running.
+
+        Raises:
+            InputError: The model folder cannot be used.
+            ConfigError: vLLM refuses the settings.
+            EngineLostError: The engine died while it started.
+        """
+        # Imported here: it loads vLLM.
+        from vlgenrm_ray.engines.vllm_async import AsyncVllmGenerator
+
+        settings = config.engine.model_copy(update={"model": model.folder})
+        generator = await asyncio.to_thread(AsyncVllmGenerator, settings)
+        # The folder may have changed since the version was read: replies must name the weights that made them.
+        worker = cls(config, generator, await verify_loaded(model))
+        result = await worker.run_canary()
+        if result.problem:
+            _log.warning("version %s would not pass its own canary: %s", worker.model.name, result.problem)
+        return worker
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's process runs and has not failed."""
+        return self._generator.is_alive()
+
+    def close(self) -> None:
+        """Stop the engine's process. Pending calls raise EngineLostError."""
+        self._generator.close()
+
+    # -- judging -----------------------------------------------------------------------------------------------
+
+    async def judge(self, tasks: Sequence[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
+        """Judge tasks with `model` or a later version; an older one loads `model` first.
+
+        Returns:
+            The name of the weights that judged, and one judgement per task, in order.
+
+        Raises:
+            EngineLostError: The engine is gone.
+        """
+        arrived = asyncio.get_running_loop().time()
+        if self._swap_lock.locked() or model.number > self.model.number:
+            async with self._swap_lock:
+                if model.number > self.model.number:
+                    await self._load(model)
+        self._num_calls += 1
         self._idle.clear()
         try:
-            return await asyncio.gather(*(self._one(task, begin + task.deadline_s) for task in tasks))
+            # Constant during the call: loading waits until no call runs.
+            name = self.model.name
+            judgements = await asyncio.gather(*(self._judge_task(task, arrived + task.deadline_s) for task in tasks))
+            return name, judgements
         finally:
-            self._running -= 1
-            if not self._running:
+            self._num_calls -= 1
+            if not self._num_calls:
                 self._idle.set()
 
-    async def examine(self) -> Finding:
-        """Have the present weights judge the canary."""
-        return await self.canary.examine(self._ask)
-
-    async def trial(self, wanted: Model) -> Finding:
-        """Take other weights if they pass the canary; else go on with the present ones.
-
-        Requests wait meanwhile. Raises InputError, and changes nothing, where the folder's weights do not suit;
-        EngineLostError also where there is no way back to the present ones: then the engine must not be asked again.
-        """
-        async with self._exchanging:
-            before = self.model
-            try:
-                await self._exchange(wanted)
-                finding = await self._finding(wanted)
-            except InputError:
-                raise
-            # Cancelled, too: nothing untested may stay in service.
-            except BaseException:
-                await self._back(before)
-                raise
-            if finding.problem:
-                await self._back(before)
-            return finding
-
-    async def _finding(self, wanted: Model) -> Finding:
-        if self.model.version != wanted.version:
-            return Finding(problem=f"its folder changed meanwhile: it held {self.model.version}, not {wanted.version}")
-        return await self.examine()
-
-    async def _back(self, before: Model) -> None:
+    async def _judge_task(self, task: ScoreTask, deadline: float) -> Judgement:
+        item = JudgeInput(id=task.item_id(), images=(), question=task.question, response=task.response)
         try:
-            await self._exchange(before)
-        except InputError as error:
-            raise EngineLostError(f"no way back to version {before.version}: {error}") from error
-
-    async def _exchange(self, model: Model) -> None:
-        await self._idle.wait()
-        await self._generator.reload(Path(model.folder))
-        self.model = model
-        if self._loaded is not None:
-            self.model = await self._loaded(model)
-        _log.warning("serving version %s", self.model.version)
-
-    # -- one task ----------------------------------------------------------------------------------------------
-
-    async def _one(self, task: Task, deadline: float) -> Outcome:
-        version = self.model.version
-        try:
-            item = JudgeInput(id=task.id(), images=(), question=task.question, response=task.response)
-            async with self._pictures.shown(task.images, deadline) as shown:
-                judged = await self._judge(task.config).score_live(item, shown, deadline=deadline)
+            async with self.images.hold(task.images, deadline) as pixels:
+                return await self._judge(task.config).score_live(item, pixels, deadline=deadline)
         except EngineLostError:
             raise
         except ImageError as error:
-            return Outcome(reward=None, status=_STATUS[error.reason], version=version, detail=error.detail)
-        except LateError as error:
-            return Outcome(reward=None, status=Status.TIMEOUT, version=version, detail=str(error))
-        # Whatever one task does to the code must not cost the others of its call their rewards.
+            return Judgement(id=item.id, reward=None, status=error.reason.value, detail=error.detail)
+        except DecodeTimeoutError as error:
+            return Judgement(id=item.id, reward=None, status=Status.TIMEOUT.value, detail=str(error))
+        # An unexpected error of one task must not cost the other tasks of the call their rewards.
         except Exception as error:
             _log.exception("a task failed")
-            return Outcome(reward=None, status=Status.INTERNAL, version=version, detail=type(error).__name__)
-        return _outcome(judged, version)
-
-    async def _ask(self, item: JudgeInput, image: "PIL.Image.Image") -> Judgement:
-        return await self._judge(self.config.judge).score_live(item, (image,))
+            return Judgement(id=item.id, reward=None, status=Status.INTERNAL.value, detail=type(error).__name__)
 
     def _build_judge(self, config: JudgeConfig) -> Judge[LiveGenerator]:
         return Judge(config, self._generator)
 
+    # -- weights -----------------------------------------------------------------------------------------------
 
-def first_model(config: ServingConfig) -> Model:
-    """The weights that the configuration names. Raises InputError."""
-    return model_in(model_folder.locate(config.engine.model), 0)
+    async def run_canary(self) -> CanaryResult:
+        """Run the canary on the present weights."""
+        return await self.canary.run(self._judge_image)
 
+    async def _judge_image(self, item: JudgeInput, image: "PIL.Image.Image") -> Judgement:
+        return await self._judge(self.config.judge).score_live(item, (image,))
 
-def model_in(folder: Path, number: int) -> Model:
-    """The weights that a folder holds now, named after it. Raises InputError.
+    async def try_model(self, model: ModelVersion) -> CanaryResult:
+        """Load `model` and keep it if it passes the canary, else restore the present weights. Other calls wait.
 
-    What serves must not change when a link, such as a run's `best`, is led elsewhere: the link is followed here, once.
-    """
-    real = folder.resolve()
-    return Model(number=number, folder=str(real), version=model_folder.version(real, folder.name))
+        Raises:
+            InputError: The folder's weights do not fit, or the present weights could not be restored afterwards,
+                because their folder is gone or holds others. Nothing changed.
+            EngineLostError: The engine died, or the present weights could not be restored. The worker is closed.
+        """
+        await asyncio.to_thread(self._check, self.model)
+        try:
+            return await self._try_model(model)
+        except EngineLostError:
+            # The process may be alive, but with weights that must not serve.
+            self.close()
+            raise
 
+    async def _try_model(self, model: ModelVersion) -> CanaryResult:
+        async with self._swap_lock:
+            previous = self.model
+            try:
+                await self._load(model)
+                if self.model.name == model.name:
+                    result = await self.run_canary()
+                else:
+                    changed = f"its folder changed during the trial: it held {self.model.name}, not {model.name}"
+                    result = CanaryResult(problem=changed)
+            except InputError:
+                raise
+            # Also if cancelled: weights that did not pass must not stay in service.
+            except BaseException:
+                await self._restore(previous)
+                raise
+            if result.problem:
+                await self._restore(previous)
+            return result
 
-def _outcome(judged: Judgement, version: str) -> Outcome:
-    known = {status.value: status for status in Status}
-    status = known.get(judged.status) or _STATUS.get(DropReason(judged.status), Status.INTERNAL)
-    detail = judged.detail
-    if status is Status.TIMEOUT:
-        detail = "no critique was finished by the deadline"
-    elif status is Status.UNREADABLE_VERDICT:
-        detail = "no critique ended in a verdict that counts"
-    return Outcome(
-        reward=judged.reward,
-        status=status,
-        version=version,
-        detail=detail,
-        critiques=tuple(critique.text for critique in judged.critiques),
-        p_yes=tuple(critique.p_yes for critique in judged.critiques),
-        num_asked=judged.num_asked,
-        verdict_mass=judged.verdict_mass,
-        num_tokens=judged.num_tokens,
-        engine_s=judged.engine_s,
-    )
+    async def _restore(self, previous: ModelVersion) -> None:
+        try:
+            await self._load(previous)
+        except InputError as error:
+            raise EngineLostError(f"no way back to version {previous.name}: {error}") from error
+
+    async def _load(self, model: ModelVersion) -> None:
+        await self._idle.wait()
+        await self._generator.reload(Path(model.folder))
+        self.model = model
+        self.model = await self._verify(model)
+        _log.warning("serving version %s", self.model.name)

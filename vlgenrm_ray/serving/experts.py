@@ -1,51 +1,56 @@
-"""`POST /v1/evidence`: what the experts see in an image, and what they make of each claim of some responses.
+"""`POST /v1/evidence`: the experts' detections in an image, and their verdicts on the claims of responses.
 
-Beside the judge, never in its way: a deployment of its own, few requests at a time, and a status instead of an error.
+`ExpertService` is the ingress side: it resolves the image, bounds the number of requests and their time, and turns
+every failure into a status. `ExpertWorker` runs `experts` in a process of its own, so that they never delay the judge.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vlgenrm_ray.data.images import ImageError
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.experts.pipeline import ExpertPipeline, ExpertReport
 from vlgenrm_ray.judge.wire import MAX_TEXT, Status
-from vlgenrm_ray.records import ClaimKind, Truth
-from vlgenrm_ray.serving.config import ServedExperts
-from vlgenrm_ray.serving.images import ImageStore, Stored
-from vlgenrm_ray.serving.metrics import Metrics
+from vlgenrm_ray.records import Box, ClaimKind, Finding, Truth
+from vlgenrm_ray.serving.config import ServedExpertsConfig
+from vlgenrm_ray.serving.images import ImageStore, StoredImage
+from vlgenrm_ray.serving.metrics import ServiceMetrics
 
 _log = logging.getLogger("vlgenrm.serving")
 _MAX_RESPONSES = 16
 
 
-class _Strict(BaseModel):
+class _EvidenceModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EvidenceRequest(_Strict):
+class EvidenceRequest(_EvidenceModel):
     """One image, and responses that make claims about it."""
 
     image: str = Field(max_length=64 * 1024 * 1024)
-    """As in `ScoreItem`."""
+    """An image reference as in `ScoreItem`."""
     responses: list[Annotated[str, Field(max_length=MAX_TEXT)]] = Field(min_length=1, max_length=_MAX_RESPONSES)
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
+    """Seconds from arrival; at most the service's `experts.deadline_s`, which is also the default."""
 
     @model_validator(mode="before")
     @classmethod
-    def _one_image(cls, given: Any) -> Any:
-        if isinstance(given, dict) and ("images" in given or isinstance(given.get("image"), list)):
+    def _refuse_several_images(cls, body: Any) -> Any:
+        if isinstance(body, dict) and ("images" in body or isinstance(body.get("image"), list)):
             raise ValueError("evidence is of one image; ask for each by itself, as `image`")
-        return given
+        return body
 
 
-class WireBox(_Strict):
-    """A detection, in pixels of the image as it is shown upright; origin top left."""
+class WireBox(_EvidenceModel):
+    """A detection in pixels of the upright image, origin top left."""
 
     label: str
     score: float
@@ -55,7 +60,7 @@ class WireBox(_Strict):
     y1: float
 
 
-class WireClaim(_Strict):
+class WireClaim(_EvidenceModel):
     """A claim of a response with the experts' verdict."""
 
     text: str
@@ -68,90 +73,156 @@ class WireClaim(_Strict):
     """Confidence of the experts that decided."""
     expert: str
     boxes: list[WireBox]
-    """What the verdict rests on."""
+    """Detections that the verdict is based on."""
 
 
-class WireSighting(_Strict):
-    """What is seen whatever anybody claims."""
+class WireDetection(_EvidenceModel):
+    """A detected object, independent of any claim."""
 
     box: WireBox
     attribute: str
-    """Such as "red"; "" if undecided."""
+    """For example "red"; "" if undecided."""
     attribute_score: float
 
 
-class EvidenceResponse(_Strict):
-    """What the experts say. Unless `status` is `ok` there is nothing in it but the reason."""
+class EvidenceResponse(_EvidenceModel):
+    """The experts' report. Unless `status` is `ok`, it contains only the reason."""
 
     status: Status
     detail: str = ""
     width: int = 0
     height: int = 0
-    """Of the image, upright, in pixels."""
-    sightings: list[WireSighting] = Field(default_factory=list)
+    """Size of the upright image in pixels."""
+    sightings: list[WireDetection] = Field(default_factory=list)
+    """Every detected object."""
     claims: list[list[WireClaim]] = Field(default_factory=list)
-    """For each response its claims, in its order; [] where it makes none that the vocabulary knows."""
+    """For each response its claims, in its order; [] if it makes none that the vocabulary knows."""
     total_s: float = 0.0
+    """Seconds from arrival to reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What goes to the experts."""
+class EvidenceJob:
+    """One request as the worker receives it."""
 
-    image: Stored
+    image: StoredImage
     responses: tuple[str, ...]
     deadline_s: float
-    """Seconds from now on."""
+    """Seconds left."""
 
 
-Ask = Callable[[Look], Awaitable[EvidenceResponse]]
+Examine = Callable[[EvidenceJob], Awaitable[EvidenceResponse]]
 
 
-class Evidence:
-    """The service's side: the image, a bounded number at a time, the deadline, counting."""
+class ExpertService:
+    """Bounds, times and counts evidence requests in front of a worker."""
 
-    def __init__(self, config: ServedExperts, images: ImageStore, ask: Ask, metrics: Metrics) -> None:
+    def __init__(
+        self, config: ServedExpertsConfig, store: ImageStore, examine: Examine, metrics: ServiceMetrics
+    ) -> None:
+        """`examine`: runs a job on the worker."""
         self._config = config
-        self._images = images
-        self._ask = ask
+        self._store = store
+        self._examine = examine
         self._metrics = metrics
-        self._num_under_way = 0
+        self._num_running = 0
 
     async def examine(self, request: EvidenceRequest) -> EvidenceResponse:
-        """What the experts say, or a status that says why they say nothing."""
+        """Return the experts' report, or a status that states why there is none. Never raises for a request."""
         begin = time.monotonic()
         reply = await self._reply(request)
-        total = time.monotonic() - begin
-        self._metrics.examined(reply.status, total)
-        return reply.model_copy(update={"total_s": total})
+        total_s = time.monotonic() - begin
+        self._metrics.record_evidence(reply.status, total_s)
+        return reply.model_copy(update={"total_s": total_s})
 
     async def _reply(self, request: EvidenceRequest) -> EvidenceResponse:
-        if self._num_under_way >= self._config.max_queue:
-            return unseen(Status.OVERLOADED, "the experts are busy; ask again later")
+        if self._num_running >= self._config.max_queue:
+            return _failure(Status.OVERLOADED, "the experts are busy; ask again later")
         deadline_s = min(request.deadline_s or self._config.deadline_s, self._config.deadline_s)
-        self._num_under_way += 1
+        self._num_running += 1
         try:
             async with asyncio.timeout(deadline_s):
-                image = await asyncio.to_thread(self._images.resolve, request.image)
-                return await self._ask(Look(image=image, responses=tuple(request.responses), deadline_s=deadline_s))
+                image = await asyncio.to_thread(self._store.resolve, request.image)
+                job = EvidenceJob(image=image, responses=tuple(request.responses), deadline_s=deadline_s)
+                return await self._examine(job)
         except ImageError as error:
-            return refused(error)
+            return _image_failure(error)
         except TimeoutError:
-            return unseen(Status.TIMEOUT, "the experts were not done by the deadline")
-        # Experts that are broken or gone are no reason for an error of the service, which judges without them.
+            return _failure(Status.TIMEOUT, "the experts were not done by the deadline")
+        # Broken or lost experts are no server error: the judge serves without them.
         except Exception as error:
             _log.warning("the experts failed: %s", type(error).__name__)
-            return unseen(Status.INTERNAL, "the experts failed; ask again later")
+            return _failure(Status.INTERNAL, "the experts failed; ask again later")
         finally:
-            self._num_under_way -= 1
+            self._num_running -= 1
 
 
-def unseen(status: Status, detail: str) -> EvidenceResponse:
-    """The reply where there is no testimony."""
+class ExpertWorker:
+    """Runs the experts, one job at a time. Deployed in a process of its own."""
+
+    def __init__(
+        self, config: ServedExpertsConfig, limits: ImageLimits, pipeline: ExpertPipeline | None = None
+    ) -> None:
+        """Load the experts unless `pipeline` is given. Raise InputError if a model cannot be read."""
+        self._pipeline = pipeline or ExpertPipeline.build(config)
+        self._limits = limits
+        # A single thread is the queue: a running job cannot be cancelled, so the next one waits for its end.
+        self._thread = ThreadPoolExecutor(1, "experts")
+
+    async def examine(self, job: EvidenceJob) -> EvidenceResponse:
+        """Return the experts' report on one image. A job whose deadline passed while it waited is not started."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._run, job, time.monotonic())
+
+    def _run(self, job: EvidenceJob, submitted: float) -> EvidenceResponse:
+        if time.monotonic() - submitted > job.deadline_s:
+            return _failure(Status.TIMEOUT, "the experts were not done by the deadline")
+        try:
+            image = images.decode(job.image.data, self._limits)
+            return _build_response(self._pipeline.report(image, job.responses))
+        except ImageError as error:
+            return _image_failure(error)
+        # An expert may raise anything on one image; the other requests are not affected.
+        except Exception as error:
+            _log.exception("the experts failed")
+            return _failure(Status.INTERNAL, type(error).__name__)
+
+
+def _failure(status: Status, detail: str) -> EvidenceResponse:
     return EvidenceResponse(status=status, detail=detail)
 
 
-def refused(error: ImageError) -> EvidenceResponse:
-    """The reply to an image that cannot be used."""
+def _image_failure(error: ImageError) -> EvidenceResponse:
     too_large = error.reason is DropReason.IMAGE_TOO_LARGE
-    return unseen(Status.TOO_LARGE if too_large else Status.BAD_IMAGE, error.detail)
+    return _failure(Status.TOO_LARGE if too_large else Status.BAD_IMAGE, error.detail)
+
+
+def _build_response(report: ExpertReport) -> EvidenceResponse:
+    detections = [
+        WireDetection(box=_wire_box(d.box), attribute=d.attribute, attribute_score=d.attribute_score)
+        for d in report.detections
+    ]
+    return EvidenceResponse(
+        status=Status.OK,
+        width=report.width,
+        height=report.height,
+        sightings=detections,
+        claims=[[_wire_claim(finding) for finding in findings] for findings in report.findings],
+    )
+
+
+def _wire_claim(finding: Finding) -> WireClaim:
+    return WireClaim(
+        text=finding.claim.text,
+        start=finding.claim.start,
+        end=finding.claim.end,
+        kind=finding.claim.kind,
+        truth=finding.truth,
+        score=finding.score,
+        expert=finding.expert,
+        boxes=[_wire_box(box) for box in finding.boxes],
+    )
+
+
+def _wire_box(box: Box) -> WireBox:
+    return WireBox(label=box.label, score=box.score, x0=box.x0, y0=box.y0, x1=box.x1, y1=box.y1)

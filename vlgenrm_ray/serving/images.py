@@ -1,5 +1,11 @@
-"""Images as requests name them -> encoded bytes, kept by content hash so that each need be sent only once."""
+"""Images of requests: `ImageStore` keeps encoded bytes by content hash, `DecodedImages` pixels for running tasks.
 
+A request names an image by `sha256:...`, a data URL, base64, or a path below a folder the operator allowed;
+`ImageStore` resolves all of them to encoded bytes and never opens a network connection. Engines decode through
+`DecodedImages`, which decodes each image once for all tasks that use it and bounds the pixels in memory.
+"""
+
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -8,107 +14,139 @@ import re
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
+
+from cachetools import LRUCache
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import ConfigError, DropReason
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w=-]+){0,8};base64,", re.IGNORECASE)
-_NETWORK = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_LONGEST_PATH = 4096
-"""Characters; Linux opens none longer."""
+_NETWORK_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_MAX_PATH = 4096
+"""Characters of a path; Linux opens none longer."""
+
+_MAX_PIXELS = 256 * 1024 * 1024
+"""Decoded pixels in memory, about a gigabyte."""
+_MAX_IDLE_PIXELS = 64 * 1024 * 1024
+"""Of them, pixels of images that no task uses: the responses to one image may come in several requests."""
+_MIN_IMAGE_PIXELS = 64 * 64
+"""Pixels that the smallest image counts as, because an image object takes memory beyond its pixels."""
+_SMALL_PIXELS = 256 * 256
+_SMALL_BYTES = 256 * 1024
+"""An image of at most this many pixels and bytes is decoded at once, because starting a thread would take longer. Both
+bounds are needed: a file of few pixels can be made slow to decode."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """An image as it was encoded."""
+class StoredImage:
+    """An encoded image."""
 
     sha256: str
+    """Hexadecimal hash of `data`."""
     data: bytes
 
 
 class ImageStore:
-    """Encoded images in memory, the longest unused ones given up for new ones. Safe for several threads."""
+    """Encoded images in memory, least recently used ones evicted. Safe for several threads."""
 
     def __init__(self, limits: ImageLimits, *, max_bytes: int, roots: Sequence[str] = ()) -> None:
-        """`max_bytes`: of all images together. `roots`: folders below which files may be named.
+        """Create an empty store.
 
-        Raises ConfigError for a root that is no folder.
+        Args:
+            limits: Bounds of a single image.
+            max_bytes: Bound of all images together.
+            roots: Folders below which requests may name files.
+
+        Raises:
+            ConfigError: A root is not a folder.
         """
         self.limits = limits
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._roots = [_real_folder(root) for root in roots]
-        self._images: OrderedDict[str, bytes] = OrderedDict()
+        self._roots = [_resolve_root(root) for root in roots]
+        self._images: LRUCache[str, bytes] = LRUCache(max_bytes, getsizeof=len)
         self._lock = threading.Lock()
 
-    def add(self, data: bytes) -> Stored:
-        """Keep an encoded image. Its pixels are looked at by whoever decodes it. Raises ImageError."""
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the stored images."""
+        return int(self._images.currsize)
+
+    @property
+    def max_bytes(self) -> int:
+        """Bound of `num_bytes`."""
+        return int(self._images.maxsize)
+
+    def add(self, data: bytes) -> StoredImage:
+        """Store an encoded image without decoding its pixels. Raise ImageError if it is too large or no image."""
         if len(data) > self.limits.max_bytes:
             raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{len(data)} bytes, limit {self.limits.max_bytes}")
         if images.suffix(data) is None:
             raise ImageError(DropReason.IMAGE_UNREADABLE, f"not an image in one of {', '.join(images.FORMATS)}")
-        stored = Stored(hashlib.sha256(data).hexdigest(), data)
-        with self._lock:
-            if stored.sha256 not in self._images:
-                self.num_bytes += len(data)
-            self._images[stored.sha256] = data
-            self._images.move_to_end(stored.sha256)
-            while self.num_bytes > self.max_bytes:
-                self.num_bytes -= len(self._images.popitem(last=False)[1])
-        return stored
+        image = StoredImage(hashlib.sha256(data).hexdigest(), data)
+        # ValueError: larger than the whole store. The present request can use it all the same.
+        with self._lock, suppress(ValueError):
+            self._images[image.sha256] = data
+        return image
 
-    def resolve(self, reference: str) -> Stored:
-        """The image that a request names: `sha256:...`, a data URL, a file below a root, or base64.
+    def resolve(self, reference: str) -> StoredImage:
+        """Return the image that a request names, and store it.
 
-        Raises ImageError. Nothing is ever fetched from a network.
+        Args:
+            reference: `sha256:<64 hex digits>` of a stored image, a data URL, base64, or a file below a root.
+
+        Raises:
+            ImageError: The reference names no image that may be used.
         """
         if match := _SHA256.fullmatch(reference):
             with self._lock:
                 data = self._images.get(match[1])
-                if data is None:
-                    raise ImageError(DropReason.IMAGE_MISSING, f"unknown image {match[1][:12]}...; send it once more")
-                self._images.move_to_end(match[1])
-            return Stored(match[1], data)
+            if data is None:
+                raise ImageError(DropReason.IMAGE_MISSING, f"unknown image {match[1][:12]}...; send it once more")
+            return StoredImage(match[1], data)
         if match := _DATA_URL.match(reference):
-            return self.add(_decode(reference[match.end() :]))
-        if (path := self._file(reference)) is not None:
+            return self.add(_decode_base64(reference[match.end() :]))
+        if (path := self._parse_path(reference)) is not None:
             return self.add(self._read(path))
-        return self.add(_decode(reference))
+        return self.add(_decode_base64(reference))
 
-    def _file(self, reference: str) -> Path | None:
-        """The path that is named, None where the reference is no path. Raises ImageError where it is out of bounds."""
+    def _parse_path(self, reference: str) -> Path | None:
+        """Return the path that is named, or None if the reference is no path. Raise ImageError for other URLs."""
         if reference.startswith("file://"):
             try:
                 return Path(unquote(urlparse(reference).path))
-            # Half an IPv6 address, for instance, where a host may stand.
+            # For instance an incomplete IPv6 address in place of the host.
             except ValueError:
                 raise ImageError(DropReason.IMAGE_UNREADABLE, "not the address of a file") from None
-        if _NETWORK.match(reference[:64]):
+        if _NETWORK_URL.match(reference[:64]):
             raise ImageError(
                 DropReason.IMAGE_MISSING, "addresses are not fetched; send the image, or a path it lies at"
             )
-        # Base64 may begin with a slash as well (JPEG does), but has no dot.
+        # Base64 may begin with a slash too (JPEG does), but has no dot.
         return Path(reference) if reference.startswith("/") and "." in reference[:4096] else None
 
     def _read(self, path: Path) -> bytes:
         outside = ImageError(DropReason.IMAGE_OUTSIDE_ROOT, "the file is not below a folder that the operator allowed")
-        # Before the disk is touched: following a huge path takes its length squared.
-        if not self._roots or len(str(path)) > _LONGEST_PATH or ".." in path.parts:
+        # Before the disk is touched: resolving a huge path takes time quadratic in its length.
+        if not self._roots or len(str(path)) > _MAX_PATH or ".." in path.parts:
             raise outside
         try:
             real = Path(os.path.realpath(path, strict=True))
-        # Whether a file outside exists is nobody's business: every failure reads the same.
+        # All failures read the same, so that a client cannot learn whether a file outside the roots exists.
         except (OSError, ValueError):
             raise outside from None
         if not any(real.is_relative_to(root) for root in self._roots):
             raise outside
-        # Not blocked by a pipe, nor led elsewhere by a link put there since.
+        # O_NONBLOCK: a pipe must not block. O_NOFOLLOW: the file may have been replaced by a link since.
         try:
             with open(os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 status = os.fstat(file.fileno())
@@ -122,7 +160,7 @@ class ImageStore:
             raise outside from None
 
 
-def _decode(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -131,8 +169,168 @@ def _decode(text: str) -> bytes:
         ) from None
 
 
-def _real_folder(root: str) -> Path:
+def _resolve_root(root: str) -> Path:
     real = Path(os.path.realpath(root))
     if not real.is_dir():
-        raise ConfigError(f"image_roots: {root!r} is no folder here")
+        raise ConfigError(f"image_roots: {root!r} is not a folder on this machine; create it, or correct the path")
     return real
+
+
+class DecodeTimeoutError(Exception):
+    """The images of a task were not decoded by its deadline."""
+
+
+@dataclass(slots=True, eq=False)
+class _DecodedImage:
+    sha256: str
+    num_pixels: int
+    pixels: "asyncio.Task[PIL.Image.Image]"
+    num_users: int = 1
+    """Tasks that use it, plus 1 while it is decoded: a thread keeps running when those it works for are gone."""
+
+
+class DecodedImages:
+    """Decoded images of the tasks of one event loop, bounded in pixels."""
+
+    def __init__(
+        self, limits: ImageLimits, *, max_pixels: int = _MAX_PIXELS, max_idle_pixels: int = _MAX_IDLE_PIXELS
+    ) -> None:
+        """Create an empty cache.
+
+        Args:
+            limits: Bounds of a single image.
+            max_pixels: Bound of all images, used ones included. A task that exceeds it runs alone.
+            max_idle_pixels: Bound of the images that no task uses.
+        """
+        self.num_pixels = 0
+        """Pixels in memory."""
+        self._limits = limits
+        self._max_pixels = max_pixels
+        self._max_idle_pixels = max_idle_pixels
+        self._images: dict[str, _DecodedImage] = {}
+        # Those of `_images` that no task uses, least recently used first.
+        self._idle: OrderedDict[str, _DecodedImage] = OrderedDict()
+        self._num_idle_pixels = 0
+        # Tasks wait for room in order, or a large task would starve behind small ones that overtake it.
+        self._reserving = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def hold(
+        self, stored: Sequence[StoredImage], deadline: float
+    ) -> "AsyncIterator[tuple[PIL.Image.Image, ...]]":
+        """Decode the images of a task and keep them while the context lasts.
+
+        Room is reserved for all of them at once, so that two tasks never wait for each other.
+
+        Args:
+            stored: Encoded images; equal ones are decoded once.
+            deadline: Event loop time.
+
+        Yields:
+            The images, in order.
+
+        Raises:
+            ImageError: An image cannot be decoded.
+            DecodeTimeoutError: The deadline came first.
+        """
+        reserved: dict[str, _DecodedImage] = {}
+        try:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    num_pixels = await self._count_pixels(stored)
+                    reserved = await self._reserve({image.sha256: image for image in stored}, num_pixels)
+                    decoded = [await self._wait(reserved, stored, place) for place in range(len(stored))]
+            except TimeoutError:
+                raise DecodeTimeoutError(
+                    "no room for its pictures, or no time to decode them, by the deadline"
+                ) from None
+            yield tuple(decoded)
+        finally:
+            for image in reserved.values():
+                self._release(image)
+
+    async def _count_pixels(self, stored: Sequence[StoredImage]) -> dict[str, int]:
+        """Return the pixels that each image counts as, by its hash."""
+        num_pixels: dict[str, int] = {}
+        for place, image in enumerate(stored):
+            if (known := self._images.get(image.sha256)) is not None:
+                num_pixels[image.sha256] = known.num_pixels
+            elif image.sha256 not in num_pixels:
+                try:
+                    if len(image.data) <= _SMALL_BYTES:
+                        width, height = images.size(image.data, self._limits)
+                    else:
+                        width, height = await asyncio.to_thread(images.size, image.data, self._limits)
+                except ImageError as error:
+                    raise error.among(place, len(stored)) from None
+                num_pixels[image.sha256] = max(width * height, _MIN_IMAGE_PIXELS)
+        return num_pixels
+
+    async def _reserve(self, stored: dict[str, StoredImage], num_pixels: dict[str, int]) -> dict[str, _DecodedImage]:
+        """Wait for room, then take all images and start to decode the missing ones, without an await in between."""
+        async with self._reserving:
+            while not self._make_room(num_pixels):
+                self._freed.clear()
+                await self._freed.wait()
+            return {sha256: self._take(image, num_pixels[sha256]) for sha256, image in stored.items()}
+
+    def _make_room(self, num_pixels: dict[str, int]) -> bool:
+        """Evict idle images until the given ones fit. Return whether they do."""
+        missing = sum(count for sha256, count in num_pixels.items() if sha256 not in self._images)
+        for sha256 in num_pixels.keys() & self._idle.keys():
+            self._idle.move_to_end(sha256)
+        while self.num_pixels + missing > self._max_pixels and self._idle.keys() - num_pixels.keys():
+            self._evict(next(iter(self._idle.values())))
+        # The second condition lets a task that is larger than the bound run alone.
+        return self.num_pixels + missing <= self._max_pixels or self._images.keys() <= num_pixels.keys()
+
+    def _take(self, stored: StoredImage, num_pixels: int) -> _DecodedImage:
+        image = self._images.get(stored.sha256)
+        if image is None:
+            decoding = asyncio.get_running_loop().create_task(self._decode(stored.data, num_pixels))
+            image = self._images[stored.sha256] = _DecodedImage(stored.sha256, num_pixels, decoding)
+            self.num_pixels += num_pixels
+            decoding.add_done_callback(lambda _: self._finish(image))
+        elif self._idle.pop(image.sha256, None) is not None:
+            self._num_idle_pixels -= image.num_pixels
+        image.num_users += 1
+        return image
+
+    async def _decode(self, data: bytes, num_pixels: int) -> "PIL.Image.Image":
+        if num_pixels <= _SMALL_PIXELS and len(data) <= _SMALL_BYTES:
+            return images.decode(data, self._limits)
+        return await asyncio.to_thread(images.decode, data, self._limits)
+
+    async def _wait(
+        self, reserved: dict[str, _DecodedImage], stored: Sequence[StoredImage], place: int
+    ) -> "PIL.Image.Image":
+        try:
+            # A task that is cancelled must not cancel the decoding for the others.
+            return await asyncio.shield(reserved[stored[place].sha256].pixels)
+        except ImageError as error:
+            raise error.among(place, len(stored)) from None
+
+    def _finish(self, image: _DecodedImage) -> None:
+        # A failed image takes no room and is decoded again by the next task. `exception()` is read even if no task
+        # waits, or asyncio would log an exception that was never retrieved.
+        if image.pixels.cancelled() or image.pixels.exception() is not None:
+            self._evict(image)
+        self._release(image)
+
+    def _release(self, image: _DecodedImage) -> None:
+        image.num_users -= 1
+        if image.num_users or self._images.get(image.sha256) is not image:
+            return
+        self._idle[image.sha256] = image
+        self._num_idle_pixels += image.num_pixels
+        while self._num_idle_pixels > self._max_idle_pixels:
+            self._evict(next(iter(self._idle.values())))
+        self._freed.set()
+
+    def _evict(self, image: _DecodedImage) -> None:
+        if self._idle.pop(image.sha256, None) is not None:
+            self._num_idle_pixels -= image.num_pixels
+        del self._images[image.sha256]
+        self.num_pixels -= image.num_pixels
+        self._freed.set()

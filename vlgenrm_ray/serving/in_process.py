@@ -1,78 +1,66 @@
-"""A lone engine in the gate's own process, as in `vllm serve`: no hop to it. Lost, it is started again."""
+"""An engine in the ingress process, as in `vllm serve`: calls need no hop. A lost engine is started again."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
 
 from vlgenrm_ray.errors import EngineLostError
-from vlgenrm_ray.serving.canary import Finding
-from vlgenrm_ray.serving.tasks import Model, Outcome, Task
+from vlgenrm_ray.records import Judgement
+from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.engine_worker import EngineWorker
+from vlgenrm_ray.serving.model_version import ModelVersion
 
 _log = logging.getLogger("vlgenrm.serving")
 
 
-class Startable(Protocol):
-    """What `engine.Engine` is."""
+class InProcessEngine:
+    """The `Engine` of a service with one replica. Started by the first call; later calls wait until it is up."""
 
-    @property
-    def alive(self) -> bool: ...
-
-    async def judge(self, tasks: list[Task], wanted: Model) -> list[Outcome]: ...
-
-    async def trial(self, wanted: Model) -> Finding: ...
-
-    def close(self) -> None:
-        """End it; whoever waits for it gets EngineLostError."""
-
-
-class EngineWithin:
-    """`gate.Engines` of one engine. Who asks while it is started again waits for it."""
-
-    def __init__(self, start: Callable[[], Awaitable[Startable]]) -> None:
-        """`start`: brings up an engine with the weights that serve at that time."""
+    def __init__(self, start: Callable[[], Awaitable[EngineWorker]]) -> None:
+        """`start`: starts a worker with the weights that are active at that time."""
         self._start = start
-        self._begun: asyncio.Future[Startable] | None = None
+        self._starting: asyncio.Future[EngineWorker] | None = None
 
     @property
     def alive(self) -> bool:
-        """Whether an engine is up."""
-        begun = self._begun
+        """Whether the worker is up."""
+        starting = self._starting
         return (
-            begun is not None
-            and begun.done()
-            and not begun.cancelled()
-            and begun.exception() is None
-            and (begun.result().alive)
+            starting is not None
+            and starting.done()
+            and not starting.cancelled()
+            and starting.exception() is None
+            and starting.result().alive
         )
 
-    async def up(self) -> Startable:
-        """The engine, once it is there. Raises what starting it raised; whoever asks next starts it anew."""
-        if self._begun is None or (self._begun.done() and not self.alive):
-            self._begun = asyncio.ensure_future(self._again(self._begun))
-        # Who goes away must not end it for the others.
-        return await asyncio.shield(self._begun)
+    async def worker(self) -> EngineWorker:
+        """Return the worker once it is up. Raise what its start raised; the next call starts it again."""
+        if self._starting is None or (self._starting.done() and not self.alive):
+            self._starting = asyncio.ensure_future(self._restart(self._starting))
+        # A caller that is cancelled must not cancel the start for the others.
+        return await asyncio.shield(self._starting)
 
-    async def judge(self, tasks: list[Task], wanted: Model) -> list[Outcome]:
-        """See `Replica.judge`; the tasks' deadlines run while the engine starts."""
+    async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
+        """See `Engine.judge`. Deadlines run while the worker starts."""
         loop = asyncio.get_running_loop()
-        begin = loop.time()
-        engine = await self.up()
-        waited = loop.time() - begin
-        left = [replace(task, deadline_s=max(task.deadline_s - waited, 0.0)) for task in tasks]
-        return await engine.judge(left, wanted)
+        arrived = loop.time()
+        worker = await self.worker()
+        waited_s = loop.time() - arrived
+        tasks = [replace(task, deadline_s=max(task.deadline_s - waited_s, 0.0)) for task in tasks]
+        return await worker.judge(tasks, model)
 
-    async def trial(self, wanted: Model) -> Finding:
-        """See `Replica.trial`."""
-        return await (await self.up()).trial(wanted)
+    async def try_model(self, model: ModelVersion) -> CanaryResult:
+        """See `Engine.try_model`."""
+        return await (await self.worker()).try_model(model)
 
     def is_loss(self, error: Exception) -> bool:
-        """Whether the engine is gone, and its tasks may be given to the next."""
+        """See `Engine.is_loss`."""
         return isinstance(error, EngineLostError)
 
-    async def _again(self, before: "asyncio.Future[Startable] | None") -> Startable:
-        if before is not None and not before.cancelled() and before.exception() is None:
+    async def _restart(self, previous: "asyncio.Future[EngineWorker] | None") -> EngineWorker:
+        if previous is not None and not previous.cancelled() and previous.exception() is None:
             _log.warning("the engine was lost; starting another")
-            before.result().close()
+            previous.result().close()
         return await self._start()

@@ -1,4 +1,4 @@
-"""Starting the service on the connected Ray cluster, and stopping it."""
+"""Start the service on the connected Ray cluster, and stop it."""
 
 import logging
 import signal
@@ -13,54 +13,56 @@ from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.serving.config import ServingConfig
 
 NAME = "vlgenrm"
-"""The Ray Serve application of `vlgenrm serve`."""
+"""Ray Serve application of `vlgenrm serve`."""
 _CLOSING_S = 15.0
-"""In which a gate that was told to end lets go of its port."""
+"""Time for a stopped ingress to release its port."""
 
 
 def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, replace: bool = False) -> str:
-    """Deploy the service as an application of that name; returns its address when its first engine is up.
+    """Deploy the service and wait until its first engine is up.
 
-    `replace`: one of that name is ended first; other applications are left alone in any case.
-    Raises ResourceError where the cluster has no room for an engine; ConfigError for a port or a name that is taken, or
-    where others are served by the proxies that this one needs.
+    Args:
+        config: The service's configuration.
+        host: Address to listen on.
+        port: Port to listen on.
+        name: Ray Serve application.
+        replace: Stop an application of that name first. Other applications are never touched.
+
+    Returns:
+        The service's URL.
+
+    Raises:
+        ResourceError: The cluster has no room for an engine.
+        ConfigError: The port or the name is taken, or Ray Serve's proxies, which this service needs, serve others.
     """
     from ray import serve
 
-    from vlgenrm_ray.serving.ingress import application
-    from vlgenrm_ray.serving.listener import Address
-    from vlgenrm_ray.serving.model_version import Standing
+    from vlgenrm_ray.serving.ingress import ListenAddress, application
+    from vlgenrm_ray.serving.model_version import ActiveModelRegistry
 
-    there = connection.survey()
-    count = 1 if config.replicas == "auto" else config.replicas
-    ask = ResourceRequest(
-        stage="serving", role="engine", count=count, num_cpus=config.num_cpus, num_gpus=config.num_gpus
-    )
-    asks = [ask]
-    if config.experts is not None:
-        asks.append(ResourceRequest(stage="serving", role="experts", num_cpus=0.0, num_gpus=config.experts.num_gpus))
-    resources.check_resources(asks, there)
+    cluster = connection.survey()
+    resources.check_resources(_resource_requests(config), cluster)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    # On one machine the gate listens itself; on several, clients must not need to know which one it is on.
-    alone = len(there.nodes) == 1 and not there.grows
-    replaced = _make_room(name, replace=replace, proxied=not alone)
+    # On one machine the ingress listens itself. On several, clients must not need to know on which one it runs.
+    listens = len(cluster.nodes) == 1 and not cluster.grows
+    replaced = _claim_name(name, replace=replace, proxied=not listens)
     _check_port(host, port, patience_s=_CLOSING_S if replaced else 0.0)
     serve.start(
-        proxy_location="Disabled" if alone else "EveryNode",
+        proxy_location="Disabled" if listens else "EveryNode",
         http_options={"host": host, "port": port},
-        logging_config=_quiet(),
+        logging_config=_quiet_logging(),
     )
-    fitting = _fitted(config, there)
-    Standing(fitting, name).forget()
-    made = application(fitting, Address(host, port) if alone else None, name)
-    # Where the gate listens itself it needs no route, of which two applications cannot have the same.
-    serve.run(made, name=name, route_prefix=None if alone else "/", logging_config=_quiet())
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    return f"http://{shown}:{port}"
+    fitted = _fit_replicas(config, cluster)
+    ActiveModelRegistry(fitted, name).clear()
+    app = application(fitted, ListenAddress(host, port) if listens else None, name)
+    # An ingress that listens itself needs no route; two applications cannot have the same.
+    serve.run(app, name=name, route_prefix=None if listens else "/", logging_config=_quiet_logging())
+    reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://{reachable}:{port}"
 
 
 def stop(name: str = NAME) -> None:
-    """End the service, and Ray Serve with the last one."""
+    """Stop the service, and Ray Serve with its last application."""
     from ray import serve
 
     if name in serve.status().applications:
@@ -70,7 +72,7 @@ def stop(name: str = NAME) -> None:
 
 
 def wait() -> None:
-    """Until interrupted or told to end; then the service is stopped."""
+    """Block until SIGINT or SIGTERM, then stop the service."""
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: done.set())
@@ -78,18 +80,31 @@ def wait() -> None:
     stop()
 
 
-def _make_room(name: str, *, replace: bool, proxied: bool) -> bool:
-    """Whether there was an application of that name, which is ended."""
+def _resource_requests(config: ServingConfig) -> list[ResourceRequest]:
+    engines = ResourceRequest(
+        stage="serving",
+        role="engine",
+        count=1 if config.replicas == "auto" else config.replicas,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+    )
+    if config.experts is None:
+        return [engines]
+    return [engines, ResourceRequest(stage="serving", role="experts", num_cpus=0.0, num_gpus=config.experts.num_gpus)]
+
+
+def _claim_name(name: str, *, replace: bool, proxied: bool) -> bool:
+    """Stop an application of that name if `replace`. Return whether there was one."""
     from ray import serve
 
-    there = serve.status().applications
-    others = sorted(other for other in there if other != name)
+    applications = serve.status().applications
+    others = sorted(other for other in applications if other != name)
     if others and proxied:
         raise ConfigError(
             f"Ray Serve's proxies have one port, and serve {', '.join(others)} on this cluster already; use that by "
             "its address, or end it (`serve shutdown`)"
         )
-    if name not in there:
+    if name not in applications:
         return False
     if not replace:
         raise ConfigError(
@@ -99,32 +114,32 @@ def _make_room(name: str, *, replace: bool, proxied: bool) -> bool:
     return True
 
 
-def _quiet() -> dict[str, Any]:
-    # A line per request would say who asked what, and cost more than the cache takes to answer.
+def _quiet_logging() -> dict[str, Any]:
+    # An access log line would reveal who asked what, and cost more time than an answer from the cache.
     return {"log_level": "WARNING", "enable_access_log": False}
 
 
-def _fitted(config: ServingConfig, there: Cluster) -> ServingConfig:
-    """With as many engines as the cluster can hold, at most as many as configured."""
-    if there.grows or config.replicas != "auto":
+def _fit_replicas(config: ServingConfig, cluster: Cluster) -> ServingConfig:
+    """Lower `max_replicas` to what a cluster of fixed size can hold. A single engine runs in the ingress process."""
+    if cluster.grows or config.replicas != "auto":
         return config
-    each = [(config.num_cpus, "num_cpus"), (config.num_gpus, "num_gpus")]
-    fits = [sum(int(getattr(node, name) // asked) for node in there.nodes) for asked, name in each if asked]
-    room = max(1, min([config.max_replicas, *fits]))
-    return config.model_copy(update={"max_replicas": room} if room > 1 else {"replicas": 1})
+    per_engine = [("num_cpus", config.num_cpus), ("num_gpus", config.num_gpus)]
+    fits = [sum(int(getattr(node, kind) // num) for node in cluster.nodes) for kind, num in per_engine if num]
+    max_replicas = max(1, min([config.max_replicas, *fits]))
+    return config.model_copy(update={"max_replicas": max_replicas} if max_replicas > 1 else {"replicas": 1})
 
 
 def _check_port(host: str, port: int, *, patience_s: float = 0.0) -> None:
-    """Wait for a port to be free. Raises ConfigError."""
+    """Wait up to `patience_s` for a port to be free. Raise ConfigError if it is not."""
     end = time.monotonic() + patience_s
-    while (problem := _bound(host, port)) and time.monotonic() < end:
+    while (problem := _bind_problem(host, port)) and time.monotonic() < end:
         time.sleep(0.2)
     if problem:
         raise ConfigError(f"--port {port}: {problem}; give another port, or stop what listens there")
 
 
-def _bound(host: str, port: int) -> str:
-    """Why one cannot listen there, or ""."""
+def _bind_problem(host: str, port: int) -> str:
+    """Return why the address cannot be bound, or ""."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

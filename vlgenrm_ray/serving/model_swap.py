@@ -1,4 +1,4 @@
-"""One version of the weights takes over from another: tried on one engine, remembered, told to the service."""
+"""Model swaps: `POST /v1/model` tries new weights on one engine, and makes them the active version if they pass."""
 
 import asyncio
 import contextvars
@@ -7,57 +7,55 @@ from pathlib import Path
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import EngineLostError, InputError
-from vlgenrm_ray.serving.canary import Finding
-from vlgenrm_ray.serving.engine_worker import model_in
+from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.model_version import ModelVersion, read_version
 from vlgenrm_ray.serving.service import Service
-from vlgenrm_ray.serving.tasks import Model
 
 
-class Handover:
-    """Takes versions into service, one at a time."""
+class ModelSwap:
+    """Swaps the model of a service, one swap at a time."""
 
-    def __init__(
-        self,
-        service: Service,
-        trial: Callable[[Model], Awaitable[Finding]],
-        remember: Callable[[Model], Awaitable[None]],
-        is_loss: Callable[[Exception], bool],
-    ) -> None:
-        """`trial`: see `Engines.trial`. `remember`: that a version serves, for gates and engines to come."""
+    def __init__(self, service: Service, remember: Callable[[ModelVersion], Awaitable[None]]) -> None:
+        """`remember`: stores the active version for later ingresses and engines (`ActiveModelRegistry.put`)."""
         self._service = service
-        self._trial = trial
         self._remember = remember
-        self._is_loss = is_loss
-        self._one_at_a_time = asyncio.Lock()
-        self._under_way: set[asyncio.Task[Finding]] = set()
+        self._lock = asyncio.Lock()
+        self._swaps: set[asyncio.Task[CanaryResult]] = set()
 
-    async def to(self, name: str) -> Finding:
-        """Try the version in a folder on one engine; where it passes, the others follow with their next call.
+    async def swap(self, folder: str) -> CanaryResult:
+        """Try the weights in `folder` on one engine. If they pass, other engines load them with their next call.
 
-        Once begun it comes to its end, whether or not anybody waits for it. Raises InputError, EngineLostError.
+        A swap runs to its end even if the caller is cancelled.
+
+        Returns:
+            The canary's result. The active model changed if and only if it states no problem.
+
+        Raises:
+            InputError: The folder cannot be used, or its weights do not fit.
+            EngineLostError: The engine was lost during the trial.
         """
-        # An operator's client that goes away must not leave weights half tried. In a context of its own: Ray Serve
-        # would cancel the trial together with the request that asked for it.
-        work = asyncio.get_running_loop().create_task(self._to(name), context=contextvars.Context())
-        self._under_way.add(work)
-        work.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(work)
+        # A client that disconnects must not leave weights half tried. In an empty context: Ray Serve would cancel the
+        # swap together with the request that started it.
+        swap = asyncio.get_running_loop().create_task(self._swap(folder), context=contextvars.Context())
+        self._swaps.add(swap)
+        swap.add_done_callback(self._swaps.discard)
+        return await asyncio.shield(swap)
 
-    async def _to(self, name: str) -> Finding:
+    async def _swap(self, name: str) -> CanaryResult:
         folder = Path(name).absolute()
         await asyncio.to_thread(model_folder.check, folder)
-        async with self._one_at_a_time:
-            wanted = await asyncio.to_thread(model_in, folder, self._service.model.number + 1)
+        async with self._lock:
+            model = await asyncio.to_thread(read_version, folder, self._service.model.number + 1)
             try:
-                finding = await self._trial(wanted)
+                result = await self._service.dispatcher.engine.try_model(model)
             except InputError as error:
-                # Ray's copy of it says the remote traceback as well.
+                # Ray's copy of the error contains the remote traceback; its cause does not.
                 raise InputError(str(getattr(error, "cause", error))) from error
             except Exception as error:
-                if self._is_loss(error):
+                if self._service.dispatcher.is_loss(error):
                     raise EngineLostError("the engine was lost while it tried the version") from error
                 raise
-            if not finding.problem:
-                await self._remember(wanted)
-                self._service.model = wanted
-        return finding
+            if not result.problem:
+                await self._remember(model)
+                self._service.model = model
+        return result

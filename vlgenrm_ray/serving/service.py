@@ -1,18 +1,22 @@
-"""The served judge without its transport: images, cache, single flight, a bounded queue, deadlines, a reply per item.
+"""The served judge without its transport: from a `ScoreItem` to its `ScoreReply`.
 
-`ask` is what stands behind it: one task in, one outcome out, or an exception that harms that task alone.
+Each item takes the same way: read its images, look its key up in the result cache, join an equal computation or start
+one (bounded by `limits.max_queue`), judge it through the `Dispatcher`, and turn the `Judgement` into a `ScoreReply`.
+Every failure is a status of its own item; it never affects the other items of a request.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import too_many
 from vlgenrm_ray.errors import DropReason, InputError
+from vlgenrm_ray.judge.conversation import image_urls, message_text, to_openai_messages
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.wire import (
     MAX_TEXT,
     CompareRequest,
@@ -29,150 +33,232 @@ from vlgenrm_ray.judge.wire import (
     compare_replies,
     rank_replies,
 )
-from vlgenrm_ray.serving.cache import Cache
+from vlgenrm_ray.records import Judgement
+from vlgenrm_ray.serving.cache import ResultCache, SingleFlight
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.flights import Flights
-from vlgenrm_ray.serving.images import ImageStore, Stored
-from vlgenrm_ray.serving.metrics import Metrics
-from vlgenrm_ray.serving.score import OverloadedError
-from vlgenrm_ray.serving.tasks import Model, Outcome, Task, config_of, failed, question_of
-
-Ask = Callable[[Task, Model], Awaitable[Outcome]]
+from vlgenrm_ray.serving.engine import Dispatcher, Engine, ScoreTask
+from vlgenrm_ray.serving.images import ImageStore, StoredImage
+from vlgenrm_ray.serving.limits import OverloadedError
+from vlgenrm_ray.serving.metrics import ServiceMetrics
+from vlgenrm_ray.serving.model_version import ModelVersion
 
 _log = logging.getLogger("vlgenrm.serving")
 _GRACE_S = 2.0
-"""Beyond a deadline, for an engine's answer to arrive that was sent by it."""
-_LARGE = 1 << 18
-"""Characters of an image reference from which reading it would hold up everybody else."""
+"""Time after a deadline for a judgement that the engine finished by then to arrive."""
+_LARGE_REFERENCE = 1 << 18
+"""Characters of an image reference above which a thread decodes it, because that would block the event loop."""
+_STATUS_OF_REASON = {
+    DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
+    DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
+    DropReason.IMAGE_TOO_LARGE: Status.TOO_LARGE,
+    DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
+    DropReason.TOO_MANY_IMAGES: Status.TOO_LARGE,
+    DropReason.UNREADABLE_VERDICT: Status.UNREADABLE_VERDICT,
+}
 
 
 class Service:
-    """Scores items. Every failure is a status of its item."""
+    """Scores items with one active model."""
 
-    def __init__(self, config: ServingConfig, ask: Ask, metrics: Metrics, model: Model) -> None:
-        """Raises ConfigError for an image root that is no folder."""
+    def __init__(self, config: ServingConfig, engine: Engine, metrics: ServiceMetrics, model: ModelVersion) -> None:
+        """Create a service in front of an engine.
+
+        Args:
+            config: The service's configuration.
+            engine: Judges the tasks.
+            metrics: Counts requests and judgements.
+            model: The active model.
+
+        Raises:
+            ConfigError: An image root is not a folder.
+        """
         self.config = config
         self.metrics = metrics
         self.model = model
-        """What is to judge from now on."""
+        """The active model. Items that arrive after a change are judged by the new one."""
         limits = config.limits
         self.images = ImageStore(config.images, max_bytes=int(limits.images_mib * 2**20), roots=config.image_roots)
-        self.cache = Cache(int(limits.cache_mib * 2**20))
-        self.flights = Flights()
-        self._ask = ask
+        self.cache = ResultCache(int(limits.cache_mib * 2**20))
+        self.flights = SingleFlight()
+        self.dispatcher = Dispatcher(engine, metrics, max_chunk=limits.max_chunk)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """One reply per item, in order. Raises OverloadedError if the queue has no place for any of them."""
+        """Score a batch.
+
+        Returns:
+            One reply per item, in order.
+
+        Raises:
+            OverloadedError: The queue has no room for any item.
+        """
         deadline = _now() + (request.deadline_s or self.config.limits.deadline_s)
-        replies = await asyncio.gather(*(self._one(item, deadline) for item in request.items))
+        replies = await asyncio.gather(*(self._score_item(item, deadline) for item in request.items))
         if replies and all(reply.status is Status.OVERLOADED for reply in replies):
             raise OverloadedError(self.config.limits.retry_after_s)
         return ScoreResponse(items=replies)
 
     async def compare(self, request: CompareRequest) -> CompareResponse:
-        """Which of two responses is better. Raises OverloadedError."""
-        return compare_replies(*await self._variants(request.item, [request.first, request.second], request.deadline_s))
+        """Compare two responses. Raise OverloadedError as `score` does."""
+        responses = [request.first, request.second]
+        return compare_replies(*await self._score_responses(request.item, responses, request.deadline_s))
 
     async def rank(self, request: RankRequest) -> RankResponse:
-        """Best-of-N. Raises OverloadedError."""
-        return rank_replies(await self._variants(request.item, request.responses, request.deadline_s))
+        """Rank N responses (best-of-N). Raise OverloadedError as `score` does."""
+        return rank_replies(await self._score_responses(request.item, request.responses, request.deadline_s))
 
-    async def _variants(self, item: ScoreItem, responses: list[str], deadline_s: float | None) -> list[ScoreReply]:
+    async def _score_responses(
+        self, item: ScoreItem, responses: list[str], deadline_s: float | None
+    ) -> list[ScoreReply]:
         items = [item.model_copy(update={"response": response}) for response in responses]
         return (await self.score(ScoreRequest(items=items, deadline_s=deadline_s))).items
 
     # -- one item ----------------------------------------------------------------------------------------------
 
-    async def _one(self, item: ScoreItem, deadline: float) -> ScoreReply:
+    async def _score_item(self, item: ScoreItem, deadline: float) -> ScoreReply:
         begin = time.monotonic()
         try:
             reply = await self._reply(item, deadline)
         except ImageError as error:
             too_large = error.reason is DropReason.IMAGE_TOO_LARGE
-            reply = failed(Status.TOO_LARGE if too_large else Status.BAD_IMAGE, error.detail)
+            reply = _failure(Status.TOO_LARGE if too_large else Status.BAD_IMAGE, error.detail)
         except InputError as error:
-            reply = failed(Status.BAD_IMAGE, str(error))
-        # Whatever is wrong with an item must not cost the others their rewards.
+            reply = _failure(Status.BAD_IMAGE, str(error))
+        # An unexpected error of one item must not cost the other items their rewards.
         except Exception as error:
             _log.exception("an item failed")
-            reply = failed(Status.INTERNAL, type(error).__name__)
-        total = time.monotonic() - begin
-        self.metrics.replied(reply, total)
-        timings = reply.timings.model_copy(update={"total_s": total})
+            reply = _failure(Status.INTERNAL, type(error).__name__)
+        total_s = time.monotonic() - begin
+        self.metrics.record_reply(reply, total_s)
+        timings = reply.timings.model_copy(update={"total_s": total_s})
         return reply.model_copy(update={"timings": timings})
 
     async def _reply(self, item: ScoreItem, deadline: float) -> ScoreReply:
-        question, shown = question_of(item)
-        if refused := too_many(len(shown), self.config.engine.max_images):
-            return failed(Status.TOO_LARGE, refused.detail)
-        # Of a conversation each turn may be of any length, and a reference comes on top.
+        question, references = build_question(item)
+        if refusal := too_many(len(references), self.config.engine.max_images):
+            return _failure(Status.TOO_LARGE, refusal.detail)
+        # The wire bounds each text; a conversation has many, and a reference is added.
         if len(question) > MAX_TEXT:
             detail = f"{len(question)} characters of question, conversation and reference together; limit {MAX_TEXT}"
-            return failed(Status.TOO_LARGE, detail)
-        images = await self._images(shown)
-        config = config_of(item, self.config.judge)
+            return _failure(Status.TOO_LARGE, detail)
+        images = await self._resolve_images(references)
+        config = judge_config(item, self.config.judge)
         while True:
             model = self.model
-            task = Task(images=images, question=question, response=item.response, config=config, deadline_s=0.0)
-            key = task.key(model.version)
-            if (known := self.cache.get(key)) is not None:
-                return known.model_copy(update={"cached": True, "timings": Timings()})
+            task = ScoreTask(images=images, question=question, response=item.response, config=config, deadline_s=0.0)
+            key = task.cache_key(model.name)
+            if (cached := self.cache.get(key)) is not None:
+                return cached.model_copy(update={"cached": True, "timings": Timings()})
             flight = self.flights.find(key, deadline)
             if flight is None:
-                if self.flights.num_under_way >= self.config.limits.max_queue:
-                    return failed(Status.OVERLOADED, "the queue is full; ask again later")
+                if self.flights.num_running >= self.config.limits.max_queue:
+                    return _failure(Status.OVERLOADED, "the queue is full; ask again later")
                 flight = self.flights.start(key, deadline, partial(self._compute, task, key, model, deadline))
                 return await self.flights.wait(flight)
             reply = await self.flights.wait(flight)
-            # Cut short by the deadline of whoever began it: there is more to be had within ours.
-            if _is_whole(reply) or _now() >= deadline:
+            # If the other request's deadline cut it short and ours is later, compute again.
+            if _is_complete(reply) or _now() >= deadline:
                 return reply
 
-    async def _images(self, references: Sequence[str]) -> tuple[Stored, ...]:
-        found = []
+    async def _resolve_images(self, references: Sequence[str]) -> tuple[StoredImage, ...]:
+        images = []
         for place, reference in enumerate(references):
             try:
-                found.append(await self._image(reference))
+                images.append(await self._resolve_image(reference))
             except ImageError as error:
                 raise error.among(place, len(references)) from None
-        return tuple(found)
+        return tuple(images)
 
-    async def _image(self, reference: str) -> Stored:
-        if len(reference) < _LARGE and (reference.startswith("sha256:") or not self.config.image_roots):
+    async def _resolve_image(self, reference: str) -> StoredImage:
+        if len(reference) < _LARGE_REFERENCE and (reference.startswith("sha256:") or not self.config.image_roots):
             return self.images.resolve(reference)
         return await asyncio.to_thread(self.images.resolve, reference)
 
-    async def _compute(self, task: Task, key: str, model: Model, deadline: float) -> ScoreReply:
+    async def _compute(self, task: ScoreTask, key: str, model: ModelVersion, deadline: float) -> ScoreReply:
         begin = time.monotonic()
         task = replace(task, deadline_s=max(deadline - _now(), 0.0))
         try:
             async with asyncio.timeout_at(deadline + _GRACE_S):
-                outcome = await self._ask(task, model)
+                model_name, judgement = await self.dispatcher.judge(task, model)
         except TimeoutError:
-            return failed(Status.TIMEOUT, "no engine answered by the deadline")
-        reply = _reply(outcome, time.monotonic() - begin)
-        self.metrics.computed(outcome, reply.timings.queued_s)
-        # Another version's answer is none to this key, and one cut short or failed may go better next time.
-        if outcome.version == model.version and reply.status is Status.OK and _is_whole(reply):
+            return _failure(Status.TIMEOUT, "no engine answered by the deadline")
+        reply = build_reply(judgement, model_name, queued_s=max(time.monotonic() - begin - judgement.engine_s, 0.0))
+        self.metrics.record_judgement(judgement, reply.timings.queued_s)
+        # Not cached: results of another version than that of the key, and failures, which may succeed next time.
+        if model_name == model.name and reply.status is Status.OK and _is_complete(reply):
             self.cache.put(key, reply)
         return reply
 
 
-def _reply(outcome: Outcome, seconds: float) -> ScoreReply:
+def build_question(item: ScoreItem) -> tuple[str, list[str]]:
+    """Return the question as one text, reference included, and the image references: the item's, then the messages'.
+
+    Raises:
+        InputError: The messages cannot be read.
+    """
+    references = [item.image] if item.image is not None else list(item.images)
+    if item.messages is None:
+        question = item.question or ""
+    else:
+        turns = to_openai_messages(item.messages)
+        references += image_urls(turns)
+        texts = [(turn["role"], message_text(turn)) for turn in turns]
+        # A single question needs no role; in a longer conversation the judge must see who said what.
+        question = texts[0][1] if len(texts) == 1 else "\n".join(f"{role.capitalize()}: {text}" for role, text in texts)
+    if item.reference is not None:
+        question = f"{question}\nReference answer: {item.reference}"
+    return question, references
+
+
+def judge_config(item: ScoreItem, default: JudgeConfig) -> JudgeConfig:
+    """Return the service's judge configuration with the item's own settings applied."""
+    requested = {
+        "mode": item.mode,
+        "num_critiques": item.num_critiques,
+        "aggregator": item.aggregator,
+        "seed": item.seed,
+    }
+    config = default.model_copy(update={name: value for name, value in requested.items() if value is not None})
+    if config.mode == "direct" or config.temperature == 0.0:
+        # Deterministic: more critiques would be copies of the first.
+        config = config.model_copy(update={"num_critiques": 1})
+    return config
+
+
+def build_reply(judgement: Judgement, model_name: str, *, queued_s: float) -> ScoreReply:
+    """Return the reply to an item whose judgement spent `queued_s` outside the engine."""
+    status = _status(judgement.status)
+    detail = judgement.detail
+    if status is Status.TIMEOUT:
+        detail = detail or "no critique was finished by the deadline"
+    elif status is Status.UNREADABLE_VERDICT:
+        detail = "no critique ended in a verdict that counts"
     return ScoreReply(
-        reward=outcome.reward,
-        status=outcome.status,
-        detail=outcome.detail,
-        critiques=[WireCritique(text=t, p_yes=p) for t, p in zip(outcome.critiques, outcome.p_yes, strict=True)],
-        num_asked=outcome.num_asked,
-        verdict_mass=outcome.verdict_mass,
-        model_version=outcome.version,
-        timings=Timings(queued_s=max(seconds - outcome.engine_s, 0.0), engine_s=outcome.engine_s),
+        reward=judgement.reward,
+        status=status,
+        detail=detail,
+        critiques=[WireCritique(text=critique.text, p_yes=critique.p_yes) for critique in judgement.critiques],
+        num_asked=judgement.num_asked,
+        verdict_mass=judgement.verdict_mass,
+        model_version=model_name,
+        timings=Timings(queued_s=queued_s, engine_s=judgement.engine_s),
     )
 
 
-def _is_whole(reply: ScoreReply) -> bool:
-    """Whether no deadline cut it short."""
+def _status(value: str) -> Status:
+    """Return the wire's status of a judgement's status, which is one of the wire's or a drop reason."""
+    try:
+        return Status(value)
+    except ValueError:
+        return _STATUS_OF_REASON.get(DropReason(value), Status.INTERNAL)
+
+
+def _failure(status: Status, detail: str) -> ScoreReply:
+    """Return the reply to an item that no engine has seen."""
+    return ScoreReply(reward=None, status=status, detail=detail)
+
+
+def _is_complete(reply: ScoreReply) -> bool:
+    """Whether no deadline cut the reply short."""
     return reply.status is not Status.TIMEOUT and len(reply.critiques) >= reply.num_asked
 
 

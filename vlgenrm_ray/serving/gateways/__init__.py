@@ -1,22 +1,57 @@
-"""Gateways: what other trainers send, answered in their own format. One small file for each protocol.
+"""Gateways: reward protocols of other trainers, answered by the service in their own format.
 
-Each has `def router(score: Score) -> fastapi.APIRouter`; the service mounts what `ROUTERS` lists.
+Each gateway is one module with `def router(score: Score) -> fastapi.APIRouter`, and is listed in `GATEWAYS`. Gateways
+of a user's own are named by their import paths in the setting `serving.gateways`. `scoring` holds the steps that all
+share:
+
+    from fastapi import APIRouter
+    from vlgenrm_ray.serving.gateways.scoring import Score, build_item, require_rewards, score_items
+
+    def router(score: Score) -> APIRouter:
+        routes = APIRouter()
+
+        @routes.post("/my_reward")
+        async def my_reward(body: dict[str, str]) -> dict[str, float]:
+            item = build_item("body", question=body["question"], response=body["response"])
+            (reward,) = require_rewards(await score_items(score, [item]))
+            return {"reward": reward}
+
+        return routes
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray.serving.gateways import llama_factory, nemo_gym, openai_chat, openrlhf, slime, unirl
-from vlgenrm_ray.serving.score import Score
+from vlgenrm_ray import plugins
 
 if TYPE_CHECKING:
     import fastapi
 
-ROUTERS: "tuple[Callable[[Score], fastapi.APIRouter], ...]" = (
-    openrlhf.router,
-    slime.router,
-    llama_factory.router,
-    openai_chat.router,
-    nemo_gym.router,
-    unirl.router,
-)
+    from vlgenrm_ray.serving.gateways.scoring import Score
+
+    BuildRouter = Callable[[Score], fastapi.APIRouter]
+
+GATEWAYS = {
+    "openrlhf": "vlgenrm_ray.serving.gateways.openrlhf:router",
+    "slime": "vlgenrm_ray.serving.gateways.slime:router",
+    "llama_factory": "vlgenrm_ray.serving.gateways.llama_factory:router",
+    "openai_chat": "vlgenrm_ray.serving.gateways.openai_chat:router",
+    "nemo_gym": "vlgenrm_ray.serving.gateways.nemo_gym:router",
+    "unirl": "vlgenrm_ray.serving.gateways.unirl:router",
+}
+"""Name -> import path of every built-in gateway. All of them are served."""
+
+
+def load(additional: Sequence[str] = ()) -> "list[BuildRouter]":
+    """Import the built-in gateways and those that `serving.gateways` names.
+
+    Args:
+        additional: Import paths `package.module:router`.
+
+    Returns:
+        The functions that build the routers.
+
+    Raises:
+        ConfigError: A gateway cannot be imported.
+    """
+    return [plugins.load(name, GATEWAYS, "serving.gateways") for name in (*GATEWAYS, *additional)]

@@ -1,10 +1,10 @@
-"""OpenAI chat completions: `POST /v1/chat/completions`. A conversation that ends with the assistant's turn is judged.
+"""OpenAI chat completions: `POST /v1/chat/completions` judges a conversation that ends with the assistant's turn.
 
 Each choice is a critique with its verdict; `n` is their number. With `logprobs`, `logprobs.content` holds one token,
-the verdict, with the probabilities of Yes and No as shares of their sum; None where the verdict cannot be read. The
-reply says beside it what OpenAI has no field for: `reward` and `verdict_mass`. How critiques are sampled is the
-operator's affair: `temperature`, `max_tokens` and the like are accepted, as clients always send them, without effect.
-No reward is an HTTP error in OpenAI's form: 503, which its clients try again, or 422, on which they raise.
+the verdict, with the probabilities of Yes and No normalized to 1; None if the verdict is unreadable. The reply has two
+fields that OpenAI does not know: `reward` and `verdict_mass`. The operator's settings determine how critiques are
+sampled: `temperature`, `max_tokens` and the like are accepted, because clients always send them, and ignored. A missing
+reward is an HTTP error in OpenAI's form: 503, which its clients retry, or 422, on which they raise.
 """
 
 import hashlib
@@ -19,18 +19,17 @@ from pydantic import BaseModel, Field
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import split_last_answer
 from vlgenrm_ray.judge.wire import MAX_CRITIQUES, ScoreItem, ScoreReply, WireCritique
-from vlgenrm_ray.serving.gateways.scoring import item, judge, rewards
-from vlgenrm_ray.serving.score import Score
+from vlgenrm_ray.serving.gateways.scoring import Score, build_item, require_rewards, score_items
 
-_LEAST = -9999.0
-"""OpenAI's log-probability of what is as good as impossible."""
+_MIN_LOGPROB = -9999.0
+"""OpenAI's log-probability of a token that is practically impossible."""
 
 
-class Completion(BaseModel):
-    """The fields that count; others of OpenAI's are taken and left."""
+class ChatRequest(BaseModel):
+    """The fields that have an effect. Others of OpenAI's are accepted and ignored."""
 
     model: str = ""
-    """Left as well: the reply names the version that judged."""
+    """Ignored: the reply names the version that judged."""
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=64)
     n: int | None = Field(default=None, ge=1, le=MAX_CRITIQUES)
     seed: int | None = Field(default=None, ge=0, lt=2**32)
@@ -39,35 +38,35 @@ class Completion(BaseModel):
 
 
 def router(score: Score) -> APIRouter:
-    """`POST /v1/chat/completions`."""
+    """Serve `POST /v1/chat/completions`."""
     routes = APIRouter()
 
     @routes.post("/v1/chat/completions")
-    async def completions(asked: Completion) -> JSONResponse:
+    async def completions(request: ChatRequest) -> JSONResponse:
         try:
-            asking = _item(asked)
-            replies = await judge(score, [asking])
-            rewards(replies)
+            item = _build_item(request)
+            replies = await score_items(score, [item])
+            require_rewards(replies)
         except HTTPException as refusal:
             kind = "server_error" if refusal.status_code >= 500 else "invalid_request_error"
             error = {"message": str(refusal.detail), "type": kind, "param": None, "code": None}
             return JSONResponse({"error": error}, refusal.status_code, headers=dict(refusal.headers or {}))
-        return JSONResponse(_completion(asking, replies[0], with_logprobs=bool(asked.logprobs)))
+        return JSONResponse(_completion(item, replies[0], with_logprobs=bool(request.logprobs)))
 
     return routes
 
 
-def _item(asked: Completion) -> ScoreItem:
-    if asked.stream:
-        raise HTTPException(422, "stream: critiques come whole; leave it out")
+def _build_item(request: ChatRequest) -> ScoreItem:
+    if request.stream:
+        raise HTTPException(422, "stream: critiques are not streamed; leave it out")
     try:
-        messages, response = split_last_answer(asked.messages)
+        messages, response = split_last_answer(request.messages)
     except InputError as error:
         raise HTTPException(422, str(error)) from error
-    return item("messages", messages=messages, response=response, num_critiques=asked.n, seed=asked.seed)
+    return build_item("messages", messages=messages, response=response, num_critiques=request.n, seed=request.seed)
 
 
-def _completion(asking: ScoreItem, reply: ScoreReply, *, with_logprobs: bool) -> dict[str, Any]:
+def _completion(item: ScoreItem, reply: ScoreReply, *, with_logprobs: bool) -> dict[str, Any]:
     choices = [
         {
             "index": i,
@@ -78,7 +77,7 @@ def _completion(asking: ScoreItem, reply: ScoreReply, *, with_logprobs: bool) ->
         for i, critique in enumerate(reply.critiques)
     ]
     return {
-        "id": "chatcmpl-" + hashlib.sha256(asking.model_dump_json().encode()).hexdigest()[:24],
+        "id": "chatcmpl-" + hashlib.sha256(item.model_dump_json().encode()).hexdigest()[:24],
         "object": "chat.completion",
         "created": int(time.time()),
         "model": reply.model_version,
@@ -91,12 +90,12 @@ def _completion(asking: ScoreItem, reply: ScoreReply, *, with_logprobs: bool) ->
 def _logprobs(critique: WireCritique) -> dict[str, Any] | None:
     if critique.p_yes is None:
         return None
-    shares = {"Yes": critique.p_yes, "No": 1.0 - critique.p_yes}
-    top = [
-        {"token": word, "logprob": math.log(share) if share > 0 else _LEAST, "bytes": list(word.encode())}
-        for word, share in sorted(shares.items(), key=lambda pair: -pair[1])
+    probabilities = {"Yes": critique.p_yes, "No": 1.0 - critique.p_yes}
+    top_logprobs = [
+        {"token": word, "logprob": math.log(p) if p > 0 else _MIN_LOGPROB, "bytes": list(word.encode())}
+        for word, p in sorted(probabilities.items(), key=lambda pair: -pair[1])
     ]
-    # The word that was written may be the less likely one.
-    written = "Yes" if critique.text.rstrip(" .*_\n").casefold().endswith("yes") else "No"
-    chosen = next(entry for entry in top if entry["token"] == written)
-    return {"content": [{**chosen, "top_logprobs": top}]}
+    # The sampled word may be the less likely one.
+    sampled = "Yes" if critique.text.rstrip(" .*_\n").casefold().endswith("yes") else "No"
+    entry = next(entry for entry in top_logprobs if entry["token"] == sampled)
+    return {"content": [{**entry, "top_logprobs": top_logprobs}]}

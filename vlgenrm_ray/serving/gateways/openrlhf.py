@@ -1,9 +1,9 @@
 """OpenRLHF (`--reward.remote_url`), OpenRLHF-M and lmm-r1 (`--remote_rm_url`): `POST /get_reward`.
 
-OpenRLHF sends decoded text and no image; image and question come as JSON in the label, see `judge/label.py`.
-OpenRLHF-M and lmm-r1 send the conversation, images included, as text that is JSON, in `prompts`.
-An item without a reward makes the whole answer an HTTP error (422 or 503). All three try five times; then OpenRLHF has
-no reward for the sample and its step fails, the other two raise. None of them can mask a sample.
+OpenRLHF sends decoded text and no image; image and question come as JSON in the label, see `judge.label`. OpenRLHF-M
+and lmm-r1 send the conversation, images included, as JSON text in `prompts`. An item without a reward makes the whole
+answer an HTTP error (422 or 503). All three trainers try five times; then OpenRLHF has no reward for the sample and its
+step fails, the other two raise. None of them can mask a sample.
 """
 
 import json
@@ -15,12 +15,11 @@ from pydantic import BaseModel
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import last_answer, last_question
 from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.scoring import item, judge, label, rewards
-from vlgenrm_ray.serving.score import Score
+from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label, require_rewards, score_items
 
 
-class GetReward(BaseModel):
-    """Lists of one length; `prompts` and `labels` may be left out."""
+class GetRewardRequest(BaseModel):
+    """Lists of equal length; `prompts` and `labels` may be left out."""
 
     query: list[str]
     """Prompt and response, decoded with special tokens."""
@@ -29,51 +28,53 @@ class GetReward(BaseModel):
 
 
 def router(score: Score) -> APIRouter:
-    """`POST /get_reward`."""
+    """Serve `POST /get_reward`."""
     routes = APIRouter()
 
     @routes.post("/get_reward")
-    async def get_reward(asks: GetReward) -> dict[str, Any]:
-        for name, values in (("prompts", asks.prompts), ("labels", asks.labels)):
-            if values and len(values) != len(asks.query):
-                raise HTTPException(422, f"{name}: {len(values)} values for {len(asks.query)} queries")
-        prompts = asks.prompts or [""] * len(asks.query)
-        labels = asks.labels or [None] * len(asks.query)
-        items = [_item(i, *row) for i, row in enumerate(zip(asks.query, prompts, labels, strict=True))]
-        replies = await judge(score, items)
-        values = rewards(replies)
+    async def get_reward(request: GetRewardRequest) -> dict[str, Any]:
+        for name, values in (("prompts", request.prompts), ("labels", request.labels)):
+            if values and len(values) != len(request.query):
+                raise HTTPException(422, f"{name}: {len(values)} values for {len(request.query)} queries")
+        prompts = request.prompts or [""] * len(request.query)
+        labels = request.labels or [None] * len(request.query)
+        items = [_build_item(i, *row) for i, row in enumerate(zip(request.query, prompts, labels, strict=True))]
+        replies = await score_items(score, items)
+        rewards = require_rewards(replies)
         logs = {
             "verdict_mass": [reply.verdict_mass for reply in replies],
             "num_critiques": [len(reply.critiques) for reply in replies],
         }
-        # OpenRLHF-M turns every value into a tensor, which a nested object would break.
-        if any(_conversation(prompt) for prompt in prompts):
-            return {"rewards": values, **logs}
-        return {"rewards": values, "scores": values, "extra_logs": logs}
+        # OpenRLHF-M turns every value into a tensor, which fails on a nested object.
+        if any(_parse_conversation(prompt) for prompt in prompts):
+            return {"rewards": rewards, **logs}
+        return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 
     return routes
 
 
-def _item(number: int, query: str, prompt: str, value: Any) -> ScoreItem:
-    told = label(f"labels[{number}]", value)
-    messages = _conversation(prompt)
+def _build_item(number: int, query: str, prompt: str, value: Any) -> ScoreItem:
+    label = parse_label(f"labels[{number}]", value)
+    messages = _parse_conversation(prompt)
     try:
         response = last_answer(query, None if messages else prompt)
     except InputError as error:
         raise HTTPException(422, f"query[{number}]: {error}") from error
-    if messages and told.question is None:
-        fields: dict[str, Any] = {"messages": messages, "images": list(told.images)}
+    if messages and label.question is None:
+        fields: dict[str, Any] = {"messages": messages, "images": list(label.images)}
     else:
-        fields = {"question": told.question or last_question(prompt or query), "images": list(told.images)}
-    return item(f"item {number}", response=response, reference=told.reference, **fields)
+        fields = {"question": label.question or last_question(prompt or query), "images": list(label.images)}
+    return build_item(f"item {number}", response=response, reference=label.reference, **fields)
 
 
-def _conversation(prompt: str) -> list[Any] | None:
-    """The messages that a prompt is the text of; None where it is plain text."""
+def _parse_conversation(prompt: str) -> list[Any] | None:
+    """Return the messages that a prompt encodes as JSON, or None if it is plain text."""
     if not prompt.lstrip().startswith("["):
         return None
     try:
-        found = json.loads(prompt)
+        messages = json.loads(prompt)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) and all(isinstance(m, dict) and "role" in m for m in found) else None
+    if isinstance(messages, list) and all(isinstance(message, dict) and "role" in message for message in messages):
+        return messages
+    return None

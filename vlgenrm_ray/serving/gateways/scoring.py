@@ -1,10 +1,10 @@
-"""What every gateway does: foreign fields -> items, items -> replies, and an item without a reward -> an HTTP error.
+"""Steps that gateways share: foreign fields -> items, items -> replies, missing rewards -> HTTP errors.
 
-The errors: 422 for what will fail again however often it is asked (a bad image, a verdict nobody can read), 503 with
-`Retry-After` for what may go better later (a full queue, a deadline, an engine that was lost). Never a number.
+An item without a reward is never answered with a number. 422: another attempt would fail in the same way (bad image,
+unreadable verdict). 503 with `Retry-After`: a later attempt may succeed (full queue, deadline, lost engine).
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import HTTPException
@@ -13,19 +13,32 @@ from pydantic import ValidationError
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import to_openai_messages
 from vlgenrm_ray.judge.label import Label, read_label
-from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, Status
-from vlgenrm_ray.serving.score import Score
+from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status
 
+Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
+"""Scores a request of at most `MAX_ITEMS` items: `Service.score`.
+
+It never raises for an item: one that could not be scored has a status and no reward. It raises OverloadedError if the
+queue has no room for any item; gateways let that pass, and the service answers 503 with `Retry-After`.
+"""
 RETRY_AFTER_S = 1
-_PASSING = (Status.OVERLOADED, Status.TIMEOUT, Status.INTERNAL)
+_TRANSIENT = (Status.OVERLOADED, Status.TIMEOUT, Status.INTERNAL)
 
 
-def item(name: str, **fields: Any) -> ScoreItem:
-    """An item; HTTP 422 that names the foreign field it came from where it is none."""
+def build_item(name: str, **fields: Any) -> ScoreItem:
+    """Build an item from foreign fields.
+
+    Args:
+        name: Field of the foreign request, for messages.
+        **fields: Fields of `ScoreItem`. `messages` may have any form that `to_openai_messages` reads.
+
+    Raises:
+        HTTPException: 422, naming the foreign field, if the values make no valid item.
+    """
     try:
         if fields.get("messages") is not None:
-            fields["messages"] = to_openai_messages(fields["messages"], picture)
-        fields["images"] = [picture(image) for image in fields.get("images", ())]
+            fields["messages"] = to_openai_messages(fields["messages"], convert_image)
+        fields["images"] = [convert_image(image) for image in fields.get("images", ())]
         return ScoreItem.model_validate(fields)
     except InputError as error:
         raise HTTPException(422, f"{name}: {error}") from error
@@ -34,42 +47,42 @@ def item(name: str, **fields: Any) -> ScoreItem:
         raise HTTPException(422, f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def label(name: str, value: Any) -> Label:
-    """What a foreign label says; HTTP 422 that names it where it cannot be read."""
+def parse_label(name: str, value: Any) -> Label:
+    """Read a label (see `judge.label`). Raise HTTPException 422, naming the field, if that is impossible."""
     try:
         return read_label(value)
     except InputError as error:
         raise HTTPException(422, f"{name}: {error}") from error
 
 
-def picture(value: Any) -> str:
-    """A foreign image as the wire takes it. Raises InputError unless it is a text."""
+def convert_image(value: Any) -> str:
+    """Return a foreign image as `ScoreItem` takes it. Raise InputError unless it is a text."""
     if not isinstance(value, str):
         raise InputError("images: must be text: a data URL, base64, sha256:..., or a path the operator allows")
-    # `data:image;base64,` names no format, which the wire insists on; base64 alone will do.
+    # `data:image;base64,` names no format, which `ScoreItem` requires; its base64 alone is accepted.
     return value.partition(",")[2] if value.startswith("data:image;base64,") else value
 
 
-async def judge(score: Score, items: Sequence[ScoreItem]) -> list[ScoreReply]:
-    """One reply per item, in order, of however many."""
+async def score_items(score: Score, items: Sequence[ScoreItem]) -> list[ScoreReply]:
+    """Score any number of items. Returns one reply per item, in order."""
     replies: list[ScoreReply] = []
     for start in range(0, len(items), MAX_ITEMS):
         replies += (await score(ScoreRequest(items=list(items[start : start + MAX_ITEMS])))).items
     return replies
 
 
-def rewards(replies: Sequence[ScoreReply]) -> list[float]:
-    """The reward of every reply; an HTTP error where one has none."""
-    failed = [(i, reply) for i, reply in enumerate(replies) if reply.reward is None]
-    if not failed:
+def require_rewards(replies: Sequence[ScoreReply]) -> list[float]:
+    """Return the reward of every reply. Raise HTTPException 503 or 422 if one is missing."""
+    failures = [(i, reply) for i, reply in enumerate(replies) if reply.reward is None]
+    if not failures:
         return [reply.reward for reply in replies if reply.reward is not None]
-    first, reply = failed[0]
-    told = f"{len(failed)} of {len(replies)} items have no reward; the first is {first}: {why(reply)}"
-    if any(reply.status in _PASSING for _, reply in failed):
-        raise HTTPException(503, told, headers={"Retry-After": str(RETRY_AFTER_S)})
-    raise HTTPException(422, told)
+    first, reply = failures[0]
+    detail = f"{len(failures)} of {len(replies)} items have no reward; the first is {first}: {failure_reason(reply)}"
+    if any(reply.status in _TRANSIENT for _, reply in failures):
+        raise HTTPException(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+    raise HTTPException(422, detail)
 
 
-def why(reply: ScoreReply) -> str:
-    """Why a reply has no reward."""
+def failure_reason(reply: ScoreReply) -> str:
+    """Return why a reply has no reward, in words."""
     return f"{reply.status.value}: {reply.detail}" if reply.detail else reply.status.value

@@ -1,9 +1,9 @@
-"""UniRL's reward service: `POST /score` and `GET /rewards`. The one reward served has the name `vlgenrm`, by which
-UniRL's client finds it in the service's `GET /health` before it asks for scores.
+"""UniRL's reward service: `POST /score` and `GET /rewards`.
 
-The last turn of a history counts: its image, and its text as a description of that image; `metadata` with `question`
-and `response` says what is to be judged instead. Failures are the protocol's own: the reward is absent from
-`results[i]` and `errors[i]` says why, upon which UniRL marks the sample as failed. No video.
+The only reward has the name `vlgenrm`; UniRL's client looks for it in `GET /health` before it requests scores. The last
+turn of a history is judged: its image, and its text as a description of that image. `metadata` with `question` and
+`response` replaces these texts. Failures have the protocol's own form: `results[i]` lacks the reward and `errors[i]`
+states why, upon which UniRL marks the sample as failed. Videos are not judged.
 """
 
 from typing import Any
@@ -12,15 +12,14 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
 from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.scoring import item, judge, why
-from vlgenrm_ray.serving.score import Score
+from vlgenrm_ray.serving.gateways.scoring import Score, build_item, failure_reason, score_items
 
 REWARD = "vlgenrm"
-_DESCRIBE = "Describe the image."
+_DEFAULT_QUESTION = "Describe the image."
 
 
-class Turn(BaseModel):
-    """A text with what was made of it."""
+class UniRlTurn(BaseModel):
+    """A text and the image or video that was generated from it."""
 
     text: str = ""
     image_b64: str | None = None
@@ -28,22 +27,22 @@ class Turn(BaseModel):
     video_path: str | None = None
 
 
-class Request(BaseModel):
+class UniRlRequest(BaseModel):
     """One sample."""
 
-    history: list[Turn]
+    history: list[UniRlTurn]
     required_rewards: list[str]
     metadata: dict[str, Any] | None = None
 
 
-class Batch(BaseModel):
+class UniRlBatch(BaseModel):
     """Samples to score together."""
 
-    requests: list[Request]
+    requests: list[UniRlRequest]
 
 
 def router(score: Score) -> APIRouter:
-    """`POST /score`, `GET /rewards`."""
+    """Serve `POST /score` and `GET /rewards`."""
     routes = APIRouter()
 
     @routes.get("/rewards")
@@ -51,7 +50,7 @@ def router(score: Score) -> APIRouter:
         return {"rewards": [REWARD]}
 
     @routes.post("/score")
-    async def scores(batch: Batch) -> dict[str, list[Any]]:
+    async def scores(batch: UniRlBatch) -> dict[str, list[Any]]:
         results: list[dict[str, dict[str, float]]] = [{} for _ in batch.requests]
         errors = [
             {name: f"not served; this service serves {REWARD}" for name in request.required_rewards if name != REWARD}
@@ -61,12 +60,12 @@ def router(score: Score) -> APIRouter:
         for i, request in enumerate(batch.requests):
             if REWARD in request.required_rewards:
                 try:
-                    items[i] = _item(i, request)
+                    items[i] = _build_item(i, request)
                 except HTTPException as refusal:
                     errors[i][REWARD] = str(refusal.detail)
-        for i, reply in zip(items, await judge(score, list(items.values())), strict=True):
+        for i, reply in zip(items, await score_items(score, list(items.values())), strict=True):
             if reply.reward is None:
-                errors[i][REWARD] = why(reply)
+                errors[i][REWARD] = failure_reason(reply)
             else:
                 results[i][REWARD] = {REWARD: reply.reward}
         return {"results": results, "errors": errors}
@@ -74,10 +73,15 @@ def router(score: Score) -> APIRouter:
     return routes
 
 
-def _item(number: int, request: Request) -> ScoreItem:
+def _build_item(number: int, request: UniRlRequest) -> ScoreItem:
     name = f"requests[{number}]"
     if not request.history or request.history[-1].image_b64 is None:
         raise HTTPException(422, f"{name}.history: the last turn has no image; videos are not judged")
-    last, told = request.history[-1], request.metadata or {}
-    asked = {"question": told.get("question", _DESCRIBE), "response": told.get("response", last.text)}
-    return item(name, images=[last.image_b64], reference=told.get("reference"), **asked)
+    last, metadata = request.history[-1], request.metadata or {}
+    return build_item(
+        name,
+        images=[last.image_b64],
+        question=metadata.get("question", _DEFAULT_QUESTION),
+        response=metadata.get("response", last.text),
+        reference=metadata.get("reference"),
+    )

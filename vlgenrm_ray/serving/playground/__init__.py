@@ -1,4 +1,4 @@
-"""`GET /`: a page to try the judge on, in one file without any other; and the example it can be filled with."""
+"""The playground: `GET /`, a single-file page to try the judge, and `GET /v1/example`, the example it loads."""
 
 import base64
 import hashlib
@@ -15,25 +15,25 @@ from vlgenrm_ray.serving.config import ServingConfig
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
-class Example(BaseModel):
-    """The canary, as something to begin with."""
+class PlaygroundExample(BaseModel):
+    """The canary as an example."""
 
     image: str
-    """A data URL."""
+    """Data URL."""
     question: str
     better: str
     worse: str
 
 
 def router(config: ServingConfig, canary: Canary, has_experts: bool) -> APIRouter:
-    """`GET /`, for everybody, and `GET /v1/example`, for users."""
+    """Serve the page, which is public, and the example, which needs the user's token."""
     routes = APIRouter()
     page = (files("vlgenrm_ray.serving.playground") / "playground.html").read_text()
-    headers = _headers(page)
+    headers = _security_headers(page)
     page = page.replace('data-experts=""', f'data-experts="{"yes" if has_experts else "no"}"')
     page = page.replace('data-critiques=""', f'data-critiques="{config.judge.num_critiques}"')
     page = page.replace('data-mode=""', f'data-mode="{config.judge.mode}"')
-    example = Example(
+    canary_example = PlaygroundExample(
         image=data_url(canary.data),
         question=canary.question,
         better=canary.better[0],
@@ -45,21 +45,21 @@ def router(config: ServingConfig, canary: Canary, has_experts: bool) -> APIRoute
         return Response(page, media_type="text/html; charset=utf-8", headers=headers)
 
     @routes.get("/v1/example")
-    async def show() -> Example:
-        """A picture with a better and a worse response, to try the service with."""
-        return example
+    async def example() -> PlaygroundExample:
+        """Return an image with a question, a better and a worse response."""
+        return canary_example
 
     return routes
 
 
-def _headers(page: str) -> dict[str, str]:
-    """Nothing runs but the page's own text, and it speaks to nobody but this service."""
+def _security_headers(page: str) -> dict[str, str]:
+    """Return headers that let only the page's own script and style run, and only connections to this service."""
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, text in _INLINE.findall(page):
         hashes[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
     policy = [
         "default-src 'none'",
-        *(f"{kind}-src {' '.join(found)}" for kind, found in hashes.items()),
+        *(f"{kind}-src {' '.join(values)}" for kind, values in hashes.items()),
         "img-src data: blob:",
         "connect-src 'self'",
         "base-uri 'none'",
