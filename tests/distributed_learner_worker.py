@@ -1,4 +1,4 @@
-"""What a policy's training asks of learner and critic, asked of each configuration and written down, for a test."""
+"""Work of two training workers for a test: each configuration of learner and critic, with results written to files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,46 +26,46 @@ LEARNING_RATE = 1e-3
 TEMPERATURE = 0.7
 DENOMINATOR = 50.0
 ROWS = 4
-"""Of each worker: the first this many examples are the first worker's."""
+"""Rows per worker; rank 0 has the first ones."""
 TARGET = 0.6
 CRITIC_LEARNING_RATE = 5e-3
 CRITIC_STEPS = 5
-CRITIC_KEPT_AT = 3
+CRITIC_SAVED_AT = 3
 
 
-def laboratory(base: Path, folder: Path, made: list[Example]) -> None:
-    """Runs on every worker: all configurations in turn. Writes `<configuration>/found-<worker>.pt`."""
+def run_learner_checks(base: Path, folder: Path, examples: list[Example]) -> None:
+    """Run all configurations in turn, on every worker. Writes `<configuration>/results-<rank>.pt`."""
     import torch
 
     for name, config in CONFIGS.items():
         target = folder / name
         target.mkdir(exist_ok=True)
-        found = _policy(base, config, target, made)
+        results = _policy(base, config, target, examples)
         if name in WITH_CRITIC:
-            found["critic"] = _critic(base, config, target, made)
-        torch.save(found, target / f"found-{torch.distributed.get_rank()}.pt")
+            results["critic"] = _critic(base, config, target, examples)
+        torch.save(results, target / f"results-{torch.distributed.get_rank()}.pt")
 
 
-def batches(base: Path, made: list[Example], worker: int, cuts: tuple[int, ...]) -> list[Any]:
-    """A worker's rows in micro-batches of these sizes; each row is a rollout of its example's completion."""
+def batches(base: Path, examples: list[Example], worker: int, cuts: tuple[int, ...]) -> list[Any]:
+    """Encode a worker's rows in micro-batches of these sizes; each row is a rollout of its example's completion."""
     from vlgenrm_ray.engines.vlm_batch import VlmEncoder
 
     encoder = VlmEncoder(base, ImageLimits())
     rows = []
-    for e in made[worker * ROWS :][:ROWS]:
+    for e in examples[worker * ROWS :][:ROWS]:
         written = encoder.encode(e.image, e.prompt, e.completion)
         rows.append((encoder.rollout(e.image, e.prompt, written.ids[written.num_prompt :]), e.image, 1.0))
     ends = [sum(cuts[: i + 1]) for i in range(len(cuts))]
     return [encoder.batch(rows[end - size : end]) for size, end in zip(cuts, ends, strict=True)]
 
 
-def families(base: Path, made: list[Example], worker: int, *, shared: bool) -> Any:
-    """A worker's rows, each with a second and a third sample of its prompt: some in one row, or each in its own."""
+def shared_prompt_batch(base: Path, examples: list[Example], worker: int, *, shared: bool) -> Any:
+    """Encode a worker's rows, each with two more samples of its prompt, in shared rows or in rows of their own."""
     from vlgenrm_ray.engines.vlm_batch import VlmEncoder
 
     encoder = VlmEncoder(base, ImageLimits())
     rows = []
-    for e in made[worker * ROWS :][:ROWS]:
+    for e in examples[worker * ROWS :][:ROWS]:
         written = encoder.encode(e.image, e.prompt, e.completion)
         ids = written.ids[written.num_prompt :]
         rows += [(encoder.rollout(e.image, e.prompt, of), e.image, 1.0) for of in (ids, ids[1:4], ids[::-1])]
@@ -77,40 +77,40 @@ def cross_entropy(_: int, batch: Any, tokens: Any) -> "torch.Tensor":
     return -(tokens.values * batch.weights).sum() / DENOMINATOR
 
 
-def steep(_: int, batch: Any, tokens: Any) -> "torch.Tensor":
-    """0 where it is, and of infinite slope."""
+def infinite_gradient(_: int, batch: Any, tokens: Any) -> "torch.Tensor":
+    """Return a loss of 0 with an infinite gradient."""
     return ((tokens.values - tokens.values.detach()).clamp(min=0).sqrt() * batch.weights).sum()
 
 
-def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Example]) -> dict[str, Any]:
-    """One learner takes its rows whole; another, which has its first learning in common with it, in parts."""
+def _policy(base: Path, config: DeepSpeedConfig, folder: Path, examples: list[Example]) -> dict[str, Any]:
+    """Train one learner on whole rows, and another, whose first steps are the same, on parts of them."""
     import torch.distributed as dist
 
     from vlgenrm_ray.engines.deepspeed import Learner
     from vlgenrm_ray.engines.deepspeed_model import NonFiniteGradient, NonFiniteLoss
     from vlgenrm_ray.engines.export import export
 
-    whole, parts = (batches(base, made, dist.get_rank(), cuts) for cuts in ((ROWS,), (1, ROWS - 1)))
+    whole, parts = (batches(base, examples, dist.get_rank(), cuts) for cuts in ((ROWS,), (1, ROWS - 1)))
     learner = Learner(base, config, seed=0, keep_reference=True)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "before": learner.logprobs(whole)[0],
         "tempered": learner.logprobs(whole, temperature=TEMPERATURE)[0],
     }
 
     def tempered(number: int, batch: Any, tokens: Any) -> "torch.Tensor":
-        found[f"learning-{number}"], found[f"entropy-{number}"] = tokens.values.detach(), tokens.entropy
+        results[f"training-{number}"], results[f"entropy-{number}"] = tokens.values.detach(), tokens.entropy
         return cross_entropy(number, batch, tokens) - tokens.entropy.sum() / DENOMINATOR
 
     options: dict[str, Any] = {"temperature": TEMPERATURE, "entropy": "gradient"}
-    found["steps"] = [learner.learn(whole, tempered, lr=0.0, **options)]
-    found["entropy"] = found["entropy-0"].detach()
-    found["learning"] = found["learning-0"]
-    found["steps"] += [learner.learn(whole, cross_entropy, lr=LEARNING_RATE) for _ in range(2)]
-    found["after"] = learner.logprobs(whole)[0]
-    found["reference"] = learner.logprobs(whole, reference=True)[0]
-    found["weights"] = dict(learner.weights())
-    assert learner.outline() == [weight_sync.entry(*one) for one in found["weights"].items()]
-    found["trained"] = [name for name, _ in learner.weights(trained_only=True)]
+    results["steps"] = [learner.learn(whole, tempered, lr=0.0, **options)]
+    results["entropy"] = results["entropy-0"].detach()
+    results["training"] = results["training-0"]
+    results["steps"] += [learner.learn(whole, cross_entropy, lr=LEARNING_RATE) for _ in range(2)]
+    results["after"] = learner.logprobs(whole)[0]
+    results["reference"] = learner.logprobs(whole, reference=True)[0]
+    results["weights"] = dict(learner.weights())
+    assert learner.outline() == [weight_sync.entry(*one) for one in results["weights"].items()]
+    results["trained"] = [name for name, _ in learner.weights(trained_only=True)]
     export(learner, folder / "model")
     learner.close()
 
@@ -118,52 +118,53 @@ def _policy(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Exampl
     with pytest.raises(ValueError, match="keep_reference"):
         learner.logprobs(whole, reference=True)
     padded = [*parts, replace(parts[0], counts=False)]
-    found["cut"] = [learner.learn(padded, tempered, lr=0.0, **options)]
-    found["cut"].append(learner.learn(padded, cross_entropy, lr=LEARNING_RATE))
-    found["cut"].append(learner.step(parts, denominator=DENOMINATOR, lr=LEARNING_RATE))
-    found["cut_after"] = learner.logprobs(whole)[0]
+    results["cut"] = [learner.learn(padded, tempered, lr=0.0, **options)]
+    results["cut"].append(learner.learn(padded, cross_entropy, lr=LEARNING_RATE))
+    results["cut"].append(learner.step(parts, denominator=DENOMINATOR, lr=LEARNING_RATE))
+    results["cut_after"] = learner.logprobs(whole)[0]
     for shared in (False, True):
-        batch = families(base, made, dist.get_rank(), shared=shared)
+        batch = shared_prompt_batch(base, examples, dist.get_rank(), shared=shared)
         step = learner.learn([batch], tempered, lr=0.0, **options)
-        found[f"shared: {shared}"] = learner.logprobs([batch])[0], found["entropy-0"].detach(), step
+        results[f"shared: {shared}"] = learner.logprobs([batch])[0], results["entropy-0"].detach(), step
     with pytest.raises(NonFiniteGradient):
-        learner.learn(parts, steep, lr=LEARNING_RATE)
-    found["unharmed"] = learner.logprobs(whole)[0]
+        learner.learn(parts, infinite_gradient, lr=LEARNING_RATE)
+    results["after_failed_steps"] = learner.logprobs(whole)[0]
     with pytest.raises(NonFiniteLoss) as caught:
         learner.learn(parts, lambda n, b, t: cross_entropy(n, b, t) * (float("inf") if n else 1.0), lr=LEARNING_RATE)
-    found["accused"] = list(caught.value.examples)
+    results["non_finite_examples"] = list(caught.value.examples)
     learner.close()
-    return {name: value for name, value in found.items() if "-" not in name}
+    return {name: value for name, value in results.items() if "-" not in name}
 
 
-def _critic(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Example]) -> dict[str, Any]:
+def _critic(base: Path, config: DeepSpeedConfig, folder: Path, examples: list[Example]) -> dict[str, Any]:
     import torch.distributed as dist
 
     from vlgenrm_ray.engines.critic import Critic
 
-    whole = batches(base, made, dist.get_rank(), (ROWS,))
+    whole = batches(base, examples, dist.get_rank(), (ROWS,))
 
     def squares(_: int, batch: Any, values: "torch.Tensor") -> "torch.Tensor":
         return ((values - TARGET) * batch.targets).square().sum() / DENOMINATOR
 
     critic = Critic(base, config, seed=0)
-    found: dict[str, Any] = {"begin": critic.values(whole)}
+    results: dict[str, Any] = {"begin": critic.values(whole)}
     losses = []
     for step in range(CRITIC_STEPS):
-        if step == CRITIC_KEPT_AT:
+        if step == CRITIC_SAVED_AT:
             (folder / "critic").mkdir(exist_ok=True)
             critic.save(folder / "critic")
         losses.append(critic.learn(whole, squares, lr=CRITIC_LEARNING_RATE).loss)
-    found |= {"losses": losses, "end": critic.values(whole)}
-    found["families"] = [
-        critic.values([families(base, made, dist.get_rank(), shared=shared)])[0] for shared in (False, True)
+    results |= {"losses": losses, "end": critic.values(whole)}
+    results["shared_prompts"] = [
+        critic.values([shared_prompt_batch(base, examples, dist.get_rank(), shared=shared)])[0]
+        for shared in (False, True)
     ]
     critic.close()
     critic = Critic(base, config, seed=1)
     critic.load(folder / "critic")
-    found["resumed"] = [
-        critic.learn(whole, squares, lr=CRITIC_LEARNING_RATE).loss for _ in range(CRITIC_KEPT_AT, CRITIC_STEPS)
+    results["resumed"] = [
+        critic.learn(whole, squares, lr=CRITIC_LEARNING_RATE).loss for _ in range(CRITIC_SAVED_AT, CRITIC_STEPS)
     ]
-    found["resumed_end"] = critic.values(whole)
+    results["resumed_end"] = critic.values(whole)
     critic.close()
-    return found
+    return results

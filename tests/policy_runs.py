@@ -1,4 +1,4 @@
-"""A policy's training of some steps on the embedded world, as a recipe and as the command."""
+"""Policy trainings of a few steps on the embedded world, by recipe and command."""
 
 import json
 from pathlib import Path
@@ -28,24 +28,24 @@ policy:
 """
 
 
-def write(folder: Path) -> Path:
-    """The recipe as a file."""
+def write_recipe(folder: Path) -> Path:
+    """Write the recipe to a file."""
     path = folder / "tiny.yaml"
     path.write_text(RECIPE)
     return path
 
 
 def train(recipe: Path, run: Path, *overrides: str) -> dict[str, Any]:
-    """Its summary."""
+    """Train, and return the summary."""
     return commands.train_policy(recipe, run=run, overrides=overrides)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Of a journal."""
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read a log file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def served_at(port: int) -> tuple[str, str]:
-    """Settings by which the reward is a service's, and the only measure."""
+def served_reward(port: int) -> tuple[str, str]:
+    """Return settings with a served reward as the only measure."""
     url = f"http://127.0.0.1:{port}"
     return f"policy.rewards=[{{name: served, url: '{url}', retries: 0}}]", "policy.evaluation.measure=''"

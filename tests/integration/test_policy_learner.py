@@ -1,31 +1,31 @@
-"""What a policy's loss needs of learner and critic, with two workers: ZeRO 0-3 and LoRA.
+"""Learner and critic under a policy's loss, with two workers: ZeRO 0-3 and LoRA.
 
-1. Log-probabilities and entropies are those of a plain forward pass, before and (of the exported folder) after updates.
-2. A loss of log-probabilities gives the step that the same loss gives in plain torch; how it is cut does not matter.
-3. The reference stays what the learner began with; the weights handed out are what an export writes.
-4. A critic learns a constant, and goes on after a restart as if never stopped.
+1. Log-probabilities and entropies equal those of a plain forward pass, before updates and (of the export) after.
+2. A loss of log-probabilities gives the same step as in plain torch, whatever the division into micro-batches.
+3. The reference stays the initial model; the weights for the engines equal those of an export.
+4. A critic learns a constant, and resumes bit for bit.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from tests.distributed_learner_worker import (
+from distributed_learner_worker import (
     CONFIGS,
-    CRITIC_KEPT_AT,
+    CRITIC_SAVED_AT,
     DENOMINATOR,
     ROWS,
     TEMPERATURE,
     WITH_CRITIC,
     batches,
-    laboratory,
+    run_learner_checks,
 )
-from tests.fp32_model import in_fp32
-from tests.plain_inputs import plain_inputs
-from tests.tensors import assert_close
-from tests.workers import NUM_WORKERS, run_on_workers
-from tests.world_examples import examples
+from fp32_model import in_fp32
+from plain_inputs import plain_inputs
+from tensors import assert_close
+from workers import NUM_WORKERS, run_on_workers
+from world_examples import examples
+
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.records import Example
 from vlgenrm_ray.shapes import pack_path
@@ -35,37 +35,37 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     return examples(tmp_path_factory.mktemp("images"), 2)
 
 
 @pytest.fixture(scope="module")
-def folder(made: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what the laboratory found."""
-    folder = tmp_path_factory.mktemp("laboratory")
-    run_on_workers(laboratory, folder, in_fp32(pack_path("vlm"), folder / "base"), folder, made)
+def folder(samples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the results."""
+    folder = tmp_path_factory.mktemp("results")
+    run_on_workers(run_learner_checks, folder, in_fp32(pack_path("vlm"), folder / "base"), folder, samples)
     return folder
 
 
-def found_by(folder: Path, name: str, worker: int) -> dict[str, Any]:
+def results_of(folder: Path, name: str, worker: int) -> dict[str, Any]:
     import torch
 
-    found: dict[str, Any] = torch.load(folder / name / f"found-{worker}.pt", weights_only=False)
-    return found
+    results: dict[str, Any] = torch.load(folder / name / f"results-{worker}.pt", weights_only=False)
+    return results
 
 
-class Plain:
-    """What transformers and torch alone say of both workers' rows."""
+class PlainModel:
+    """The same model in plain transformers, on the rows of both workers."""
 
-    def __init__(self, model: Path, made: list[Example]) -> None:
+    def __init__(self, model: Path, samples: list[Example]) -> None:
         import torch
         from transformers import AutoModelForImageTextToText
 
         self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
-        self.rows = [batches(model, made, worker, (ROWS,))[0] for worker in range(NUM_WORKERS)]
+        self.rows = [batches(model, samples, worker, (ROWS,))[0] for worker in range(NUM_WORKERS)]
 
     def log_probs(self, worker: int, temperature: float = 1.0) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Log-probabilities of tokens and entropies, [B, T], 0 outside completions."""
+        """Compute log-probabilities and entropies of tokens, [B, T]; 0 outside completions."""
         import torch
 
         batch = self.rows[worker]
@@ -79,14 +79,14 @@ class Plain:
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path, made: list[Example]) -> Plain:
-    return Plain(folder / "base", made)
+def plain(folder: Path, samples: list[Example]) -> PlainModel:
+    return PlainModel(folder / "base", samples)
 
 
-def test_a_rollout_is_the_prompt_and_the_ids(folder: Path, made: list[Example]) -> None:
+def test_a_rollout_is_the_prompt_and_the_ids(folder: Path, samples: list[Example]) -> None:
     from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 
-    encoder, e = VlmEncoder(folder / "base", ImageLimits()), made[0]
+    encoder, e = VlmEncoder(folder / "base", ImageLimits()), samples[0]
     written = encoder.encode(e.image, e.prompt, e.completion)
     ids = written.ids[written.num_prompt :]
     assert encoder.rollout(e.image, e.prompt, ids) == written
@@ -99,19 +99,19 @@ def test_a_rollout_is_the_prompt_and_the_ids(folder: Path, made: list[Example]) 
 @pytest.mark.parametrize("worker", [0, 1])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_log_probs_and_entropies_are_those_of_a_plain_forward(
-    folder: Path, plain: Plain, name: str, worker: int
+    folder: Path, plain: PlainModel, name: str, worker: int
 ) -> None:
-    found = found_by(folder, name, worker)
+    results = results_of(folder, name, worker)
     expected, _ = plain.log_probs(worker)
     tempered, entropy = plain.log_probs(worker, TEMPERATURE)
-    assert_close(found["before"], expected.detach(), atol=1e-4)
-    assert_close(found["tempered"], tempered.detach(), atol=1e-4)
-    assert_close(found["learning"], tempered.detach(), atol=1e-4)
-    assert_close(found["entropy"], entropy.detach(), atol=1e-4)
+    assert_close(results["before"], expected.detach(), atol=1e-4)
+    assert_close(results["tempered"], tempered.detach(), atol=1e-4)
+    assert_close(results["training"], tempered.detach(), atol=1e-4)
+    assert_close(results["entropy"], entropy.detach(), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_loss_has_the_gradient_that_plain_torch_has(folder: Path, plain: Plain, name: str) -> None:
+def test_a_loss_has_the_gradient_that_plain_torch_has(folder: Path, plain: PlainModel, name: str) -> None:
     plain.model.zero_grad()
     loss = 0.0
     for worker in range(NUM_WORKERS):
@@ -119,7 +119,7 @@ def test_a_loss_has_the_gradient_that_plain_torch_has(folder: Path, plain: Plain
         part = -(of_tokens + entropy).sum() / DENOMINATOR
         part.backward()
         loss += float(part.detach())
-    step = found_by(folder, name, 0)["steps"][0]
+    step = results_of(folder, name, 0)["steps"][0]
     assert step.loss == pytest.approx(loss, rel=1e-4)
     if name != "lora":
         learns = {n: p for n, p in plain.model.named_parameters() if name != "zero-0" or "visual" not in n}
@@ -128,19 +128,22 @@ def test_a_loss_has_the_gradient_that_plain_torch_has(folder: Path, plain: Plain
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_cuts_and_fillers_change_nothing_and_step_is_the_cross_entropy(folder: Path, name: str) -> None:
+def test_division_and_fillers_change_nothing_and_step_is_the_cross_entropy(folder: Path, name: str) -> None:
     for worker in range(NUM_WORKERS):
-        found = found_by(folder, name, worker)
-        for whole, cut in zip(found["steps"], found["cut"], strict=True):
+        results = results_of(folder, name, worker)
+        for whole, cut in zip(results["steps"], results["cut"], strict=True):
             assert (cut.loss, cut.grad_norm) == pytest.approx((whole.loss, whole.grad_norm), rel=1e-3)
-        assert_close(found["cut_after"], found["after"], atol=1e-3)
+        assert_close(results["cut_after"], results["after"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_samples_that_share_their_prompt_are_learnt_as_if_apart(folder: Path, name: str) -> None:
+def test_shared_prompts_train_like_separate_rows(folder: Path, name: str) -> None:
     for worker in range(NUM_WORKERS):
-        found = found_by(folder, name, worker)
-        (values, entropy, apart), (same_values, same_entropy, shared) = found["shared: False"], found["shared: True"]
+        results = results_of(folder, name, worker)
+        (values, entropy, apart), (same_values, same_entropy, shared) = (
+            results["shared: False"],
+            results["shared: True"],
+        )
         assert int((values != 0).any(-1).sum()) == 3 * ROWS
         assert_close(same_values, values, atol=1e-4)
         assert_close(same_entropy, entropy, atol=1e-4)
@@ -148,75 +151,73 @@ def test_samples_that_share_their_prompt_are_learnt_as_if_apart(folder: Path, na
 
 
 @pytest.mark.parametrize("name", WITH_CRITIC)
-def test_a_critic_says_the_same_of_samples_that_share_their_prompt(folder: Path, name: str) -> None:
+def test_a_critic_gives_the_same_values_with_shared_prompts(folder: Path, name: str) -> None:
     for worker in range(NUM_WORKERS):
-        apart, shared = found_by(folder, name, worker)["critic"]["families"]
+        apart, shared = results_of(folder, name, worker)["critic"]["shared_prompts"]
         assert float(apart.abs().max()) > 1e-2
         assert_close(shared, apart, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_scalar_that_is_not_finite_accuses_its_micro_batch(folder: Path, name: str) -> None:
-    assert found_by(folder, name, 1)["accused"] == [(1, row) for row in range(ROWS - 1)]
+def test_a_non_finite_loss_names_the_examples_of_its_micro_batch(folder: Path, name: str) -> None:
+    assert results_of(folder, name, 1)["non_finite_examples"] == [(1, row) for row in range(ROWS - 1)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_gradient_that_is_not_finite_is_not_learnt_from(folder: Path, name: str) -> None:
-    """That it is refused the laboratory itself asserts."""
+def test_a_non_finite_gradient_leaves_the_weights_unchanged(folder: Path, name: str) -> None:
+    """`run_learner_checks` asserts that the step is refused."""
     for worker in range(NUM_WORKERS):
-        found = found_by(folder, name, worker)
-        assert found["unharmed"].equal(found["cut_after"])
+        results = results_of(folder, name, worker)
+        assert results["after_failed_steps"].equal(results["cut_after"])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_reference_is_what_the_learner_began_with(folder: Path, name: str) -> None:
+def test_the_reference_is_the_initial_model(folder: Path, name: str) -> None:
     for worker in range(NUM_WORKERS):
-        found = found_by(folder, name, worker)
-        assert_close(found["reference"], found["before"], atol=1e-5)
-        assert float((found["after"] - found["before"]).abs().max()) > 1e-2
+        results = results_of(folder, name, worker)
+        assert_close(results["reference"], results["before"], atol=1e-5)
+        assert float((results["after"] - results["before"]).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_weights_are_those_of_the_export_and_those_that_learnt(
-    folder: Path, made: list[Example], name: str
-) -> None:
+def test_the_weights_equal_those_of_the_export(folder: Path, samples: list[Example], name: str) -> None:
     import torch
     from safetensors.torch import load_file
 
     exported = load_file(folder / name / "model" / "model.safetensors")
     base = load_file(folder / "base" / "model.safetensors")
     for worker in range(NUM_WORKERS):
-        weights = found_by(folder, name, worker)["weights"]
+        weights = results_of(folder, name, worker)["weights"]
         assert exported.keys() == base.keys() == weights.keys()
         assert all(torch.equal(exported[key], weights[key]) for key in exported)
-        after, _ = Plain(folder / name / "model", made).log_probs(worker)
-        assert_close(found_by(folder, name, worker)["after"], after.detach(), atol=1e-3)
+        after, _ = PlainModel(folder / name / "model", samples).log_probs(worker)
+        assert_close(results_of(folder, name, worker)["after"], after.detach(), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_only_trained_weights_when_asked(folder: Path, name: str) -> None:
+def test_trained_only_leaves_out_frozen_weights(folder: Path, name: str) -> None:
     import torch
     from safetensors.torch import load_file
 
-    found, base = found_by(folder, name, 0), load_file(folder / "base" / "model.safetensors")
-    changed = {key for key, weight in found["weights"].items() if not torch.equal(weight, base[key])}
-    assert changed <= set(found["trained"])
-    assert ("model.visual.pos_embed.weight" in found["trained"]) == (name not in ("zero-0", "lora"))
-    assert (len(found["trained"]) == len(base)) == (name not in ("zero-0", "lora"))
+    results, base = results_of(folder, name, 0), load_file(folder / "base" / "model.safetensors")
+    changed = {key for key, weight in results["weights"].items() if not torch.equal(weight, base[key])}
+    assert changed <= set(results["trained"])
+    assert ("model.visual.pos_embed.weight" in results["trained"]) == (name not in ("zero-0", "lora"))
+    assert (len(results["trained"]) == len(base)) == (name not in ("zero-0", "lora"))
 
 
 @pytest.mark.parametrize("name", WITH_CRITIC)
 def test_a_critic_learns_a_constant(folder: Path, name: str) -> None:
-    found = found_by(folder, name, 0)["critic"]
-    assert all(not values.any() for values in found["begin"])
-    assert found["losses"][-1] < 0.2 * found["losses"][0]
-    assert all(set(values[values != 0].sign().tolist()) == {1.0} for values in found["end"])
+    results = results_of(folder, name, 0)["critic"]
+    assert all(not values.any() for values in results["begin"])
+    assert results["losses"][-1] < 0.2 * results["losses"][0]
+    assert all(set(values[values != 0].sign().tolist()) == {1.0} for values in results["end"])
 
 
 @pytest.mark.parametrize("name", WITH_CRITIC)
-def test_a_resumed_critic_goes_on_as_if_never_stopped(folder: Path, name: str) -> None:
+def test_a_resumed_critic_continues_bit_for_bit(folder: Path, name: str) -> None:
     for worker in range(NUM_WORKERS):
-        found = found_by(folder, name, worker)["critic"]
-        assert found["resumed"] == found["losses"][CRITIC_KEPT_AT:]
-        for resumed, end in zip(found["resumed_end"], found["end"], strict=True):
+        results = results_of(folder, name, worker)["critic"]
+        assert results["resumed"] == results["losses"][CRITIC_SAVED_AT:]
+        for resumed, end in zip(results["resumed_end"], results["end"], strict=True):
             assert_close(resumed, end, rtol=0.0, atol=0.0)

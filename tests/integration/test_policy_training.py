@@ -1,4 +1,4 @@
-"""The training of a policy on real engines: what it writes, and what it says where it cannot."""
+"""Policy training on real engines: its files, its model, and its errors."""
 
 import json
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from event_files import shown
-from policy_runs import lines, served_at, train, write
+from policy_runs import read_log, served_reward, train, write_recipe
 
 from tests.integration.test_job_submit import free_port
 from vlgenrm_ray.errors import ConfigError, RemoteError
@@ -15,28 +15,28 @@ from vlgenrm_ray.policy import run as policy
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("recipe"))
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(scope="module")
 def whole(ray_local: None, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run that nothing interrupted."""
+    """Folder of an uninterrupted run."""
     run = tmp_path_factory.mktemp("whole")
     train(recipe, run)
     return run / "policy"
 
 
-def test_a_step_has_a_line_and_an_evaluation_has_one(whole: Path) -> None:
-    steps = lines(whole / "metrics.jsonl")
+def test_every_step_and_evaluation_has_a_line(whole: Path) -> None:
+    steps = read_log(whole / "metrics.jsonl")
     assert [step["step"] for step in steps] == [1, 2, 3, 4]
     assert {step["statuses"]["ok"] for step in steps} == {16}
     assert {step["staleness"] for step in steps} == {0.0}
-    # The engine's probabilities are those of the weights that learn.
+    # The probabilities of engine and trainer agree.
     assert max(step["mismatch"] for step in steps) < 1e-4
-    # The first version is the reference.
+    # The initial policy is the reference.
     assert steps[0]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
     assert steps[-1]["reference_kl"] > 1e-5
-    evaluations = lines(whole / "evaluations.jsonl")
+    evaluations = read_log(whole / "evaluations.jsonl")
     assert [(one["step"], one["num_measured"], len(one["outcomes"])) for one in evaluations] == [
         (0, 8, 8),
         (2, 8, 8),
@@ -44,17 +44,17 @@ def test_a_step_has_a_line_and_an_evaluation_has_one(whole: Path) -> None:
     ]
     # A function does not depend on the image.
     assert {one["image_reward_gain"] for one in evaluations} == {None}
-    assert [(one["step"], len(one["answers"])) for one in lines(whole / "samples.jsonl")] == [(1, 4), (3, 4)]
+    assert [(one["step"], len(one["answers"])) for one in read_log(whole / "samples.jsonl")] == [(1, 4), (3, 4)]
 
 
-def test_it_is_told_while_it_goes_on_and_drawn_at_its_end(whole: Path) -> None:
+def test_trackers_and_curves_have_every_step(whole: Path) -> None:
     assert shown(whole / "tensorboard", "train/reward") == [1, 2, 3, 4]
     assert shown(whole / "tensorboard", "evaluation/held_out") == [0, 2, 4]
     assert shown(whole / "tensorboard", "samples") == [1, 3]
     assert (whole / "curves.svg").read_text().count("<path") > 8
 
 
-def test_what_is_exported_is_a_model_that_learnt(whole: Path) -> None:
+def test_the_exported_models_are_trained(whole: Path) -> None:
     from safetensors.torch import load_file
     from transformers import AutoModelForImageTextToText
 
@@ -64,7 +64,7 @@ def test_what_is_exported_is_a_model_that_learnt(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
     assert (summary["steps"], summary["stopped"], summary["samples"], summary["failed"]) == (4, "", 64, 0)
     assert summary["best"] == best
-    assert best["held_out"] == max(one["held_out"] for one in lines(whole / "evaluations.jsonl"))
+    assert best["held_out"] == max(one["held_out"] for one in read_log(whole / "evaluations.jsonl"))
     for name in ("model", "best"):
         AutoModelForImageTextToText.from_pretrained(whole / name)
     (weights,) = (whole / "model").glob("*.safetensors")
@@ -74,7 +74,7 @@ def test_what_is_exported_is_a_model_that_learnt(whole: Path) -> None:
     assert not [name for name in changed if "visual" in name]
 
 
-def test_the_same_command_finds_it_done_and_another_is_refused(whole: Path, recipe: Path) -> None:
+def test_a_finished_run_is_returned_and_other_settings_are_refused(whole: Path, recipe: Path) -> None:
     written = (whole / "model" / "config.json").stat().st_mtime_ns
     assert train(recipe, whole.parent) == json.loads((whole / "summary.json").read_text())
     assert (whole / "model" / "config.json").stat().st_mtime_ns == written
@@ -93,16 +93,16 @@ def test_ppo_one_step_off(recipe: Path, ray_local: None, tmp_path: Path) -> None
         "policy.rollouts.engine.image_processor.size={shortest_edge: 1152, longest_edge: 1152}",
         *(f"policy.algorithm.{setting}" for setting in ppo),
     )
-    steps = lines(tmp_path / "policy" / "metrics.jsonl")
+    steps = read_log(tmp_path / "policy" / "metrics.jsonl")
     assert [step["staleness"] for step in steps] == [0.0, 1.0, 1.0, 1.0]
-    # Engine and learner see a picture as equally few tokens.
+    # Engine and learner encode an image as equally many tokens.
     assert steps[0]["mismatch"] < 1e-4
     assert min(step["value_grad_norm"] for step in steps) > 0
-    # The critic begins with 0 for everything.
+    # The critic starts with values of 0.
     assert steps[-1]["value_error"] < steps[0]["value_error"]
 
 
-def test_a_reward_that_is_absent_is_waited_for_and_then_named(
+def test_a_missing_reward_is_waited_for_and_then_named(
     recipe: Path,
     ray_local: None,
     tmp_path: Path,
@@ -113,6 +113,6 @@ def test_a_reward_that_is_absent_is_waited_for_and_then_named(
     port = free_port()
     began = time.monotonic()
     with pytest.raises(RemoteError, match=rf"no reward for \d+ s \(limit 2 s\).*127\.0\.0\.1:{port}.*run the same"):
-        train(recipe, tmp_path, *served_at(port), "policy.reward_retry.start_s=2")
+        train(recipe, tmp_path, *served_reward(port), "policy.reward_retry.start_s=2")
     assert time.monotonic() - began < 200.0
     assert f"the reward (http://127.0.0.1:{port})" in caplog.text

@@ -1,4 +1,4 @@
-"""A policy's training that is interrupted in every part goes on, and comes to what it would have come to."""
+"""Interrupted policy trainings: every part is killed once, and the results equal those of an uninterrupted run."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from event_files import shown
-from policy_runs import lines, served_at, train, write
+from policy_runs import read_log, served_reward, train, write_recipe
 from processes import below
 
 from tests.integration.test_job_submit import free_port
@@ -21,20 +21,18 @@ WAIT_S = 400.0
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("recipe"))
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(scope="module")
 def whole(ray_local: None, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run that nothing interrupted."""
+    """Folder of an uninterrupted run."""
     run = tmp_path_factory.mktemp("whole")
     train(recipe, run)
     return run / "policy"
 
 
-def test_driver_engine_and_learner_are_killed_and_every_step_is_as_without(
-    whole: Path, recipe: Path, tmp_path: Path
-) -> None:
+def test_steps_are_equal_after_kills_of_driver_engine_and_trainer(whole: Path, recipe: Path, tmp_path: Path) -> None:
     target = tmp_path / "policy"
     with driver(recipe, tmp_path) as process:
         wait_for_steps(target, 1, process)
@@ -45,23 +43,21 @@ def test_driver_engine_and_learner_are_killed_and_every_step_is_as_without(
         interruptions.enter_context(once_steps_are_done(target, 3, kill_a_worker))
         done = train(recipe, tmp_path)
     assert done["samples"] == 64
-    pieces, expected = lines(target / "metrics.jsonl"), lines(whole / "metrics.jsonl")
+    pieces, expected = read_log(target / "metrics.jsonl"), read_log(whole / "metrics.jsonl")
     assert [step["step"] for step in pieces] == [1, 2, 3, 4]
     for name in ("reward", "length", "loss", "reference_kl", "grad_norm"):
         found = [step[name] for step in pieces]
         assert found == pytest.approx([step[name] for step in expected], rel=1e-3, abs=1e-5), name
-    ends = [lines(folder / "evaluations.jsonl")[-1] for folder in (target, whole)]
+    ends = [read_log(folder / "evaluations.jsonl")[-1] for folder in (target, whole)]
     assert ends[0]["outcomes"] == ends[1]["outcomes"]
     tracked = shown(target / "tensorboard", "train/reward")
     assert tracked == sorted(set(tracked)), "no step twice"
     assert tracked[-1] == 4
 
 
-def test_a_reward_that_goes_away_stops_the_run_which_then_goes_on(
-    recipe: Path, ray_local: None, tmp_path: Path
-) -> None:
+def test_a_lost_reward_stops_the_run_which_then_resumes(recipe: Path, ray_local: None, tmp_path: Path) -> None:
     port = free_port()
-    settings = (*served_at(port), "policy.reward_retry.run_s=3", "policy.steps=3", "policy.evaluation.every=9")
+    settings = (*served_reward(port), "policy.reward_retry.run_s=3", "policy.steps=3", "policy.evaluation.every=9")
     target = tmp_path / "policy"
     with (
         service(port) as process,
@@ -69,22 +65,22 @@ def test_a_reward_that_goes_away_stops_the_run_which_then_goes_on(
         pytest.raises(RemoteError, match=r"no reward for \d+ s \(limit 3 s\)"),
     ):
         train(recipe, tmp_path, *settings)
-    before = lines(target / "metrics.jsonl")
+    before = read_log(target / "metrics.jsonl")
     assert 1 <= len(before) < 3
     with service(port):
         done = train(recipe, tmp_path, *settings)
     assert (done["steps"], done["failed"]) == (3, 0)
-    steps = lines(target / "metrics.jsonl")
+    steps = read_log(target / "metrics.jsonl")
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert steps[0] == before[0]
 
 
-# -- what they do to it ------------------------------------------------------------------------------------------------
+# -- interruptions ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def service(port: int) -> Iterator["subprocess.Popen[str]"]:
-    """A served reward in a process of its own."""
+    """Serve a reward in another process."""
     code = (
         "import sys, time\nfrom fake_service import FakeLengthService, listening\n"
         f"with listening(FakeLengthService(), {port}):\n    print('up', flush=True)\n    time.sleep(3600)"
@@ -103,7 +99,7 @@ def service(port: int) -> Iterator["subprocess.Popen[str]"]:
 
 @contextmanager
 def driver(recipe: Path, run: Path) -> Iterator["subprocess.Popen[str]"]:
-    """The command, on the cluster that the tests share."""
+    """Run the command on the cluster that the tests share."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
