@@ -1,5 +1,6 @@
 """Fixtures that several tests share. Nothing here imports Ray or torch before a test asks for it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,10 @@ def ray_local() -> Iterator[None]:
     """One local Ray for all integration tests of a session."""
     from vlgenrm_ray.cluster import connection
 
-    connection.connect("local")
+    with pytest.MonkeyPatch.context() as environment:
+        # Ray's workers import the fakes of this folder by the same names as pytest does.
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        connection.connect("local")
     yield
     import ray
 
