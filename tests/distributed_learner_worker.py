@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.engines import weight_sync
+from vlgenrm_ray.engines.contracts import TensorSpec
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig
 from vlgenrm_ray.records import Example
 
@@ -109,7 +109,7 @@ def _policy(base: Path, config: DeepSpeedConfig, folder: Path, examples: list[Ex
     results["after"] = learner.logprobs(whole)[0]
     results["reference"] = learner.logprobs(whole, reference=True)[0]
     results["weights"] = dict(learner.weights())
-    assert learner.outline() == [weight_sync.entry(*one) for one in results["weights"].items()]
+    assert learner.tensor_specs() == [TensorSpec.of(*one) for one in results["weights"].items()]
     results["trained"] = [name for name, _ in learner.weights(trained_only=True)]
     export(learner, folder / "model")
     learner.close()

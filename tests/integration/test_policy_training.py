@@ -113,6 +113,6 @@ def test_a_missing_reward_is_waited_for_and_then_named(
     port = free_port()
     began = time.monotonic()
     with pytest.raises(RemoteError, match=rf"no reward for \d+ s \(limit 2 s\).*127\.0\.0\.1:{port}.*run the same"):
-        train(recipe, tmp_path, *served_reward(port), "policy.reward_retry.start_s=2")
+        train(recipe, tmp_path, *served_reward(port), "policy.reward_retry.startup_timeout_s=2")
     assert time.monotonic() - began < 200.0
     assert f"the reward (http://127.0.0.1:{port})" in caplog.text

@@ -16,10 +16,10 @@ from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
-from vlgenrm_ray.policy import reward
-from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
-from vlgenrm_ray.policy.scored import Reward, RewardOutput
 from vlgenrm_ray.records import Rollout
+from vlgenrm_ray.rewards.composite import RetryConfig
+from vlgenrm_ray.rewards.config import RewardConfig, build_reward
+from vlgenrm_ray.rewards.reward import Reward, RewardOutput
 from vlgenrm_ray.serving.auth import Tokens
 from vlgenrm_ray.serving.config import ServingConfig, ServingLimits
 from vlgenrm_ray.shapes import pack_path
@@ -65,7 +65,8 @@ def asked(*texts: str, image: images.ImageRef | None = None) -> list[Rollout]:
 
 def judge(run_s: float = 0.0, start_s: float = 0.0, **config: object) -> Reward:
     made = RewardConfig.model_validate({"token_variable": "TOKEN", "retries": 0, "handle": "judge"} | config)
-    return reward.build([made], PatienceConfig(run_s=run_s, start_s=start_s), ImageLimits())
+    retry = RetryConfig(startup_timeout_s=start_s, outage_timeout_s=run_s)
+    return build_reward([made], retry, ImageLimits())
 
 
 def scored(by: Reward, rollouts: list[Rollout]) -> list[RewardOutput]:

@@ -1,4 +1,4 @@
-"""What a policy learns from, on the real engine: the tokens it sampled and their log-probabilities."""
+"""Rollouts on the real engine: sampled tokens, their log-probabilities, and new weights."""
 
 import math
 import shutil
@@ -13,10 +13,11 @@ from PIL import Image
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
-from vlgenrm_ray.engines.weight_sync import Checksum, Weights, pack
 from vlgenrm_ray.errors import ConfigError, WeightSyncError
-from vlgenrm_ray.policy.rollouts import RolloutEngine
+from vlgenrm_ray.policy.rollout_worker import RolloutWorker
 from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.weight_sync.object_store import pack
+from vlgenrm_ray.weight_sync.versions import WeightChecksum, WeightVersion
 
 if TYPE_CHECKING:
     import torch
@@ -31,16 +32,16 @@ def generator() -> Iterator[VllmGenerator]:
     engine.close()
 
 
-def ask(shade: int, text: str = "Describe the image.") -> Prompt:
+def prompt(shade: int, text: str = "Describe the image.") -> Prompt:
     return Prompt(images=(Image.new("RGB", (48, 48), (shade, 80, 120)),), text=text)
 
 
-def sampled(generator: VllmGenerator, sampling: Sampling, prompts: int = 4) -> list[Sample]:
-    outcomes = generator.generate([ask(shade) for shade in range(prompts)], sampling)
+def sampled(generator: VllmGenerator, sampling: Sampling, num_prompts: int = 4) -> list[Sample]:
+    outcomes = generator.generate([prompt(shade) for shade in range(num_prompts)], sampling)
     return [sample for outcome in outcomes if not isinstance(outcome, Refused) for sample in outcome]
 
 
-def test_every_token_is_there_with_the_end_of_turn(generator: VllmGenerator) -> None:
+def test_every_sampled_token_is_returned_with_the_end_of_turn(generator: VllmGenerator) -> None:
     samples = [
         sample
         for max_tokens in (3, 120)
@@ -55,12 +56,12 @@ def test_every_token_is_there_with_the_end_of_turn(generator: VllmGenerator) -> 
             assert sample.ids[-1] in generator.vocabulary.special
 
 
-def test_logprobs_are_of_the_tempered_distribution(generator: VllmGenerator) -> None:
-    """From p at temperature 1 follows p at any: the first tokens of many samples are nearly all there are."""
+def test_logprobs_are_those_of_the_distribution_at_the_temperature(generator: VllmGenerator) -> None:
+    """Log-probability differences of two first tokens halve at twice the temperature."""
 
     def first(temperature: float) -> dict[int, float]:
         (outcome,) = generator.generate(
-            [ask(1, "Is there a red circle?")],
+            [prompt(1, "Is there a red circle?")],
             Sampling(n=128, max_tokens=1, temperature=temperature, seed=1, logprobs=True),
         )
         assert not isinstance(outcome, Refused)
@@ -74,8 +75,8 @@ def test_logprobs_are_of_the_tempered_distribution(generator: VllmGenerator) -> 
     assert sum(map(math.exp, hot.values())) <= 1.0 + 1e-4
 
 
-def test_what_is_not_the_engines_to_give_is_refused(generator: VllmGenerator) -> None:
-    assert not sampled(generator, Sampling(max_tokens=2), prompts=1)[0].ids
+def test_sampling_that_the_engine_was_not_started_for_is_refused(generator: VllmGenerator) -> None:
+    assert not sampled(generator, Sampling(max_tokens=2), num_prompts=1)[0].ids
     with pytest.raises(ConfigError, match=r"engine\.logprobs: raw"):
         sampled(generator, Sampling(watch=("Yes",)))
 
@@ -86,7 +87,7 @@ def weights() -> "dict[str, torch.Tensor]":
     return {name: t for path in pack_path("vlm").glob("*.safetensors") for name, t in load_file(path).items()}
 
 
-def test_what_was_not_trained_may_be_left_out(generator: VllmGenerator) -> None:
+def test_untrained_weights_may_be_left_out(generator: VllmGenerator) -> None:
     greedy = Sampling(max_tokens=4, temperature=0.0, logprobs=True)
     generator.load_weights(weights().items())
     whole = sampled(generator, greedy)
@@ -97,7 +98,7 @@ def test_what_was_not_trained_may_be_left_out(generator: VllmGenerator) -> None:
     assert sampled(generator, greedy) == whole
 
 
-def test_weights_that_do_not_fit_are_an_error_until_whole_ones_come(generator: VllmGenerator) -> None:
+def test_weights_that_do_not_fit_are_an_error_until_a_full_set_is_loaded(generator: VllmGenerator) -> None:
     import torch
 
     greedy = Sampling(max_tokens=4, temperature=0.0, logprobs=True)
@@ -112,24 +113,24 @@ def test_weights_that_do_not_fit_are_an_error_until_whole_ones_come(generator: V
     assert sampled(generator, greedy) == whole
 
 
-def test_new_weights_are_those_of_an_engine_started_with_them(generator: VllmGenerator, tmp_path: Path) -> None:
-    """Last of this engine: what the two have in common ends with the other."""
+def test_loaded_weights_equal_those_of_an_engine_started_with_them(generator: VllmGenerator, tmp_path: Path) -> None:
+    """Runs last: closing the second engine ends the distributed state that both share."""
     from safetensors.torch import save_file
 
     greedy = Sampling(max_tokens=4, temperature=0.0, logprobs=True)
     generator.load_weights(weights().items())
     before = sampled(generator, greedy)
     new = {name: tensor * 1.05 if "language_model" in name else tensor for name, tensor in weights().items()}
-    total = Checksum()
-    parts = tuple(pack(total.counting(new.items()), part_bytes=1 << 20))
-    sent = Weights(version=1, checksum=total.hexdigest(), parts=parts)
+    checksum = WeightChecksum()
+    parts = tuple(pack(checksum.observe(new.items()), part_bytes=1 << 20))
+    sent = WeightVersion(version=1, checksum=checksum.hexdigest(), parts=parts)
     assert len(parts) > 2
 
-    engine = RolloutEngine(CONFIG, ImageLimits(), lambda config: generator)
+    worker = RolloutWorker(CONFIG, ImageLimits(), lambda config: generator)
     with pytest.raises(WeightSyncError, match=r"version 1 arrived damaged.*version 0 stays"):
-        engine.load(replace(sent, checksum="0" * 32), lambda: parts)
-    assert (sampled(generator, greedy), engine.version) == (before, 0)
-    assert engine.load(sent, lambda: parts) == 1
+        worker.load(replace(sent, checksum="0" * 32))
+    assert (sampled(generator, greedy), worker.version) == (before, 0)
+    assert worker.load(sent) == 1
     after = sampled(generator, greedy)
 
     shutil.copytree(pack_path("vlm"), tmp_path / "new")

@@ -1,6 +1,6 @@
-"""Both sides of a transfer on vLLM's own classes: its `LLM`, its workers, its transfer engines and its trainer engine.
+"""A weight transfer between GPUs on vLLM's own classes: its `LLM`, its workers, its transfer and trainer coordinator.
 
-Only what needs a GPU is straw: the communicator, the device, and the layers that the weights would be loaded into.
+Only what needs a GPU is a fake: the communicator, the device, and the layers that the weights are loaded into.
 """
 
 import queue
@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vlgenrm_ray.engines import weight_receiver, weight_sender, weight_sync
-from vlgenrm_ray.engines.weight_receiver import WorkerTally
-from vlgenrm_ray.engines.weight_sender import WeightSender
-from vlgenrm_ray.engines.weight_sync import Entry
-from vlgenrm_ray.engines.weight_transfer import Muster, Phase, engine_settings
+from vlgenrm_ray.engines.contracts import TensorSpec
 from vlgenrm_ray.errors import WeightSyncError
+from vlgenrm_ray.weight_sync import gpu_receiver, gpu_sender
+from vlgenrm_ray.weight_sync.coordinator import TransferGroup, TransferPhase
+from vlgenrm_ray.weight_sync.gpu_receiver import ReceiverExtension, engine_arguments
+from vlgenrm_ray.weight_sync.gpu_sender import GpuWeightSender
+from vlgenrm_ray.weight_sync.object_store import PART_BYTES
 
 if TYPE_CHECKING:
     import torch
 
 
-class Wire:
-    """One communicator: what rank 0 sends, every other rank gets, in order."""
+class FakeCommunicator:
+    """Delivers what rank 0 sends to every other rank, in order."""
 
     def __init__(self, world_size: int) -> None:
         self.queues: dict[int, queue.Queue[Any]] = {rank: queue.Queue() for rank in range(1, world_size)}
@@ -30,116 +31,116 @@ class Wire:
         self.damage = False
 
 
-class Member:
-    """A rank's end of it, in the place of a `PyNcclCommunicator`."""
+class FakeCommunicatorRank:
+    """The end of one rank, in place of a `PyNcclCommunicator`."""
 
-    def __init__(self, wire: Wire, rank: int) -> None:
-        assert rank not in wire.ranks
-        wire.ranks.append(rank)
-        self.wire, self.rank, self.destroyed = wire, rank, False
+    def __init__(self, communicator: FakeCommunicator, rank: int) -> None:
+        assert rank not in communicator.ranks
+        communicator.ranks.append(rank)
+        self.communicator, self.rank, self.destroyed = communicator, rank, False
 
     def broadcast(self, tensor: "torch.Tensor", src: int, stream: object = None) -> None:
         assert (src, self.destroyed) == (0, False)
         if self.rank == src:
-            for waiting in self.wire.queues.values():
+            for waiting in self.communicator.queues.values():
                 waiting.put(tensor.clone())
         else:
-            tensor.copy_(self.wire.queues[self.rank].get(timeout=20))
-            if self.wire.damage:
+            tensor.copy_(self.communicator.queues[self.rank].get(timeout=20))
+            if self.communicator.damage:
                 tensor.view(-1)[0] += 1
 
     def destroy(self) -> None:
         self.destroyed = True
 
 
-class Engines:
-    """Several `LLM`s without Ray; each has its part of a phase in turn."""
+class FakeCoordinator:
+    """A coordinator of several `LLM`s without Ray. Each executes a phase in turn."""
 
     def __init__(self, llms: dict[str, Any]) -> None:
         self.llms = llms
-        self.why = ""
+        self.cancel_reason = ""
 
-    def hold(self) -> Muster:
-        gpus = tuple(weight_receiver.take(llm, Phase.MUSTER, {}) for llm in self.llms.values())
-        self.muster = Muster(members=tuple(self.llms), gpus=gpus)
-        return self.muster
+    def begin(self) -> TransferGroup:
+        gpus = tuple(gpu_receiver.execute_phase(llm, TransferPhase.RENDEZVOUS, {}) for llm in self.llms.values())
+        self.group = TransferGroup(engines=tuple(self.llms), gpus=gpus)
+        return self.group
 
-    def phase(self, phase: Phase, info: dict[str, Any]) -> None:
-        infos = self.muster.infos(info) if phase is Phase.JOIN else [info] * len(self.llms)
+    def run_phase(self, phase: TransferPhase, info: dict[str, Any]) -> None:
+        infos = self.group.init_infos(info) if phase is TransferPhase.JOIN else [info] * len(self.llms)
         for llm, one in zip(self.llms.values(), infos, strict=True):
-            weight_receiver.take(llm, phase, one)
+            gpu_receiver.execute_phase(llm, phase, one)
 
-    def settle(self, version: int, checksum: str) -> None:
-        self.phase(Phase.FINISH, {"version": version, "checksum": checksum})
+    def commit(self, version: int, checksum: str) -> None:
+        self.run_phase(TransferPhase.FINISH, {"version": version, "checksum": checksum})
 
-    def let_go(self, why: str) -> None:
-        self.why = why
+    def cancel(self, reason: str) -> None:
+        self.cancel_reason = reason
 
 
 @pytest.fixture
-def wires(monkeypatch: pytest.MonkeyPatch) -> dict[int, Wire]:
-    """By port. vLLM as it is on a GPU, but for the GPU."""
+def communicators(monkeypatch: pytest.MonkeyPatch) -> dict[int, FakeCommunicator]:
+    """Return the communicators by port. vLLM runs as on a GPU, without one."""
     import torch
     from vllm.distributed.weight_transfer import nccl_common
     from vllm.model_executor.model_loader import reload
     from vllm.v1.worker import gpu_worker
 
-    made: dict[int, Wire] = {}
+    by_port: dict[int, FakeCommunicator] = {}
 
-    def joined(host: str, port: int, rank: int, world_size: int, device: object) -> Member:
-        return Member(made.setdefault(port, Wire(world_size)), rank)
+    def join(host: str, port: int, rank: int, world_size: int, device: object) -> FakeCommunicatorRank:
+        return FakeCommunicatorRank(by_port.setdefault(port, FakeCommunicator(world_size)), rank)
 
-    monkeypatch.setattr(nccl_common, "stateless_init_process_group", joined)
+    monkeypatch.setattr(nccl_common, "stateless_init_process_group", join)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     for name in ("initialize_layerwise_reload", "finalize_layerwise_reload"):
         monkeypatch.setattr(reload, name, lambda *_: None)
     monkeypatch.setattr(gpu_worker, "set_current_vllm_config", lambda _: nullcontext())
-    monkeypatch.setattr(weight_sender, "_GRACE_S", 0.0)
-    return made
+    monkeypatch.setattr(gpu_sender, "_EXTRA_TIMEOUT_S", 0.0)
+    return by_port
 
 
-class Model:
-    """Keeps what is loaded into it."""
+class FakeModel:
+    """Stores what is loaded into it."""
 
     def __init__(self) -> None:
         self.weights: dict[str, torch.Tensor] = {}
 
     def load_weights(self, weights: "Any") -> set[str]:
-        # As models do, which may be given an iterator.
+        # Reads an iterator once, as models do.
         loaded = {name: tensor.clone() for name, tensor in weights}
         self.weights |= loaded
         return set(loaded)
 
 
 def llm(tensor_parallel_size: int = 1) -> Any:
-    """vLLM's `LLM` over so many of its workers."""
+    """Return vLLM's `LLM` with so many of its workers."""
     from vllm import LLM
     from vllm.config import WeightTransferConfig
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.v1.worker.gpu_worker import Worker
 
-    class StrawWorker(WorkerTally, Worker):
+    class FakeWorker(ReceiverExtension, Worker):
         def __init__(self, rank: int) -> None:
-            self.model, self.rank = Model(), rank
+            self.model, self.rank = FakeModel(), rank
             parallel = SimpleNamespace(
                 data_parallel_index=0, data_parallel_rank=0, world_size=tensor_parallel_size, rank=rank
             )
             self.vllm_config = SimpleNamespace(parallel_config=parallel, model_config=None)
             self.model_runner = SimpleNamespace(reset_lora_state=lambda: None)
             self._weight_update_active = self._weight_update_is_draft = False
-            config = WeightTransferConfig(**engine_settings("nccl")["weight_transfer_config"])
+            config = WeightTransferConfig(**engine_arguments("nccl")["weight_transfer_config"])
             self.weight_transfer_engine = WeightTransferEngineFactory.create_engine(
                 config, self.vllm_config, "cpu", self.model
             )
 
-        def tally_gpu(self) -> str:
+        def receiver_gpu(self) -> str:
             return f"gpu {id(self)}"
 
-    class StrawCore:
+    class FakeCore:
         def __init__(self) -> None:
-            self.workers = [StrawWorker(rank) for rank in range(tensor_parallel_size)]
+            self.workers = [FakeWorker(rank) for rank in range(tensor_parallel_size)]
             self.weight_version, self.resets = "", 0
 
         def collective_rpc(
@@ -157,99 +158,99 @@ def llm(tensor_parallel_size: int = 1) -> Any:
         def reset_encoder_cache(self) -> None:
             self.resets += 1
 
-    class StrawLLM(LLM):
+    class FakeLLM(LLM):
         def __init__(self) -> None:
-            self.llm_engine = StrawCore()
+            self.llm_engine = FakeCore()
 
-    return StrawLLM()
+    return FakeLLM()
 
 
 def weights(factor: float = 1.0) -> "dict[str, torch.Tensor]":
     import torch
 
-    made = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     return {
-        "a.weight": factor * torch.randn(3, 5, generator=made).bfloat16(),
-        "b.bias": factor * torch.randn(7, generator=made),
-        "c.weight": factor * torch.randn(4, 6, generator=made).T,
+        "a.weight": factor * torch.randn(3, 5, generator=generator).bfloat16(),
+        "b.bias": factor * torch.randn(7, generator=generator),
+        "c.weight": factor * torch.randn(4, 6, generator=generator).T,
         "d.scale": factor * torch.ones(()),
     }
 
 
-def outline() -> list[Entry]:
-    return [weight_sync.entry(name, tensor) for name, tensor in weights().items()]
+def tensor_specs() -> list[TensorSpec]:
+    return [TensorSpec.of(name, tensor) for name, tensor in weights().items()]
 
 
-def sender(engines: Engines, outlined: Any = outline) -> WeightSender:
-    return WeightSender("nccl", engines, outlined, address="127.0.0.1", timeout_s=20.0)
+def make_sender(coordinator: FakeCoordinator, specs: Any = tensor_specs) -> GpuWeightSender:
+    return GpuWeightSender("nccl", coordinator, specs, address="127.0.0.1", timeout_s=20.0)
 
 
-def models(engines: Engines) -> list[Model]:
-    return [worker.model for one in engines.llms.values() for worker in one.llm_engine.workers]
+def models(coordinator: FakeCoordinator) -> list[FakeModel]:
+    return [worker.model for one in coordinator.llms.values() for worker in one.llm_engine.workers]
 
 
-def test_weights_come_to_every_worker_of_every_engine(wires: dict[int, Wire]) -> None:
-    engines = Engines({"one": llm(), "two": llm(tensor_parallel_size=2)})
-    sending = sender(engines)
+def test_weights_arrive_at_every_worker_of_every_engine(communicators: dict[int, FakeCommunicator]) -> None:
+    coordinator = FakeCoordinator({"one": llm(), "two": llm(tensor_parallel_size=2)})
+    sender = make_sender(coordinator)
     for version, factor in ((1, 1.0), (2, 0.5)):
-        sending.send(weights(factor).items(), version)
-        for model in models(engines):
+        sender.send(weights(factor).items(), version)
+        for model in models(coordinator):
             assert list(model.weights) == list(weights())
             assert all(model.weights[name].equal(tensor) for name, tensor in weights(factor).items())
-        assert {one.llm_engine.weight_version for one in engines.llms.values()} == {str(version)}
-    (wire,) = wires.values()
-    assert sorted(wire.ranks) == [0, 1, 2, 3]
-    assert {one.llm_engine.resets for one in engines.llms.values()} == {4}
+        assert {one.llm_engine.weight_version for one in coordinator.llms.values()} == {str(version)}
+    (communicator,) = communicators.values()
+    assert sorted(communicator.ranks) == [0, 1, 2, 3]
+    assert {one.llm_engine.resets for one in coordinator.llms.values()} == {4}
 
 
-def test_an_engine_that_was_started_again_joins_with_all_others(wires: dict[int, Wire]) -> None:
-    engines = Engines({"one": llm(), "two": llm()})
-    sending = sender(engines)
-    sending.send(weights().items(), 1)
-    ends = [one.llm_engine.workers[0].weight_transfer_engine.model_update_group for one in engines.llms.values()]
-    engines.llms = {"one": engines.llms["one"], "three": llm()}
-    sending.send(weights(0.5).items(), 2)
-    assert [end.destroyed for end in ends] == [True, False], "the lost one is not there to be told"
-    assert [sorted(wire.ranks) for wire in wires.values()] == [[0, 1, 2], [0, 1, 2]]
-    assert all(model.weights["b.bias"].equal(weights(0.5)["b.bias"]) for model in models(engines))
+def test_a_restarted_engine_joins_with_all_others(communicators: dict[int, FakeCommunicator]) -> None:
+    coordinator = FakeCoordinator({"one": llm(), "two": llm()})
+    sender = make_sender(coordinator)
+    sender.send(weights().items(), 1)
+    ends = [one.llm_engine.workers[0].weight_transfer_engine.model_update_group for one in coordinator.llms.values()]
+    coordinator.llms = {"one": coordinator.llms["one"], "three": llm()}
+    sender.send(weights(0.5).items(), 2)
+    assert [end.destroyed for end in ends] == [True, False], "a lost engine cannot leave its group"
+    assert [sorted(communicator.ranks) for communicator in communicators.values()] == [[0, 1, 2], [0, 1, 2]]
+    assert all(model.weights["b.bias"].equal(weights(0.5)["b.bias"]) for model in models(coordinator))
 
 
-def test_damage_on_the_way_is_found(wires: dict[int, Wire]) -> None:
-    engines = Engines({"one": llm()})
-    sending = sender(engines)
-    sending.send(weights().items(), 1)
-    next(iter(wires.values())).damage = True
+def test_damage_is_detected(communicators: dict[int, FakeCommunicator]) -> None:
+    coordinator = FakeCoordinator({"one": llm()})
+    sender = make_sender(coordinator)
+    sender.send(weights().items(), 1)
+    next(iter(communicators.values())).damage = True
     with pytest.raises(WeightSyncError, match="version 2 arrived damaged: checksum"):
-        sending.send(weights(0.5).items(), 2)
-    assert "version 2 failed" in engines.why
+        sender.send(weights(0.5).items(), 2)
+    assert "version 2 failed" in coordinator.cancel_reason
 
 
-def test_an_outline_of_other_weights_is_refused_by_vllm_itself(wires: dict[int, Wire]) -> None:
-    engines = Engines({"one": llm()})
-    with pytest.raises(WeightSyncError, match=r"broadcast failed: .*metadata\(\) disagrees"):
-        sender(engines, lambda: list(reversed(outline()))).send(weights().items(), 1)
+def test_specs_of_other_weights_are_refused_by_vllm_itself(communicators: dict[int, FakeCommunicator]) -> None:
+    coordinator = FakeCoordinator({"one": llm()})
+    with pytest.raises(WeightSyncError, match=r"receive failed: .*metadata\(\) disagrees"):
+        make_sender(coordinator, lambda: list(reversed(tensor_specs()))).send(weights().items(), 1)
 
 
-def test_an_engine_asked_out_of_turn_says_in_which_phase(wires: dict[int, Wire]) -> None:
-    with pytest.raises(WeightSyncError, match=r"does not take the weights \(broadcast\).*start_weight_update"):
-        weight_receiver.take(llm(), Phase.RECEIVE, {"names": [], "dtype_names": [], "shapes": []})
-    with pytest.raises(WeightSyncError, match=r"\(rendezvous\).*Invalid init_info"):
-        weight_receiver.take(llm(), Phase.JOIN, {"nonsense": 1})
+def test_a_phase_out_of_order_is_refused_and_named(communicators: dict[int, FakeCommunicator]) -> None:
+    with pytest.raises(WeightSyncError, match=r"refuses the receive phase.*start_weight_update"):
+        gpu_receiver.execute_phase(llm(), TransferPhase.RECEIVE, {"names": [], "dtype_names": [], "shapes": []})
+    with pytest.raises(WeightSyncError, match=r"refuses the join phase.*Invalid init_info"):
+        gpu_receiver.execute_phase(llm(), TransferPhase.JOIN, {"nonsense": 1})
 
 
-def test_vllm_knows_what_it_is_told(wires: dict[int, Wire]) -> None:
+def test_arguments_and_interfaces_are_those_of_vllm(communicators: dict[int, FakeCommunicator]) -> None:
     from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient
     from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferInitInfo
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.worker.gpu_worker import Worker
 
     for backend in ("nccl", "ipc"):
-        arguments = EngineArgs(model="any", **engine_settings(backend))
-        assert arguments.weight_transfer_config.backend == backend
-    assert not [name for name in dir(WorkerTally) if not name.startswith("__") and hasattr(Worker, name)]
-    passage = weight_sender._Passage(Engines({}), outline())
-    assert isinstance(passage, VLLMWeightSyncClient)
-    info = weight_sender._init_info("ipc", Muster(members=("a",), gpus=(("0",),)), outline(), "")
+        engine_args = EngineArgs(model="any", **engine_arguments(backend))
+        assert engine_args.weight_transfer_config.backend == backend
+    assert not [name for name in dir(ReceiverExtension) if not name.startswith("__") and hasattr(Worker, name)]
+    bridge = gpu_sender._VllmBridge(FakeCoordinator({}), tensor_specs())
+    assert isinstance(bridge, VLLMWeightSyncClient)
+    info = gpu_sender._trainer_init_info("ipc", TransferGroup(engines=("a",), gpus=(("0",),)), tensor_specs(), "")
     assert (info.rank, info.backend, info.packed) == (0, "ipc", True)
-    assert info.packed_buffer_size_bytes == weight_sync.PART_BYTES
+    assert info.packed_buffer_size_bytes == PART_BYTES
     assert IPCWeightTransferInitInfo(packed=info.packed).packed

@@ -134,6 +134,6 @@ def test_settings_are_read_by_their_old_names() -> None:
     with pytest.warns(FutureWarning, match="'sight' is now 'image_ablation'"):
         config = PolicyConfig.model_validate(REWARDS | old)
     assert (config.image_ablation.stop, config.reward_hacking, config.reward_failures.window) == (True, None, 2)
-    assert (config.reward_retry.run_s, config.algorithm.min_std) == (3.0, 0.5)
+    assert (config.reward_retry.outage_timeout_s, config.algorithm.min_std) == (3.0, 0.5)
     with pytest.warns(FutureWarning):
         assert EvaluationConfig.model_validate({"blank": 3}).num_image_ablations == 3

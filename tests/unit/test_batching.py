@@ -22,7 +22,7 @@ from vlgenrm_ray.policy.batching import (
 )
 from vlgenrm_ray.policy.config import PolicyConfig
 from vlgenrm_ray.policy.guards import RewardFailureRule, check_reward_failures
-from vlgenrm_ray.policy.rollouts import Group
+from vlgenrm_ray.policy.rollouts import RolloutGroup
 
 GRPO: dict[str, Any] = {"algorithm": "grpo", "scale": "none"}
 PROMPT = 5
@@ -33,14 +33,14 @@ GROUPS = st.lists(st.lists(st.integers(1, LIMIT - PROMPT), min_size=1, max_size=
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def group(*rewards: float | None, **over: Any) -> Group:
+def group(*rewards: float | None, **over: Any) -> RolloutGroup:
     return tuple(
         factories.rollout(f"q/s0/r{i}", reward=reward, status="timeout" if reward is None else "ok", **over)
         for i, reward in enumerate(rewards)
     )
 
 
-def build(*groups: Group, algorithm: dict[str, Any] = GRPO, **values: Any) -> TrainingSamples:
+def build(*groups: RolloutGroup, algorithm: dict[str, Any] = GRPO, **values: Any) -> TrainingSamples:
     config = PolicyConfig.model_validate({"rewards": [{"function": "a:b"}], "algorithm": algorithm} | values)
     return build_training_samples(groups, config, FakeEncoder())
 

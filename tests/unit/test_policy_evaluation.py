@@ -5,11 +5,11 @@ from typing import Any
 
 import factories
 import pytest
-from policy_examples import collected
+from fake_rollouts import rollout_batch
 
 from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.policy.evaluation import evaluation_metrics
-from vlgenrm_ray.policy.rollouts import Group
+from vlgenrm_ray.policy.rollouts import RolloutGroup
 from vlgenrm_ray.records import Question
 
 
@@ -22,7 +22,7 @@ def not_a_number(question: Question, text: str) -> float:
     return math.nan
 
 
-def answer(name: str, text: str, reward: float | None = None, **over: Any) -> Group:
+def answer(name: str, text: str, reward: float | None = None, **over: Any) -> RolloutGroup:
     return (factories.rollout(f"{name}/e0/r0", question=factories.question(name), text=text, reward=reward, **over),)
 
 
@@ -33,7 +33,7 @@ def test_answers_are_evaluated_by_reward_and_measure() -> None:
         answer("c", "?", None),
         answer("d", "", None, ids=(), logprobs=()),
     ]
-    assert evaluation_metrics(collected(*answers), f"{__name__}:half_of_yes") == {
+    assert evaluation_metrics(rollout_batch(*answers), f"{__name__}:half_of_yes") == {
         "reward": pytest.approx(0.65),
         "num_rewarded": 2,
         "length": 1.75,
@@ -47,17 +47,17 @@ def test_answers_are_evaluated_by_reward_and_measure() -> None:
 
 
 def test_without_a_measure_there_are_only_rewards() -> None:
-    metrics = evaluation_metrics(collected(answer("a", "Yes.", 0.9)), "")
+    metrics = evaluation_metrics(rollout_batch(answer("a", "Yes.", 0.9)), "")
     assert (metrics["reward"], metrics["value"], metrics["num_measured"], metrics["outcomes"]) == (0.9, None, 0, {})
 
 
 def test_without_any_value_the_means_are_none() -> None:
-    metrics = evaluation_metrics(collected(answer("a", "?", None)), f"{__name__}:half_of_yes")
+    metrics = evaluation_metrics(rollout_batch(answer("a", "?", None)), f"{__name__}:half_of_yes")
     assert (metrics["reward"], metrics["value"]) == (None, None)
 
 
 def test_a_measure_that_returns_no_finite_number_is_named() -> None:
     with pytest.raises(StageError, match=r"returned nan for a/e0/r0; it must be a finite number"):
-        evaluation_metrics(collected(answer("a", "Yes.")), f"{__name__}:not_a_number")
+        evaluation_metrics(rollout_batch(answer("a", "Yes.")), f"{__name__}:not_a_number")
     with pytest.raises(ConfigError, match=r"give module:function"):
-        evaluation_metrics(collected(answer("a", "Yes.")), "nowhere:nothing")
+        evaluation_metrics(rollout_batch(answer("a", "Yes.")), "nowhere:nothing")

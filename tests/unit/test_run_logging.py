@@ -7,12 +7,11 @@ from typing import Any
 
 import factories
 import pytest
-from policy_examples import collected
+from fake_rollouts import rollout_batch
 
 from vlgenrm_ray.data.store import read_json
 from vlgenrm_ray.policy.config import PolicyConfig
-from vlgenrm_ray.policy.reward import RewardConfig
-from vlgenrm_ray.policy.rollouts import Group
+from vlgenrm_ray.policy.rollouts import RolloutGroup
 from vlgenrm_ray.policy.run_logging import (
     ConsoleReporter,
     RunLogger,
@@ -22,6 +21,7 @@ from vlgenrm_ray.policy.run_logging import (
     read_lines,
     rollout_metrics,
 )
+from vlgenrm_ray.rewards.config import RewardConfig
 
 CONFIG = PolicyConfig(rewards=(RewardConfig(function="a:b"),), trackers=())
 
@@ -50,7 +50,7 @@ def log_steps(paths: RunPaths, steps: int) -> RunLogger:
     logger.log_evaluation(evaluation(0))
     for step in range(1, steps + 1):
         logger.log_step({"step": step})
-        logger.log_samples(step, collected((factories.rollout(),)))
+        logger.log_samples(step, rollout_batch((factories.rollout(),)))
         logger.log_evaluation(evaluation(step))
     return logger
 
@@ -102,7 +102,7 @@ def test_samples_have_all_answers_of_a_question(paths: RunPaths) -> None:
         factories.rollout("q0/s0/r0", text="Yes.", critique="Right."),
         factories.rollout("q0/s0/r1", text="No.", reward=None, status="timeout"),
     )
-    logger_of(paths).log_samples(1, collected(answers, (factories.rollout("q1/s0/r0"),)))
+    logger_of(paths).log_samples(1, rollout_batch(answers, (factories.rollout("q1/s0/r0"),)))
     (line,) = read_lines(paths.samples)
     question = answers[0].question
     assert (line["step"], line["image"], line["question"]) == (1, question.image.uri, question.text)
@@ -121,7 +121,7 @@ def test_a_disabled_logger_writes_nothing(paths: RunPaths, tmp_path: Path) -> No
     logger = logger_of(paths, enabled=False)
     logger.start(0, total_steps=9)
     logger.log_step({"step": 1})
-    logger.log_samples(1, collected((factories.rollout(),)))
+    logger.log_samples(1, rollout_batch((factories.rollout(),)))
     logger.log_evaluation(evaluation(1))
     logger.log_best(evaluation(1))
     logger.finish(steps=1, stopped="")
@@ -131,7 +131,7 @@ def test_a_disabled_logger_writes_nothing(paths: RunPaths, tmp_path: Path) -> No
 # -- metrics of rollouts -----------------------------------------------------------------------------------------------
 
 
-def group(*rewards: float | None, **over: Any) -> Group:
+def group(*rewards: float | None, **over: Any) -> RolloutGroup:
     return tuple(
         factories.rollout(f"q/s0/r{i}", reward=reward, status="timeout" if reward is None else "ok", **over)
         for i, reward in enumerate(rewards)
@@ -142,7 +142,7 @@ def test_metrics_of_a_step() -> None:
     stale = group(1.0, 0.5, step=3, version=2)
     unwritten = group(None, ids=(), logprobs=(), finish="", step=3, version=3)
     truncated = group(0.0, None, finish="length", step=3, version=3)
-    batch = collected(stale, unwritten, truncated, statuses={"ok": 7, "timeout": 3}, num_replaced=2)
+    batch = rollout_batch(stale, unwritten, truncated, statuses={"ok": 7, "timeout": 3}, num_replaced=2)
     assert rollout_metrics(batch) == {
         # Samples of replaced groups are counted as well.
         "samples": 10.0,
@@ -158,7 +158,7 @@ def test_metrics_of_a_step() -> None:
 
 def test_unknown_metrics_are_left_out() -> None:
     unwritten = group(None, ids=(), logprobs=(), finish="")
-    assert rollout_metrics(collected(unwritten, statuses=Counter(timeout=1))) == {
+    assert rollout_metrics(rollout_batch(unwritten, statuses=Counter(timeout=1))) == {
         "samples": 1.0,
         "failed": 1.0,
         "groups_replaced": 0.0,
@@ -220,7 +220,7 @@ def test_lines_are_reported_once_and_again_only_if_written_again(paths: RunPaths
     logger.log_evaluation(evaluation(0))
     report = ConsoleReporter(paths)
     assert report() == [], "lines of an earlier call"
-    logger.log_samples(1, collected((factories.rollout(),)))
+    logger.log_samples(1, rollout_batch((factories.rollout(),)))
     logger.log_evaluation(evaluation(2))
     logger.log_evaluation(evaluation(4))
     assert [text.split(":")[0] for text in report()] == ["step 1", "evaluation after step 2", "evaluation after step 4"]

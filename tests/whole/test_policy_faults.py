@@ -57,7 +57,12 @@ def test_steps_are_equal_after_kills_of_driver_engine_and_trainer(whole: Path, r
 
 def test_a_lost_reward_stops_the_run_which_then_resumes(recipe: Path, ray_local: None, tmp_path: Path) -> None:
     port = free_port()
-    settings = (*served_reward(port), "policy.reward_retry.run_s=3", "policy.steps=3", "policy.evaluation.every=9")
+    settings = (
+        *served_reward(port),
+        "policy.reward_retry.outage_timeout_s=3",
+        "policy.steps=3",
+        "policy.evaluation.every=9",
+    )
     target = tmp_path / "policy"
     with (
         service(port) as process,
@@ -124,4 +129,4 @@ def wait_for_steps(target: Path, number: int, process: "subprocess.Popen[str]") 
 
 
 def kill_the_engine() -> None:
-    below("ray::RolloutActor")[0].kill()
+    below("ray::RolloutWorker")[0].kill()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.errors import InputError, StageError
-from vlgenrm_ray.policy.reward import RewardConfig
+from vlgenrm_ray.rewards.config import RewardConfig
 
 Mode = Literal["synchronous", "one_step_off"]
 
@@ -31,7 +31,7 @@ def work(recipe: PolicyRunConfig, *, steps: int, threads: int, mode: Mode = "syn
         "mode": mode,
         "steps": steps,
         "critic_warmup": 0,
-        "rollouts": rollouts.model_copy(update={"actors": 1, "num_cpus": float(threads), "engine": engine}),
+        "rollouts": rollouts.model_copy(update={"num_engines": 1, "num_cpus": float(threads), "engine": engine}),
         "workers": 1,
         "num_cpus": threads,
         "checkpoint_every": 0,

@@ -17,8 +17,9 @@ from vlgenrm_ray.bench.trl_arguments import Generation, arguments
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.store import StageFolder
-from vlgenrm_ray.policy import function_reward, order
+from vlgenrm_ray.policy.rollouts import step_indices
 from vlgenrm_ray.records import Question
+from vlgenrm_ray.rewards.function import load_function
 
 
 def main(run: Path, generation: Generation, micro_batches: int, target: Path) -> None:
@@ -35,7 +36,7 @@ def _asked(settings: PolicyRunConfig, pool: Sequence[Question]) -> list[Question
     return [
         pool[place]
         for step in range(policy.steps)
-        for place in order.asked(len(pool), policy.questions_per_step, seed=policy.seed, step=step)
+        for place in step_indices(len(pool), policy.questions_per_step, seed=policy.seed, step=step)
     ]
 
 
@@ -53,7 +54,7 @@ def _train(settings: PolicyRunConfig, questions: Sequence[Question], given: dict
     # TRL pads prompts on the left, and takes it for granted that the tokenizer does.
     processor.tokenizer.padding_side = "left"
     if given.get("use_vllm"):
-        trl_vllm.mend(settings.policy.rollouts.engine_of(settings.base), image_token=processor.image_token_id)
+        trl_vllm.mend(settings.policy.rollouts.engine_config(settings.base), image_token=processor.image_token_id)
     watch = _Watch(questions, settings, target / "metrics.jsonl")
 
     class Steps(TrainerCallback):  # type: ignore[misc]
@@ -85,7 +86,7 @@ class _Watch:
 
     def __init__(self, questions: Sequence[Question], settings: PolicyRunConfig, path: Path) -> None:
         self._questions = questions
-        self._measure = function_reward.load(settings.policy.evaluation.measure)
+        self._measure = load_function(settings.policy.evaluation.measure)
         self._path = path
         self._step = 0
         self._mark = time.monotonic()

@@ -2,9 +2,8 @@
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from vlgenrm_ray.engines.weight_transfer import Phase
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Box
 
@@ -74,6 +73,21 @@ class Refused:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, dtype and shape of a tensor."""
+
+    name: str
+    dtype: str
+    """Name of the torch dtype without `torch.`, for instance `bfloat16`."""
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: "torch.Tensor") -> Self:
+        """Return the spec of a tensor."""
+        return cls(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))
+
+
 def too_many(num_images: int, most: int) -> Refused | None:
     """The refusal of a prompt with more images than an engine takes (`VllmConfig.max_images`); None where it may be."""
     if num_images <= most:
@@ -119,11 +133,9 @@ class PolicyGenerator(StreamingGenerator, Protocol):
         """
         ...
 
-    def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
-        """Take part in a phase of a transfer of weights from GPU to GPU: see `weight_transfer.Phase`.
-
-        No sample may be under way from the first phase to the last. Raises WeightSyncError.
-        """
+    @property
+    def llm(self) -> Any:
+        """The vendor's engine object, for weight transfers into its GPU memory (`weight_sync.gpu_receiver`)."""
         ...
 
 

@@ -9,13 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.engines.contracts import TensorSpec
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, frozen_settings
 from vlgenrm_ray.engines.deepspeed_model import DeepSpeedModel, StepResult, TrainedModel, prepare_process
-from vlgenrm_ray.engines.exported_weights import exported_weights, outline
+from vlgenrm_ray.engines.exported_weights import exported_specs, exported_weights
 from vlgenrm_ray.engines.log_probs import EntropyMode, LogProbs, log_probs
 from vlgenrm_ray.engines.vlm_batch import Batch
 from vlgenrm_ray.engines.vlm_module import load_module, with_adapters
-from vlgenrm_ray.engines.weight_sync import Entry
 
 if TYPE_CHECKING:
     import torch
@@ -116,16 +116,22 @@ class Learner(TrainedModel):
 
     # -- handing out -------------------------------------------------------------------------------------------
 
-    def weights(self, *, trained_only: bool = False, as_learnt: bool = False) -> "Iterator[tuple[str, torch.Tensor]]":
+    def weights(
+        self, *, trained_only: bool = False, training_dtype: bool = False
+    ) -> "Iterator[tuple[str, torch.Tensor]]":
         """Names and whole weights as an export has them, adapters merged, one by one: see `exported_weights`.
 
         Every worker goes through all of them, and gets them all.
         """
-        return exported_weights(self._model(), self.model_folder, trained_only=trained_only, as_learnt=as_learnt)
+        return exported_weights(
+            self._model(), self.model_folder, trained_only=trained_only, training_dtype=training_dtype
+        )
 
-    def outline(self, *, trained_only: bool = False, as_learnt: bool = False) -> list[Entry]:
+    def tensor_specs(self, *, trained_only: bool = False, training_dtype: bool = False) -> list[TensorSpec]:
         """Names, dtypes and shapes of what `weights` gives, in its order. Not collective."""
-        return outline(self._model(), self.model_folder, trained_only=trained_only, as_learnt=as_learnt)
+        return exported_specs(
+            self._model(), self.model_folder, trained_only=trained_only, training_dtype=training_dtype
+        )
 
     def close(self) -> None:
         """Free what DeepSpeed holds."""

@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.engines import model_folder, weight_receiver, weight_sync
+from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment, versions
 from vlgenrm_ray.engines.vllm_requests import Requests, refusal, spread, summary
-from vlgenrm_ray.engines.weight_transfer import Phase
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, StageError, WeightSyncError
 
 if TYPE_CHECKING:
@@ -17,6 +16,10 @@ if TYPE_CHECKING:
     _Requests = Mapping[int, tuple[dict[str, Any] | Refused, SamplingParams]]
 
 __all__ = ["VllmConfig", "VllmGenerator", "versions"]
+
+
+_FUSED_LAYERS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+"""Linear layers that vLLM fuses into one. From a part of them it would make a layer with random rest."""
 
 
 class VllmGenerator:
@@ -81,13 +84,14 @@ class VllmGenerator:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         except Exception as error:
             raise WeightSyncError(f"vLLM does not take the weights: {summary(error)}") from error
-        if lacked := weight_sync.lacking(names):
-            raise WeightSyncError(f"weights of a fused layer come together; {lacked[0]} did not come")
-        weight_receiver.forget(self._llm)
+        if missing := missing_fused_layers(names):
+            raise WeightSyncError(f"weights of a fused layer come together; {missing[0]} did not come")
+        reset_caches(self._llm)
 
-    def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
-        """See `contracts.PolicyGenerator`; the engine's settings must be those of `weight_transfer.engine_settings`."""
-        return weight_receiver.take(self._llm, phase, info)
+    @property
+    def llm(self) -> "LLM":
+        """The `vllm.LLM`. See `contracts.PolicyGenerator`."""
+        return self._llm
 
     def versions(self) -> dict[str, str]:
         """Versions of the engine and of what it stands on."""
@@ -175,3 +179,20 @@ class VllmGenerator:
                 return sample
             samples.append(sample)
         return samples
+
+
+def missing_fused_layers(names: Iterable[str]) -> list[str]:
+    """Return the weights that vLLM fuses with some of `names`, and that are not among them."""
+    present = set(names)
+    needed = set()
+    for name in present:
+        path, _, kind = name.rpartition(".")
+        parent, _, layer = path.rpartition(".")
+        needed |= {f"{parent}.{sibling}.{kind}" for fused in _FUSED_LAYERS if layer in fused for sibling in fused}
+    return sorted(needed - present)
+
+
+def reset_caches(llm: "LLM") -> None:
+    """Drop what the previous weights computed for prompts and images; new weights must not use it."""
+    llm.reset_prefix_cache()
+    llm.llm_engine.reset_encoder_cache()

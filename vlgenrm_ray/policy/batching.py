@@ -16,9 +16,9 @@ from vlgenrm_ray.engines.vlm_batch import TextError, Tokens, VlmEncoder
 from vlgenrm_ray.policy.advantages import GroupStatus, shape_reward
 from vlgenrm_ray.policy.algorithms import resolve_algorithm
 from vlgenrm_ray.policy.config import AlgorithmConfig, PolicyConfig
-from vlgenrm_ray.policy.rollouts import Group
-from vlgenrm_ray.policy.scored import OK
+from vlgenrm_ray.policy.rollouts import RolloutGroup
 from vlgenrm_ray.records import Rollout
+from vlgenrm_ray.rewards.reward import OK
 
 SKIPPED = "longer than policy.tokens_per_batch"
 """Status under which skipped samples are counted."""
@@ -64,7 +64,9 @@ class TrainingSamples:
         return {**statuses, OK: statuses[OK] - self.num_skipped, SKIPPED: self.num_skipped}
 
 
-def build_training_samples(groups: Sequence[Group], config: PolicyConfig, encoder: VlmEncoder) -> TrainingSamples:
+def build_training_samples(
+    groups: Sequence[RolloutGroup], config: PolicyConfig, encoder: VlmEncoder
+) -> TrainingSamples:
     """Build the training samples of a step: shape rewards, compute advantages, encode prompts and responses.
 
     Args:
@@ -106,7 +108,7 @@ def shaped_reward(rollout: Rollout, config: AlgorithmConfig, *, max_tokens: int)
     )
 
 
-def group_statuses(groups: Sequence[Group], config: AlgorithmConfig, *, max_tokens: int) -> list[GroupStatus]:
+def group_statuses(groups: Sequence[RolloutGroup], config: AlgorithmConfig, *, max_tokens: int) -> list[GroupStatus]:
     """Return the use that training will make of each group, from its shaped rewards."""
     estimate = resolve_algorithm(config.algorithm).group_advantages
     if estimate is None:

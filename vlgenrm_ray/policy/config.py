@@ -13,11 +13,12 @@ from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.policy.algorithms import resolve_algorithm
 from vlgenrm_ray.policy.guards import ImageAblationRule, RewardFailureRule, RewardHackingRule
-from vlgenrm_ray.policy.reward import PatienceConfig, RewardConfig
 from vlgenrm_ray.policy.rollouts import RolloutsConfig
-from vlgenrm_ray.policy.sync import SyncConfig, Way, way
 from vlgenrm_ray.policy.trackers import TrackerName
+from vlgenrm_ray.rewards.composite import RetryConfig
+from vlgenrm_ray.rewards.config import RewardConfig
 from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.weight_sync.config import SyncBackend, SyncConfig, resolve_backend
 
 
 def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +203,7 @@ class PolicyConfig(Settings):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     """The reward is their weighted sum."""
-    reward_retry: PatienceConfig = PatienceConfig()
+    reward_retry: RetryConfig = RetryConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
     sync: SyncConfig = SyncConfig()
     mode: Literal["synchronous", "one_step_off"] = "synchronous"
@@ -248,7 +249,7 @@ class PolicyConfig(Settings):
 
     @model_validator(mode="after")
     def _check_weight_sync(self) -> Self:
-        self.way()
+        self.sync_backend()
         return self
 
     @model_validator(mode="after")
@@ -277,6 +278,14 @@ class PolicyConfig(Settings):
             )
         return self
 
-    def way(self) -> Way:
-        """Return the transport of new weights to the rollout engines."""
-        return way(self.sync, self.rollouts, workers=self.workers, num_gpus=self.num_gpus)
+    def sync_backend(self) -> SyncBackend:
+        """Return the transport of new weights to the rollout engines. Raises ValueError if the GPUs do not allow it."""
+        rollouts = self.rollouts
+        return resolve_backend(
+            self.sync,
+            num_workers=self.workers,
+            worker_gpus=self.num_gpus,
+            num_engines=rollouts.num_engines,
+            engine_gpus=rollouts.num_gpus,
+            tensor_parallel_size=rollouts.engine.tensor_parallel_size,
+        )

@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 from vlgenrm_ray.errors import StageError
-from vlgenrm_ray.policy import sight
-from vlgenrm_ray.policy.collecting import Collected
-from vlgenrm_ray.policy.function_reward import load
+from vlgenrm_ray.policy.rollouts import RolloutBatch
+from vlgenrm_ray.rewards.function import load_function
+from vlgenrm_ray.rewards.image_ablation import ablation_metrics
 
 
-def evaluation_metrics(batch: Collected, measure: str) -> dict[str, Any]:
+def evaluation_metrics(batch: RolloutBatch, measure: str) -> dict[str, Any]:
     """Compute the metrics of one evaluation.
 
     Args:
@@ -19,7 +19,7 @@ def evaluation_metrics(batch: Collected, measure: str) -> dict[str, Any]:
     Returns:
         `reward`: mean over the `num_rewarded` answers that have one; `value`: mean of the measure over the
         `num_measured` answers it accepts, None without one; `outcomes`: value by question id; `length`: mean tokens;
-        `blank_image_reward` and `image_reward_gain`, see `image_ablation`.
+        `blank_image_reward` and `image_reward_gain`, see `ablation_metrics`.
 
     Raises:
         ConfigError: `measure` names no function.
@@ -27,7 +27,6 @@ def evaluation_metrics(batch: Collected, measure: str) -> dict[str, Any]:
     """
     answers = [group[0] for group in batch.groups]
     rewards = [answer.reward for answer in answers if answer.reward is not None]
-    ablation = sight.figures(batch.looks)
     metrics: dict[str, Any] = {
         "reward": sum(rewards) / len(rewards) if rewards else None,
         "num_rewarded": len(rewards),
@@ -35,12 +34,11 @@ def evaluation_metrics(batch: Collected, measure: str) -> dict[str, Any]:
         "value": None,
         "num_measured": 0,
         "outcomes": {},
-        "blank_image_reward": ablation["blank_reward"],
-        "image_reward_gain": ablation["sight"],
+        **ablation_metrics(batch.ablations),
     }
     if not measure:
         return metrics
-    function = load(measure)
+    function = load_function(measure)
     outcomes: dict[str, float] = {}
     for answer in answers:
         # A failed generation is not an answer: its value is unknown, not 0.

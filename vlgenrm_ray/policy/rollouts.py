@@ -1,68 +1,65 @@
-"""A policy's samples: groups of one question, from an engine whose weights are exchanged while it runs."""
+"""Rollouts of a policy: settings, requests, groups, batches, and the schedule of questions.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+A request asks for the group of one question: `group_size` rollouts that share its prompt. All groups of a step are a
+`RolloutBatch`. Requests are made by `orchestrator.RolloutCollector` and sampled by `rollout_worker.RolloutWorker`.
+"""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pydantic import Field
 
-from vlgenrm_ray.data import images
-from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.engines import weight_sync
-from vlgenrm_ray.engines.contracts import PolicyGenerator, Prompt, Refused, Sample, Sampling
-from vlgenrm_ray.engines.vllm_config import VllmConfig, stay_in_process
-from vlgenrm_ray.engines.weight_sync import Part, Weights
-from vlgenrm_ray.engines.weight_transfer import Phase
+from vlgenrm_ray.engines.contracts import Sampling
+from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.records import Question, Rollout
+from vlgenrm_ray.rewards.image_ablation import AblationResult
 from vlgenrm_ray.settings import Settings
 
-if TYPE_CHECKING:
-    import PIL.Image
-
 UNSCORED = "unscored"
-_DECODERS = 8
-"""Threads that open images; Pillow decodes outside Python's lock."""
+"""Status of a rollout that was sampled and has not been scored yet."""
 
-Ref = TypeVar("Ref")
-Group = tuple[Rollout, ...]
-"""The samples of one question."""
-Build = Callable[[VllmConfig], PolicyGenerator]
-"""Starts an engine, in the process that owns it."""
+RolloutGroup = tuple[Rollout, ...]
+"""The rollouts of one question."""
 
 
 class RolloutsConfig(Settings):
-    """Who samples, and how."""
+    """The rollout engines, and how they sample."""
+
+    renamed: ClassVar = {"actors": "num_engines", "restarts": "max_restarts"}
 
     engine: VllmConfig = VllmConfig()
-    """`model` and `logprobs` are set by the run."""
-    actors: int = Field(default=1, ge=1)
-    """Engines, each with a copy of the policy."""
+    """Settings of vLLM. `model` and `logprobs` are set by the run."""
+    num_engines: int = Field(default=1, ge=1)
+    """Rollout engines, each with a copy of the policy."""
     num_cpus: float = Field(default=1.0, gt=0.0)
-    """CPUs (hence threads) of each."""
+    """CPUs (hence threads) of each engine."""
     num_gpus: float = Field(default=0.0, ge=0.0)
-    """GPUs of each."""
+    """GPUs of each engine."""
     group_size: int = Field(default=8, ge=1)
-    """Samples per question; they share its prefill."""
+    """Rollouts per question. They share the prefill of the prompt."""
     temperature: float = Field(default=1.0, gt=0.0)
+    """Sampling temperature of rollouts to train on."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Of the likeliest tokens only so many are sampled for training as have this probability together. What is cut off
-    cannot be learnt; nor can a judge's weakness for odd texts, which one lucky sample would begin. Importance weights
-    tell of it: the sampler's probabilities are those of what is left."""
+    """Nucleus sampling of rollouts to train on: only the likeliest tokens that together have this probability are
+    sampled. What is cut off cannot be reinforced, in particular odd texts that a judge happens to like. The mismatch
+    shows in the importance weights, because the engine's log-probabilities are those of the truncated distribution."""
     evaluation_temperature: float = Field(default=0.0, ge=0.0)
-    """Of the answers to held-out questions, one each; 0: the likeliest."""
+    """Sampling temperature of the answers to held-out questions, one per question; 0: greedy."""
     max_tokens: int = Field(default=128, ge=1)
-    """Longest response, its end included."""
-    restarts: int = Field(default=3, ge=0)
-    """Times in a row that a lost engine is started again, none of which finished a group, before the run stops."""
+    """Longest response in tokens, the end of turn included."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Times in a row that a lost engine is restarted without having finished a group, before the run stops."""
     start_timeout_s: float = Field(default=900.0, gt=0.0)
-    """Longest that an engine may take to start."""
+    """Seconds that an engine may take to start."""
     stall_timeout_s: float = Field(default=900.0, gt=0.0)
-    """Longest that an engine with questions may take until the next group of samples is finished. One that takes longer
-    is taken to hang, and is treated as lost."""
+    """Seconds that an engine with requests may take to finish the next group. A slower engine counts as lost."""
 
-    def sampling(self) -> Sampling:
-        """For training."""
+    def training_sampling(self) -> Sampling:
+        """Return the sampling parameters of rollouts to train on."""
         return Sampling(
             n=self.group_size,
             temperature=self.temperature,
@@ -71,97 +68,99 @@ class RolloutsConfig(Settings):
             logprobs=True,
         )
 
-    def answering(self) -> Sampling:
-        """For evaluation."""
+    def evaluation_sampling(self) -> Sampling:
+        """Return the sampling parameters of answers to held-out questions."""
         return Sampling(n=1, temperature=self.evaluation_temperature, max_tokens=self.max_tokens, logprobs=True)
 
-    def engine_of(self, model: str) -> VllmConfig:
-        """The engine's settings for a model folder."""
+    def engine_config(self, model: str) -> VllmConfig:
+        """Return the settings of an engine that samples from the model folder `model`."""
         return self.engine.model_copy(update={"model": model, "logprobs": "sampled"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One question of a step."""
+class RolloutRequest:
+    """A request for the rollouts of one question."""
 
     question: Question
     step: int
+    """Training step, from 0; for an evaluation the number of steps done."""
     seed: int
-    occasion: str = "s"
-    """Letter before the step in a rollout's id: `s`, or `e` for an evaluation."""
+    """Sampling seed, in [0, 2^31)."""
+    purpose: str = "s"
+    """Letter before the step in the rollout's id: `s` for a training step, `e` for an evaluation."""
 
-    def id(self, number: int) -> str:
-        """Of the sample with that number."""
-        return f"{self.question.id}/{self.occasion}{self.step}/r{number}"
+    def rollout_id(self, index: int) -> str:
+        """Return the id of the rollout with this index in its group."""
+        return f"{self.question.id}/{self.purpose}{self.step}/r{index}"
 
 
-class RolloutEngine:
-    """One engine with the policy's present weights; says one thing at a time. Knows nothing of Ray."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatch:
+    """The scored rollouts of one training step, or of one evaluation."""
 
-    def __init__(self, config: VllmConfig, limits: ImageLimits, build: Build) -> None:
-        """Start the engine. Raises as `build` does."""
-        stay_in_process()
-        self.limits = limits
-        self.generator = build(config)
-        self.version = 0
-        """0: the weights of the model folder."""
+    step: int
+    groups: tuple[RolloutGroup, ...]
+    """Groups in the order of their requests. A group that was replaced is not among them."""
+    statuses: Mapping[str, int]
+    """Number of rollouts of each status (`ok`: has a reward), those of replaced groups included."""
+    num_replaced: int
+    """Groups that were replaced by others because they gave no gradient."""
+    sampling_s: float
+    """Seconds until the last group was sampled."""
+    scoring_s: float
+    """Seconds from then until the last reward arrived."""
+    failure_details: Mapping[str, str] = field(default_factory=dict)
+    """Status of failed rewards -> explanation of the first rollout with that status."""
+    ablations: tuple[AblationResult, ...] = ()
+    """Evaluations only: some of the answers, scored with blank images as well."""
 
-    def sample(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[tuple[int, Group]]:
-        """Groups with their place in `asked`, as they are finished: `sampling.n` rollouts each, none with a reward.
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """The rollouts of all groups, in order."""
+        return tuple(rollout for group in self.groups for rollout in group)
 
-        A question that cannot be asked has rollouts without text, whose status says why. Raises EngineLostError.
-        """
-        with ThreadPoolExecutor(_DECODERS) as threads:
-            shown = list(threads.map(self._open, [one.question for one in asked]))
-        able: list[tuple[int, Prompt]] = []
-        for place, (one, picture) in enumerate(zip(asked, shown, strict=True)):
-            if isinstance(picture, Refused):
-                yield place, self._group(one, picture, sampling.n)
-            else:
-                able.append((place, Prompt(images=(picture,), text=one.question.text)))
-        seeds = [asked[place].seed for place, _ in able]
-        for number, outcome in self.generator.as_finished([prompt for _, prompt in able], sampling, seeds):
-            place = able[number][0]
-            yield place, self._group(asked[place], outcome, sampling.n)
 
-    def load(self, weights: Weights[Ref], parts: Callable[[], Iterable[Part]]) -> int:
-        """Take new weights; their version. `parts` gets `weights.parts`, once to check them and once to load them.
+# -- schedule ----------------------------------------------------------------------------------------------------------
+# Functions of (seed, step) alone, so that a resumed run continues with the same questions and seeds.
 
-        Raises WeightSyncError where they did not arrive as they were sent (the present version stays) or do not fit.
-        """
-        weight_sync.check(parts(), weights, self.version)
-        self.generator.load_weights(tensor for part in parts() for tensor in part.tensors())
-        self.version = weights.version
-        return self.version
 
-    def transfer(self, phase: Phase, info: Mapping[str, Any]) -> Any:
-        """Take part in a transfer of weights from GPU to GPU. Raises WeightSyncError, EngineLostError."""
-        found = self.generator.transfer(phase, info)
-        if phase is Phase.FINISH:
-            self.version = info["version"]
-        return found
+def step_indices(num_questions: int, per_step: int, *, seed: int, step: int) -> list[int]:
+    """Return the indices of the questions of a step.
 
-    def _open(self, question: Question) -> "PIL.Image.Image | Refused":
-        try:
-            return images.read(question.image, self.limits)
-        except ImageError as error:
-            return Refused(reason=error.reason, detail=error.detail)
+    Every epoch visits the questions in a new order. The rest of an epoch that would not fill a step is dropped, so that
+    no step has a question twice.
 
-    def _group(self, asked: Asked, outcome: Sequence[Sample] | Refused, num_samples: int) -> Group:
-        if isinstance(outcome, Refused):
-            return tuple(self._rollout(asked, number, None, outcome.reason.value) for number in range(num_samples))
-        return tuple(self._rollout(asked, number, sample, UNSCORED) for number, sample in enumerate(outcome))
+    Args:
+        num_questions: Number of questions to train on.
+        per_step: Questions per step.
+        seed: Seed of the run.
+        step: Step, from 0.
 
-    def _rollout(self, asked: Asked, number: int, sample: Sample | None, status: str) -> Rollout:
-        return Rollout(
-            id=asked.id(number),
-            question=asked.question,
-            step=asked.step,
-            version=self.version,
-            ids=sample.ids if sample else (),
-            logprobs=sample.logprobs if sample else (),
-            text=sample.text if sample else "",
-            finish=sample.finish if sample else "",
-            reward=None,
-            status=status,
+    Raises:
+        ConfigError: There are fewer questions than a step needs.
+    """
+    if num_questions < per_step:
+        raise ConfigError(
+            f"questions_per_step is {per_step}, and the pool has {num_questions} questions; lower it, or use a larger "
+            "pool"
         )
+    epoch, part = divmod(step, num_questions // per_step)
+    indices = _shuffle(list(range(num_questions)), f"{seed}/pass {epoch}")
+    return indices[part * per_step : (part + 1) * per_step]
+
+
+def replacement_indices(num_questions: int, per_step: int, *, seed: int, step: int) -> list[int]:
+    """Return the indices of all questions that are not in the step, in the order in which they replace some of it."""
+    used = set(step_indices(num_questions, per_step, seed=seed, step=step))
+    return _shuffle([index for index in range(num_questions) if index not in used], f"{seed}/instead {step}")
+
+
+def sampling_seed(seed: int, step: int, question_id: str) -> int:
+    """Return the sampling seed of a question at a step, in [0, 2^31): the same on every engine and after a restart."""
+    digest = hashlib.sha256(f"{seed}/{step}/{question_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _shuffle(indices: list[int], seed: str) -> list[int]:
+    random.Random(seed).shuffle(indices)
+    return indices

@@ -30,12 +30,12 @@ from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import StageError, VlGenRMError
-from vlgenrm_ray.policy import collector, function_reward
-from vlgenrm_ray.policy.collector import CollectorJob
 from vlgenrm_ray.policy.config import PolicyConfig
-from vlgenrm_ray.policy.reward import RewardConfig
+from vlgenrm_ray.policy.orchestrator import OrchestratorConfig, start_orchestrator
 from vlgenrm_ray.policy.run_logging import ConsoleReporter, RunPaths, read_lines
 from vlgenrm_ray.policy.trainer import PolicyTrainerJob, train_worker
+from vlgenrm_ray.rewards.config import RewardConfig
+from vlgenrm_ray.rewards.function import load_function
 from vlgenrm_ray.settings import digest
 
 STAGE = "policy"
@@ -73,13 +73,13 @@ def run(
     if summary_path.exists():
         return read_json(summary_path)
     for function in filter(None, (config.evaluation.measure, *(reward.function for reward in config.rewards))):
-        function_reward.load(function)
+        load_function(function)
     for judge in (reward.judge for reward in config.rewards if reward.judge is not None):
         model_folder.locate(judge.engine.model)
     resources.check_resources(resource_requests(config), connection.survey())
     started = time.monotonic()
     # A fresh name: other runs have an orchestrator of their own, and that of an earlier call may not have ended yet.
-    orchestrator = f"collector-{uuid.uuid4().hex}"
+    orchestrator = f"orchestrator-{uuid.uuid4().hex}"
     paths = RunPaths(target.absolute())
     job = PolicyTrainerJob(config=config, base=base.absolute(), paths=paths, orchestrator=orchestrator)
     paths.failure.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def resource_requests(config: PolicyConfig) -> list[ResourceRequest]:
         ResourceRequest(
             stage=STAGE,
             role="rollout engine",
-            count=rollouts.actors,
+            count=rollouts.num_engines,
             num_cpus=rollouts.num_cpus,
             num_gpus=rollouts.num_gpus,
         ),
@@ -143,21 +143,21 @@ def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder)
     import ray
 
     config, paths = job.config, job.paths
-    actor = collector.start(
-        CollectorJob(
+    actor = start_orchestrator(
+        OrchestratorConfig(
             model=str(job.base),
             questions=questions,
             held_out=held_out,
             rollouts=config.rollouts,
             rewards=config.rewards,
-            patience=config.reward_retry,
+            retry=config.reward_retry,
             algorithm=config.algorithm,
             questions_per_step=config.questions_per_step,
             seed=config.seed,
             images=config.images,
-            blank=config.evaluation.num_image_ablations,
+            num_ablated=config.evaluation.num_image_ablations,
             sync=config.sync,
-            way=config.way(),
+            backend=config.sync_backend(),
         ),
         job.orchestrator,
     )

@@ -18,11 +18,11 @@ from rich.table import Table
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import read_json, write_json
-from vlgenrm_ray.policy.collecting import Collected
 from vlgenrm_ray.policy.config import PolicyConfig
-from vlgenrm_ray.policy.scored import OK
+from vlgenrm_ray.policy.rollouts import RolloutBatch
 from vlgenrm_ray.policy.trackers import TrackerContext, TrackerGroup
 from vlgenrm_ray.records import ImageRef
+from vlgenrm_ray.rewards.reward import OK
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -126,7 +126,7 @@ class RunLogger:
         self._append(self._paths.metrics, line)
         self._trackers.log_step(line)
 
-    def log_samples(self, step: int, batch: Collected) -> None:
+    def log_samples(self, step: int, batch: RolloutBatch) -> None:
         """Write the first question of a step with its answers, critiques and rewards."""
         group = batch.groups[0]
         question = group[0].question
@@ -170,7 +170,7 @@ class RunLogger:
             write_json(path, value)
 
 
-def rollout_metrics(batch: Collected) -> dict[str, float]:
+def rollout_metrics(batch: RolloutBatch) -> dict[str, float]:
     """Compute rewards, lengths, failures and staleness of a step's rollouts. Unknown values are left out.
 
     Returns:

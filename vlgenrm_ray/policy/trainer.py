@@ -10,24 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.policy.batching import TrainingSamples, build_training_samples, plan_micro_batches
-from vlgenrm_ray.policy.collecting import Collected
+from vlgenrm_ray.policy.client import RolloutClient
 from vlgenrm_ray.policy.config import PolicyConfig
 from vlgenrm_ray.policy.evaluation import evaluation_metrics
 from vlgenrm_ray.policy.guards import TrainingHistory
+from vlgenrm_ray.policy.rollouts import RolloutBatch
 from vlgenrm_ray.policy.run_logging import RunLogger, RunPaths, rollout_metrics
-from vlgenrm_ray.policy.supply import Supply
 from vlgenrm_ray.policy.updater import PolicyUpdater
 from vlgenrm_ray.policy.worker_context import WorkerContext
-
-if TYPE_CHECKING:
-    from vlgenrm_ray.policy.source import Source
 
 _POLICY, _CRITIC, _PROGRESS = "policy", "critic", "progress.json"
 """Contents of a checkpoint."""
@@ -83,10 +79,15 @@ class _PolicyTrainer:
         # An image must become the same number of tokens here as in the rollout engine.
         self.encoder = VlmEncoder(job.base, config.images, image_processor=config.rollouts.engine.image_processor)
         self.updater = PolicyUpdater(config, self.encoder, self.learner, self.critic, rank=self.context.rank)
-        self.client = Supply(
+        exported = {"trained_only": config.engine.freeze_vision, "training_dtype": True}
+        self.client = RolloutClient(
             self.context,
-            self._source() if self.context.is_rank0 else None,
-            lambda: self.learner.weights(trained_only=config.engine.freeze_vision, as_learnt=True),
+            job.orchestrator,
+            partial(self.learner.weights, **exported),
+            partial(self.learner.tensor_specs, **exported),
+            backend=config.sync_backend(),
+            sync_timeout_s=config.sync.timeout_s,
+            retries=config.retries,
         )
         self.logger = RunLogger(job.paths, config, enabled=self.context.is_rank0)
         self.history = TrainingHistory()
@@ -108,30 +109,19 @@ class _PolicyTrainer:
         export(self.learner, self.job.paths.model)
         self.logger.finish(steps=num_done, stopped=stop_reason)
 
-    def _source(self) -> "Source":
-        from vlgenrm_ray.policy import straight
-        from vlgenrm_ray.policy.source import Source
-
-        way, config = self.config.way(), self.config
-        if way == "object_store":
-            return Source(self.job.orchestrator, retries=config.retries)
-        outline = partial(self.learner.outline, trained_only=config.engine.freeze_vision, as_learnt=True)
-        sender = partial(straight.sender, backend=way, outline=outline, timeout_s=config.sync.timeout_s)
-        return Source(self.job.orchestrator, retries=config.retries, sender=sender)
-
     # -- one step ----------------------------------------------------------------------------------------------
 
     def _train_step(self, step: int) -> None:
         """Train one step, numbered from 0: rollouts -> samples -> micro-batches -> updates -> weight sync -> log."""
         config, timer = self.config, _PhaseTimer()
         one_step_off = config.mode == "one_step_off"
-        batch = self.client.take("step", step)
+        batch = self.client.fetch("step", step)
         timer.lap("wait")
         if one_step_off and step + 1 < config.steps:
             # The engines sample the next step with the present weights while this one is learned.
-            self.client.send(step)
+            self.client.send_weights(step)
             timer.lap("sync")
-            self.client.ask(step + 1)
+            self.client.submit(step + 1)
         samples = build_training_samples(batch.groups, config, self.encoder)
         training_batch = plan_micro_batches(
             samples.samples,
@@ -145,14 +135,14 @@ class _PolicyTrainer:
         metrics = self.updater.update(training_batch, step=step)
         timer.lap("learn")
         if not one_step_off:
-            self.client.send(step + 1)
+            self.client.send_weights(step + 1)
             timer.lap("sync")
         self._log_step(step + 1, batch, samples, metrics, timer.seconds)
 
     def _log_step(
         self,
         num_done: int,
-        batch: Collected,
+        batch: RolloutBatch,
         samples: TrainingSamples,
         metrics: Mapping[str, float],
         seconds: Mapping[str, float],
@@ -169,7 +159,7 @@ class _PolicyTrainer:
                 **samples.metrics(),
                 **metrics,
                 "statuses": dict(batch.statuses),
-                "failures": dict(batch.details),
+                "failures": dict(batch.failure_details),
                 "seconds": {name: round(value, 4) for name, value in phases.items()},
             }
         )
@@ -178,7 +168,7 @@ class _PolicyTrainer:
         self.history.add_step(rollouts.get("reward"), samples.usable(batch.statuses))
         # The last checkpoint keeps what was learned; the same command continues from there.
         if reason := self.history.check_reward_failures(self.config.reward_failures):
-            details = "".join(f"; {status}: {detail}" for status, detail in batch.details.items())
+            details = "".join(f"; {status}: {detail}" for status, detail in batch.failure_details.items())
             raise StageError(f"stage 'policy': stopped after step {num_done}: {reason}{details}")
 
     # -- evaluation --------------------------------------------------------------------------------------------
@@ -193,8 +183,8 @@ class _PolicyTrainer:
 
         started = time.monotonic()
         config = self.config
-        self.client.send(num_done)
-        batch = self.client.take("evaluate", num_done)
+        self.client.send_weights(num_done)
+        batch = self.client.fetch("evaluation", num_done)
         measure = config.evaluation.measure
         metrics = self.context.broadcast_from_rank0(lambda: evaluation_metrics(batch, measure))
         held_out = metrics["value" if measure else "reward"]
