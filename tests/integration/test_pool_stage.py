@@ -1,5 +1,6 @@
-"""The pool stage on Ray Data, from real files."""
+"""The pool stage on Ray Data, on files."""
 
+import importlib
 import io
 import json
 from pathlib import Path
@@ -11,8 +12,8 @@ from PIL import Image
 
 from vlgenrm_ray.curation import pool
 from vlgenrm_ray.curation.pool import PoolConfig
-from vlgenrm_ray.curation.sources.columns import Columns
-from vlgenrm_ray.curation.sources.jsonl import open_jsonl
+from vlgenrm_ray.curation.sources.jsonl import JsonLines
+from vlgenrm_ray.curation.sources.rows import Columns
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.records import Question
@@ -31,7 +32,7 @@ def fill(config: PoolConfig, run_folder: Path) -> tuple[pool.Manifest, StageFold
     return pool.run(config, target=target), target
 
 
-def test_json_lines_good_and_bad(tmp_path: Path, run_folder: Path) -> None:
+def test_json_lines_with_usable_and_unusable_rows(tmp_path: Path, run_folder: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(0))
     rows: list[str] = [
         json.dumps({"id": "q1", "image": "a.png", "question": "What?", "reference": "Red."}),
@@ -52,7 +53,7 @@ def test_json_lines_good_and_bad(tmp_path: Path, run_folder: Path) -> None:
         "d.jsonl:4": "duplicate_id",
         "q2": "image_missing",
     }
-    assert "first stands in d.jsonl:1" in lost["d.jsonl:4"][1]
+    assert "is already used by d.jsonl:1" in lost["d.jsonl:4"][1]
     assert "d.jsonl:5" in lost["q2"][1]
     again, _ = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
     assert again == manifest
@@ -61,12 +62,14 @@ def test_json_lines_good_and_bad(tmp_path: Path, run_folder: Path) -> None:
 def test_small_pieces_give_the_same_rows(tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("\n".join(json.dumps({"id": i % 37, "image": "a.png", "question": "Q?"}) for i in range(50)))
-    whole = open_jsonl(str(data), Columns(), None)
-    pieces = open_jsonl(str(data), Columns(), None, piece_bytes=100)
+    whole = JsonLines(Columns()).open(str(data))
+    small = JsonLines(Columns())
+    small.piece_bytes = 100
+    pieces = small.open(str(data))
     assert (whole.total, pieces.total) == (50, 50)
     rows = sorted(whole.rows.take_all(), key=lambda r: int(r["id"].split(":")[1]))
     assert sorted(pieces.rows.take_all(), key=lambda r: int(r["id"].split(":")[1])) == rows
-    assert [r["first"] for r in rows[36:39]] == ["", "d.jsonl:1", "d.jsonl:2"]
+    assert [r["duplicate_of"] for r in rows[36:39]] == ["", "d.jsonl:1", "d.jsonl:2"]
 
 
 def test_parquet_as_hugging_face_stores_preferences(tmp_path: Path, run_folder: Path) -> None:
@@ -90,7 +93,7 @@ def test_parquet_as_hugging_face_stores_preferences(tmp_path: Path, run_folder: 
     assert {d.id for d in target.dropped()} == {"train-0.parquet:8", "train-1.parquet:1"}
 
 
-def test_the_world(run_folder: Path) -> None:
+def test_questions_of_the_embedded_world(run_folder: Path) -> None:
     manifest, target = fill(PoolConfig(source="shapes", count=70, split="heldout"), run_folder)
     questions = list(target.records(Question))
     assert manifest.rows_out == len({q.id for q in questions}) == 70
@@ -98,18 +101,40 @@ def test_the_world(run_folder: Path) -> None:
     assert {q.kind for q in questions} == {"describe", "existence", "count", "attribute", "spatial"}
 
 
-def test_labelled_pairs_of_the_world(run_folder: Path) -> None:
+def test_labelled_pairs_of_the_embedded_world(run_folder: Path) -> None:
     manifest, target = fill(PoolConfig(source="shapes", count=70, split="test", labelled=True), run_folder)
     assert manifest.rows_out == 70
     for question in target.records(Question):
         assert question.chosen == question.reference != question.rejected
 
 
-def test_an_empty_pool_says_why(tmp_path: Path, run_folder: Path) -> None:
+def test_a_format_of_a_users_package(tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    (tmp_path / "user_tsv.py").write_text(
+        "from vlgenrm_ray.curation.sources.files import FileFormat\n\n"
+        "class Tsv(FileFormat):\n"
+        "    suffixes = ('.tsv',)\n\n"
+        "    def rows(self, file):\n"
+        "        with file.reader() as reader:\n"
+        "            for line in reader:\n"
+        "                yield dict(zip(('id', 'image', 'question'), line.decode().rstrip().split('\\t')))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    # The Ray of the tests started before this package existed: its workers cannot import it.
+    ray.cloudpickle.register_pickle_by_value(importlib.import_module("user_tsv"))
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "d.tsv").write_text("q1\ta.png\tWhat?\nq2\ta.png\nq1\ta.png\tAgain?\nq3\tlost.png\tWhere?\n")
+    manifest, target = fill(PoolConfig(source="user_tsv:Tsv", path=str(tmp_path)), run_folder)
+    assert [q.text for q in target.records(Question)] == ["What?"]
+    assert manifest.dropped == {"duplicate_id": 1, "image_missing": 1, "malformed_row": 1}
+
+
+def test_an_empty_pool_is_explained(tmp_path: Path, run_folder: Path) -> None:
     empty, useless = tmp_path / "empty.jsonl", tmp_path / "useless.jsonl"
     empty.write_text("\n")
     useless.write_text('{"id": "q1", "image": "lost.png", "question": "Q?"}\n')
-    with pytest.raises(InputError, match=r"pool\.path: .*empty\.jsonl' holds no rows; give"):
+    with pytest.raises(InputError, match=r"pool\.path: .*empty\.jsonl' has no rows; give"):
         fill(PoolConfig(source="jsonl", path=str(empty)), run_folder / "a")
     for _ in range(2):  # finished, but of no use: the same command says so again
         with pytest.raises(StageError, match=r"pool is empty: none of 1 rows .*image_missing 1.*useless\.jsonl:1"):

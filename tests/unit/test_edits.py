@@ -1,4 +1,4 @@
-"""Edits of one fact, in the world's language and in everyday English."""
+"""Edits of one fact, and topics of questions, in the language of the world and in everyday English."""
 
 import random
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.curation.asked import asked
-from vlgenrm_ray.curation.edits import Fact, edits, is_single, statements, without
+from vlgenrm_ray.curation.edits import Fact, changes_one_statement, propose_edits, remove_sentence, split_statements
+from vlgenrm_ray.curation.evidence import parse_question
 from vlgenrm_ray.experts.claims import extract_claims
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import ClaimKind
@@ -18,67 +18,70 @@ SHAPES = load_vocabulary("shapes")
 COCO = load_vocabulary("coco")
 
 
-def changed(text: str, fact: Fact, at: int = 0) -> list[str]:
-    return [e.text for e in edits(text, at, SHAPES) if e.fact is fact and is_single(text, at, e, SHAPES)]
+def edited_texts(text: str, fact: Fact, index: int = 0) -> list[str]:
+    edits = propose_edits(text, index, SHAPES)
+    return [e.text for e in edits if e.fact is fact and changes_one_statement(text, index, e, SHAPES)]
 
 
-def test_an_attribute_with_its_article() -> None:
-    assert "Yes, there is an orange circle." in changed("Yes, there is a red circle.", Fact.ATTRIBUTE)
-    assert "There is a red star at the centre." in changed("There is an orange star at the centre.", Fact.ATTRIBUTE)
-    assert len(changed("The star is red.", Fact.ATTRIBUTE)) == 5
+def test_an_edited_attribute_has_the_right_article() -> None:
+    assert "Yes, there is an orange circle." in edited_texts("Yes, there is a red circle.", Fact.ATTRIBUTE)
+    assert "There is a red star at the centre." in edited_texts(
+        "There is an orange star at the centre.", Fact.ATTRIBUTE
+    )
+    assert len(edited_texts("The star is red.", Fact.ATTRIBUTE)) == 5
 
 
 def test_an_object_keeps_its_number() -> None:
-    assert changed("There are two circles.", Fact.OBJECT) == [
+    assert edited_texts("There are two circles.", Fact.OBJECT) == [
         "There are two squares.",
         "There are two triangles.",
         "There are two stars.",
     ]
 
 
-def test_a_number_with_verb_and_noun() -> None:
-    assert changed("There is one circle.", Fact.NUMBER)[:2] == ["There are no circles.", "There are two circles."]
-    assert changed("There are no red shapes.", Fact.NUMBER)[0] == "There is one red shape."
-    assert "There is 1 circle." in changed("There are 2 circles.", Fact.NUMBER)
+def test_an_edited_number_agrees_with_verb_and_noun() -> None:
+    assert edited_texts("There is one circle.", Fact.NUMBER)[:2] == ["There are no circles.", "There are two circles."]
+    assert edited_texts("There are no red shapes.", Fact.NUMBER)[0] == "There is one red shape."
+    assert "There is 1 circle." in edited_texts("There are 2 circles.", Fact.NUMBER)
 
 
-def test_relation_and_place() -> None:
-    assert changed("The red circle is left of the blue square.", Fact.RELATION) == [
+def test_relations_and_places_are_edited() -> None:
+    assert edited_texts("The red circle is left of the blue square.", Fact.RELATION) == [
         "The red circle is right of the blue square."
     ]
-    assert changed("The circle is to the left of the square.", Fact.RELATION) == [
+    assert edited_texts("The circle is to the left of the square.", Fact.RELATION) == [
         "The circle is to the right of the square."
     ]
-    assert changed("The circle is under the square.", Fact.RELATION) == ["The circle is above the square."]
-    places = changed("There is a red circle at the top left.", Fact.PLACE)
+    assert edited_texts("The circle is under the square.", Fact.RELATION) == ["The circle is above the square."]
+    places = edited_texts("There is a red circle at the top left.", Fact.PLACE)
     assert len(places) == 8
     assert "There is a red circle at the centre." in places
 
 
-def test_presence_turns_with_its_yes_or_no() -> None:
+def test_edited_presence_reverses_a_leading_yes_or_no() -> None:
     yes, no = "Yes, there is an orange circle.", "No, there is no orange circle."
-    assert changed(yes, Fact.PRESENCE) == [no]
-    assert changed(no, Fact.PRESENCE) == [yes]
-    assert changed("There is a star at the centre.", Fact.PRESENCE) == []
+    assert edited_texts(yes, Fact.PRESENCE) == [no]
+    assert edited_texts(no, Fact.PRESENCE) == [yes]
+    assert edited_texts("There is a star at the centre.", Fact.PRESENCE) == []
 
 
-def test_what_is_hedged_is_not_edited() -> None:
-    assert not list(edits("There may be a red circle.", 0, SHAPES))
+def test_hedged_statements_are_not_edited() -> None:
+    assert not list(propose_edits("There may be a red circle.", 0, SHAPES))
 
 
-def test_everyday_english() -> None:
+def test_everyday_english_is_edited() -> None:
     text = "Two dogs are playing, and a man holds a red umbrella."
-    made = [e.text for i in range(len(statements(text, COCO))) for e in edits(text, i, COCO)]
-    assert "Three dogs are playing, and a man holds a red umbrella." in made
-    assert "Two dogs are playing, and a man holds a blue umbrella." in made
-    assert "Two cats are playing, and a man holds a red umbrella." in made
+    proposed = [e.text for i in range(len(split_statements(text, COCO))) for e in propose_edits(text, i, COCO)]
+    assert "Three dogs are playing, and a man holds a red umbrella." in proposed
+    assert "Two dogs are playing, and a man holds a blue umbrella." in proposed
+    assert "Two cats are playing, and a man holds a red umbrella." in proposed
 
 
-def test_a_sentence_can_be_left_out() -> None:
+def test_a_sentence_is_removed() -> None:
     text = "There is a red circle at the top left. There is a star. It is nice."
-    first, second = statements(text, SHAPES)
-    assert without(text, first) == "There is a star. It is nice."
-    assert without(text, second) == "There is a red circle at the top left. It is nice."
+    first, second = split_statements(text, SHAPES)
+    assert remove_sentence(text, first) == "There is a star. It is nice."
+    assert remove_sentence(text, second) == "There is a red circle at the top left. It is nice."
 
 
 @settings(max_examples=40)
@@ -86,15 +89,15 @@ def test_a_sentence_can_be_left_out() -> None:
 def test_an_edit_changes_exactly_one_statement_and_only_its_span(index: int, data: st.DataObject) -> None:
     scene, question = world.draw(3, "train", index)
     text = data.draw(st.sampled_from([question.reference, corrupt(scene, question, random.Random(index))]))
-    parts = statements(text, SHAPES)
-    at = data.draw(st.integers(0, len(parts) - 1))
-    made = [e for e in edits(text, at, SHAPES) if is_single(text, at, e, SHAPES)]
-    assert made
-    for edit in made:
+    parts = split_statements(text, SHAPES)
+    number = data.draw(st.integers(0, len(parts) - 1))
+    proposed = [e for e in propose_edits(text, number, SHAPES) if changes_one_statement(text, number, e, SHAPES)]
+    assert proposed
+    for edit in proposed:
         kept = len(text) - (len(edit.text) - (edit.end - edit.start)) + edit.start
         assert (edit.text[: edit.start], edit.text[edit.end :]) == (text[: edit.start], text[kept:])
-        after = statements(edit.text, SHAPES)
-        assert [i for i, (a, b) in enumerate(zip(parts, after, strict=True)) if a.meaning != b.meaning] == [at]
+        after = split_statements(edit.text, SHAPES)
+        assert [i for i, (a, b) in enumerate(zip(parts, after, strict=True)) if a.meaning != b.meaning] == [number]
 
 
 @pytest.mark.parametrize(
@@ -110,16 +113,16 @@ def test_an_edit_changes_exactly_one_statement_and_only_its_span(index: int, dat
         ("Why is the star funny?", None, {"star"}),
     ],
 )
-def test_what_a_question_asks(question: str, kind: str | None, subjects: set[str]) -> None:
-    about = asked(question, SHAPES)
-    assert (about.kind, set(about.subjects)) == (kind and ClaimKind(kind), subjects)
+def test_topic_of_a_question(question: str, kind: str | None, subjects: set[str]) -> None:
+    topic = parse_question(question, SHAPES)
+    assert (topic.kind, set(topic.subjects)) == (kind and ClaimKind(kind), subjects)
 
 
 @settings(max_examples=40)
 @given(st.integers(0, 10_000))
-def test_reference_answers_answer(index: int) -> None:
+def test_reference_answers_answer_their_question(index: int) -> None:
     _, question = world.draw(3, "train", index)
-    assert asked(question.text, SHAPES).answered_by(extract_claims(question.reference, SHAPES))
+    assert parse_question(question.text, SHAPES).answered_by(extract_claims(question.reference, SHAPES))
 
 
 @pytest.mark.parametrize(
@@ -133,5 +136,5 @@ def test_reference_answers_answer(index: int) -> None:
         ("Is the red circle above or below the blue square?", "The red circle is left of the blue square."),
     ],
 )
-def test_a_remark_about_something_else_is_no_answer(question: str, answer: str) -> None:
-    assert not asked(question, SHAPES).answered_by(extract_claims(answer, SHAPES))
+def test_a_remark_about_something_else_does_not_answer(question: str, answer: str) -> None:
+    assert not parse_question(question, SHAPES).answered_by(extract_claims(answer, SHAPES))

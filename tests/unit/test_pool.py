@@ -1,8 +1,10 @@
-"""The pool without Ray: what becomes of a row."""
+"""The pool without Ray: parsing rows, finding and splitting files, resolving rows to questions."""
 
 import base64
+import importlib
 import io
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from vlgenrm_ray.curation.pool import PoolConfig, settle, within
-from vlgenrm_ray.curation.sources.candidate import Candidate, name_hash
-from vlgenrm_ray.curation.sources.columns import Columns, candidate
-from vlgenrm_ray.curation.sources.files import find
-from vlgenrm_ray.curation.sources.jsonl import Lines
-from vlgenrm_ray.curation.sources.pieces import repeats
-from vlgenrm_ray.errors import InputError
+from vlgenrm_ray import plugins
+from vlgenrm_ray.curation.pool import PoolConfig, is_within, resolve_row
+from vlgenrm_ray.curation.sources import SOURCES, open_source
+from vlgenrm_ray.curation.sources.files import find_duplicates, find_files
+from vlgenrm_ray.curation.sources.jsonl import LineRange
+from vlgenrm_ray.curation.sources.rows import Columns, SourceRow, hash_id, parse_row
+from vlgenrm_ray.errors import ConfigError, InputError
 
 ROW = {"id": "q1", "image": "a.png", "question": "What is it?"}
 
@@ -29,19 +31,19 @@ def png(side: int = 16, colour: str = "red") -> bytes:
     return buffer.getvalue()
 
 
-def read(row: object, **columns: str) -> Candidate:
-    return candidate(row, id="d.jsonl:1", folder="/data", columns=Columns(**columns))
+def parse(row: object, **columns: str) -> SourceRow:
+    return parse_row(row, id="d.jsonl:1", folder="/data", columns=Columns(**columns))
 
 
-def test_a_plain_row_is_understood() -> None:
-    found = read(ROW | {"reference": "A cat.", "chosen": "A cat.", "rejected": "A dog."})
-    assert (found.name, found.text, found.image_uri) == ("q1", "What is it?", "/data/a.png")
-    assert (found.reference, found.chosen, found.rejected, found.problem) == ("A cat.", "A cat.", "A dog.", "")
+def test_a_row_with_the_usual_columns_is_parsed() -> None:
+    parsed = parse(ROW | {"reference": "A cat.", "chosen": "A cat.", "rejected": "A dog."})
+    assert (parsed.question_id, parsed.text, parsed.image_uri) == ("q1", "What is it?", "/data/a.png")
+    assert (parsed.reference, parsed.chosen, parsed.rejected, parsed.problem) == ("A cat.", "A cat.", "A dog.", "")
 
 
 @pytest.mark.parametrize("image", ["/abs/a.png", "s3://bucket/a.png", "file:///x/a.png"])
-def test_absolute_addresses_stay_as_they_are(image: str) -> None:
-    assert read(ROW | {"image": image}).image_uri == image
+def test_absolute_addresses_are_unchanged(image: str) -> None:
+    assert parse(ROW | {"image": image}).image_uri == image
 
 
 @pytest.mark.parametrize(
@@ -56,19 +58,19 @@ def test_absolute_addresses_stay_as_they_are(image: str) -> None:
     ],
     ids=["bytes", "struct", "list", "base64", "data URL", "struct of base64"],
 )
-def test_bytes_in_every_usual_wrapping(image: object) -> None:
-    found = read(ROW | {"image": image})
-    assert found.image_bytes == png()
-    assert found.image_uri is None
+def test_image_bytes_are_read_in_every_usual_form(image: object) -> None:
+    parsed = parse(ROW | {"image": image})
+    assert parsed.image_bytes == png()
+    assert parsed.image_uri is None
 
 
 def test_a_long_path_that_could_be_base64_is_a_path() -> None:
     path = "images/" + "a" * 80
-    assert read(ROW | {"image": path}).image_uri == f"/data/{path}"
+    assert parse(ROW | {"image": path}).image_uri == f"/data/{path}"
 
 
-def test_the_struct_of_hugging_face_with_a_path_only() -> None:
-    assert read(ROW | {"image": {"bytes": None, "path": "b.png"}}).image_uri == "/data/b.png"
+def test_a_hugging_face_image_may_have_only_a_path() -> None:
+    assert parse(ROW | {"image": {"bytes": None, "path": "b.png"}}).image_uri == "/data/b.png"
 
 
 @pytest.mark.parametrize(
@@ -87,25 +89,25 @@ def test_the_struct_of_hugging_face_with_a_path_only() -> None:
         (ROW | {"rejected": "A cat."}, "rejected alone"),
     ],
 )
-def test_a_malformed_row_says_what_is_wrong(row: object, says: str) -> None:
-    assert says in read(row).problem
+def test_a_malformed_row_has_a_problem(row: object, says: str) -> None:
+    assert says in parse(row).problem
 
 
-def test_columns_can_be_named() -> None:
-    found = read({"pic": "a.png", "ask": "Q?", "no": 7}, image="pic", question="ask", id="no")
-    assert (found.name, found.text, found.image_uri) == ("7", "Q?", "/data/a.png")
+def test_column_names_can_be_configured() -> None:
+    parsed = parse({"pic": "a.png", "ask": "Q?", "no": 7}, image="pic", question="ask", id="no")
+    assert (parsed.question_id, parsed.text, parsed.image_uri) == ("7", "Q?", "/data/a.png")
 
 
-def test_ids_derived_from_content_do_not_depend_on_where_the_data_lie() -> None:
+def test_ids_derived_from_content_do_not_depend_on_the_location_of_the_data() -> None:
     row = {"image": "a.png", "question": "Q?"}
-    here = candidate(row, id="x:1", folder="/here", columns=Columns())
-    there = candidate(row, id="y:9", folder="/there", columns=Columns())
-    other = candidate(row | {"question": "P?"}, id="x:2", folder="/here", columns=Columns())
-    assert here.name == there.name != other.name
+    here = parse_row(row, id="x:1", folder="/here", columns=Columns())
+    there = parse_row(row, id="y:9", folder="/there", columns=Columns())
+    other = parse_row(row | {"question": "P?"}, id="x:2", folder="/here", columns=Columns())
+    assert here.question_id == there.question_id != other.question_id
 
 
 def test_chat_turns_become_texts() -> None:
-    sharegpt = read(
+    sharegpt = parse(
         {
             "conversations": [{"from": "human", "value": "<image>\nWhat is it?"}],
             "chosen": {"from": "gpt", "value": "A cat."},
@@ -113,7 +115,7 @@ def test_chat_turns_become_texts() -> None:
             "images": ["a.png"],
         }
     )
-    trl = read(
+    trl = parse(
         {
             "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}],
             "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}],
@@ -124,7 +126,7 @@ def test_chat_turns_become_texts() -> None:
     assert sharegpt == trl
     assert (trl.text, trl.chosen, trl.rejected) == ("What is it?", "A cat.", "A dog.")
     turns = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "What is it?"}]
-    assert "2 turns of the user" in read({"image": "a.png", "prompt": turns}).problem
+    assert "2 turns of the user" in parse({"image": "a.png", "prompt": turns}).problem
 
 
 @given(
@@ -139,35 +141,35 @@ def test_chat_turns_become_texts() -> None:
         ),
     )
 )
-def test_any_row_is_a_candidate_or_has_a_problem(row: dict[str, object]) -> None:
-    found = read(row)
-    usable = bool(found.name and found.text) and (found.image_uri is None) != (found.image_bytes is None)
-    assert usable != bool(found.problem)
+def test_any_row_is_usable_or_has_a_problem(row: dict[str, object]) -> None:
+    parsed = parse(row)
+    usable = bool(parsed.question_id and parsed.text) and (parsed.image_uri is None) != (parsed.image_bytes is None)
+    assert usable != bool(parsed.problem)
 
 
 @given(st.lists(st.sampled_from("abcdef")))
-def test_repeats_name_the_first_of_equals(names: list[str]) -> None:
+def test_duplicates_map_to_the_first_of_equal_ids(names: list[str]) -> None:
     expected = {i: names.index(n) for i, n in enumerate(names) if names.index(n) < i}
-    assert repeats(map(name_hash, names)) == expected
+    assert find_duplicates(map(hash_id, names)) == expected
 
 
 @given(st.lists(st.text(st.sampled_from("ab "), max_size=9)), st.integers(1, 12), st.booleans())
-def test_pieces_of_a_file_hold_each_line_once(lines: list[str], piece: int, final_newline: bool) -> None:
+def test_line_ranges_contain_each_line_once(lines: list[str], piece: int, final_newline: bool) -> None:
     data = "\n".join(lines).encode() + (b"\n" if final_newline else b"")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "d.jsonl"
         path.write_bytes(data)
-        (file,) = find(str(path), (".jsonl",))
+        (file,) = find_files(str(path), (".jsonl",))
         starts = range(0, len(data), piece)
-        found = [line for s in starts for line in Lines(file=file, start=s, end=min(s + piece, len(data)))]
-    assert b"".join(found) == data
-    assert all(line.count(b"\n") <= 1 for line in found)
+        parsed = [line for s in starts for line in LineRange(file=file, start=s, end=min(s + piece, len(data)))]
+    assert b"".join(parsed) == data
+    assert all(line.count(b"\n") <= 1 for line in parsed)
 
 
-def test_settle_stores_bytes_once_and_keeps_no_pixels(tmp_path: Path) -> None:
+def test_image_bytes_are_stored_once(tmp_path: Path) -> None:
     config = PoolConfig(source="jsonl", path="data/mine.jsonl")
-    one = settle(read(ROW | {"image": png()}), config, tmp_path / "images")
-    settle(read(ROW | {"id": "q2", "image": png()}), config, tmp_path / "images")
+    one = resolve_row(parse(ROW | {"image": png()}), config, tmp_path / "images")
+    resolve_row(parse(ROW | {"id": "q2", "image": png()}), config, tmp_path / "images")
     (question,) = one.records
     assert [p.name for p in (tmp_path / "images").iterdir()] == [f"{question.image.sha256}.png"]
     assert Path(question.image.uri).read_bytes() == png()
@@ -177,24 +179,24 @@ def test_settle_stores_bytes_once_and_keeps_no_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason", "id"),
     [
-        (Candidate(id="d:1", problem="no image"), "malformed_row", "d:1"),
-        (Candidate(id="d:2", name="q", first="d:1", image_bytes=png(), text="Q?"), "duplicate_id", "d:2"),
-        (Candidate(id="d:3", name="q", image_uri="/nowhere.png", text="Q?"), "image_missing", "q"),
-        (Candidate(id="d:4", name="q", image_uri="https://x.org/a.png", text="Q?"), "image_missing", "q"),
-        (Candidate(id="d:5", name="q", image_bytes=png()[:40], text="Q?"), "image_unreadable", "q"),
-        (Candidate(id="d:6", name="q", image_bytes=png(200), text="Q?"), "image_too_large", "q"),
+        (SourceRow(id="d:1", problem="no image"), "malformed_row", "d:1"),
+        (SourceRow(id="d:2", question_id="q", duplicate_of="d:1", image_bytes=png(), text="Q?"), "duplicate_id", "d:2"),
+        (SourceRow(id="d:3", question_id="q", image_uri="/nowhere.png", text="Q?"), "image_missing", "q"),
+        (SourceRow(id="d:4", question_id="q", image_uri="https://x.org/a.png", text="Q?"), "image_missing", "q"),
+        (SourceRow(id="d:5", question_id="q", image_bytes=png()[:40], text="Q?"), "image_unreadable", "q"),
+        (SourceRow(id="d:6", question_id="q", image_bytes=png(200), text="Q?"), "image_too_large", "q"),
     ],
 )
-def test_a_bad_row_is_dropped_with_its_reason(row: Candidate, reason: str, id: str, tmp_path: Path) -> None:
+def test_an_unusable_row_is_dropped_with_its_reason(row: SourceRow, reason: str, id: str, tmp_path: Path) -> None:
     config = PoolConfig.model_validate({"source": "jsonl", "path": "d.jsonl", "limits": {"max_pixels": 10_000}})
-    unit = settle(row, config, tmp_path)
+    unit = resolve_row(row, config, tmp_path)
     assert not unit.records
     ((dropped,),) = (unit.dropped,)
     assert (dropped.stage, dropped.reason, dropped.id, unit.id) == ("pool", reason, id, row.id)
     assert dropped.detail
 
 
-def test_no_image_outside_the_root(tmp_path: Path) -> None:
+def test_images_outside_the_root_are_not_opened(tmp_path: Path) -> None:
     root, secret = tmp_path / "root", tmp_path / "secret.png"
     root.mkdir()
     secret.write_bytes(png())
@@ -202,28 +204,88 @@ def test_no_image_outside_the_root(tmp_path: Path) -> None:
     (root / "mine.png").write_bytes(png())
     config = PoolConfig(source="jsonl", path="d.jsonl", image_root=str(root))
     for image in (str(secret), f"{root}/../secret.png", f"{root}/link.png", f"file://{secret}", "s3://b/x.png"):
-        (dropped,) = settle(Candidate(id="d:1", name="q", text="Q?", image_uri=image), config, tmp_path).dropped
+        row = SourceRow(id="d:1", question_id="q", text="Q?", image_uri=image)
+        (dropped,) = resolve_row(row, config, tmp_path).dropped
         assert dropped.reason == "image_outside_root", image
-    assert settle(Candidate(id="d:1", name="q", text="Q?", image_uri=f"{root}/mine.png"), config, tmp_path).records
-    assert within("s3://bucket/a/b.png", "s3://bucket/a")
-    assert not within("s3://bucket/a/../b.png", "s3://bucket/a")
-    assert not within("s3://other/a/b.png", "s3://bucket/a")
+    row = SourceRow(id="d:1", question_id="q", text="Q?", image_uri=f"{root}/mine.png")
+    assert resolve_row(row, config, tmp_path).records
+    assert is_within("s3://bucket/a/b.png", "s3://bucket/a")
+    assert not is_within("s3://bucket/a/../b.png", "s3://bucket/a")
+    assert not is_within("s3://other/a/b.png", "s3://bucket/a")
 
 
 def test_a_missing_file_names_field_value_and_remedy() -> None:
     with pytest.raises(InputError, match=r"pool\.path: 'no/such\.jsonl' names no file; give a \.jsonl"):
-        find("no/such.jsonl", (".jsonl",))
+        find_files("no/such.jsonl", (".jsonl",))
 
 
 def test_files_of_a_folder_and_of_a_pattern(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "notes.txt", "sub/c.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(ROW))
-    assert [f.name for f in find(str(tmp_path), (".jsonl",))] == ["a.jsonl", "b.jsonl", "sub/c.jsonl"]
-    assert [f.name for f in find(str(tmp_path / "?.jsonl"), (".jsonl",))] == ["a.jsonl", "b.jsonl"]
-    assert find(str(tmp_path / "a.jsonl"), (".jsonl",))[0].folder == str(tmp_path)
+    assert [f.name for f in find_files(str(tmp_path), (".jsonl",))] == ["a.jsonl", "b.jsonl", "sub/c.jsonl"]
+    assert [f.name for f in find_files(str(tmp_path / "?.jsonl"), (".jsonl",))] == ["a.jsonl", "b.jsonl"]
+    assert find_files(str(tmp_path / "a.jsonl"), (".jsonl",))[0].folder == str(tmp_path)
 
 
 def test_a_file_source_without_a_path_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"needs pool\.path"):
         PoolConfig(source="parquet")
+
+
+USER_PACKAGE = """
+import csv
+import io
+
+from vlgenrm_ray.curation.sources.files import FileFormat
+
+
+class Csv(FileFormat):
+    suffixes = (".csv",)
+
+    def rows(self, file):
+        with file.open() as opened:
+            text = opened.read().decode()
+        yield from csv.DictReader(io.StringIO(text), delimiter=self.options.get("delimiter", ","))
+
+
+def open_nothing(config, image_store, seed):
+    return config.path, image_store.name, seed
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a temporary package with data sources of a user."""
+    (tmp_path / "user_sources.py").write_text(USER_PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "user_sources", raising=False)
+    return "user_sources"
+
+
+def test_a_format_of_a_users_package_needs_only_its_rows(package: str, tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("id;image;question\nq1;a.png;What is it?\nq1;b.png;\n")
+    csv_format = importlib.import_module(package).Csv(Columns(), options={"delimiter": ";"})
+    (piece,) = csv_format.split(*find_files(str(tmp_path), csv_format.suffixes))
+    index = csv_format.index(piece)
+    assert (index.num_lines, index.row_lines) == (2, (0, 1))
+    good, bad = csv_format.read(piece, 1)
+    assert (good.id, good.question_id, good.image_uri) == ("d.csv:1", "q1", f"{tmp_path}/a.png")
+    assert (bad.id, "no question" in bad.problem) == ("d.csv:2", True)
+    assert index.id_hashes[0] == hash_id("q1") != index.id_hashes[1]
+
+
+def test_a_source_is_named_by_its_import_path(package: str, tmp_path: Path) -> None:
+    config = PoolConfig(source=f"{package}:open_nothing", path="x", seed=3)
+    assert open_source(config, image_store=tmp_path / "images", seed=9) == ("x", "images", 3)
+    with pytest.raises(ValidationError, match="'csv' is unknown; choose from jsonl, parquet, shapes, or give an"):
+        PoolConfig(source="csv")
+    with pytest.raises(ConfigError, match=r"pool\.source: 'user_sources:Missing' cannot be imported"):
+        open_source(PoolConfig(source=f"{package}:Missing"), image_store=tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES))
+def test_every_source_of_the_table_can_be_imported(source: str) -> None:
+    opener = plugins.load(SOURCES[source], {}, "source")
+    assert callable(opener)

@@ -1,4 +1,4 @@
-"""Preferences without Ray: pairs by evidence, under experts that are never wrong and under experts that know little."""
+"""Preferences without Ray: pairs by evidence, with faultless experts and with experts that know nothing."""
 
 import random
 from collections import Counter
@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vlgenrm_ray.curation.balance import BalanceConfig, gap, skewing
-from vlgenrm_ray.curation.case import Case, EvidenceConfig, Lost
-from vlgenrm_ray.curation.contrasts import FLIPPED, imported, verified
-from vlgenrm_ray.curation.preferences import PreferencesConfig, prefer
-from vlgenrm_ray.curation.rewriting import edited, repaired
-from vlgenrm_ray.curation.witness import Witness
+from vlgenrm_ray.curation.evidence import EvidenceConfig, EvidenceIndex, QuestionEvidence, RejectedPair
+from vlgenrm_ray.curation.pair_builders import (
+    FLIPPED,
+    BalanceConfig,
+    edited_pairs,
+    imported_pairs,
+    repaired_pairs,
+    verified_pairs,
+)
+from vlgenrm_ray.curation.preferences import PreferencesConfig, build_image_pairs, length_gap, select_skewing
 from vlgenrm_ray.data.store import Unit
 from vlgenrm_ray.experts.checking import Thresholds, check_claim
 from vlgenrm_ray.experts.claims import extract_claims
@@ -30,12 +34,13 @@ from vlgenrm_ray.shapes.truth import is_true
 
 VOCABULARY = load_vocabulary("shapes")
 THRESHOLDS = Thresholds()
+BALANCE = BalanceConfig()
 
 
 def check_all(
     scene: Scene, question: Question, texts: list[tuple[str, str]], *, blind: bool = False
 ) -> list[CheckedResponse]:
-    """(sampler, text) of each response, checked by experts that see all there is, or (`blind`) nothing at all."""
+    """Check responses, given as (sampler, text), with faultless experts, or with `blind` ones that know nothing."""
     seen = [
         Detection(box=replace(box, score=0.95), attribute=thing.colour, attribute_score=0.95)
         for thing, box in zip(scene.things, boxes(scene), strict=True)
@@ -76,20 +81,21 @@ def place_in_world(index: int) -> tuple[Scene, Asked, Question]:
     return scene, asked, Question(id=f"q{index}", image=image, text=asked.text, source="shapes", kind=asked.kind)
 
 
-def case(index: int, texts: list[tuple[str, str]], *, blind: bool = False, **config: object) -> Case:
+def question_evidence(
+    index: int, texts: list[tuple[str, str]], *, blind: bool = False, **config: object
+) -> QuestionEvidence:
     scene, _, question = place_in_world(index)
     checked = check_all(scene, question, texts, blind=blind)
-    return Case.of(
-        checked, Witness(checked, VOCABULARY, THRESHOLDS), EvidenceConfig.model_validate(config), BalanceConfig(), 0
-    )
+    evidence_index = EvidenceIndex(checked, VOCABULARY, THRESHOLDS)
+    return QuestionEvidence.from_responses(checked, evidence_index, EvidenceConfig.model_validate(config), 0)
 
 
-def wrongs(index: int, count: int) -> list[str]:
+def wrong_answers(index: int, count: int) -> list[str]:
     scene, asked, _ = place_in_world(index)
     return [corrupt(scene, asked, random.Random(i)) for i in range(count)]
 
 
-def right(index: int) -> str:
+def right_answer(index: int) -> str:
     return place_in_world(index)[1].reference
 
 
@@ -98,36 +104,41 @@ INDEX = st.integers(0, 20_000)
 
 @settings(max_examples=40)
 @given(INDEX, st.integers(0, 4), st.booleans(), st.randoms(use_true_random=False))
-def test_every_label_is_true_and_no_question_vanishes(
+def test_every_label_is_true_and_every_question_has_a_pair_or_a_drop(
     index: int, num_wrong: int, with_right: bool, chance: random.Random
 ) -> None:
     scene, asked, question = place_in_world(index)
     foreign = world.draw(6, "train", chance.randrange(1000))[1].reference
-    texts = [*wrongs(index, num_wrong), *([right(index)] if with_right else []), foreign, "I cannot tell."]
+    texts = [
+        *wrong_answers(index, num_wrong),
+        *([right_answer(index)] if with_right else []),
+        foreign,
+        "I cannot tell.",
+    ]
     chance.shuffle(texts)
     checked = check_all(scene, question, [("policy", t) for t in dict.fromkeys(texts)])
     unit = Unit(id="image", records=tuple(checked))
     config = PreferencesConfig(max_per_question=8, max_per_kind=8)
-    made = prefer(unit, config, VOCABULARY, THRESHOLDS, 0)
+    built = build_image_pairs(unit, config, VOCABULARY, THRESHOLDS, 0)
 
-    assert bool(made.records) != any(d.id == question.id for d in made.dropped)
-    ids = [r.id for r in made.records] + [d.id for d in made.dropped]
+    assert bool(built.records) != any(d.id == question.id for d in built.dropped)
+    ids = [r.id for r in built.records] + [d.id for d in built.dropped]
     assert len(set(ids)) == len(ids)
-    assert all(d.reason and d.detail for d in made.dropped)
-    for pair in made.records:
+    assert all(d.reason and d.detail for d in built.dropped)
+    for pair in built.records:
         assert pair.chosen != pair.rejected
         assert is_true(scene, asked.text, pair.chosen), pair
         assert not is_true(scene, asked.text, pair.rejected), pair
         assert pair.evidence
         assert pair.detections == checked[0].detections
     backwards = Unit(id="image", records=tuple(reversed(checked)))
-    assert prefer(backwards, config, VOCABULARY, THRESHOLDS, 0) == made
+    assert build_image_pairs(backwards, config, VOCABULARY, THRESHOLDS, 0) == built
 
 
 @settings(max_examples=40)
 @given(INDEX)
 def test_a_true_response_can_always_be_edited(index: int) -> None:
-    (pair,) = edited(case(index, [("policy", right(index))]))
+    (pair,) = edited_pairs(question_evidence(index, [("policy", right_answer(index))]), BALANCE)
     assert (pair.origin, pair.chosen_id, pair.rejected_id) == (Origin.EDITED, f"q{index}/r0", f"q{index}/r0/e")
     assert len(pair.chosen.split()) == len(pair.rejected.split())
     assert pair.rejected[: pair.edit_start] == pair.chosen[: pair.edit_start]
@@ -141,7 +152,7 @@ def test_edits_do_not_favour_one_direction() -> None:
         _, asked, _ = place_in_world(index)
         if asked.kind not in ("count", "attribute"):
             continue
-        (pair,) = edited(case(index, [("policy", asked.reference)]))
+        (pair,) = edited_pairs(question_evidence(index, [("policy", asked.reference)]), BALANCE)
         if asked.kind == "count":
             (was,), (now,) = extract_claims(pair.chosen, VOCABULARY), extract_claims(pair.rejected, VOCABULARY)
             more, less = more + (now.value > was.value), less + (now.value < was.value)
@@ -155,9 +166,9 @@ def test_edits_do_not_favour_one_direction() -> None:
 @settings(max_examples=40)
 @given(INDEX)
 def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
-    (wrong,) = wrongs(index, 1)
+    (wrong,) = wrong_answers(index, 1)
     _, asked, _ = place_in_world(index)
-    pairs = list(repaired(case(index, [("policy", wrong), ("policy", asked.reference)])))
+    pairs = list(repaired_pairs(question_evidence(index, [("policy", wrong), ("policy", asked.reference)]), BALANCE))
     if asked.kind == "describe":
         return  # the one wrong thing may be all there is to describe
     (pair,) = pairs
@@ -171,8 +182,8 @@ def test_descriptions_are_repaired_or_shortened() -> None:
         scene, asked, _ = place_in_world(index)
         if len(scene.things) < 2:
             continue
-        (wrong,) = wrongs(index, 1)
-        for pair in repaired(case(index, [("policy", wrong)])):
+        (wrong,) = wrong_answers(index, 1)
+        for pair in repaired_pairs(question_evidence(index, [("policy", wrong)]), BALANCE):
             assert is_true(scene, asked.text, pair.chosen)
             assert pair.chosen.count(".") <= wrong.count(".")
             repairs["shortened" if pair.chosen.count(".") < wrong.count(".") else "mended"] += 1
@@ -182,61 +193,64 @@ def test_descriptions_are_repaired_or_shortened() -> None:
 @settings(max_examples=40)
 @given(INDEX)
 def test_unknown_never_makes_a_negative(index: int) -> None:
-    texts = [("policy", right(index)), *[("policy", t) for t in wrongs(index, 2)]]
+    texts = [("policy", right_answer(index)), *[("policy", t) for t in wrong_answers(index, 2)]]
     checked = check_all(*place_in_world(index)[::2], texts, blind=True)
-    unit = prefer(Unit(id="i", records=tuple(checked)), PreferencesConfig(), VOCABULARY, THRESHOLDS, 0)
+    unit = build_image_pairs(Unit(id="i", records=tuple(checked)), PreferencesConfig(), VOCABULARY, THRESHOLDS, 0)
     assert not unit.records
     ((drop,),) = (unit.dropped,)
     assert (drop.id, drop.reason) == (f"q{index}", "no_evidence")
 
 
 def test_a_response_below_the_score_limit_counts_as_unknown() -> None:
-    texts = [("policy", right(1)), ("policy", wrongs(1, 1)[0])]
-    assert list(verified(case(1, texts)))
-    assert not list(verified(case(1, texts, min_score=1.0)))
+    texts = [("policy", right_answer(1)), ("policy", wrong_answers(1, 1)[0])]
+    assert list(verified_pairs(question_evidence(1, texts), BALANCE))
+    assert not list(verified_pairs(question_evidence(1, texts, min_score=1.0), BALANCE))
 
 
 CHOSEN, REJECTED = "imported/chosen", "imported/rejected"
 
 
-def one(index: int, chosen: str, rejected: str, *, blind: bool = False, **config: object) -> Preference | Lost:
-    (made,) = imported(case(index, [(CHOSEN, chosen), (REJECTED, rejected)], blind=blind, **config))
-    return made
+def imported_pair(
+    index: int, chosen: str, rejected: str, *, blind: bool = False, **config: object
+) -> Preference | RejectedPair:
+    texts = [(CHOSEN, chosen), (REJECTED, rejected)]
+    (built,) = imported_pairs(question_evidence(index, texts, blind=blind, **config), BALANCE)
+    return built
 
 
-def test_imported_pairs_are_kept_flipped_or_lost() -> None:
-    index = next(i for i in range(200) if place_in_world(i)[1].kind == "count" and "two" in right(i))
-    noun = right(index).removeprefix("There are two ").removesuffix(".")
-    true, wrong, other = right(index), f"There are three {noun}.", f"There are no {noun}."
-    kept = one(index, true, wrong)
+def test_imported_pairs_are_kept_flipped_or_rejected() -> None:
+    index = next(i for i in range(200) if place_in_world(i)[1].kind == "count" and "two" in right_answer(i))
+    noun = right_answer(index).removeprefix("There are two ").removesuffix(".")
+    true, wrong, other = right_answer(index), f"There are three {noun}.", f"There are no {noun}."
+    kept = imported_pair(index, true, wrong)
     assert isinstance(kept, Preference)
     assert (kept.chosen, kept.rejected, kept.kind) == (true, wrong, "count")
     assert "contradicted" in kept.evidence
-    flipped = one(index, wrong, true)
+    flipped = imported_pair(index, wrong, true)
     assert isinstance(flipped, Preference)
     assert (flipped.chosen, flipped.chosen_id) == (true, f"q{index}/r1")
     assert flipped.evidence.startswith(FLIPPED)
-    both = one(index, wrong, other)
-    assert isinstance(both, Lost)
+    both = imported_pair(index, wrong, other)
+    assert isinstance(both, RejectedPair)
     assert both.reason == "contradicted_chosen"
-    same = one(index, true, true)
-    assert isinstance(same, Lost)
+    same = imported_pair(index, true, true)
+    assert isinstance(same, RejectedPair)
     assert same.reason == "no_contrast"
 
 
-def test_an_imported_pair_nobody_knows_about_is_kept_only_if_wanted() -> None:
-    kept = one(3, "It is lovely.", "It is dull.", blind=True)
+def test_an_imported_pair_without_evidence_is_kept_only_if_configured() -> None:
+    kept = imported_pair(3, "It is lovely.", "It is dull.", blind=True)
     assert isinstance(kept, Preference)
     assert (kept.chosen, kept.kind) == ("It is lovely.", "")
-    lost = one(3, "It is lovely.", "It is dull.", blind=True, keep_unknown=False)
-    assert isinstance(lost, Lost)
-    assert lost.reason == "no_evidence"
+    rejected_pair = imported_pair(3, "It is lovely.", "It is dull.", blind=True, keep_unknown=False)
+    assert isinstance(rejected_pair, RejectedPair)
+    assert rejected_pair.reason == "no_evidence"
 
 
-def test_a_contradicted_chosen_is_not_flipped_for_a_side_that_is_only_unknown() -> None:
-    lost = one(1, wrongs(1, 1)[0], "It is lovely.")
-    assert isinstance(lost, Lost)
-    assert lost.reason == "contradicted_chosen"
+def test_a_contradicted_chosen_is_not_flipped_for_an_unknown_side() -> None:
+    rejected_pair = imported_pair(1, wrong_answers(1, 1)[0], "It is lovely.")
+    assert isinstance(rejected_pair, RejectedPair)
+    assert rejected_pair.reason == "contradicted_chosen"
 
 
 def test_limits_per_question_and_kind() -> None:
@@ -244,10 +258,10 @@ def test_limits_per_question_and_kind() -> None:
         i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].things) > 3
     )
     scene, _, question = place_in_world(index)
-    texts = [("policy", right(index)), *[("policy", t) for t in dict.fromkeys(wrongs(index, 12))]]
+    texts = [("policy", right_answer(index)), *[("policy", t) for t in dict.fromkeys(wrong_answers(index, 12))]]
     unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
-    many = prefer(unit, PreferencesConfig(max_per_question=9, max_per_kind=9), VOCABULARY, THRESHOLDS, 0)
-    few = prefer(unit, PreferencesConfig(max_per_question=3, max_per_kind=1), VOCABULARY, THRESHOLDS, 0)
+    many = build_image_pairs(unit, PreferencesConfig(max_per_question=9, max_per_kind=9), VOCABULARY, THRESHOLDS, 0)
+    few = build_image_pairs(unit, PreferencesConfig(max_per_question=3, max_per_kind=1), VOCABULARY, THRESHOLDS, 0)
     assert len(many.records) > 3
     assert [p.id for p in many.records] == [f"q{index}/p{i}" for i in range(len(many.records))]
     assert max(Counter(p.kind for p in few.records).values()) == 1
@@ -255,7 +269,7 @@ def test_limits_per_question_and_kind() -> None:
     assert {p.origin for p in many.records} >= {Origin.VERIFIED, Origin.EDITED, Origin.REPAIRED}
 
 
-def test_uneven_pairs_are_dropped() -> None:
+def test_pairs_of_unequal_length_are_dropped() -> None:
     index = next(
         i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].things) > 4
     )
@@ -264,32 +278,32 @@ def test_uneven_pairs_are_dropped() -> None:
     wrong = next(s for s in short if f"{s.removesuffix('.')}." not in asked.reference)
     texts = [("policy", asked.reference), ("policy", f"{wrong.removesuffix('.')}.")]
     unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
-    made = prefer(unit, PreferencesConfig(origins=(Origin.VERIFIED,)), VOCABULARY, THRESHOLDS, 0)
-    assert [(d.id, d.reason) for d in made.dropped] == [(f"q{index}", "length_unbalanced")]
+    built = build_image_pairs(unit, PreferencesConfig(origins=(Origin.VERIFIED,)), VOCABULARY, THRESHOLDS, 0)
+    assert [(d.id, d.reason) for d in built.dropped] == [(f"q{index}", "length_unbalanced")]
 
 
 @given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), max_size=8))
-def test_balance_leaves_an_even_rest(lengths: list[tuple[int, int]]) -> None:
+def test_the_pairs_that_remain_have_balanced_lengths(lengths: list[tuple[int, int]]) -> None:
     _, _, question = place_in_world(0)
     pairs = [
         Preference(id=str(i), question=question, chosen="x" * a, rejected="y" * b, origin=Origin.VERIFIED)
         for i, (a, b) in enumerate(lengths)
     ]
     config = BalanceConfig(max_mean_gap=0.1, free_gap=2)
-    out = skewing(pairs, config)
+    out = select_skewing(pairs, config)
     rest = [p for p in pairs if p not in out]
     assert bool(rest) == bool(pairs)
     if len(rest) > 1:
-        mean = sum(map(gap, rest)) / len(rest)
+        mean = sum(map(length_gap, rest)) / len(rest)
         length = sum(len(p.chosen) + len(p.rejected) for p in rest) / 2 / len(rest)
         assert abs(mean) <= max(0.1 * length, 2)
 
 
-def test_an_image_without_responses_is_accounted_for() -> None:
-    unit = prefer(Unit(id="i"), PreferencesConfig(), VOCABULARY, THRESHOLDS, 0)
+def test_an_image_without_responses_is_dropped() -> None:
+    unit = build_image_pairs(Unit(id="i"), PreferencesConfig(), VOCABULARY, THRESHOLDS, 0)
     assert [(d.id, d.reason) for d in unit.dropped] == [("i", "no_evidence")]
 
 
-def test_gold_is_no_way_of_making_pairs() -> None:
-    with pytest.raises(ValidationError, match="'gold' is no way of making pairs; choose from imported, verified"):
+def test_gold_is_not_a_way_of_making_pairs() -> None:
+    with pytest.raises(ValidationError, match="'gold' is not a way of making pairs; choose from imported, verified"):
         PreferencesConfig(origins=(Origin.GOLD,))

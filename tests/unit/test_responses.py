@@ -1,4 +1,4 @@
-"""Responses without Ray: who is asked what, and that no number is lost."""
+"""Responses without Ray: assignment, seeds, numbering and drops."""
 
 import random
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from vlgenrm_ray.curation.responses import (
     REJECTED,
     GeneratorConfig,
     ResponsesConfig,
-    ask,
-    imported,
-    seed_of,
+    generate_responses,
+    import_responses,
+    question_seed,
 )
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
@@ -43,35 +43,35 @@ def config(**more: object) -> GeneratorConfig:
     return GeneratorConfig.model_validate({"name": "policy", "engine": VllmConfig()} | more)
 
 
-def say(
+def generate(
     questions: list[Question], script: Mapping[str, str] | None = None, first: int = 0, **more: object
 ) -> list[Unit[Response]]:
-    def words(prompt: Prompt, chance: random.Random) -> str:
+    def random_words(prompt: Prompt, chance: random.Random) -> str:
         return " ".join(chance.choices("abc", k=3))
 
-    generator = ScriptedGenerator(script if script is not None else words, max_chars=50)
-    return ask(questions, generator, config(**more), first=first, seed=7, limits=ImageLimits())
+    generator = ScriptedGenerator(script if script is not None else random_words, max_chars=50)
+    return generate_responses(questions, generator, config(**more), first=first, seed=7, limits=ImageLimits())
 
 
 def test_responses_are_numbered_and_seeded(picture: ImageRef) -> None:
-    (unit,) = say([question(picture)], first=2, n=3)
+    (unit,) = generate([question(picture)], first=2, n=3)
     assert [r.id for r in unit.records] + [d.id for d in unit.dropped] == ["q1/r2", "q1/r3", "q1/r4"]
     for response in unit.records:
-        assert response.seed == seed_of(7, "q1", "policy")
+        assert response.seed == question_seed(7, "q1", "policy")
         assert (response.sampler, response.finish, response.num_tokens) == ("policy", "stop", 3)
     assert unit.num_tokens == 9
 
 
-def test_what_a_question_gets_does_not_depend_on_its_neighbours(picture: ImageRef) -> None:
+def test_responses_do_not_depend_on_the_batch(picture: ImageRef) -> None:
     questions = [question(picture, f"q{i}") for i in range(5)]
-    together = {u.id: u for u in say(questions)}
-    alone = {q.id: say([q])[0] for q in reversed(questions)}
+    together = {u.id: u for u in generate(questions)}
+    alone = {q.id: generate([q])[0] for q in reversed(questions)}
     assert together == alone
     assert len({u.records[0].seed for u in together.values()}) == 5
 
 
-def test_equal_texts_are_kept_once_and_counted(picture: ImageRef) -> None:
-    (unit,) = say([question(picture)], {"q1": "A cat."}, n=3)
+def test_repeated_texts_are_dropped(picture: ImageRef) -> None:
+    (unit,) = generate([question(picture)], {"q1": "A cat."}, n=3)
     assert [r.id for r in unit.records] == ["q1/r0"]
     assert [(d.id, d.reason, d.detail) for d in unit.dropped] == [
         ("q1/r1", "duplicate_text", "same as q1/r0"),
@@ -79,15 +79,15 @@ def test_equal_texts_are_kept_once_and_counted(picture: ImageRef) -> None:
     ]
 
 
-def test_a_cut_response_says_so_and_an_empty_one_is_dropped(picture: ImageRef) -> None:
-    cut, empty = say([question(picture, "q1"), question(picture, "q2")], {"q1": "a b c d"}, n=1, max_tokens=2)
+def test_a_cut_response_is_marked_and_an_empty_one_dropped(picture: ImageRef) -> None:
+    cut, empty = generate([question(picture, "q1"), question(picture, "q2")], {"q1": "a b c d"}, n=1, max_tokens=2)
     assert (cut.records[0].text, cut.records[0].finish) == ("a b", "length")
     assert [(d.reason, d.detail) for d in empty.dropped] == [("empty_text", "finish: stop")]
 
 
-def test_a_bad_image_or_a_refused_prompt_harms_only_its_own(picture: ImageRef, tmp_path: Path) -> None:
+def test_a_bad_image_or_a_refused_prompt_affects_only_its_question(picture: ImageRef, tmp_path: Path) -> None:
     lost = ImageRef(uri=str(tmp_path / "lost.png"), sha256="0", width=1, height=1)
-    good, missing, long = say(
+    good, missing, long = generate(
         [question(picture), question(lost, "q2"), question(picture, "q" * 60)], {"q": "Yes."}, n=2
     )
     assert [r.text for r in good.records] == ["Yes."]
@@ -95,30 +95,32 @@ def test_a_bad_image_or_a_refused_prompt_harms_only_its_own(picture: ImageRef, t
     assert [d.reason for d in long.dropped] == ["prompt_too_long"] * 2
 
 
-def test_imported_pairs_pass_unasked(picture: ImageRef) -> None:
+def test_questions_with_responses_are_not_assigned(picture: ImageRef) -> None:
     pair = question(picture, chosen="A cat.", rejected="A dog.")
-    unit = imported(pair)
+    unit = import_responses(pair)
     assert [(r.id, r.text, r.sampler) for r in unit.records] == [
         ("q1/r0", "A cat.", CHOSEN),
         ("q1/r1", "A dog.", REJECTED),
     ]
-    assert not config().asked(pair, 0)
-    assert imported(question(picture)) == Unit(id="q1")
-    assert [d.reason for d in imported(question(picture, chosen="A cat.", rejected="")).dropped] == ["empty_text"]
+    assert not config().is_assigned(pair, 0)
+    assert import_responses(question(picture)) == Unit(id="q1")
+    assert [d.reason for d in import_responses(question(picture, chosen="A cat.", rejected="")).dropped] == [
+        "empty_text"
+    ]
 
 
 @settings(max_examples=20)
 @given(share=st.floats(0.05, 1.0), seed=st.integers(0, 99))
-def test_a_share_grows_without_losing_whom_it_had(share: float, seed: int) -> None:
+def test_a_larger_share_contains_the_smaller_one(share: float, seed: int) -> None:
     image = ImageRef(uri="", sha256="", width=1, height=1)
     questions = [question(image, f"q{i}") for i in range(200)]
-    some = {q.id for q in questions if config(share=share / 2).asked(q, seed)}
-    more = {q.id for q in questions if config(share=share).asked(q, seed)}
+    some = {q.id for q in questions if config(share=share / 2).is_assigned(q, seed)}
+    more = {q.id for q in questions if config(share=share).is_assigned(q, seed)}
     assert some <= more
     assert abs(len(more) / 200 - share) < 0.2
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_settings_are_named() -> None:
     with pytest.raises(ValidationError, match="all 4 responses are the same; set n to 1"):
         config(temperature=0.0, n=4)
     with pytest.raises(ValidationError, match="two generators are named 'policy'"):

@@ -1,7 +1,7 @@
-"""Reads CheckedResponse. Writes Preference.
+"""The preferences stage: builds preference pairs from checked responses. Reads CheckedResponse, writes Preference.
 
-A unit is an image with all checked responses to all its questions. Each question ends with pairs, or with a drop that
-says why it has none.
+A unit is an image with all checked responses to all its questions. Every question ends with pairs, or with a drop that
+says why it has none. `pair_builders` has the ways of making pairs, `evidence` the requirements on them.
 """
 
 from collections import Counter
@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
-from vlgenrm_ray.curation.balance import BalanceConfig, gap, is_even, skewing
-from vlgenrm_ray.curation.case import Case, EvidenceConfig, Lost
-from vlgenrm_ray.curation.contrasts import FLIPPED, imported, verified
+from vlgenrm_ray.curation.evidence import EvidenceConfig, EvidenceIndex, QuestionEvidence, RejectedPair
 from vlgenrm_ray.curation.experts import ExpertsConfig
-from vlgenrm_ray.curation.rewriting import edited, repaired
-from vlgenrm_ray.curation.witness import Witness
+from vlgenrm_ray.curation.pair_builders import (
+    FLIPPED,
+    BalanceConfig,
+    edited_pairs,
+    has_similar_length,
+    imported_pairs,
+    repaired_pairs,
+    verified_pairs,
+)
 from vlgenrm_ray.data import flow
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason, StageError
@@ -30,164 +35,198 @@ if TYPE_CHECKING:
 
 STAGE = "preferences"
 
-_MAKERS: dict[Origin, Callable[[Case], Iterator[Preference | Lost]]] = {
-    Origin.IMPORTED: imported,
-    Origin.VERIFIED: verified,
-    Origin.EDITED: edited,
-    Origin.REPAIRED: repaired,
+PairBuilder = Callable[[QuestionEvidence, BalanceConfig], Iterator[Preference | RejectedPair]]
+
+_BUILDERS: dict[Origin, PairBuilder] = {
+    Origin.IMPORTED: imported_pairs,
+    Origin.VERIFIED: verified_pairs,
+    Origin.EDITED: edited_pairs,
+    Origin.REPAIRED: repaired_pairs,
 }
 
 
 class PreferencesConfig(Settings):
-    """Which pairs are made, and how many."""
+    """The kinds of pairs that are built, and how many."""
 
-    origins: tuple[Origin, ...] = Field(default=tuple(_MAKERS), min_length=1)
-    """Ways of making pairs; a question gets the first of each in this order, then the second of each, ..."""
+    origins: tuple[Origin, ...] = Field(default=tuple(_BUILDERS), min_length=1)
+    """Ways of making pairs. A question gets the first pair of each in this order, then the second of each, ..."""
     max_per_question: int = Field(default=2, ge=1)
+    """Most pairs per question."""
     max_per_kind: int = Field(default=2, ge=1)
-    """Pairs of one question told apart by claims of one kind."""
+    """Most pairs per question that are told apart by claims of one kind."""
     evidence: EvidenceConfig = EvidenceConfig()
     balance: BalanceConfig = BalanceConfig()
     seed: int | None = None
-    """None: the run's."""
+    """None: the seed of the run."""
 
     @field_validator("origins")
     @classmethod
-    def _known(cls, origins: tuple[Origin, ...]) -> tuple[Origin, ...]:
-        if strange := [o.value for o in origins if o not in _MAKERS]:
-            raise ValueError(f"'{strange[0]}' is no way of making pairs; choose from {', '.join(_MAKERS)}")
+    def _are_known(cls, origins: tuple[Origin, ...]) -> tuple[Origin, ...]:
+        if unknown := [o.value for o in origins if o not in _BUILDERS]:
+            raise ValueError(f"'{unknown[0]}' is not a way of making pairs; choose from {', '.join(_BUILDERS)}")
         return origins
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one question."""
+class QuestionPairs:
+    """The pairs of one question."""
 
-    question: str
-    """Its id."""
+    question_id: str
     pairs: tuple[Preference, ...]
-    """Without ids yet."""
-    lost: tuple[Lost, ...]
+    """Without ids."""
+    rejected: tuple[RejectedPair, ...]
 
 
-def contrast(case: Case, config: PreferencesConfig) -> Outcome:
-    """One question's pairs, up to the limits, and those that fell by the way."""
+def build_question_pairs(question: QuestionEvidence, config: PreferencesConfig) -> QuestionPairs:
+    """Build the pairs of one question, up to the limits of the configuration."""
     pairs: list[Preference] = []
-    lost: list[Lost] = []
+    rejected: list[RejectedPair] = []
     kinds: Counter[str] = Counter()
-    for pair in _in_turn([_MAKERS[origin](case) for origin in config.origins]):
-        if isinstance(pair, Lost):
-            lost.append(pair)
+    for pair in _round_robin([_BUILDERS[origin](question, config.balance) for origin in config.origins]):
+        if isinstance(pair, RejectedPair):
+            rejected.append(pair)
         elif any((p.chosen, p.rejected) == (pair.chosen, pair.rejected) for p in pairs):
             continue
-        elif not is_even(pair.chosen, pair.rejected, config.balance):
-            lost.append(
-                Lost(
-                    DropReason.LENGTH_UNBALANCED,
-                    f"{pair.origin}: {len(pair.chosen)} against {len(pair.rejected)} characters",
-                )
-            )
+        elif not has_similar_length(pair.chosen, pair.rejected, config.balance):
+            detail = f"{pair.origin}: {len(pair.chosen)} against {len(pair.rejected)} characters"
+            rejected.append(RejectedPair(DropReason.LENGTH_UNBALANCED, detail))
         elif kinds[pair.kind] == config.max_per_kind:
-            lost.append(
-                Lost(DropReason.OVER_LIMIT, f"{pair.origin}: {config.max_per_kind} pairs of kind {pair.kind!r}")
-            )
+            detail = f"{pair.origin}: {config.max_per_kind} pairs of kind {pair.kind!r}"
+            rejected.append(RejectedPair(DropReason.OVER_LIMIT, detail))
         else:
             kinds[pair.kind] += 1
             pairs.append(pair)
         if len(pairs) == config.max_per_question:
             break
-    if not pairs and not lost:
-        lost.append(_silent(case))
-    return Outcome(case.responses[0].checked.response.question.id, tuple(pairs), tuple(lost))
+    if not pairs and not rejected:
+        rejected.append(_explain_no_pair(question))
+    return QuestionPairs(question.question_id, tuple(pairs), tuple(rejected))
 
 
-def _in_turn(makers: Sequence[Iterator[Preference | Lost]]) -> Iterator[Preference | Lost]:
-    """The first of each, then the second of each, and so on; made only when asked for."""
-    waiting = list(makers)
-    while waiting:
-        for maker in list(waiting):
-            made = next(maker, None)
-            if made is None:
-                waiting.remove(maker)
+def _round_robin(builders: Sequence[Iterator[Preference | RejectedPair]]) -> Iterator[Preference | RejectedPair]:
+    """Yield the first item of each iterator, then the second of each, and so on. Lazy."""
+    remaining = list(builders)
+    while remaining:
+        for builder in list(remaining):
+            pair = next(builder, None)
+            if pair is None:
+                remaining.remove(builder)
             else:
-                yield made
+                yield pair
 
 
-def _silent(case: Case) -> Lost:
-    """Why a question gave rise to no pair at all."""
-    supported = sum(bool(j.standing.supported) for j in case.responses)
-    contradicted = sum(bool(j.standing.contradicted) for j in case.responses)
-    if not supported and not contradicted:
-        return Lost(DropReason.NO_EVIDENCE, f"the experts decide no claim of its {len(case.responses)} responses")
-    chosen = sum(map(case.can_be_chosen, case.responses))
-    detail = f"of {len(case.responses)} responses {chosen} can be chosen, {contradicted} are contradicted"
-    return Lost(DropReason.NO_CONTRAST, detail)
+def _explain_no_pair(question: QuestionEvidence) -> RejectedPair:
+    responses = question.responses
+    num_supported = sum(bool(r.summary.supported) for r in responses)
+    num_contradicted = sum(bool(r.summary.contradicted) for r in responses)
+    if not num_supported and not num_contradicted:
+        detail = f"the experts decide no claim of its {len(responses)} responses"
+        return RejectedPair(DropReason.NO_EVIDENCE, detail)
+    num_chosen = sum(map(question.can_be_chosen, responses))
+    detail = f"of {len(responses)} responses {num_chosen} can be chosen, {num_contradicted} are contradicted"
+    return RejectedPair(DropReason.NO_CONTRAST, detail)
 
 
-def prefer(
+def length_gap(pair: Preference) -> int:
+    """Return the length of the chosen side minus the rejected side, in characters."""
+    return len(pair.chosen) - len(pair.rejected)
+
+
+def select_skewing(pairs: Sequence[Preference], config: BalanceConfig) -> list[Preference]:
+    """Select the pairs of an image to drop so that the rest has balanced lengths on average.
+
+    The most skewing pair is dropped first. At least one pair always remains.
+    """
+    remaining, skewing = list(pairs), []
+    while len(remaining) > 1:
+        total_gap = sum(map(length_gap, remaining))
+        mean_length = sum(len(p.chosen) + len(p.rejected) for p in remaining) / (2 * len(remaining))
+        mean_gap = total_gap / len(remaining)
+        if abs(mean_gap) <= max(config.max_mean_gap * mean_length, config.free_gap):
+            break
+        worst = max(remaining, key=lambda p: length_gap(p) if total_gap > 0 else -length_gap(p))
+        remaining.remove(worst)
+        skewing.append(worst)
+    return skewing
+
+
+def build_image_pairs(
     unit: Unit[CheckedResponse], config: PreferencesConfig, vocabulary: Vocabulary, thresholds: Thresholds, seed: int
 ) -> Unit[Preference]:
-    """One image's checked responses -> its pairs. Every question has a pair or a drop of its own id."""
+    """Build the pairs of one image.
+
+    Args:
+        unit: Checked responses to all questions about the image.
+        config: Limits and requirements.
+        vocabulary: Vocabulary that the experts stage read claims with.
+        thresholds: Thresholds of the experts stage.
+        seed: Seed of random choices.
+
+    Returns:
+        The pairs. Every question has a pair or a drop with the question's id.
+    """
     if not unit.records:
         drop = Dropped(stage=STAGE, id=unit.id, reason=DropReason.NO_EVIDENCE, detail="no response was checked")
         return Unit(id=unit.id, dropped=(drop,))
     by_question: dict[str, list[CheckedResponse]] = {}
     for checked in unit.records:
         by_question.setdefault(checked.response.question.id, []).append(checked)
-    witness = Witness(unit.records, vocabulary, thresholds)
-    outcomes = [
-        contrast(Case.of(by_question[id], witness, config.evidence, config.balance, seed), config)
-        for id in sorted(by_question)
+    index = EvidenceIndex(unit.records, vocabulary, thresholds)
+    questions = [
+        build_question_pairs(
+            QuestionEvidence.from_responses(by_question[question_id], index, config.evidence, seed), config
+        )
+        for question_id in sorted(by_question)
     ]
-    skewed = {id(p) for p in skewing([p for o in outcomes for p in o.pairs], config.balance)}
+    skewing = {id(p) for p in select_skewing([p for q in questions for p in q.pairs], config.balance)}
     records: list[Preference] = []
     dropped: list[Dropped] = []
-    for outcome in outcomes:
-        kept = [p for p in outcome.pairs if id(p) not in skewed]
-        uneven = Lost(DropReason.LENGTH_UNBALANCED, "it skewed the lengths of its image's pairs")
-        lost = [*outcome.lost, *[uneven] * (len(outcome.pairs) - len(kept))]
-        records += [replace(p, id=f"{outcome.question}/p{i}") for i, p in enumerate(kept)]
-        dropped += _drops(outcome.question, len(kept), lost)
+    for question in questions:
+        pairs = [p for p in question.pairs if id(p) not in skewing]
+        skewed = RejectedPair(DropReason.LENGTH_UNBALANCED, "it skewed the lengths of its image's pairs")
+        rejected = [*question.rejected, *[skewed] * (len(question.pairs) - len(pairs))]
+        records += [replace(p, id=f"{question.question_id}/p{i}") for i, p in enumerate(pairs)]
+        dropped += _make_drops(question.question_id, len(pairs), rejected)
     return Unit(id=unit.id, records=tuple(records), dropped=tuple(dropped))
 
 
-def _drops(question: str, kept: int, lost: Sequence[Lost]) -> list[Dropped]:
-    """A question with pairs drops the lost ones by numbers of their own; one without is dropped itself, once."""
-    if kept:
+def _make_drops(question_id: str, num_pairs: int, rejected: Sequence[RejectedPair]) -> list[Dropped]:
+    """Drop each rejected pair under the next pair number; drop a question without pairs once, under its own id."""
+    if num_pairs:
         return [
-            Dropped(stage=STAGE, id=f"{question}/p{kept + i}", reason=x.reason, detail=x.detail)
-            for i, x in enumerate(lost)
+            Dropped(stage=STAGE, id=f"{question_id}/p{num_pairs + i}", reason=r.reason, detail=r.detail)
+            for i, r in enumerate(rejected)
         ]
-    detail = "; ".join(x.detail for x in lost)
-    return [Dropped(stage=STAGE, id=question, reason=lost[0].reason, detail=detail)]
+    detail = "; ".join(r.detail for r in rejected)
+    return [Dropped(stage=STAGE, id=question_id, reason=rejected[0].reason, detail=detail)]
 
 
-def figures(folder: StageFolder) -> dict[str, Any]:
-    """What the pairs are: by origin and kind, how often a label was turned round, how lengths compare."""
+def measure_pairs(folder: StageFolder) -> dict[str, Any]:
+    """Count pairs by origin and kind, and measure the share of flipped labels and the differences in length."""
     origins: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     gaps: list[int] = []
-    flipped = longer = 0
+    num_flipped = num_chosen_longer = 0
     for pair in folder.records(Preference):
         origins[pair.origin] += 1
         kinds[pair.kind or "unknown"] += 1
-        flipped += pair.evidence.startswith(FLIPPED)
-        gaps.append(gap(pair))
-        longer += gaps[-1] > 0
+        num_flipped += pair.evidence.startswith(FLIPPED)
+        gaps.append(length_gap(pair))
+        num_chosen_longer += gaps[-1] > 0
     count = max(len(gaps), 1)
     return {
         "pairs_by_origin": dict(sorted(origins.items())),
         "pairs_by_kind": dict(sorted(kinds.items())),
-        "flipped": flipped,
-        "flip_rate": round(flipped / max(origins[Origin.IMPORTED], 1), 4),
+        "flipped": num_flipped,
+        "flip_rate": round(num_flipped / max(origins[Origin.IMPORTED], 1), 4),
         "mean_length_gap": round(sum(gaps) / count, 3),
         "mean_absolute_length_gap": round(sum(map(abs, gaps)) / count, 3),
-        "chosen_longer_share": round(longer / count, 4),
+        "chosen_longer_share": round(num_chosen_longer / count, 4),
     }
 
 
 @dataclass(frozen=True)
-class _Prefer:
+class _BuildPairs:
     config: PreferencesConfig
     experts: ExpertsConfig
     seed: int
@@ -196,32 +235,43 @@ class _Prefer:
         vocabulary = load_vocabulary(self.experts.vocabulary)
         units = units_from_table(CheckedResponse, rows)
         return units_table(
-            Preference, [prefer(u, self.config, vocabulary, self.experts.thresholds, self.seed) for u in units]
+            Preference,
+            [build_image_pairs(u, self.config, vocabulary, self.experts.thresholds, self.seed) for u in units],
         )
 
 
 def run(
     config: PreferencesConfig, *, experts: ExpertsConfig, source: StageFolder, target: StageFolder, seed: int = 0
 ) -> Manifest:
-    """Make pairs of the checked responses in `source`, reading claims as the experts did.
+    """Build pairs from the checked responses in `source` and write them to `target`.
 
-    `seed` is the run's, used if the configuration has none. See `flow.run` for what it raises.
+    Args:
+        config: Settings of this stage.
+        experts: Settings of the experts stage: its vocabulary and thresholds apply here as well.
+        source: Complete experts stage.
+        target: Folder of this stage.
+        seed: Seed of the run, used if the configuration has none.
+
+    Raises:
+        InputError: The vocabulary cannot be read.
+        ConfigError: `target` was made with other settings.
+        StageError: `source` is incomplete, or there is not a single pair.
     """
     seed = seed if config.seed is None else config.seed
     vocabulary = load_vocabulary(experts.vocabulary)
     manifest = flow.run(
         target,
         flow.read_units(source),
-        lambda rows: rows.map_batches(_Prefer(config, experts, seed), **flow.LIGHT),
+        lambda rows: rows.map_batches(_BuildPairs(config, experts, seed), **flow.LIGHT),
         total=source.complete().rows_in,
         fingerprint=digest([config.fingerprint(), vocabulary.fingerprint(), experts.thresholds.fingerprint(), seed]),
         inputs={"experts": source.data_hash()},
-        metrics=figures,
+        metrics=measure_pairs,
     )
     if not manifest.rows_out:
         counts = ", ".join(f"{reason} {count}" for reason, count in manifest.dropped.items())
         raise StageError(
             f"preferences: no pair could be made of {source.path} ({counts}); sample more responses per question "
-            "(responses.generators.n), or see in `dropped` what the experts lack"
+            "(responses.generators.n), or look up in the drops which evidence is missing (`vlgenrm trace ID`)"
         )
     return manifest

@@ -1,7 +1,7 @@
-"""Reads Question. Writes Response.
+"""The responses stage: samples responses to every question. Reads Question, writes Response.
 
-A unit is a question. Each generator answers in a pool of actors of its own; several stand one behind another in the
-same stream. A question that came with a chosen and a rejected response is not asked: those two are its responses.
+A unit is a question. Each generator runs in an actor pool of its own; several generators follow one another in one
+stream. A question that came with a chosen and a rejected response is not sent to any: those two are its responses.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 STAGE = "responses"
 CHOSEN = "imported/chosen"
 REJECTED = "imported/rejected"
-_DECODERS = 8
-"""Threads that open a batch's images; Pillow decodes outside Python's lock."""
+_DECODER_THREADS = 8
+"""Threads that open the images of a batch; Pillow decodes without holding Python's lock."""
 
-Build = Callable[[VllmConfig], Generator]
-"""Starts an engine; called inside the actor that owns it."""
+GeneratorBuilder = Callable[[VllmConfig], Generator]
+"""Starts an engine. Called in the actor that owns it."""
 
 
 class GeneratorConfig(Settings):
-    """One policy model and how it is sampled."""
+    """One policy model and its sampling parameters."""
 
     name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
-    """Stands as `sampler` in each of its responses."""
+    """Recorded as `sampler` in each of its responses."""
     engine: VllmConfig
     pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
     n: int = Field(default=4, ge=1)
@@ -50,53 +50,54 @@ class GeneratorConfig(Settings):
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=256, ge=1)
+    """Longest response, in tokens."""
     share: float = Field(default=1.0, gt=0, le=1)
-    """Part of the questions it is asked, picked by their ids: for a model too costly to ask everything."""
+    """Fraction of the questions it answers, selected by their ids: for a model too expensive for all questions."""
 
     @model_validator(mode="after")
-    def _differ(self) -> "GeneratorConfig":
+    def _samples_differ(self) -> "GeneratorConfig":
         if self.temperature == 0 and self.n > 1:
             raise ValueError(f"at temperature 0 all {self.n} responses are the same; set n to 1 or raise temperature")
         return self
 
-    def asked(self, question: Question, seed: int) -> bool:
-        """Whether this generator gets a question."""
-        return question.chosen is None and chance(seed, self.name, "share", question.id) < self.share
+    def is_assigned(self, question: Question, seed: int) -> bool:
+        """Return True if this generator answers a question."""
+        return question.chosen is None and hash_fraction(seed, self.name, "share", question.id) < self.share
 
     def sampling(self) -> Sampling:
-        """The settings as an engine takes them."""
+        """Return the sampling parameters as an engine takes them."""
         return Sampling(n=self.n, temperature=self.temperature, top_p=self.top_p, max_tokens=self.max_tokens)
 
 
 class ResponsesConfig(Settings):
-    """Who answers."""
+    """The generators that answer the questions."""
 
     generators: tuple[GeneratorConfig, ...] = Field(min_length=1)
     seed: int | None = None
-    """None: the run's."""
+    """None: the seed of the run."""
     limits: ImageLimits = ImageLimits()
 
     @field_validator("generators")
     @classmethod
-    def _named_apart(cls, generators: tuple[GeneratorConfig, ...]) -> tuple[GeneratorConfig, ...]:
+    def _names_are_unique(cls, generators: tuple[GeneratorConfig, ...]) -> tuple[GeneratorConfig, ...]:
         names = Counter(g.name for g in generators)
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"two generators are named '{twice[0]}'; give each a name of its own")
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"two generators are named '{repeated[0]}'; give each a name of its own")
         return generators
 
 
-def chance(*parts: object) -> float:
-    """A number in [0, 1) that the parts decide, and nothing else."""
+def hash_fraction(*parts: object) -> float:
+    """Return a number in [0, 1) that depends only on the parts."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) / 2**64
 
 
-def seed_of(seed: int, question: str, generator: str) -> int:
-    """Sampling seed of one question to one generator: the same in whatever batch it is asked."""
-    return int(chance(seed, question, generator) * 2**31)
+def question_seed(seed: int, question_id: str, generator: str) -> int:
+    """Return the sampling seed of a question for a generator. It does not depend on the batch."""
+    return int(hash_fraction(seed, question_id, generator) * 2**31)
 
 
-def imported(question: Question) -> Unit[Response]:
-    """The responses that a question came with, as r0 and r1; nothing where it came with none."""
+def import_responses(question: Question) -> Unit[Response]:
+    """Return the responses that a question came with, as r0 and r1; an empty unit if it came with none."""
     if question.chosen is None or question.rejected is None:
         return Unit(id=question.id)
     records, dropped = [], []
@@ -109,7 +110,7 @@ def imported(question: Question) -> Unit[Response]:
     return Unit(id=question.id, records=tuple(records), dropped=tuple(dropped))
 
 
-def ask(
+def generate_responses(
     questions: Sequence[Question],
     generator: Generator,
     config: GeneratorConfig,
@@ -118,30 +119,42 @@ def ask(
     seed: int,
     limits: ImageLimits,
 ) -> list[Unit[Response]]:
-    """One generator's responses to each question, numbered from `first`. Every number is a response or a drop."""
-    shown = _open(questions, limits)
-    pictures = [shown[q.image.sha256] for q in questions]
-    able = [(q, p) for q, p in zip(questions, pictures, strict=True) if not isinstance(p, ImageError)]
-    seeds = {q.id: seed_of(seed, q.id, config.name) for q, _ in able}
-    answers: dict[str, list[Sample] | Refused] = {}
-    if able:
-        prompts = [Prompt(images=(picture,), text=q.text) for q, picture in able]
-        said = generator.generate(prompts, config.sampling(), list(seeds.values()))
-        answers = {q.id: answer for (q, _), answer in zip(able, said, strict=True)}
+    """Sample responses to a batch of questions from one generator.
+
+    Args:
+        questions: Questions assigned to the generator.
+        generator: Loaded engine.
+        config: Sampling parameters.
+        first: Number of the first response of each question.
+        seed: Seed of the stage.
+        limits: Limits of the images.
+
+    Returns:
+        One unit per question. Each of the numbers `first`, ..., `first + n - 1` is a response or a drop.
+    """
+    image_of = _open_images(questions, limits)
+    question_images = [image_of[q.image.sha256] for q in questions]
+    usable = [(q, i) for q, i in zip(questions, question_images, strict=True) if not isinstance(i, ImageError)]
+    seeds = {q.id: question_seed(seed, q.id, config.name) for q, _ in usable}
+    outputs: dict[str, list[Sample] | Refused] = {}
+    if usable:
+        prompts = [Prompt(images=(image,), text=q.text) for q, image in usable]
+        generated = generator.generate(prompts, config.sampling(), list(seeds.values()))
+        outputs = {q.id: output for (q, _), output in zip(usable, generated, strict=True)}
     units: list[Unit[Response]] = []
-    for question, picture in zip(questions, pictures, strict=True):
+    for question, image in zip(questions, question_images, strict=True):
         ids = [f"{question.id}/r{first + i}" for i in range(config.n)]
-        answer = picture if isinstance(picture, ImageError) else answers[question.id]
-        if isinstance(answer, (ImageError, Refused)):
-            lost = [Dropped(stage=STAGE, id=id, reason=answer.reason, detail=answer.detail) for id in ids]
-            units.append(Unit(id=question.id, dropped=tuple(lost)))
+        output = image if isinstance(image, ImageError) else outputs[question.id]
+        if isinstance(output, (ImageError, Refused)):
+            dropped = (Dropped(stage=STAGE, id=id, reason=output.reason, detail=output.detail) for id in ids)
+            units.append(Unit(id=question.id, dropped=tuple(dropped)))
         else:
-            units.append(_settled(question, ids, answer, config.name, seeds[question.id]))
+            units.append(_make_unit(question, ids, output, config.name, seeds[question.id]))
     return units
 
 
-def _open(questions: Sequence[Question], limits: ImageLimits) -> "dict[str, PIL.Image.Image | ImageError]":
-    """Each distinct image once, or why it cannot be read."""
+def _open_images(questions: Sequence[Question], limits: ImageLimits) -> "dict[str, PIL.Image.Image | ImageError]":
+    """Open each distinct image once. An error stands in the place of an image that cannot be read."""
     refs = {q.image.sha256: q.image for q in questions}
 
     def read(sha256: str) -> "PIL.Image.Image | ImageError":
@@ -150,13 +163,14 @@ def _open(questions: Sequence[Question], limits: ImageLimits) -> "dict[str, PIL.
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(_DECODERS) as threads:
+    with ThreadPoolExecutor(_DECODER_THREADS) as threads:
         return dict(zip(refs, threads.map(read, refs), strict=True))
 
 
-def _settled(
+def _make_unit(
     question: Question, ids: Sequence[str], samples: Sequence[Sample], sampler: str, seed: int
 ) -> Unit[Response]:
+    """Turn samples into responses. Empty texts and repeated texts are dropped."""
     records: dict[str, Response] = {}
     dropped = []
     for id, sample in zip(ids, samples, strict=True):
@@ -184,23 +198,25 @@ def _settled(
     )
 
 
-def merged(before: Unit[Response], more: Unit[Response]) -> Unit[Response]:
-    """Two generators' units of one question as one."""
+def merge_units(a: Unit[Response], b: Unit[Response]) -> Unit[Response]:
+    """Merge the units of one question from two generators."""
     return Unit(
-        id=before.id,
-        records=before.records + more.records,
-        dropped=before.dropped + more.dropped,
-        num_tokens=before.num_tokens + more.num_tokens,
+        id=a.id,
+        records=a.records + b.records,
+        dropped=a.dropped + b.dropped,
+        num_tokens=a.num_tokens + b.num_tokens,
     )
 
 
-# -- Ray: the stream holds the units so far, each with its question in one more column --------------------------------
+# -- Ray: the stream holds the units so far, with each unit's question in an additional column ------------------------
 
 
-class Sampler:
-    """One generator in an actor: adds its responses to the units that stream by."""
+class _Generate:
+    """Actor with one generator: adds its responses to the units of the stream."""
 
-    def __init__(self, config: GeneratorConfig, first: int, seed: int, limits: ImageLimits, build: Build) -> None:
+    def __init__(
+        self, config: GeneratorConfig, first: int, seed: int, limits: ImageLimits, build: GeneratorBuilder
+    ) -> None:
         self.config = config
         self.first = first
         self.seed = seed
@@ -209,19 +225,24 @@ class Sampler:
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         questions = [from_row(Question, row) for row in rows.column("question").to_pylist()]
-        asked = [q for q in questions if self.config.asked(q, self.seed)]
-        said = ask(asked, self.generator, self.config, first=self.first, seed=self.seed, limits=self.limits)
-        more = {unit.id: unit for unit in said}
+        assigned = [q for q in questions if self.config.is_assigned(q, self.seed)]
+        generated = {
+            unit.id: unit
+            for unit in generate_responses(
+                assigned, self.generator, self.config, first=self.first, seed=self.seed, limits=self.limits
+            )
+        }
         units = units_from_table(Response, rows.drop_columns(["question"]))
-        return _with_questions([merged(u, more[u.id]) if u.id in more else u for u in units], questions)
+        units = [merge_units(u, generated[u.id]) if u.id in generated else u for u in units]
+        return _add_questions(units, questions)
 
 
 def _begin(rows: "pa.Table") -> "pa.Table":
     questions = from_table(Question, rows)
-    return _with_questions([imported(q) for q in questions], questions)
+    return _add_questions([import_responses(q) for q in questions], questions)
 
 
-def _with_questions(units: Sequence[Unit[Response]], questions: Sequence[Question]) -> "pa.Table":
+def _add_questions(units: Sequence[Unit[Response]], questions: Sequence[Question]) -> "pa.Table":
     import pyarrow as pa
 
     column = pa.array([to_row(q) for q in questions], pa.struct(list(arrow_schema(Question))))
@@ -230,21 +251,21 @@ def _with_questions(units: Sequence[Unit[Response]], questions: Sequence[Questio
 
 def _end(rows: "pa.Table") -> "pa.Table":
     units = units_from_table(Response, rows.drop_columns(["question"]))
-    return units_table(Response, [u if u.records or u.dropped else _unasked(u.id) for u in units])
+    return units_table(Response, [u if u.records or u.dropped else _drop_unassigned(u.id) for u in units])
 
 
-def _unasked(id: str) -> Unit[Response]:
-    detail = "no generator's share of the questions holds it"
+def _drop_unassigned(id: str) -> Unit[Response]:
+    detail = "the question is in no generator's share"
     return Unit(id=id, dropped=(Dropped(stage=STAGE, id=id, reason=DropReason.NO_RESPONSE, detail=detail),))
 
 
 def _model_digests(config: ResponsesConfig) -> dict[str, str]:
-    """Which models answer; raises InputError here rather than in an actor if one cannot be used."""
+    """Hash the models of the generators. Raises InputError in the driver rather than in an actor."""
     return {f"model {g.name}": model_folder.digest(model_folder.locate(g.engine.model)) for g in config.generators}
 
 
-def figures(folder: StageFolder) -> dict[str, Any]:
-    """Per sampler: responses, the share that was cut at `max_tokens`, mean tokens of a response."""
+def measure_samplers(folder: StageFolder) -> dict[str, Any]:
+    """Measure per sampler the number of responses, the share cut at `max_tokens`, and the mean number of tokens."""
     responses: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     cut: Counter[str] = Counter()
@@ -259,13 +280,26 @@ def figures(folder: StageFolder) -> dict[str, Any]:
 
 
 def run(
-    config: ResponsesConfig, *, source: StageFolder, target: StageFolder, seed: int = 0, build: Build | None = None
+    config: ResponsesConfig,
+    *,
+    source: StageFolder,
+    target: StageFolder,
+    seed: int = 0,
+    build: GeneratorBuilder | None = None,
 ) -> Manifest:
-    """Have every question of the pool in `source` answered.
+    """Sample responses to every question of the pool in `source` and write them to `target`.
 
-    `seed` is the run's, used if the configuration has none; `build` starts another engine than vLLM.
-    Raises StageError while the pool is incomplete, InputError for a model folder that cannot be used, ConfigError if
-    `target` was made with other settings.
+    Args:
+        config: Settings of this stage.
+        source: Complete pool stage.
+        target: Folder of this stage.
+        seed: Seed of the run, used if the configuration has none.
+        build: Starts another engine than vLLM.
+
+    Raises:
+        InputError: A model folder cannot be used.
+        ConfigError: `target` was made with other settings.
+        StageError: The pool is incomplete, or rows were lost.
     """
     seed = seed if config.seed is None else config.seed
     inputs = {"pool": source.data_hash()} | ({} if build else _model_digests(config))
@@ -275,7 +309,7 @@ def run(
         first = 0
         for generator in config.generators:
             arguments = (generator, first, seed, config.limits, build or VllmGenerator)
-            rows = rows.map_batches(Sampler, fn_constructor_args=arguments, **generator.pool.map_batches_args())
+            rows = rows.map_batches(_Generate, fn_constructor_args=arguments, **generator.pool.map_batches_args())
             first += generator.n
         return rows.map_batches(_end, **flow.LIGHT)
 
@@ -286,5 +320,5 @@ def run(
         total=source.complete().rows_out,
         fingerprint=digest([config.fingerprint(), seed]),
         inputs=inputs,
-        metrics=lambda folder: {"samplers": figures(folder)},
+        metrics=lambda folder: {"samplers": measure_samplers(folder)},
     )

@@ -1,0 +1,215 @@
+"""Parsing of source rows: names of columns, forms of images, chat turns.
+
+Rows with `image`, `question` and optionally `id`, `reference`, `chosen`, `rejected` need no configuration. These are
+the columns of RLAIF-V, SPA-VL, MMPR and MM-RLHF. Texts may be chat turns or lists of chat turns, as in LLaMA-Factory
+(RLHF-V, VLFeedback binarised) and TRL.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlparse
+
+from vlgenrm_ray.data import images
+from vlgenrm_ray.settings import Settings
+
+_SHORTEST_BASE64 = 64
+"""Shorter strings are paths: no image of a usable size is so short in base64."""
+
+
+class Columns(Settings):
+    """Names of the columns. None: the first of the usual names (`USUAL_NAMES`) that a row has."""
+
+    id: str | None = None
+    image: str | None = None
+    question: str | None = None
+    reference: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    kind: str | None = None
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """Return the column names to try for one of the fields above."""
+        name = getattr(self, field)
+        return (name,) if name else USUAL_NAMES[field]
+
+    def all_names(self) -> frozenset[str]:
+        """Return every column name to read."""
+        return frozenset(name for field in USUAL_NAMES for name in self.names(field))
+
+
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "question_id"),
+    "image": ("image", "image_path", "img_path", "images"),
+    "question": ("question", "query", "text", "prompt", "conversations", "messages"),
+    "reference": ("reference", "answer"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected", "rejected_response"),
+    "kind": ("kind", "question_kind"),
+}
+
+
+class MalformedRowError(ValueError):
+    """A row that is not a question; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRow:
+    """A parsed row whose image has not been opened. Either `problem` is set, or the text and one of the images."""
+
+    id: str
+    """Unique in the source: `file:line` (from 1), or the question's id if the source creates questions."""
+    question_id: str = ""
+    """The row's own id, or one derived from its content. "" if there is a problem."""
+    duplicate_of: str = ""
+    """`id` of the first row with the same `question_id`; "" if this is the first."""
+    problem: str = ""
+    """Why the row is malformed, or ""."""
+    image_uri: str | None = None
+    image_bytes: bytes | None = None
+    text: str = ""
+    kind: str = ""
+    reference: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+
+
+def parse_row(row: object, *, id: str, folder: str, columns: Columns) -> SourceRow:
+    """Parse one row. A malformed row has a `problem`; nothing is raised.
+
+    Args:
+        row: A mapping of column names to values, or anything else, which is malformed.
+        id: Name of the row in the source.
+        folder: Folder or URI that relative image paths refer to.
+        columns: Names of the columns.
+    """
+    try:
+        return _parse(row, id, folder, columns)
+    except MalformedRowError as error:
+        return SourceRow(id=id, problem=str(error))
+
+
+def hash_id(question_id: str) -> int:
+    """Return 64 bits that stand for a question id while duplicates are sought: a million ids take 8 MB in the driver.
+
+    The probability that two of a million different ids have the same bits is 3 in 100 million.
+    """
+    return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=8).digest())
+
+
+def _parse(row: object, id: str, folder: str, columns: Columns) -> SourceRow:
+    if not isinstance(row, Mapping):
+        raise MalformedRowError(f"a row must be an object with named columns, not {_repr(row)}")
+    path, data = _parse_image(_value(row, columns, "image"))
+    chosen = _text(_value(row, columns, "chosen"), "chosen", "assistant")
+    rejected = _text(_value(row, columns, "rejected"), "rejected", "assistant")
+    if (chosen is None) != (rejected is None):
+        raise MalformedRowError(f"has {'chosen' if chosen else 'rejected'} alone; give both or neither")
+    text = _text(_value(row, columns, "question"), "question", "user")
+    if not text:
+        raise MalformedRowError(f"no question: none of the columns {', '.join(columns.names('question'))} has a text")
+    kind = _value(row, columns, "kind")
+    reference = _text(_value(row, columns, "reference"), "reference", "assistant")
+    # The path as it is written, so that ids do not change when the data set is moved.
+    image_key = path if data is None else hashlib.sha256(data).hexdigest()
+    content = json.dumps([image_key, text, reference, chosen, rejected])
+    return SourceRow(
+        id=id,
+        question_id=explicit_id(row, columns) or "q" + hashlib.sha256(content.encode()).hexdigest()[:16],
+        image_uri=None if path is None else _join(folder, path),
+        image_bytes=data,
+        text=text,
+        kind=kind if isinstance(kind, str) else "",
+        reference=reference,
+        chosen=chosen,
+        rejected=rejected,
+    )
+
+
+def explicit_id(row: Mapping[Any, Any], columns: Columns) -> str | None:
+    """Return the value of the row's id column, if any. Raises MalformedRowError unless it is a string or an integer."""
+    value = _value(row, columns, "id")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise MalformedRowError(f"id must be a string or an integer, not {_repr(value)}")
+    return str(value)
+
+
+def _value(row: Mapping[Any, Any], columns: Columns, field: str) -> Any:
+    return next((row[n] for n in columns.names(field) if row.get(n) is not None), None)
+
+
+def _parse_image(value: Any) -> tuple[str | None, bytes | None]:
+    """Return an image as a path or URI, as it is written, or as encoded bytes."""
+    if isinstance(value, (list, tuple)):
+        if len(value) != 1:
+            raise MalformedRowError(f"has {len(value)} images; one image a question is supported")
+        (value,) = value
+    if isinstance(value, Mapping):
+        # Hugging Face data sets store an image as {"bytes": ..., "path": ...}, either of them null.
+        data = value.get("bytes")
+        value = data if data is not None else value.get("path")
+    if value is None or value == "":
+        raise MalformedRowError("no image")
+    if isinstance(value, bytes):
+        return None, value
+    if not isinstance(value, str):
+        raise MalformedRowError(f"image must be a path, a URI, bytes or base64, not {_repr(value)}")
+    if value.startswith("data:"):
+        return None, _decode_base64(value.partition(",")[2], "the image's data URL is not base64")
+    if len(value) >= _SHORTEST_BASE64 and (data := _decode_base64_image(value)) is not None:
+        return None, data
+    return value, None
+
+
+def _join(folder: str, path: str) -> str:
+    return path if urlparse(path).scheme or path.startswith("/") else f"{folder}/{path}"
+
+
+def _decode_base64_image(text: str) -> bytes | None:
+    """Return the bytes if `text` is an image in base64. A long path may be valid base64, but not of an image."""
+    try:
+        head = base64.b64decode(text[:32], validate=True)
+    except binascii.Error:
+        return None
+    return _decode_base64(text, "the image is truncated or broken base64") if images.suffix(head) else None
+
+
+def _decode_base64(text: str, problem: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise MalformedRowError(f"{problem}: {error}") from error
+
+
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant"}
+
+
+def _text(value: Any, field: str, role: str) -> str | None:
+    """Return a text, or the only turn of `role` in a list of chat turns, without image placeholders."""
+    if isinstance(value, Mapping):
+        return _text(value.get("value", value.get("content")), field, role)
+    if isinstance(value, (list, tuple)):
+        turns = [t for t in value if isinstance(t, Mapping)]
+        if turns and all("type" in t for t in turns):
+            return " ".join(str(t["text"]) for t in turns if t["type"] == "text" and t.get("text")).strip()
+        of_role = [t for t in turns if _ROLES.get(str(t.get("role", t.get("from")))) == role]
+        if len(of_role) != 1:
+            raise MalformedRowError(f"{field} has {len(of_role)} turns of the {role}; one is supported")
+        return _text(of_role[0], field, role)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise MalformedRowError(f"{field} must be a text, not {_repr(value)}")
+    return value.replace("<image>", "").strip()
+
+
+def _repr(value: object) -> str:
+    """Return the type and the beginning of a value, for messages."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
