@@ -1,0 +1,233 @@
+"""Golden values that a refactoring must not change: training losses, GRPO and PPO steps, and a judge's rewards.
+
+The expected numbers are in `tests/golden/` and were computed on a CPU. Regenerate them only for an intended change,
+and explain it in the commit:
+
+    VLGENRM_REGENERATE_GOLDEN=1 bash tests/run.sh tests/integration/test_golden_values.py
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import policy_runs
+import pytest
+
+from tests.factories import rollout
+from tests.workers import run_on_workers
+from tests.world_examples import examples, stage_folder
+from vlgenrm_ray import config
+from vlgenrm_ray.commands import shipped_recipe
+from vlgenrm_ray.engines.environment import has_gpu
+from vlgenrm_ray.records import Preference, Rollout
+from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.shapes.pairs import gold_pairs
+
+pytestmark = pytest.mark.skipif(has_gpu(), reason="the golden values are those of a CPU")
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+REGENERATE = "VLGENRM_REGENERATE_GOLDEN"
+SEED = 23
+
+TRAINING = (
+    "training.workers=1",
+    "training.num_cpus=1",
+    "training.epochs=2",
+    "training.examples_per_step=10",
+    "training.tokens_per_batch=1024",
+    "training.checkpoint_every=0",
+    "training.num_probes=0",
+    "training.engine.precision=fp32",
+)
+"""Six optimizer steps over thirty examples."""
+
+POLICY = ("policy.steps=3", "policy.updates_per_step=2", "policy.engine.precision=fp32", "policy.engine.zero_stage=1")
+ALGORITHMS = {
+    "grpo": (),
+    "ppo": (
+        "policy.steps=2",
+        "policy.algorithm.algorithm=ppo",
+        "policy.algorithm.kl.where=reward",
+        "policy.algorithm.kl.estimator=k1",
+        "policy.critic.learning_rate=3e-3",
+        "policy.critic.precision=fp32",
+    ),
+}
+FIGURES = (
+    "loss",
+    "grad_norm",
+    "reference_kl",
+    "step_kl",
+    "entropy",
+    "ratio",
+    "clip_low",
+    "clip_high",
+    "mismatch",
+    "importance_weight",
+    "value_loss",
+    "value_grad_norm",
+    "value_error",
+)
+"""Metrics of a step; the `value_*` ones belong to PPO's critic."""
+
+RUN = (
+    "policy.steps=3",
+    "policy.updates_per_step=2",
+    "policy.rollouts.group_size=8",
+    "policy.rollouts.temperature=1.3",
+    "policy.engine.precision=fp32",
+    "policy.engine.learning_rate=3e-4",
+    "policy.evaluation.every=3",
+    "policy.checkpoint_every=0",
+    "policy.trackers=[]",
+)
+"""Two updates per step: the loss of the first is close to 0. A high temperature makes the answers of a group differ."""
+RUN_FIGURES = ("reward", "length", "loss", "grad_norm", "reference_kl", "entropy")
+
+JUDGE = ("judge.num_critiques=2", "evaluation.engine.kv_cache_gib=0.05", "evaluation.engine.threads=1")
+
+
+def compare(name: str, found: Mapping[str, Any], tolerance: float) -> None:
+    """Compare numbers with the golden file `name`, or rewrite that file if `VLGENRM_REGENERATE_GOLDEN` is 1."""
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get(REGENERATE) == "1":
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        pytest.skip(f"{path.name} was regenerated")
+    golden = json.loads(path.read_text())
+    assert found == {part: pytest.approx(numbers, rel=0.0, abs=tolerance) for part, numbers in golden.items()}
+
+
+def by_metric(lines: Sequence[Mapping[str, Any]], *figures: str) -> dict[str, list[float]]:
+    """Collect each metric over the steps."""
+    return {figure: [line[figure] for line in lines] for figure in figures}
+
+
+def test_losses_of_a_training(ray_local: None, tmp_path: Path) -> None:
+    from vlgenrm_ray.reward.training import run
+
+    settings = config.load(shipped_recipe("shapes"), TRAINING)
+    selection = stage_folder(tmp_path / "selection", examples(tmp_path / "images", 6))
+    run(settings.training, base=pack_path("vlm"), examples=selection, target=tmp_path / "training", round=1)
+    compare("training", by_metric(policy_runs.lines(tmp_path / "training" / "metrics.jsonl"), "loss"), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def learner_metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
+    """Run the learner of every algorithm on the same rollouts; return the metrics of each step."""
+    folder = tmp_path_factory.mktemp("learner")
+    recipe = policy_runs.write(folder)
+    settings = {name: config.load_policy(recipe, (*POLICY, *more)).policy for name, more in ALGORITHMS.items()}
+    pairs = list(gold_pairs(folder / "images", seed=SEED, split="train", count=4))
+    run_on_workers(learn, folder, folder / "found.json", settings, pairs)
+    found: dict[str, list[dict[str, float]]] = json.loads((folder / "found.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_steps_of_a_policys_learner(learner_metrics: dict[str, list[dict[str, float]]], algorithm: str) -> None:
+    steps = learner_metrics[algorithm]
+    compare(f"learner_{algorithm}", by_metric(steps, *(figure for figure in FIGURES if figure in steps[0])), 1e-5)
+
+
+def learn(target: Path, settings: Mapping[str, Any], pairs: Sequence[Preference]) -> None:
+    """Entry point of the workers: take the steps of each algorithm; rank 0 writes their metrics to `target`."""
+    import torch.distributed as dist
+
+    from vlgenrm_ray.engines.critic import Critic
+    from vlgenrm_ray.engines.deepspeed import Learner
+    from vlgenrm_ray.engines.vlm_batch import VlmEncoder
+    from vlgenrm_ray.policy import batching
+    from vlgenrm_ray.policy.updater import Study
+
+    base = pack_path("vlm")
+    found: dict[str, list[dict[str, float]]] = {}
+    for name, its in settings.items():
+        learner = Learner(base, its.engine, seed=0, keep_reference=True)
+        critic = Critic(base, its.critic, seed=0) if name == "ppo" else None
+        encoder = VlmEncoder(base, its.images)
+        study = Study(its, encoder, learner, critic)
+        groups = rollouts(encoder, learner, pairs)
+        found[name] = []
+        for step in range(its.steps):
+            pupils, fates = batching.pupils(groups, its.algorithm, max_tokens=its.rollouts.max_tokens)
+            planned, tokens, misfits = study.lesson(pupils, fates, step=step, workers=dist.get_world_size())
+            assert not misfits
+            rates = {"lr": learner.lr(step, its.steps), "critic_lr": critic.lr(step, its.steps) if critic else 0.0}
+            found[name].append(study.learn(planned, tokens, rank=dist.get_rank(), **rates, warmup=False))
+        learner.close()
+        if critic is not None:
+            critic.close()
+    if dist.get_rank() == 0:
+        target.write_text(json.dumps(found))
+
+
+def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tuple[Rollout, ...]]:
+    """Build one group of rollouts per pair: a right, a wrong, a truncated and an unrelated answer, with fixed rewards.
+
+    One group has equal rewards, and another lacks its last one. Log-probabilities are the learner's plus up to 0.3.
+    """
+    rewards: list[tuple[float | None, ...]] = [
+        (1.0, 0.0, 0.6, 0.3),
+        (0.7, 0.2, 0.9, 0.1),
+        (0.5, 0.5, 0.5, 0.5),
+        (0.8, 0.1, 0.4, None),
+    ]
+    groups = []
+    for number, pair in enumerate(pairs):
+        image, asked = pair.question.image, pair.question.text
+        answers = [pair.chosen, pair.rejected, pair.chosen, pairs[number - 1].chosen]
+        written = [encoder.encode(image, asked, answer) for answer in answers]
+        ids = [tokens.ids[tokens.num_prompt :] for tokens in written]
+        ids[2] = ids[2][: len(ids[2]) // 2]
+        made = [encoder.rollout(image, asked, of) for of in ids]
+        (values,) = learner.logprobs([encoder.batch([(tokens, image, 1.0) for tokens in made])])
+        groups.append(
+            tuple(
+                rollout(
+                    f"{pair.question.id}/s0/r{place}",
+                    question=pair.question,
+                    ids=ids[place],
+                    logprobs=tuple(
+                        value + 0.3 * math.sin(at)
+                        for at, value in enumerate(values[place, tokens.num_prompt : len(tokens)].tolist())
+                    ),
+                    text=answers[place],
+                    finish="length" if place == 2 else "stop",
+                    reward=reward,
+                    status="timeout" if reward is None else "ok",
+                )
+                for place, (tokens, reward) in enumerate(zip(made, rewards[number], strict=True))
+            )
+        )
+    return groups
+
+
+def test_rewards_and_losses_of_a_policys_run(ray_local: None, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    policy_runs.train(policy_runs.write(tmp_path), run, *RUN)
+    compare("policy_run", by_metric(policy_runs.lines(run / "policy" / "metrics.jsonl"), *RUN_FIGURES), 1e-5)
+
+
+def test_rewards_of_a_judge(tmp_path: Path) -> None:
+    """Judge both sides of held-out pairs, with critiques and in direct mode."""
+    from vlgenrm_ray.engines.vllm import VllmGenerator
+    from vlgenrm_ray.judge.judge import Judge, JudgeInput
+
+    settings = config.load(shipped_recipe("shapes"), JUDGE)
+    items = [
+        JudgeInput(
+            id=f"{pair.id}/{side}", images=(pair.question.image,), question=pair.question.text, response=response
+        )
+        for pair in gold_pairs(tmp_path, seed=SEED, split="heldout", count=12)
+        for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    ]
+    generator = VllmGenerator(settings.evaluation.engine.model_copy(update={"model": str(pack_path("vlm"))}))
+    found = {}
+    for mode in ("cot", "direct"):
+        judged = Judge(settings.judge.model_copy(update={"mode": mode}), generator).score(items)
+        found[mode] = {one.id: one.reward for one in judged}
+    generator.close()
+    compare("rewards", found, 1e-6)
