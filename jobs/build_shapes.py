@@ -17,10 +17,10 @@ from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.evaluation.metrics import estimate_as_json, judge_metrics, wilson_interval
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.shapes import pack_path
-from vlgenrm_ray.shapes.building import card
-from vlgenrm_ray.shapes.building.experts_pack import build_detector, build_matcher
-from vlgenrm_ray.shapes.building.vlm_figures import answered, judged
-from vlgenrm_ray.shapes.building.vlm_pack import build_vlm
+from vlgenrm_ray.shapes.building import model_card
+from vlgenrm_ray.shapes.building.experts_training import build_detector, build_matcher
+from vlgenrm_ray.shapes.building.vlm_evaluation import evaluate_judge, evaluate_policy
+from vlgenrm_ray.shapes.building.vlm_training import build_vlm
 
 SEED, HELD_OUT_SEED, COUNT = 0, 1, 1000
 
@@ -31,7 +31,7 @@ def measure_vlm(folder: Path) -> dict[str, Any]:
     engine = VllmGenerator(VllmConfig(model=str(folder), max_model_len=512))
     seeds = {"seed": HELD_OUT_SEED, "count": COUNT}
     with tempfile.TemporaryDirectory() as pictures:
-        answers = answered(engine, Path(pictures), **seeds)
+        answers = evaluate_policy(engine, Path(pictures), **seeds)
         cot = Judge(JudgeConfig(prompt="shapes_cot", max_tokens=192), engine)
         direct = Judge(JudgeConfig(mode="direct", direct_prompt="shapes_direct"), engine)
         right = np.array([float(true) for _, true in answers])
@@ -41,8 +41,8 @@ def measure_vlm(folder: Path) -> dict[str, Any]:
         }
         return {
             "answers": estimate_as_json(wilson_interval(right)) | {"by_kind": by_kind},
-            "judge": judge_metrics(judged(cot, Path(pictures), **seeds)),
-            "judge_direct": judge_metrics(judged(direct, Path(pictures), **seeds)),
+            "judge": judge_metrics(evaluate_judge(cot, Path(pictures), **seeds)),
+            "judge_direct": judge_metrics(evaluate_judge(direct, Path(pictures), **seeds)),
         }
 
 
@@ -54,12 +54,12 @@ BUILD: Mapping[str, Callable[[Path, int], dict[str, Any]]] = {
 
 
 def main() -> None:
-    figures = json.loads(card.FILE.read_text()) if card.FILE.exists() else {}
+    figures = json.loads(model_card.PATH.read_text()) if model_card.PATH.exists() else {}
     for name in sys.argv[1:] or BUILD:
         print(f"building {name}", flush=True)
         figures[name] = BUILD[name](pack_path(name), SEED) | (measure_vlm(pack_path(name)) if name == "vlm" else {})
         print(json.dumps(figures[name], indent=1), flush=True)
-        card.write(figures)
+        model_card.write(figures)
 
 
 if __name__ == "__main__":

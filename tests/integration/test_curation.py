@@ -33,12 +33,12 @@ def test_guesses_become_pairs_with_right_labels(run_folder: Path) -> None:
     # Local, so that Ray sends it to its workers by value: they cannot import this file.
     def guesser(config: VllmConfig) -> Generator:
         """Answers every question as it was answered, rightly or wrongly, of some other scene."""
-        from vlgenrm_ray.shapes.pairs import corrupt
+        from vlgenrm_ray.shapes.pairs import corrupt_answer
 
         texts: dict[str, list[str]] = {}
         for index in range(3000):
-            scene, asked = world.draw(99, "train", index)
-            wrong = corrupt(scene, asked, random.Random(index))
+            scene, asked = world.draw_item(99, "train", index)
+            wrong = corrupt_answer(scene, asked, random.Random(index))
             texts.setdefault(asked.text, []).extend([asked.reference, wrong])
 
         def guess(prompt: Prompt, chance: random.Random) -> str:

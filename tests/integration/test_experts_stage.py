@@ -17,7 +17,7 @@ from vlgenrm_ray.experts.expert import MatchingConfig
 from vlgenrm_ray.experts.pipeline import ExpertPipeline
 from vlgenrm_ray.records import CheckedResponse, ClaimKind, Question, Response, Truth
 from vlgenrm_ray.shapes import pack_path
-from vlgenrm_ray.shapes.phrases import HORIZONTAL, VERTICAL, counted, sentence
+from vlgenrm_ray.shapes.language import HORIZONTAL, VERTICAL, count_clause, sentence
 from vlgenrm_ray.shapes.questions import describe, existence
 from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene
 from vlgenrm_ray.shapes.truth import holds
@@ -33,9 +33,9 @@ CONFIG = ExpertsConfig(
 
 def statements(scene: Scene, rng: random.Random) -> Iterator[str]:
     """One true and one false sentence of each kind of claim, as far as the scene has them."""
-    names = sorted({thing.name for thing in scene.things})
+    names = sorted({thing.name for thing in scene.objects})
     absent = [f"{c} {s}" for c in COLOURS for s in SHAPES if f"{c} {s}" not in names]
-    thing, other = rng.choice(scene.things), rng.choice(scene.things)
+    thing, other = rng.choice(scene.objects), rng.choice(scene.objects)
     empty = [cell for cell in range(9) if scene.at(cell) is None]
     yield existence(thing.name, True)
     yield existence(thing.name, False)
@@ -44,10 +44,10 @@ def statements(scene: Scene, rng: random.Random) -> Iterator[str]:
     yield existence(absent_name, False)
     noun = rng.choice([thing.shape, f"{thing.colour} shape", rng.choice(SHAPES)])
     number = len(scene.matching(noun))
-    yield sentence(counted(noun, number))
-    yield sentence(counted(noun, rng.choice([n for n in range(4) if n != number])))
+    yield sentence(count_clause(noun, number))
+    yield sentence(count_clause(noun, rng.choice([n for n in range(4) if n != number])))
     # "The star" means one: of two stars of two colours nothing definite is said.
-    for sole in [t for t in scene.things if len(scene.matching(t.shape)) == 1]:
+    for sole in [t for t in scene.objects if len(scene.matching(t.shape)) == 1]:
         yield f"The {sole.shape} is {sole.colour}."
         yield f"The {sole.shape} is {rng.choice([c for c in COLOURS if c != sole.colour])}."
     yield describe([(thing.name, thing.cell)])

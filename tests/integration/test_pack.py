@@ -10,10 +10,10 @@ from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.judge.prompts import load
 from vlgenrm_ray.judge.prompts import render as fill
 from vlgenrm_ray.shapes import pack_path
-from vlgenrm_ray.shapes.building.vlm_figures import answered, judged
-from vlgenrm_ray.shapes.judging import cot_prompt, direct_prompt
+from vlgenrm_ray.shapes.building.vlm_evaluation import evaluate_judge, evaluate_policy
+from vlgenrm_ray.shapes.language import cot_prompt, direct_prompt
 from vlgenrm_ray.shapes.render import render
-from vlgenrm_ray.shapes.world import draw
+from vlgenrm_ray.shapes.world import draw_item
 
 VLM = pack_path("vlm")
 
@@ -44,7 +44,7 @@ def test_every_word_of_the_world_is_one_token() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(VLM)
-    words = {word.strip(".,?") for i in range(200) for word in draw(0, "train", i)[1].reference.lower().split()}
+    words = {word.strip(".,?") for i in range(200) for word in draw_item(0, "train", i)[1].reference.lower().split()}
     assert {word for word in words if len(tokenizer.encode(f" {word}")) != 1} == set()
 
 
@@ -55,7 +55,7 @@ def test_transformers_sees_the_picture() -> None:
 
     processor = AutoProcessor.from_pretrained(VLM)
     model = AutoModelForImageTextToText.from_pretrained(VLM, dtype=torch.float32)
-    scenes = [draw(2, "heldout", i) for i in range(0, 100, 5)]
+    scenes = [draw_item(2, "heldout", i) for i in range(0, 100, 5)]
     pictures = [render(scene) for scene, _ in scenes]
     texts = []
     for _, asked in scenes:
@@ -72,14 +72,16 @@ def test_transformers_sees_the_picture() -> None:
 def test_vllm_answers_and_judges(tmp_path: Path) -> None:
     """As the model card has it: answers often but not always true, critiques readable, judging above chance at most."""
     generator = VllmGenerator(VllmConfig(model=str(VLM), max_model_len=512))
-    right = [true for _, true in answered(generator, tmp_path, seed=3, count=100)]
+    right = [true for _, true in evaluate_policy(generator, tmp_path, seed=3, count=100)]
     assert 0.3 <= sum(right) / len(right) <= 0.85
     judge = Judge(JudgeConfig(prompt="shapes_cot", max_tokens=192), generator)
-    judgements = [j for result in judged(judge, tmp_path, seed=3, count=25) for j in (result.chosen, result.rejected)]
+    judgements = [
+        j for result in evaluate_judge(judge, tmp_path, seed=3, count=25) for j in (result.chosen, result.rejected)
+    ]
     assert sum(j.status == "ok" for j in judgements) >= 0.9 * len(judgements)
     assert all(0.0 <= j.reward <= 1.0 for j in judgements if j.reward is not None)
     (outcome,) = generator.generate(
-        [Prompt(images=(render(draw(2, "test", 0)[0]),), text="Hello?")], Sampling(max_tokens=8)
+        [Prompt(images=(render(draw_item(2, "test", 0)[0]),), text="Hello?")], Sampling(max_tokens=8)
     )
     assert not isinstance(outcome, Refused), "text outside the world's language is still text"
     generator.close()

@@ -17,7 +17,7 @@ from vlgenrm_ray.engines.matchers import MatcherConfig, build_matcher
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.render import boxes, render
-from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, draw_in
+from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, draw_scene_of
 
 YOLO = DetectorConfig(model=str(pack_path("detector")), image_size=96, min_score=0.01)
 CLIP = MatcherConfig(model=str(pack_path("matcher")), template="{}")
@@ -40,7 +40,7 @@ def test_the_packs_detector_finds_shapes_in_scenes_it_has_not_seen() -> None:
     from vlgenrm_ray.engines.detectors.yolo import average_precision
 
     rng = random.Random(9)
-    scenes = [draw_in("test", rng) for _ in range(80)]
+    scenes = [draw_scene_of("test", rng) for _ in range(80)]
     pictures = [render(scene) for scene in scenes]
     detector = build_detector(YOLO)
     assert detector.labels == SHAPES
@@ -72,9 +72,9 @@ def test_the_packs_matcher_tells_colours_and_rows_sum_to_one() -> None:
     matcher = build_matcher(CLIP)
     rng = random.Random(10)
     crops, names = [], []
-    for scene in (draw_in("test", rng) for _ in range(40)):
+    for scene in (draw_scene_of("test", rng) for _ in range(40)):
         picture = render(scene)
-        for thing, box in zip(scene.things, boxes(scene), strict=True):
+        for thing, box in zip(scene.objects, boxes(scene), strict=True):
             crops.append(picture.crop((box.x0, box.y0, box.x1, box.y1)))
             names.append(thing)
     right = 0

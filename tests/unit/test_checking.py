@@ -12,11 +12,11 @@ from vlgenrm_ray.experts.claims import extract_claims
 from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch, cut_windows
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Box, Claim, ClaimKind, Detection, Finding, Truth
-from vlgenrm_ray.shapes.critiques import critique
-from vlgenrm_ray.shapes.phrases import counted, sentence
-from vlgenrm_ray.shapes.questions import KINDS, ask, describe, existence
+from vlgenrm_ray.shapes.language import count_clause, sentence
+from vlgenrm_ray.shapes.questions import KINDS, describe, draw_question, existence
+from vlgenrm_ray.shapes.reference_critiques import reference_critique
 from vlgenrm_ray.shapes.render import SIDE, boxes
-from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, SHAPES, Scene, draw
+from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, SHAPES, Scene, draw_scene
 from vlgenrm_ray.shapes.truth import holds
 
 SHAPES_WORDS = load_vocabulary("shapes")
@@ -27,7 +27,7 @@ PHRASES = (*SHAPES, *(f"{c} {s}" for c in COLOURS for s in (*SHAPES, "shape")), 
 
 def perfect_evidence(scene: Scene, *, with_windows: bool = True) -> ImageEvidence:
     """The evidence of faultless experts about a scene."""
-    things = zip(scene.things, boxes(scene), strict=True)
+    things = zip(scene.objects, boxes(scene), strict=True)
     detections = tuple(Detection(box=box, attribute=thing.colour, attribute_score=0.99) for thing, box in things)
     matches = [
         WindowMatch(window, {p: 0.97 if (held := scene.at(i)) and held in scene.matching(p) else 0.01 for p in PHRASES})
@@ -49,7 +49,7 @@ def statements(rng: random.Random) -> str:
         [
             describe([(name, rng.randrange(9))]),
             existence(name, rng.random() < 0.5),
-            sentence(counted(noun, rng.randrange(4))),
+            sentence(count_clause(noun, rng.randrange(4))),
             f"The {rng.choice(SHAPES)} is {rng.choice(COLOURS)}.",
             f"The {name} is {rng.choice(('left of', 'right of', 'above', 'below'))} the {other}.",
         ]
@@ -60,9 +60,9 @@ def test_with_faultless_experts_no_definite_verdict_is_wrong_and_few_are_unknown
     rng = random.Random(0)
     open_verdicts = total = 0
     for _ in range(40):
-        scene = draw(rng)
+        scene = draw_scene(rng)
         evidence = perfect_evidence(scene)
-        asked = [ask(scene, kind, rng) for kind in KINDS]
+        asked = [draw_question(scene, kind, rng) for kind in KINDS]
         for text in [*(a.reference for a in asked if a), *(statements(rng) for _ in range(8))]:
             for finding in findings(text, evidence):
                 total += 1
@@ -76,7 +76,7 @@ def test_without_windows_nothing_is_absent_but_detected_objects_still_support_cl
     rng = random.Random(1)
     definite = 0
     for _ in range(80):
-        scene = draw(rng)
+        scene = draw_scene(rng)
         evidence = perfect_evidence(scene, with_windows=False)
         for text in (statements(rng) for _ in range(8)):
             for claim in extract_claims(text, SHAPES_WORDS):
@@ -92,11 +92,11 @@ def test_without_windows_nothing_is_absent_but_detected_objects_still_support_cl
 @pytest.mark.parametrize("seed", range(20))
 def test_true_statements_of_a_critique_are_never_contradicted_by_detections_alone(seed: int) -> None:
     rng = random.Random(seed)
-    scene = draw(rng)
+    scene = draw_scene(rng)
     evidence = perfect_evidence(scene, with_windows=False)
     for kind in KINDS:
-        if asked := ask(scene, kind, rng):
-            for line in critique(scene, asked.text, asked.reference).splitlines()[:-1]:
+        if asked := draw_question(scene, kind, rng):
+            for line in reference_critique(scene, asked.text, asked.reference).splitlines()[:-1]:
                 image = line.split("Image: ")[1]
                 on_image = findings(image, evidence)
                 assert on_image, image

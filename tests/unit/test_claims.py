@@ -10,9 +10,9 @@ from vlgenrm_ray.experts.claims import VocabularyExtractor, extract_claims
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 from vlgenrm_ray.shapes import truth
-from vlgenrm_ray.shapes.phrases import NUMBERS, RELATIONS, counted, listed, placed, sentence
-from vlgenrm_ray.shapes.questions import KINDS, ask, describe, existence
-from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, SHAPES, draw
+from vlgenrm_ray.shapes.language import NUMBERS, RELATIONS, count_clause, object_phrase, object_phrases, sentence
+from vlgenrm_ray.shapes.questions import KINDS, describe, draw_question, existence
+from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, SHAPES, draw_scene
 
 SHAPES_WORDS = load_vocabulary("shapes")
 COCO = load_vocabulary("coco")
@@ -36,9 +36,9 @@ def plain(
 @pytest.mark.parametrize("seed", range(40))
 def test_every_reference_answer_of_the_world_is_read_as_the_world_means_it(seed: int) -> None:
     rng = random.Random(seed)
-    scene = draw(rng)
+    scene = draw_scene(rng)
     for kind in KINDS:
-        if asked := ask(scene, kind, rng):
+        if asked := draw_question(scene, kind, rng):
             meant = truth.claims(asked.reference)
             assert meant is not None
             assert said(asked.reference, "shapes") == [claim_key(claim) for claim in meant]
@@ -50,7 +50,7 @@ nouns = st.one_of(names, st.sampled_from(SHAPES), st.builds("{} shape".format, s
 statements = st.one_of(
     st.builds(lambda things: describe(things), st.lists(st.tuples(names, st.integers(0, 8)), min_size=1, max_size=4)),
     st.builds(existence, names, st.booleans()),
-    st.builds(lambda noun, n: sentence(counted(noun, n)), nouns, st.integers(0, len(NUMBERS) - 1)),
+    st.builds(lambda noun, n: sentence(count_clause(noun, n)), nouns, st.integers(0, len(NUMBERS) - 1)),
     st.builds("The {} is {}.".format, st.sampled_from(SHAPES), st.sampled_from(COLOURS)),
     st.builds("The {} is {} the {}.".format, names, st.sampled_from(RELATIONS), names),
 )
@@ -65,7 +65,7 @@ def test_every_sentence_of_the_world_is_read_as_the_world_means_it(text: str) ->
 
 @given(st.lists(st.tuples(names, st.integers(0, 8)), min_size=1, max_size=5))
 def test_the_image_part_of_a_critique_is_read_thing_by_thing(things: list[tuple[str, int]]) -> None:
-    text = ", ".join(placed(name, cell) for name, cell in things)
+    text = ", ".join(object_phrase(name, cell) for name, cell in things)
     expected = []
     for name, cell in things:
         expected += [plain("existence", name), plain("spatial", name, CELLS[cell])]
@@ -75,7 +75,7 @@ def test_the_image_part_of_a_critique_is_read_thing_by_thing(things: list[tuple[
 def test_the_image_part_of_a_critique_may_say_what_is_not_there() -> None:
     assert said("no red circle", "shapes") == [plain("existence", "red circle", no=True)]
     assert said("no star", "shapes") == [plain("existence", "star", no=True)]
-    assert said(listed([], "no circles"), "shapes") == [plain("count", "circle", "0")]
+    assert said(object_phrases([], "no circles"), "shapes") == [plain("count", "circle", "0")]
     assert said("nothing at the centre", "shapes") == [plain("spatial", "shape", "centre", no=True)]
     assert said("no red circle, a blue square at the centre", "shapes") == [
         plain("existence", "red circle", no=True),

@@ -11,12 +11,12 @@ from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.evidence import cut_windows
 from vlgenrm_ray.records import Box, Detection, Preference, WindowScore
 from vlgenrm_ray.reward.critique_checks import CritiqueChecker, CritiqueStep, cut_after_verdict, parse_steps
-from vlgenrm_ray.shapes.critiques import critique
-from vlgenrm_ray.shapes.pairs import corrupt
-from vlgenrm_ray.shapes.phrases import placed
-from vlgenrm_ray.shapes.questions import KINDS, ask
+from vlgenrm_ray.shapes.language import object_phrase
+from vlgenrm_ray.shapes.pairs import corrupt_answer
+from vlgenrm_ray.shapes.questions import KINDS, draw_question
+from vlgenrm_ray.shapes.reference_critiques import reference_critique
 from vlgenrm_ray.shapes.render import SIDE, boxes
-from vlgenrm_ray.shapes.scenes import CELLS, Scene, draw
+from vlgenrm_ray.shapes.scenes import CELLS, Scene, draw_scene
 
 CHECKER = CritiqueChecker.from_vocabulary("shapes", Thresholds())
 
@@ -97,7 +97,7 @@ def test_without_detections_nothing_is_contradicted() -> None:
 
 def with_true_detections(scene: Scene) -> Preference:
     """A preference with the detections of perfect experts."""
-    things = zip(scene.things, boxes(scene), strict=True)
+    things = zip(scene.objects, boxes(scene), strict=True)
     cells = enumerate(cut_windows(SIDE, SIDE, (3,)))
     return factories.preference(
         question=factories.question(image=factories.image(width=SIDE, height=SIDE)),
@@ -110,15 +110,15 @@ def with_true_detections(scene: Scene) -> Preference:
 @settings(max_examples=60)
 def test_a_perfect_critique_is_never_contradicted_and_a_moved_object_always(seed: int) -> None:
     rng = random.Random(seed)
-    scene = draw(rng)
+    scene = draw_scene(rng)
     kind = rng.choice(KINDS)
-    while (asked := ask(scene, kind, rng)) is None:
-        scene = draw(rng)
-    response = rng.choice((asked.reference, corrupt(scene, asked, rng)))
-    text = critique(scene, asked.text, response)
+    while (asked := draw_question(scene, kind, rng)) is None:
+        scene = draw_scene(rng)
+    response = rng.choice((asked.reference, corrupt_answer(scene, asked, rng)))
+    text = reference_critique(scene, asked.text, response)
     preference = with_true_detections(scene)
     assert not CHECKER.is_contradicted(factories.critique(preference=preference, text=text))
-    thing = rng.choice(scene.things)
+    thing = rng.choice(scene.objects)
     elsewhere = rng.choice([c for c in range(len(CELLS)) if (t := scene.at(c)) is None or t.name != thing.name])
-    false = f"Claim: x. Image: {placed(thing.name, elsewhere)}. Right.\n{text}"
+    false = f"Claim: x. Image: {object_phrase(thing.name, elsewhere)}. Right.\n{text}"
     assert CHECKER.is_contradicted(factories.critique(preference=preference, text=false))

@@ -9,8 +9,8 @@ from vlgenrm_ray.experts.claims import VocabularyExtractor
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Side
 from vlgenrm_ray.reward.critique_checks import is_faithful
-from vlgenrm_ray.shapes.critiques import critique
 from vlgenrm_ray.shapes.pairs import gold_pairs
+from vlgenrm_ray.shapes.reference_critiques import reference_critique
 from vlgenrm_ray.shapes.world import scene_of
 
 EXTRACTOR = VocabularyExtractor(load_vocabulary("shapes"))
@@ -62,7 +62,7 @@ def test_a_perfect_judge_is_faithful(tmp_path: Path) -> None:
     for pair in gold_pairs(tmp_path, seed=3, split="train", count=100):
         scene = scene_of(pair.question.id)
         for side, response, verdict in ((Side.CHOSEN, pair.chosen, "yes"), (Side.REJECTED, pair.rejected, "no")):
-            text = critique(scene, pair.question.text, response)
+            text = reference_critique(scene, pair.question.text, response)
             assert text.endswith(f"Verdict: {verdict.capitalize()}")
             true_critique = factories.critique(preference=pair, side=side, text=text, verdict=verdict)
             assert is_faithful(true_critique, EXTRACTOR), (response, text)

@@ -26,8 +26,8 @@ from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch, cut_windows
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import CheckedResponse, Detection, ImageRef, Origin, Preference, Question, Response
 from vlgenrm_ray.shapes import world
-from vlgenrm_ray.shapes.pairs import corrupt
-from vlgenrm_ray.shapes.questions import Asked
+from vlgenrm_ray.shapes.pairs import corrupt_answer
+from vlgenrm_ray.shapes.questions import ShapesQuestion
 from vlgenrm_ray.shapes.render import SIDE, boxes
 from vlgenrm_ray.shapes.scenes import Scene
 from vlgenrm_ray.shapes.truth import is_true
@@ -43,7 +43,7 @@ def check_all(
     """Check responses, given as (sampler, text), with faultless experts, or with `blind` ones that know nothing."""
     seen = [
         Detection(box=replace(box, score=0.95), attribute=thing.colour, attribute_score=0.95)
-        for thing, box in zip(scene.things, boxes(scene), strict=True)
+        for thing, box in zip(scene.objects, boxes(scene), strict=True)
     ]
     claims = [c for _, text in texts for c in extract_claims(text, VOCABULARY)]
     phrases = {p for c in claims for p in (c.subject, c.other) if p}
@@ -54,7 +54,7 @@ def check_all(
                 p: 0.98
                 if any(
                     box.intersection(window) > 0.5 * min(box.area, window.area) and thing in scene.matching(p)
-                    for thing, box in zip(scene.things, boxes(scene), strict=True)
+                    for thing, box in zip(scene.objects, boxes(scene), strict=True)
                 )
                 else 0.02
                 for p in phrases
@@ -75,8 +75,8 @@ def check_all(
     ]
 
 
-def place_in_world(index: int) -> tuple[Scene, Asked, Question]:
-    scene, asked = world.draw(5, "train", index)
+def place_in_world(index: int) -> tuple[Scene, ShapesQuestion, Question]:
+    scene, asked = world.draw_item(5, "train", index)
     image = ImageRef(uri=f"{index}.png", sha256=f"{index}", width=SIDE, height=SIDE)
     return scene, asked, Question(id=f"q{index}", image=image, text=asked.text, source="shapes", kind=asked.kind)
 
@@ -92,7 +92,7 @@ def question_evidence(
 
 def wrong_answers(index: int, count: int) -> list[str]:
     scene, asked, _ = place_in_world(index)
-    return [corrupt(scene, asked, random.Random(i)) for i in range(count)]
+    return [corrupt_answer(scene, asked, random.Random(i)) for i in range(count)]
 
 
 def right_answer(index: int) -> str:
@@ -108,7 +108,7 @@ def test_every_label_is_true_and_every_question_has_a_pair_or_a_drop(
     index: int, num_wrong: int, with_right: bool, chance: random.Random
 ) -> None:
     scene, asked, question = place_in_world(index)
-    foreign = world.draw(6, "train", chance.randrange(1000))[1].reference
+    foreign = world.draw_item(6, "train", chance.randrange(1000))[1].reference
     texts = [
         *wrong_answers(index, num_wrong),
         *([right_answer(index)] if with_right else []),
@@ -180,7 +180,7 @@ def test_descriptions_are_repaired_or_shortened() -> None:
     repairs = Counter[str]()
     for index in range(0, 300, 5):
         scene, asked, _ = place_in_world(index)
-        if len(scene.things) < 2:
+        if len(scene.objects) < 2:
             continue
         (wrong,) = wrong_answers(index, 1)
         for pair in repaired_pairs(question_evidence(index, [("policy", wrong)]), BALANCE):
@@ -255,7 +255,7 @@ def test_a_contradicted_chosen_is_not_flipped_for_an_unknown_side() -> None:
 
 def test_limits_per_question_and_kind() -> None:
     index = next(
-        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].things) > 3
+        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].objects) > 3
     )
     scene, _, question = place_in_world(index)
     texts = [("policy", right_answer(index)), *[("policy", t) for t in dict.fromkeys(wrong_answers(index, 12))]]
@@ -271,10 +271,10 @@ def test_limits_per_question_and_kind() -> None:
 
 def test_pairs_of_unequal_length_are_dropped() -> None:
     index = next(
-        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].things) > 4
+        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].objects) > 4
     )
     scene, asked, question = place_in_world(index)
-    short = corrupt(scene, asked, random.Random(0)).split(". ")
+    short = corrupt_answer(scene, asked, random.Random(0)).split(". ")
     wrong = next(s for s in short if f"{s.removesuffix('.')}." not in asked.reference)
     texts = [("policy", asked.reference), ("policy", f"{wrong.removesuffix('.')}.")]
     unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))

@@ -1,6 +1,6 @@
 """The model card shows what was measured."""
 
-from vlgenrm_ray.shapes.building.card import page
+from vlgenrm_ray.shapes.building.model_card import markdown
 
 
 def estimate(value: float) -> dict[str, object]:
@@ -20,7 +20,7 @@ def test_page_shows_figures_with_n_and_interval() -> None:
         "seed": 0,
         "steps": 100,
         "horizon": 300,
-        "misled": 0.3,
+        "wrong_answer_share": 0.3,
         "batch": 32,
         "scenes": 500,
         "judge_examples": 400,
@@ -28,10 +28,10 @@ def test_page_shows_figures_with_n_and_interval() -> None:
         "judge": judge,
         "judge_direct": judge,
     }
-    text = page({"vlm": vlm, "detector": {"map50": 0.97}})
+    text = markdown({"vlm": vlm, "detector": {"map50": 0.97}})
     assert "1,600,448 parameters" in text
     assert "seen 400 reference critiques" in text
-    assert "30% of the answers" in text
+    assert "30% of its training answers have one wrong fact" in text
     assert "| policy | true answers at temperature 1 | 0.500 | 0.450 to 0.550 | 200 |" in text
     assert text.count("| 0.610 | 0.580 to 0.640 | 1000 |") == 2
     assert "| map50 | 0.970 |" in text

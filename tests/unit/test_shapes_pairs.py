@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vlgenrm_ray.records import Origin, Preference
 from vlgenrm_ray.shapes import world
-from vlgenrm_ray.shapes.pairs import corrupt, gold_pairs
-from vlgenrm_ray.shapes.world import draw, rng_of
+from vlgenrm_ray.shapes.pairs import corrupt_answer, gold_pairs
+from vlgenrm_ray.shapes.world import draw_item, rng_of
 
 COUNT = 2000
 
@@ -17,8 +17,8 @@ def pairs() -> list[tuple[str, str, str, str]]:
     """(kind, question, chosen, rejected), without the cost of pictures."""
     found = []
     for index in range(COUNT):
-        scene, asked = draw(5, "heldout", index)
-        wrong = corrupt(scene, asked, rng_of(5, "heldout", index, "wrong"))
+        scene, asked = draw_item(5, "heldout", index)
+        wrong = corrupt_answer(scene, asked, rng_of(5, "heldout", index, "wrong"))
         found.append((asked.kind, asked.text, asked.reference, wrong))
     return found
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from vlgenrm_ray.records import Claim, ClaimKind
 from vlgenrm_ray.shapes import world
-from vlgenrm_ray.shapes.critiques import critique
-from vlgenrm_ray.shapes.pairs import corrupt
-from vlgenrm_ray.shapes.questions import KINDS, Asked
-from vlgenrm_ray.shapes.scenes import CELLS, Scene, Thing, draw
+from vlgenrm_ray.shapes.pairs import corrupt_answer
+from vlgenrm_ray.shapes.questions import KINDS, ShapesQuestion
+from vlgenrm_ray.shapes.reference_critiques import reference_critique
+from vlgenrm_ray.shapes.scenes import CELLS, Scene, SceneObject, draw_scene
 from vlgenrm_ray.shapes.truth import claims, holds, is_true, parse
 
 INDEX = st.integers(0, 100_000)
@@ -21,8 +21,8 @@ def scene(*things: tuple[str, str]) -> Scene:
     """A scene from (name, cell name) pairs."""
     found = [(name.split(), CELLS.index(cell)) for name, cell in things]
     return Scene(
-        things=tuple(
-            Thing(colour=c, shape=s, cell=cell, dx=0.0, dy=0.0, size=0.3, turn=0.0, shade=1.0)
+        objects=tuple(
+            SceneObject(colour=c, shape=s, cell=cell, dx=0.0, dy=0.0, size=0.3, rotation=0.0, brightness=1.0)
             for (c, s), cell in sorted(found, key=lambda f: f[1])
         ),
         background=(0.0, 0.9, 0.0, 0.05),
@@ -34,19 +34,19 @@ SCENE = scene(("red circle", "top left"), ("blue star", "centre"), ("red square"
 
 @given(INDEX, INDEX)
 def test_references_are_true_and_corruptions_false(index: int, chance: int) -> None:
-    here, asked = world.draw(0, "train", index)
-    wrong = corrupt(here, asked, random.Random(chance))
+    here, asked = world.draw_item(0, "train", index)
+    wrong = corrupt_answer(here, asked, random.Random(chance))
     assert is_true(here, asked.text, asked.reference)
     assert not is_true(here, asked.text, wrong)
     assert claims(wrong), "a corruption stays in the language"
-    assert critique(here, asked.text, asked.reference).endswith("\nVerdict: Yes")
-    assert critique(here, asked.text, wrong).endswith("\nVerdict: No")
+    assert reference_critique(here, asked.text, asked.reference).endswith("\nVerdict: Yes")
+    assert reference_critique(here, asked.text, wrong).endswith("\nVerdict: No")
 
 
 @given(INDEX, INDEX)
 def test_a_corruption_changes_one_claim(index: int, chance: int) -> None:
-    here, asked = world.draw(0, "train", index)
-    wrong = corrupt(here, asked, random.Random(chance))
+    here, asked = world.draw_item(0, "train", index)
+    wrong = corrupt_answer(here, asked, random.Random(chance))
     said, known = wrong.split(". "), asked.reference.split(". ")
     assert len(said) == len(known)
     assert sum(a != b for a, b in zip(said, known, strict=True)) == 1
@@ -56,16 +56,16 @@ def test_a_corruption_changes_one_claim(index: int, chance: int) -> None:
 @given(INDEX, INDEX)
 def test_verdict_is_truth_for_answers_of_another_scene(index: int, seed: int) -> None:
     """Whatever is answered, the reference critique's verdict is `is_true`, and each line's own says if it holds."""
-    _, asked = world.draw(0, "train", index)
-    there = draw(random.Random(seed))
-    text = critique(there, asked.text, asked.reference)
+    _, asked = world.draw_item(0, "train", index)
+    there = draw_scene(random.Random(seed))
+    text = reference_critique(there, asked.text, asked.reference)
     assert text.endswith("Verdict: Yes") == is_true(there, asked.text, asked.reference)
     assert (" Wrong." in text) == (not all(holds(there, c) for c in claims(asked.reference) or ()))
 
 
 @given(INDEX)
 def test_questions_can_be_read(index: int) -> None:
-    _, asked = world.draw(0, "test", index)
+    _, asked = world.draw_item(0, "test", index)
     assert parse(asked.text) == (asked.kind, asked.subject, asked.other)
 
 
@@ -132,17 +132,19 @@ def test_truth_of_responses(question: str, response: str, expected: bool) -> Non
     ],
 )
 def test_reference_critiques(question: str, response: str, lines: str) -> None:
-    assert critique(SCENE, question, response) == lines
+    assert reference_critique(SCENE, question, response) == lines
 
 
 def test_an_answer_beside_the_question_is_wrong_though_true() -> None:
-    assert critique(SCENE, "How many stars are there?", "There is one circle.").endswith("Right.\nVerdict: No")
+    assert reference_critique(SCENE, "How many stars are there?", "There is one circle.").endswith(
+        "Right.\nVerdict: No"
+    )
 
 
 @pytest.mark.parametrize("text", ["Perhaps a star.", "There is a red dog.", "There is a star at the left."])
 def test_foreign_text_has_no_critique(text: str) -> None:
     with pytest.raises(ValueError, match="not a response"):
-        critique(SCENE, "Describe the image.", text)
+        reference_critique(SCENE, "Describe the image.", text)
 
 
 def test_claims_of_others_can_be_judged() -> None:
@@ -160,4 +162,4 @@ def test_claims_of_others_can_be_judged() -> None:
 
 def test_kinds_name_the_claims_they_ask_for() -> None:
     assert set(KINDS) == {"describe", *ClaimKind}
-    assert Asked(kind="count", text="", reference="").subject == ""
+    assert ShapesQuestion(kind="count", text="", reference="").subject == ""

@@ -1,4 +1,4 @@
-"""Scenes, pictures and questions: deterministic, in splits that share nothing, evenly spread."""
+"""Scenes, images and questions: deterministic, in disjoint splits, evenly distributed."""
 
 import random
 from collections import Counter
@@ -12,24 +12,24 @@ from vlgenrm_ray.data.images import ImageLimits, read
 from vlgenrm_ray.shapes import world
 from vlgenrm_ray.shapes.questions import KINDS, MAX_COUNT
 from vlgenrm_ray.shapes.render import SIDE, boxes, render
-from vlgenrm_ray.shapes.scenes import CELLS, SPLITS, draw, split_of
+from vlgenrm_ray.shapes.scenes import CELLS, SPLITS, draw_scene, split_of
 
 SEEDS = st.integers(0, 2**32)
 
 
 def content(scene: object) -> tuple[object, ...]:
-    return tuple((t.name, t.cell) for t in scene.things)  # type: ignore[attr-defined]
+    return tuple((t.name, t.cell) for t in scene.objects)  # type: ignore[attr-defined]
 
 
 def test_splits_share_no_scene() -> None:
-    seen = {split: {content(world.draw(0, split, i)[0]) for i in range(300)} for split in SPLITS}
+    seen = {split: {content(world.draw_item(0, split, i)[0]) for i in range(300)} for split in SPLITS}
     for one in SPLITS:
         for two in SPLITS:
             assert one == two or not seen[one] & seen[two]
 
 
 def test_split_ignores_how_a_scene_looks() -> None:
-    scenes = [draw(random.Random(i)) for i in range(4000)]
+    scenes = [draw_scene(random.Random(i)) for i in range(4000)]
     splits: dict[tuple[object, ...], set[str]] = {}
     for scene in scenes:
         splits.setdefault(content(scene), set()).add(split_of(scene))
@@ -39,12 +39,12 @@ def test_split_ignores_how_a_scene_looks() -> None:
 
 @given(SEEDS)
 def test_things_lie_in_their_cells_and_in_order(seed: int) -> None:
-    scene = draw(random.Random(seed))
-    cells = [t.cell for t in scene.things]
+    scene = draw_scene(random.Random(seed))
+    cells = [t.cell for t in scene.objects]
     assert cells == sorted(set(cells))
     assert 1 <= len(cells) <= 5
     side = SIDE / 3
-    for thing, box in zip(scene.things, boxes(scene), strict=True):
+    for thing, box in zip(scene.objects, boxes(scene), strict=True):
         assert box.label == thing.shape
         assert thing.column * side <= box.x0 < box.x1 <= (thing.column + 1) * side
         assert thing.row * side <= box.y0 < box.y1 <= (thing.row + 1) * side
@@ -56,8 +56,8 @@ def test_true_boxes_hold_the_ink() -> None:
     from PIL import ImageChops
 
     for seed in range(20):
-        scene = draw(random.Random(seed))
-        empty = type(scene)(things=(), background=scene.background)
+        scene = draw_scene(random.Random(seed))
+        empty = type(scene)(objects=(), background=scene.background)
         difference = ImageChops.difference(render(scene), render(empty)).convert("L")
         for box in boxes(scene):
             corners = (int(box.x0) - 1, int(box.y0) - 1, int(box.x1) + 2, int(box.y1) + 2)
@@ -95,7 +95,7 @@ def test_foreign_ids_are_refused(id: str) -> None:
 
 
 def test_questions_and_answers_are_evenly_spread() -> None:
-    asked = [world.draw(11, "train", i)[1] for i in range(5 * 400)]
+    asked = [world.draw_item(11, "train", i)[1] for i in range(5 * 400)]
     assert Counter(a.kind for a in asked) == dict.fromkeys(KINDS, 400)
     yes = sum(a.reference.startswith("Yes") for a in asked if a.kind == "existence")
     assert 160 <= yes <= 240
@@ -110,6 +110,6 @@ def test_questions_and_answers_are_evenly_spread() -> None:
 
 
 def test_every_cell_is_used() -> None:
-    cells = Counter(t.cell for i in range(500) for t in draw(random.Random(i)).things)
+    cells = Counter(t.cell for i in range(500) for t in draw_scene(random.Random(i)).objects)
     assert len(cells) == len(CELLS)
     assert max(cells.values()) < 1.5 * min(cells.values())

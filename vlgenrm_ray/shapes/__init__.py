@@ -1,7 +1,7 @@
-"""The embedded world: coloured shapes on a grid, questions about them, and a pack of tiny real models trained on it.
+"""The embedded world: coloured shapes on a 3 x 3 grid, questions about them, and a pack of tiny models trained on it.
 
-Everything here is made from seeds alone, so the whole system can be run, and measured against the truth, on any
-machine and without a download.
+Everything is generated from seeds. So the whole system runs on any machine without a download, and can be measured
+against a known ground truth.
 """
 
 from pathlib import Path
@@ -10,5 +10,5 @@ _PACK = Path(__file__).parent / "pack"
 
 
 def pack_path(name: str) -> Path:
-    """Folder of one model of the pack: `vlm` (policy and base GenRM), `detector` or `matcher`."""
+    """Return the folder of a model of the pack: `vlm` (policy and base GenRM), `detector` or `matcher`."""
     return _PACK / name

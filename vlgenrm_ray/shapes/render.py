@@ -1,4 +1,4 @@
-"""Scenes as pictures, and where in them the things are. 240 x 240 pixels, antialiased."""
+"""Rendering of scenes: antialiased images of 240 x 240 pixels, and the true boxes of their objects."""
 
 import colorsys
 import math
@@ -7,15 +7,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vlgenrm_ray.records import Box
-from vlgenrm_ray.shapes.scenes import Scene, Thing
+from vlgenrm_ray.shapes.scenes import Scene, SceneObject
 
 SIDE = 240
-"""Width and height of a picture, in pixels."""
+"""Width and height of an image in pixels."""
 _CELL = SIDE // 3
-_FINE = 4
-"""Shapes are drawn this many times too large and then shrunk, which smooths their edges."""
-_EDGE = 0.82
-"""Brightness of a shape's rim against its inside."""
+_SUPERSAMPLING = 4
+"""Shapes are drawn this many times larger and then reduced, which smooths their edges."""
+_RIM_BRIGHTNESS = 0.82
+"""Brightness of a shape's rim relative to its interior."""
 
 _RGB = {
     "red": (220, 40, 45),
@@ -28,25 +28,25 @@ _RGB = {
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, `SIDE` x `SIDE`."""
-    picture = _background(scene)
-    for thing in scene.things:
-        corner = (thing.column * _CELL, thing.row * _CELL)
-        rim = _colour(thing, _EDGE)
-        picture.paste(rim, (*corner, corner[0] + _CELL, corner[1] + _CELL), _mask(thing, 1.0))
-        inside = _colour(thing, 1.0)
-        picture.paste(inside, (*corner, corner[0] + _CELL, corner[1] + _CELL), _mask(thing, 0.9))
-    return picture
+    """Render a scene as an RGB image of `SIDE` x `SIDE` pixels."""
+    image = _background(scene)
+    for item in scene.objects:
+        corner = (item.column * _CELL, item.row * _CELL)
+        rim = _colour(item, _RIM_BRIGHTNESS)
+        image.paste(rim, (*corner, corner[0] + _CELL, corner[1] + _CELL), _mask(item, 1.0))
+        inside = _colour(item, 1.0)
+        image.paste(inside, (*corner, corner[0] + _CELL, corner[1] + _CELL), _mask(item, 0.9))
+    return image
 
 
 def boxes(scene: Scene) -> tuple[Box, ...]:
-    """The true box of each thing, in the scene's order, with its shape for a label."""
-    found = []
-    for thing in scene.things:
-        points = [(x + thing.column * _CELL, y + thing.row * _CELL) for x, y in _outline(thing, 1.0)]
+    """Return the true box of each object in the scene's order, labelled with its shape."""
+    true_boxes = []
+    for item in scene.objects:
+        points = [(x + item.column * _CELL, y + item.row * _CELL) for x, y in _outline(item, 1.0)]
         xs, ys = zip(*points, strict=True)
-        found.append(Box(label=thing.shape, score=1.0, x0=min(xs), y0=min(ys), x1=max(xs), y1=max(ys)))
-    return tuple(found)
+        true_boxes.append(Box(label=item.shape, score=1.0, x0=min(xs), y0=min(ys), x1=max(xs), y1=max(ys)))
+    return tuple(true_boxes)
 
 
 def _background(scene: Scene) -> Image.Image:
@@ -59,30 +59,30 @@ def _background(scene: Scene) -> Image.Image:
     return Image.fromarray((pixels * 255).astype(np.uint8))
 
 
-def _colour(thing: Thing, brightness: float) -> tuple[int, int, int]:
-    red, green, blue = (round(v * thing.shade * brightness) for v in _RGB[thing.colour])
+def _colour(item: SceneObject, brightness: float) -> tuple[int, int, int]:
+    red, green, blue = (round(v * item.brightness * brightness) for v in _RGB[item.colour])
     return red, green, blue
 
 
-def _mask(thing: Thing, scale: float) -> Image.Image:
-    fine = Image.new("L", (_CELL * _FINE, _CELL * _FINE))
-    points = [(x * _FINE, y * _FINE) for x, y in _outline(thing, scale)]
-    ImageDraw.Draw(fine).polygon(points, fill=255)
-    return fine.reduce(_FINE)
+def _mask(item: SceneObject, scale: float) -> Image.Image:
+    mask = Image.new("L", (_CELL * _SUPERSAMPLING, _CELL * _SUPERSAMPLING))
+    points = [(x * _SUPERSAMPLING, y * _SUPERSAMPLING) for x, y in _outline(item, scale)]
+    ImageDraw.Draw(mask).polygon(points, fill=255)
+    return mask.reduce(_SUPERSAMPLING)
 
 
-def _outline(thing: Thing, scale: float) -> list[tuple[float, float]]:
-    """Corners of the shape in pixels of its cell."""
-    middle_x, middle_y = _CELL * (0.5 + thing.dx), _CELL * (0.5 + thing.dy)
+def _outline(item: SceneObject, scale: float) -> list[tuple[float, float]]:
+    """Return the corners of the shape, in pixels relative to its cell."""
+    centre_x, centre_y = _CELL * (0.5 + item.dx), _CELL * (0.5 + item.dy)
     points = []
-    for degrees, reach in _CORNERS[thing.shape]:
-        angle = math.radians(degrees + (thing.turn if thing.shape != "circle" else 0.0))
-        radius = _CELL * thing.size * reach * scale
-        points.append((middle_x + radius * math.cos(angle), middle_y + radius * math.sin(angle)))
+    for degrees, reach in _CORNERS[item.shape]:
+        angle = math.radians(degrees + (item.rotation if item.shape != "circle" else 0.0))
+        radius = _CELL * item.size * reach * scale
+        points.append((centre_x + radius * math.cos(angle), centre_y + radius * math.sin(angle)))
     return points
 
 
-# Each shape's corners as (direction in degrees, share of the outer radius); 0 is right, 90 is down.
+# Corners of each shape as (direction in degrees, share of the outer radius); 0 is right, 90 is down.
 _CORNERS: dict[str, list[tuple[float, float]]] = {
     "circle": [(a, 0.95) for a in range(0, 360, 6)],
     "square": [(a, 1.1) for a in range(45, 360, 90)],

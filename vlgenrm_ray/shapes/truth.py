@@ -1,12 +1,12 @@
-"""What is true of a scene: of single claims, and of whole responses in the world's language.
+"""Ground truth of the embedded world: truth of single claims and of whole responses about a scene.
 
-This is the ground truth. It measures; nothing in the loop may select by it.
+It is used to measure and to build the pack. No stage of the training loop may select by it.
 """
 
 import re
 
 from vlgenrm_ray.records import Claim, ClaimKind
-from vlgenrm_ray.shapes.phrases import NUMBERS, RELATIONS
+from vlgenrm_ray.shapes.language import NUMBERS, RELATIONS
 from vlgenrm_ray.shapes.questions import related
 from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, SHAPES, Scene
 
@@ -31,22 +31,22 @@ _QUESTIONS = (
 
 
 def claims(text: str) -> tuple[Claim, ...] | None:
-    """Every claim of a text in the world's language; None if any part of the text lies outside it."""
-    found: list[Claim] = []
+    """Parse every claim of a text in the world's language; return None if any part of it is foreign."""
+    parsed: list[Claim] = []
     end = 0
     for sentence in _SENTENCE.finditer(text):
         if sentence.start() != end:
             return None
         end = sentence.end()
-        here = clause_claims(sentence["clause"], sentence.start("clause"))
-        if not here:
+        of_clause = clause_claims(sentence["clause"], sentence.start("clause"))
+        if not of_clause:
             return None
-        found += here
-    return tuple(found) if not text[end:].strip() else None
+        parsed += of_clause
+    return tuple(parsed) if not text[end:].strip() else None
 
 
 def clause_claims(clause: str, start: int = 0) -> list[Claim]:
-    """The claims of one clause without its full stop, its spans moved by `start`; empty for a foreign one."""
+    """Parse the claims of one clause (without full stop); spans are shifted by `start`. A foreign clause has none."""
     for form in _FORMS:
         if match := form.fullmatch(clause.lower()):
             parts = match.groupdict()
@@ -79,18 +79,18 @@ def clause_claims(clause: str, start: int = 0) -> list[Claim]:
 
 
 def holds(scene: Scene, claim: Claim) -> bool:
-    """Whether one claim is true of the scene.
+    """Return whether one claim is true of the scene.
 
-    "The star is red" needs a star and no star of another colour; "the star is left of the circle" needs both, and
-    the relation between all of them. A hedged claim is judged as if it were plain.
+    "The star is red" requires a star and no star of another colour. "The star is left of the circle" requires both
+    shapes, and the relation between all of them. Hedges are ignored.
     """
     subjects = scene.matching(claim.subject)
     if claim.kind == ClaimKind.COUNT:
         true = len(subjects) == int(claim.value)
     elif claim.kind == ClaimKind.ATTRIBUTE:
-        true = bool(subjects) and all(t.colour == claim.value for t in subjects)
+        true = bool(subjects) and all(o.colour == claim.value for o in subjects)
     elif claim.kind == ClaimKind.SPATIAL and claim.value in CELLS:
-        true = any(CELLS[t.cell] == claim.value for t in subjects)
+        true = any(CELLS[o.cell] == claim.value for o in subjects)
     elif claim.kind == ClaimKind.SPATIAL:
         others = scene.matching(claim.other)
         true = bool(subjects and others) and all(related(a, claim.value, b) for a in subjects for b in others)
@@ -100,18 +100,18 @@ def holds(scene: Scene, claim: Claim) -> bool:
 
 
 def answers(question: str, response: tuple[Claim, ...]) -> bool:
-    """Whether the claims hold one of the kind asked about the subject asked. ValueError for a foreign question."""
+    """Return whether one of the claims addresses the question. Raises ValueError for a foreign question."""
     kind, subject, other = parse(question)
     return any(about(kind, subject, other, claim) for claim in response)
 
 
 def about(kind: str, subject: str, other: str, claim: Claim) -> bool:
-    """Whether one claim answers a question of `kind` about `subject` (and `other`)."""
+    """Return whether a claim answers a question of `kind` about `subject` (and `other`)."""
     return kind == "describe" or (claim.kind == kind and claim.subject == subject and claim.other == other)
 
 
 def parse(question: str) -> tuple[str, str, str]:
-    """A question's kind, subject and second subject. Raises ValueError if it is none of the world's."""
+    """Parse a question into kind, subject and second subject. Raises ValueError for a foreign question."""
     for kind, form in _QUESTIONS:
         if match := form.fullmatch(question.strip().lower()):
             return kind, match[1], match[2]
@@ -119,8 +119,8 @@ def parse(question: str) -> tuple[str, str, str]:
 
 
 def is_true(scene: Scene, question: str, response: str) -> bool:
-    """Whether a response answers the question, in the world's language, and everything it claims is true."""
-    made = claims(response)
-    if not made:
+    """Return whether a response answers the question in the world's language and makes only true claims."""
+    parsed = claims(response)
+    if not parsed:
         return False
-    return answers(question, made) and all(holds(scene, claim) for claim in made)
+    return answers(question, parsed) and all(holds(scene, claim) for claim in parsed)

@@ -1,23 +1,29 @@
-"""Teaching the tiny VLM: to see first, then to answer, often wrongly, and of judging no more than the format."""
+"""Training of the tiny VLM, one Qwen3-VL that is both the policy and the base GenRM of the embedded world.
+
+`build_vlm` pretrains the vision tower, then trains the whole model on exercises, questions (many with wrong answers)
+and a few critiques. It stops early on purpose: the model should see well and judge poorly.
+"""
 
 import math
 import random
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray.shapes.building.vlm_data import IGNORED, Album, Turn
-from vlgenrm_ray.shapes.building.vlm_optimizer import Optimizer
-from vlgenrm_ray.shapes.building.vlm_seeing import see
+from vlgenrm_ray.shapes.building.vlm_dataset import IGNORED, ShapesDataset, TrainingTurn
+from vlgenrm_ray.shapes.building.vlm_model import build_model, build_processor
 from vlgenrm_ray.shapes.questions import KINDS
+from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, SHAPES, Scene
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Qwen3VLForConditionalGeneration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """A stretch of training with one mix: of each batch so many of these, and for the rest questions."""
+class TrainingPhase:
+    """A phase of training with one mixture: numbers of turns per batch; the rest of the batch are questions."""
 
     steps: int
     exercises: int
@@ -26,83 +32,94 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lessons:
-    """How long and on what."""
+class VlmTrainingConfig:
+    """Schedule and data of the training of the tiny VLM."""
 
-    phases: tuple[Phase, ...] = (
-        Phase(steps=1000, exercises=20),
-        Phase(steps=1000, exercises=14, critiques=2, verdicts=2),
+    phases: tuple[TrainingPhase, ...] = (
+        TrainingPhase(steps=1000, exercises=20),
+        TrainingPhase(steps=1000, exercises=14, critiques=2, verdicts=2),
     )
     horizon: int = 3000
-    """Steps for which the fall of the rates is laid out. It stops before, seeing well and judging poorly."""
+    """Steps of the learning-rate schedule. Training stops earlier, when the model sees well and judges poorly."""
     batch: int = 32
-    seeing: int = 100
-    """Steps, before all others, in which the vision tower alone learns to name what it sees; of twice the pictures."""
+    tower_steps: int = 100
+    """Steps of `pretrain_vision_tower`, with batches twice as large, before all phases."""
     adamw_rate: float = 2e-3
     muon_rate: float = 0.02
     warmup: int = 100
-    """Steps."""
+    """Steps of linear warm-up."""
     scenes: int = 8_000
-    misled: float = 0.3
-    """Share of the answers it is taught that are wrong in one fact. So it errs as a policy, as large ones do that have
-    learnt from captions as people write them, though it sees well: what it says is to be checked, not what it sees."""
+    wrong_answer_share: float = 0.3
+    """Share of the training answers with one wrong fact. The model then errs as a policy although it sees well, like
+    large models that learnt from human captions."""
     num_judgements: int = 400
-    """Critiques in all, each also given as a bare verdict; the same ones again and again."""
+    """Distinct critiques, each also used as a bare verdict; they are repeated throughout training."""
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
 
-def teach(model: "Qwen3VLForConditionalGeneration", album: Album, lessons: Lessons, seed: int) -> dict[str, float]:
-    """Train in place; return the share of cells seen, the mean loss of the last 100 steps and the seconds it took."""
+def train_vlm(
+    model: "Qwen3VLForConditionalGeneration", dataset: ShapesDataset, config: VlmTrainingConfig, seed: int
+) -> dict[str, float]:
+    """Train the model in place: first to see, then to answer (often wrongly), and to write the format of critiques.
+
+    Returns:
+        `cells_seen` (share in [0, 1]), `loss` (mean of the last 100 steps) and `seconds`.
+    """
     import torch
 
-    rng = random.Random(f"lessons/{seed}")
-    critiques, verdicts = album.judgements(lessons.num_judgements, rng)
-    began = time.monotonic()
+    rng = random.Random(f"config/{seed}")
+    critiques, verdicts = dataset.draw_judgements(config.num_judgements, rng)
+    start = time.monotonic()
     model.train()
-    seen = see(model, album, steps=lessons.seeing, batch=2 * lessons.batch, seed=seed)
-    print(f"cells seen {seen:.3f}", flush=True)
-    optimizer = Optimizer(model, adamw_rate=lessons.adamw_rate, muon_rate=lessons.muon_rate)
+    cells_seen = pretrain_vision_tower(model, dataset, steps=config.tower_steps, batch=2 * config.batch, seed=seed)
+    print(f"cells seen {cells_seen:.3f}", flush=True)
+    optimizer = MuonAdamW(model, adamw_rate=config.adamw_rate, muon_rate=config.muon_rate)
     losses: list[float] = []
-    for phase in lessons.phases:
+    for phase in config.phases:
         for _ in range(phase.steps):
             turns = rng.sample(critiques, phase.critiques) + rng.sample(verdicts, phase.verdicts)
-            turns += [album.exercise(rng) for _ in range(phase.exercises)]
-            first = len(losses) * lessons.batch
+            turns += [dataset.draw_exercise(rng) for _ in range(phase.exercises)]
+            first = len(losses) * config.batch
             turns += [
-                _answer(album, KINDS[(first + i) % len(KINDS)], lessons.misled, rng)
-                for i in range(lessons.batch - len(turns))
+                _answer_turn(dataset, KINDS[(first + i) % len(KINDS)], config.wrong_answer_share, rng)
+                for i in range(config.batch - len(turns))
             ]
-            losses.append(_backward(model, album, turns))
+            losses.append(_backward(model, dataset, turns))
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step(_rate(len(losses) - 1, lessons))
+            optimizer.step(_rate(len(losses) - 1, config))
             if len(losses) % 100 == 0:
                 loss = sum(losses[-100:]) / 100
-                print(f"step {len(losses)} loss {loss:.4f} {time.monotonic() - began:.0f} s", flush=True)
-    return {"cells_seen": seen, "loss": sum(losses[-100:]) / len(losses[-100:]), "seconds": time.monotonic() - began}
+                print(f"step {len(losses)} loss {loss:.4f} {time.monotonic() - start:.0f} s", flush=True)
+    return {
+        "cells_seen": cells_seen,
+        "loss": sum(losses[-100:]) / len(losses[-100:]),
+        "seconds": time.monotonic() - start,
+    }
 
 
-def _answer(album: Album, kind: str, misled: float, rng: random.Random) -> Turn:
-    """A question with its answer, or, in so large a share of cases, with a wrong one."""
-    _, turn, wrong = album.question(kind, rng)
-    return replace(turn, completion=wrong) if rng.random() < misled else turn
+def _answer_turn(dataset: ShapesDataset, kind: str, wrong_share: float, rng: random.Random) -> TrainingTurn:
+    """Draw a question with its answer, or with a wrong answer in a share of `wrong_share`."""
+    _, turn, wrong = dataset.draw_question(kind, rng)
+    return replace(turn, completion=wrong) if rng.random() < wrong_share else turn
 
 
-def _rate(step: int, lessons: Lessons) -> float:
-    """Share of the peak rates: up in a line, down in half a cosine to a twentieth."""
-    if step < lessons.warmup:
-        return (step + 1) / lessons.warmup
-    done = (step - lessons.warmup) / max(lessons.horizon - lessons.warmup, 1)
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+def _rate(step: int, config: VlmTrainingConfig) -> float:
+    """Return the fraction of the peak rates at a step: linear warm-up, then half a cosine down to a twentieth."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(config.horizon - config.warmup, 1)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _backward(model: "Qwen3VLForConditionalGeneration", album: Album, turns: list[Turn]) -> float:
-    """Add the gradient of the mean token loss of `turns`; return that loss. Short turns run apart from long ones."""
+def _backward(model: "Qwen3VLForConditionalGeneration", dataset: ShapesDataset, turns: list[TrainingTurn]) -> float:
+    """Accumulate the gradient of the mean token loss of `turns`; return the loss. Short and long turns run apart."""
     ordered = sorted(turns, key=lambda turn: len(turn.prompt) + len(turn.completion))
     cut = len(ordered) * 2 // 3
-    parts = [album.batch(part) for part in (ordered[:cut], ordered[cut:])]
+    parts = [dataset.collate(part) for part in (ordered[:cut], ordered[cut:])]
     counts = [int((part["labels"] != IGNORED).sum()) for part in parts]
     total = 0.0
     for part, count in zip(parts, counts, strict=True):
@@ -110,3 +127,167 @@ def _backward(model: "Qwen3VLForConditionalGeneration", album: Album, turns: lis
         loss.backward()
         total += float(loss.detach())
     return total
+
+
+# -- vision tower ---------------------------------------------------------------------------------------------------
+
+NOTHING = "nothing"
+_SHARPNESS = 30.0
+"""Scale of the logits (cosine times token norm). A large scale keeps token norms close to word norms."""
+
+
+def pretrain_vision_tower(
+    model: "Qwen3VLForConditionalGeneration", dataset: ShapesDataset, *, steps: int, batch: int, seed: int
+) -> float:
+    """Train the vision tower in place to name the content of each cell in the words of the language model.
+
+    The tower of a large VLM is pretrained on image-text pairs. This one starts from random weights and would learn to
+    see only slowly from answers alone. Every merged image token is pulled towards the embeddings of the words for the
+    colour, shape and place of its cell, so that one way of reading serves all of them.
+
+    Returns:
+        Share of cells in the last step whose colour, shape and place were all named correctly.
+    """
+    import torch
+
+    tower = model.model.visual
+    words = model.model.language_model.embed_tokens.weight.detach()
+    kinds = [_directions(dataset, words, names) for names in ((*COLOURS, NOTHING), (*SHAPES, NOTHING), CELLS)]
+    truth = torch.tensor([_cells(scene) for scene in dataset.scenes])
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps, cycle_momentum=False)
+    generator = torch.Generator().manual_seed(seed)
+    correct = torch.zeros(())
+    for _ in range(steps):
+        indices = torch.randint(len(dataset.scenes), (batch,), generator=generator)
+        features = tower(dataset.patches[indices].flatten(0, 1).float(), dataset.grid.expand(batch, -1))
+        loss = torch.zeros(())
+        correct = torch.ones(batch * len(CELLS), dtype=torch.bool)
+        for tokens in (features.pooler_output, *features.deepstack_features):
+            for number, directions in enumerate(kinds):
+                logits = tokens @ directions.T * _SHARPNESS
+                target = truth[indices, :, number].flatten()
+                loss = loss + torch.nn.functional.cross_entropy(logits, target)
+                correct &= logits.argmax(-1) == target
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+    return float(correct.float().mean())
+
+
+def _directions(dataset: ShapesDataset, words: "torch.Tensor", names: tuple[str, ...]) -> "torch.Tensor":
+    """Return the direction of the summed token embeddings of each name, shape [names, width]."""
+    import torch
+
+    sums = [words[dataset.processor.tokenizer.encode(f" {name}")].sum(0) for name in names]
+    return torch.nn.functional.normalize(torch.stack(sums), dim=1)
+
+
+def _cells(scene: Scene) -> list[tuple[int, int, int]]:
+    """Return colour, shape (one past the last for an empty cell) and place of every cell, as indices."""
+    occupants = [scene.at(cell) for cell in range(len(CELLS))]
+    return [
+        (COLOURS.index(o.colour), SHAPES.index(o.shape), cell) if o else (len(COLOURS), len(SHAPES), cell)
+        for cell, o in enumerate(occupants)
+    ]
+
+
+# -- optimizer ------------------------------------------------------------------------------------------------------
+
+_ADAMW_NAMES = ("embed", "lm_head")
+_WEIGHT_DECAY = 0.01
+_QUINTIC = [(3.4445, -4.7750, 2.0315)]
+"""Coefficients of Muon's Newton-Schulz iteration."""
+
+
+class Muon:
+    """Muon: steps along the orthogonalised momentum of each matrix (https://kellerjordan.github.io/posts/muon/).
+
+    `torch.optim.Muon` computes in bfloat16 only. Most CPUs emulate that, 20 times slower than float32.
+    """
+
+    def __init__(self, matrices: "list[torch.nn.Parameter]", *, rate: float, momentum: float = 0.95) -> None:
+        import torch
+
+        self.rate = rate
+        self.momentum = momentum
+        self._matrices = matrices
+        self._means = [torch.zeros_like(matrix) for matrix in matrices]
+
+    def step(self, share: float) -> None:
+        """Update the matrices at a fraction `share` of the peak rate, and clear their gradients."""
+        import torch
+        from timm.optim.muon import zeropower_via_newtonschulz
+
+        rate = self.rate * share
+        with torch.no_grad():
+            for matrix, mean in zip(self._matrices, self._means, strict=True):
+                if matrix.grad is None:
+                    continue
+                mean.lerp_(matrix.grad, 1 - self.momentum)
+                ahead = matrix.grad.lerp(mean, self.momentum)
+                direction = zeropower_via_newtonschulz(ahead, 5, _QUINTIC, dtype=torch.float32)
+                rows, columns = matrix.shape
+                matrix.mul_(1 - rate * _WEIGHT_DECAY)
+                matrix.add_(direction, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+                matrix.grad = None
+
+
+class MuonAdamW:
+    """Muon for the matrices between layers, AdamW for all other weights, on one schedule."""
+
+    def __init__(self, model: "torch.nn.Module", *, adamw_rate: float, muon_rate: float) -> None:
+        """Create the optimizer; both rates are peak rates."""
+        import torch
+
+        matrices: list[torch.nn.Parameter] = []
+        rest: list[torch.nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            is_matrix = parameter.ndim == 2 and not any(word in name for word in _ADAMW_NAMES)
+            (matrices if is_matrix else rest).append(parameter)
+        self._muon = Muon(matrices, rate=muon_rate)
+        self._adamw = torch.optim.AdamW(rest, lr=adamw_rate, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY, fused=True)
+        self._adamw_rate = adamw_rate
+
+    def step(self, share: float) -> None:
+        """Update all weights at a fraction `share` of the peak rates, and clear their gradients."""
+        self._muon.step(share)
+        for group in self._adamw.param_groups:
+            group["lr"] = self._adamw_rate * share
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+
+# -- pack -----------------------------------------------------------------------------------------------------------
+
+
+def build_vlm(folder: Path, seed: int, config: VlmTrainingConfig | None = None) -> dict[str, float]:
+    """Build and train the tiny VLM, and write it as a Hugging Face folder of bfloat16 safetensors.
+
+    Returns:
+        The settings of the training, its last loss, its seconds and the number of parameters.
+    """
+    import torch
+
+    config = config or VlmTrainingConfig()
+    torch.set_num_threads(1)  # One thread: equal seeds give equal weights on equal machines.
+    processor = build_processor()
+    model = build_model(processor.tokenizer, seed)
+    dataset = ShapesDataset.draw(processor, size=config.scenes, seed=seed)
+    metrics = train_vlm(model, dataset, config, seed)
+    # bfloat16 halves the size, and every engine starts from the same numbers.
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seed": seed,
+        "steps": config.steps,
+        "horizon": config.horizon,
+        "batch": config.batch,
+        "scenes": config.scenes,
+        "judge_examples": config.num_judgements,
+        "wrong_answer_share": config.wrong_answer_share,
+        **metrics,
+    }

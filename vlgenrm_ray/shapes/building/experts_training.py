@@ -1,6 +1,6 @@
-"""Builds the embedded world's two experts: a small YOLO that finds shapes, a small CLIP that tells colours.
+"""Training of the embedded world's experts: a small YOLO that detects shapes, a small CLIP that tells colours apart.
 
-Neither ever sees a question, a response or a critique: only pictures of the training split, and what stands where.
+Both are trained on images of the train split and the true boxes alone, never on questions, responses or critiques.
 """
 
 import json
@@ -16,31 +16,32 @@ from vlgenrm_ray.engines.detectors import DetectorConfig, yolo
 from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.engines.matchers.open_clip import OpenClipMatcher
 from vlgenrm_ray.records import Box
-from vlgenrm_ray.shapes.phrases import with_article
+from vlgenrm_ray.shapes.language import with_article
 from vlgenrm_ray.shapes.render import SIDE, boxes, render
-from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene, Split, draw_in
+from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene, Split, draw_scene_of
 
 if TYPE_CHECKING:
     import torch
 
 DETECTOR_SIZE = 96
-"""Side the detector sees a picture at, in pixels."""
+"""Side of the detector's input, in pixels."""
 MATCHER_SIZE = 32
+"""Side of the matcher's input, in pixels."""
 NOTHING = "nothing"
-_POOL = 5000
-_HELD_OUT = 400
+_NUM_TRAIN = 5000
+_NUM_HELDOUT = 400
 
 
-def _drawn(split: Split, count: int, seed: int) -> list[Scene]:
+def _draw_scenes(split: Split, count: int, seed: int) -> list[Scene]:
     rng = random.Random(f"{seed}/{split}/experts")
-    return [draw_in(split, rng) for _ in range(count)]
+    return [draw_scene_of(split, rng) for _ in range(count)]
 
 
 # -- detector ------------------------------------------------------------------------------------------------------
 
 
 def build_detector(folder: Path, seed: int, steps: int = 700) -> dict[str, float]:
-    """Train the detector into `folder/model.pt`; return its held-out figures. Some 3 minutes on a core."""
+    """Train the detector, write `folder/model.pt`, return its held-out metrics. About 3 minutes on one core."""
     yolo.train(
         folder / "model.pt",
         _detector_batches(seed),
@@ -54,21 +55,21 @@ def build_detector(folder: Path, seed: int, steps: int = 700) -> dict[str, float
     detector = yolo.YoloDetector(
         DetectorConfig(model=str(folder), min_score=0.01, image_size=DETECTOR_SIZE, device="cpu")
     )
-    scenes = _drawn("heldout", _HELD_OUT, seed)
-    found = [detector.detect([render(scene)], SHAPES)[0] for scene in scenes]
-    figures = yolo.average_precision(found, [boxes(scene) for scene in scenes])
-    return figures | {"scenes": len(scenes), "steps": steps, "seed": seed}
+    scenes = _draw_scenes("heldout", _NUM_HELDOUT, seed)
+    predictions = [detector.detect([render(scene)], SHAPES)[0] for scene in scenes]
+    metrics = yolo.average_precision(predictions, [boxes(scene) for scene in scenes])
+    return metrics | {"scenes": len(scenes), "steps": steps, "seed": seed}
 
 
 def _detector_batches(seed: int, size: int = 32) -> Iterator[list[yolo.LabelledImage]]:
     rng = random.Random(seed)
-    pool = [(render(scene), boxes(scene)) for scene in _drawn("train", _POOL, seed)]
+    pool = [(render(scene), boxes(scene)) for scene in _draw_scenes("train", _NUM_TRAIN, seed)]
     while True:
-        yield [_mirrored(*one) if rng.random() < 0.5 else one for one in rng.sample(pool, size)]
+        yield [_mirror(*item) if rng.random() < 0.5 else item for item in rng.sample(pool, size)]
 
 
-def _mirrored(image: Image.Image, found: Sequence[Box]) -> yolo.LabelledImage:
-    return ImageOps.mirror(image), [replace(box, x0=SIDE - box.x1, x1=SIDE - box.x0) for box in found]
+def _mirror(image: Image.Image, labels: Sequence[Box]) -> yolo.LabelledImage:
+    return ImageOps.mirror(image), [replace(box, x0=SIDE - box.x1, x1=SIDE - box.x0) for box in labels]
 
 
 # -- matcher -------------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ CAPTIONS = {
     "shape": [*map(with_article, SHAPES), NOTHING],
     "colour": [*(with_article(f"{colour} shape") for colour in COLOURS), NOTHING],
 }
-"""The sets of texts the matcher learns to tell apart; each is a contrast of its own."""
+"""Sets of texts that the matcher learns to tell apart; each set is a separate contrastive loss."""
 
 _ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 64,
@@ -90,15 +91,15 @@ _PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "re
 
 
 def build_matcher(folder: Path, seed: int, steps: int = 1000) -> dict[str, float]:
-    """Train the matcher into `folder`; return its held-out figures. Some 3 minutes on a core."""
+    """Train the matcher, write it to `folder`, return its held-out metrics. About 3 minutes on one core."""
     import open_clip
     import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    words = _write_tokenizer(folder)
-    architecture = _ARCHITECTURE | {"text_cfg": {**_ARCHITECTURE["text_cfg"], "vocab_size": words}}
+    num_words = _write_tokenizer(folder)
+    architecture = _ARCHITECTURE | {"text_cfg": {**_ARCHITECTURE["text_cfg"], "vocab_size": num_words}}
     config = {"model_cfg": architecture, "preprocess_cfg": _PIXELS}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     name = f"local-dir:{folder}"
@@ -108,14 +109,14 @@ def build_matcher(folder: Path, seed: int, steps: int = 1000) -> dict[str, float
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.15)
-    windows = _windows("train", _POOL, seed)
+    windows = _windows("train", _NUM_TRAIN, seed)
     model.train()
     for step in range(steps):
         crops, targets = _tensors([next(windows) for _ in range(128)])
-        seen = model.encode_image(crops, normalize=True)
+        features = model.encode_image(crops, normalize=True)
         loss = torch.zeros(())
         for kind, texts in tokens.items():
-            logits = model.logit_scale.exp() * seen @ model.encode_text(texts, normalize=True).T
+            logits = model.logit_scale.exp() * features @ model.encode_text(texts, normalize=True).T
             loss = loss + torch.nn.functional.cross_entropy(logits, targets[kind])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -132,56 +133,57 @@ def build_matcher(folder: Path, seed: int, steps: int = 1000) -> dict[str, float
 
 
 Window = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the picture."""
-_SEEN, _UNSEEN = 0.6, 0.15
-"""A thing is in a window if so much of it is; a window that cuts one between the two teaches nothing."""
+"""Left, top, right, bottom in pixels of the image."""
+_INSIDE, _OUTSIDE = 0.6, 0.15
+"""Shares of an object's box within a window: at least `_INSIDE` counts as shown, at most `_OUTSIDE` as not shown.
+Windows with an object in between are skipped."""
 
 
 def _windows(split: Split, count: int, seed: int) -> Iterator[tuple[Image.Image, dict[str, float]]]:
-    """Crops of pictures, without end, each with the share of it that every thing in it takes ({} where none is)."""
+    """Generate crops of images without end, each with the area share of every object shown in it ({} if none)."""
     rng = random.Random(f"{seed}/windows")
-    pool = [(render(scene), _named_boxes(scene)) for scene in _drawn(split, count, seed)]
+    pool = [(render(scene), _named_boxes(scene)) for scene in _draw_scenes(split, count, seed)]
     while True:
-        picture, things = rng.choice(pool)
-        window = rng.choice((_around_a_thing, _tile, _anywhere))(rng, [box for _, box in things])
-        shares = {box: _share(box, window) for _, box in things}
-        if any(_UNSEEN < share < _SEEN for share in shares.values()):
+        image, objects = rng.choice(pool)
+        window = rng.choice((_around_object, _grid_tile, _random_window))(rng, [box for _, box in objects])
+        shares = {box: _share(box, window) for _, box in objects}
+        if any(_OUTSIDE < share < _INSIDE for share in shares.values()):
             continue
         areas: dict[str, float] = {}
-        for name, box in things:
-            if shares[box] >= _SEEN:
+        for name, box in objects:
+            if shares[box] >= _INSIDE:
                 areas[name] = areas.get(name, 0.0) + (box.x1 - box.x0) * (box.y1 - box.y0)
-        crop = picture.resize((MATCHER_SIZE, MATCHER_SIZE), Image.Resampling.BILINEAR, box=window)
+        crop = image.resize((MATCHER_SIZE, MATCHER_SIZE), Image.Resampling.BILINEAR, box=window)
         yield crop, {name: area / sum(areas.values()) for name, area in areas.items()}
 
 
 def _named_boxes(scene: Scene) -> list[tuple[str, Box]]:
-    return [(thing.name, box) for thing, box in zip(scene.things, boxes(scene), strict=True)]
+    return [(o.name, box) for o, box in zip(scene.objects, boxes(scene), strict=True)]
 
 
-def _around_a_thing(rng: random.Random, things: Sequence[Box]) -> Window:
-    box = rng.choice(things)
+def _around_object(rng: random.Random, objects: Sequence[Box]) -> Window:
+    box = rng.choice(objects)
     width, height = box.x1 - box.x0, box.y1 - box.y0
     x0, x1 = (x + rng.uniform(-0.1, 0.1) * width for x in (box.x0, box.x1))
     y0, y1 = (y + rng.uniform(-0.1, 0.1) * height for y in (box.y0, box.y1))
     return max(x0, 0.0), max(y0, 0.0), min(x1, float(SIDE)), min(y1, float(SIDE))
 
 
-def _tile(rng: random.Random, things: Sequence[Box]) -> Window:
+def _grid_tile(rng: random.Random, objects: Sequence[Box]) -> Window:
     parts = rng.choice((2, 3, 3, 3))
     side = SIDE / parts
     column, row = rng.randrange(parts), rng.randrange(parts)
     return column * side, row * side, (column + 1) * side, (row + 1) * side
 
 
-def _anywhere(rng: random.Random, things: Sequence[Box]) -> Window:
+def _random_window(rng: random.Random, objects: Sequence[Box]) -> Window:
     width, height = (rng.uniform(0.15, 1.0) * SIDE for _ in range(2))
     x0, y0 = rng.uniform(0, SIDE - width), rng.uniform(0, SIDE - height)
     return x0, y0, x0 + width, y0 + height
 
 
 def _share(box: Box, window: Window) -> float:
-    """How much of a box lies in a window."""
+    """Return the share of a box's area that lies in a window."""
     width = max(min(box.x1, window[2]) - max(box.x0, window[0]), 0.0)
     height = max(min(box.y1, window[3]) - max(box.y0, window[1]), 0.0)
     return width * height / ((box.x1 - box.x0) * (box.y1 - box.y0))
@@ -190,7 +192,7 @@ def _share(box: Box, window: Window) -> float:
 def _tensors(
     batch: Sequence[tuple[Image.Image, dict[str, float]]],
 ) -> tuple["torch.Tensor", dict[str, "torch.Tensor"]]:
-    """Crops in [-1, 1], and for each set of captions the wanted distribution over it."""
+    """Convert crops to pixels in [-1, 1], and to the target distribution over each set of captions."""
     import numpy as np
     import torch
 
@@ -207,12 +209,12 @@ def _tensors(
 
 
 def _write_tokenizer(folder: Path) -> int:
-    """A tokenizer of the captions' few words, in the form open_clip takes; returns its size."""
+    """Write a word-level tokenizer of the captions in the form open_clip expects; return its vocabulary size."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = sorted({word for texts in CAPTIONS.values() for text in texts for word in text.split()})
-    # Open_clip reads the text off at the largest id of a sequence, so the end of the text comes last.
+    # open_clip takes the text feature at the largest id of a sequence, so the end token has the largest id.
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unknown>", *words, "<start>", "<end>"])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
     core.normalizer = normalizers.Lowercase()
@@ -227,25 +229,25 @@ def _write_tokenizer(folder: Path) -> int:
 
 
 def measure_matcher(folder: Path, seed: int) -> dict[str, float]:
-    """Held-out accuracy: the colour of a thing among all colours, its shape among all, what a grid tile holds."""
+    """Measure held-out accuracy: colour of an object, shape of an object, content of a grid tile."""
     model = OpenClipMatcher(MatcherConfig(model=str(folder), template="{}", device="cpu"))
     rng = random.Random(f"{seed}/measure")
-    right: dict[str, list[bool]] = {"colour": [], "shape": [], "tile": []}
-    for scene in _drawn("heldout", _HELD_OUT, seed):
-        picture = render(scene)
-        for thing, box in zip(scene.things, boxes(scene), strict=True):
-            crop = picture.crop(_around_a_thing(rng, [box]))
-            colours = [with_article(f"{colour} {thing.shape}") for colour in COLOURS]
-            shapes = [with_article(f"{thing.colour} {shape}") for shape in SHAPES]
-            right["colour"].append(_best(model, crop, colours) == with_article(thing.name))
-            right["shape"].append(_best(model, crop, shapes) == with_article(thing.name))
+    correct: dict[str, list[bool]] = {"colour": [], "shape": [], "tile": []}
+    for scene in _draw_scenes("heldout", _NUM_HELDOUT, seed):
+        image = render(scene)
+        for o, box in zip(scene.objects, boxes(scene), strict=True):
+            crop = image.crop(_around_object(rng, [box]))
+            colours = [with_article(f"{colour} {o.shape}") for colour in COLOURS]
+            shapes = [with_article(f"{o.colour} {shape}") for shape in SHAPES]
+            correct["colour"].append(_best(model, crop, colours) == with_article(o.name))
+            correct["shape"].append(_best(model, crop, shapes) == with_article(o.name))
         for cell in range(9):
             x, y = cell % 3 * SIDE // 3, cell // 3 * SIDE // 3
-            held = scene.at(cell)
-            best = _best(model, picture.crop((x, y, x + SIDE // 3, y + SIDE // 3)), CAPTIONS["colour and shape"])
-            right["tile"].append(best == (with_article(held.name) if held else NOTHING))
-    accuracy = {f"{name}_accuracy": sum(hits) / len(hits) for name, hits in right.items()}
-    return accuracy | {"crops": len(right["colour"]), "tiles": len(right["tile"]), "scenes": _HELD_OUT}
+            occupant = scene.at(cell)
+            best = _best(model, image.crop((x, y, x + SIDE // 3, y + SIDE // 3)), CAPTIONS["colour and shape"])
+            correct["tile"].append(best == (with_article(occupant.name) if occupant else NOTHING))
+    accuracy = {f"{name}_accuracy": sum(hits) / len(hits) for name, hits in correct.items()}
+    return accuracy | {"crops": len(correct["colour"]), "tiles": len(correct["tile"]), "scenes": _NUM_HELDOUT}
 
 
 def _best(model: OpenClipMatcher, crop: Image.Image, texts: Sequence[str]) -> str:

@@ -1,12 +1,10 @@
-"""The pieces by which the tiny VLM is trained. What they made is tested in test_pack.py."""
+"""Parts of the training of the tiny VLM. test_pack.py tests the trained model."""
 
 import pytest
 
-from vlgenrm_ray.shapes.building.vlm_data import Album
-from vlgenrm_ray.shapes.building.vlm_model import build_model
-from vlgenrm_ray.shapes.building.vlm_optimizer import Muon
-from vlgenrm_ray.shapes.building.vlm_seeing import see
-from vlgenrm_ray.shapes.building.vlm_tokenizer import build_processor
+from vlgenrm_ray.shapes.building.vlm_dataset import ShapesDataset
+from vlgenrm_ray.shapes.building.vlm_model import build_model, build_processor
+from vlgenrm_ray.shapes.building.vlm_training import Muon, pretrain_vision_tower
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
@@ -22,10 +20,10 @@ def test_muon_moves_a_matrix_equally_far_in_every_direction(shape: tuple[int, in
     assert matrix.grad is None
 
 
-def test_the_tower_learns_to_name_what_it_sees() -> None:
+def test_the_vision_tower_learns_to_name_cells() -> None:
     processor = build_processor()
     model = build_model(processor.tokenizer, seed=0)
-    album = Album.drawn(processor, size=64, seed=0)
+    dataset = ShapesDataset.draw(processor, size=64, seed=0)
     before = model.lm_head.weight.detach().clone()
-    assert see(model, album, steps=80, batch=32, seed=0) > 0.8
+    assert pretrain_vision_tower(model, dataset, steps=80, batch=32, seed=0) > 0.8
     assert bool((model.lm_head.weight == before).all())
