@@ -59,7 +59,7 @@ def run(
     recipe.claim(config, folder)
     summary_path = folder / "summary.json"
     results: list[IterationResult] = read_json(summary_path)["iterations"] if summary_path.exists() else []
-    with ServedJudge(config.service, folder) as served_judge:
+    with ServedJudge(config.judge_service, folder) as served_judge:
         for number in range(len(results) + 1, config.iterations + 1):
             results.append(_run_iteration(config, folder / f"iteration-{number}", results, served_judge))
             write_json(summary_path, {"iterations": results})
@@ -81,7 +81,7 @@ def _run_iteration(
     served_judge.start(results[-1]["served_judge"] if results else judge)
     swap_error = served_judge.swap(judge) if results else ""
     policy_summary = policy_pipeline.train(
-        config.policy.model_copy(update={"base": policy, "service": None}), folder / "policy"
+        config.policy.model_copy(update={"base": policy, "judge_service": None}), folder / "policy"
     )
     return {
         "iteration": len(results) + 1,

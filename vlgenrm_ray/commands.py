@@ -76,7 +76,7 @@ def train_policy(
     trackers.check_installed(settings.policy.trackers)
     _begin(console, folder, path, settings.seed)
     models = [settings.base, *(one.judge.engine.model for one in settings.policy.rewards if one.judge)]
-    models += [settings.service.model] if settings.service else []
+    models += [settings.judge_service.model] if settings.judge_service else []
     resources.check_resources(asked, connection.connect(address, offline=_all_here(models)))
     done = policy_pipeline.run(settings, folder)
     for line in policy_summary.summary_lines(done, folder):
@@ -188,7 +188,7 @@ def score(
     from vlgenrm_ray.judge.judge import Judge, JudgeInput
 
     settings = config.load(path or shipped_recipe("shapes"))
-    limits = settings.evaluation.limits
+    limits = settings.evaluation.images
     try:
         ref = images.probe(str(image), limits)
     except ImageError as error:

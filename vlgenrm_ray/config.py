@@ -1,6 +1,9 @@
-"""A run's configuration: one section a stage, each defined beside its stage. A recipe file fills it in."""
+"""Configuration of a run: one section per stage, each defined beside its stage, filled in by a recipe.
 
-from collections.abc import Mapping
+Settings that several stages share are said once: `engine`, `actors`, `images`, `columns`, `judge` and `seed`. A stage's
+own section inherits what it leaves out (`Settings.inherits`), so the resolved configuration is complete.
+"""
+
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,6 +14,10 @@ from vlgenrm_ray.curation.experts import ExpertsConfig
 from vlgenrm_ray.curation.pool import PoolConfig
 from vlgenrm_ray.curation.preferences import PreferencesConfig
 from vlgenrm_ray.curation.responses import ResponsesConfig
+from vlgenrm_ray.curation.sources.rows import Columns
+from vlgenrm_ray.data.flow import ActorPoolConfig
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.policy.config import PolicyConfig
@@ -23,31 +30,79 @@ from vlgenrm_ray.settings import Settings
 
 
 class RunConfig(Settings):
-    """Everything a run is decided by, apart from its folder."""
+    """Recipe of a reward-model run: curation, then rounds of critiques, selection, training and evaluation."""
 
-    base: str
-    """The GenRM to start from: a model folder, a hub name, or `pack:vlm`."""
+    inherits: ClassVar = {
+        "engine.model": "base",
+        "responses.generators.*.engine": "engine",
+        "critiques.engine": "engine",
+        "evaluation.engine": "engine",
+        "serving.engine": "evaluation.engine",
+        "training.image_processor": "critiques.engine.image_processor",
+        "responses.generators.*.actors": "actors",
+        "critiques.actors": "actors",
+        "evaluation.actors": "actors",
+        "serving.num_cpus": "evaluation.actors.num_cpus",
+        "serving.num_gpus": "evaluation.actors.num_gpus",
+        "pool.images": "images",
+        "heldout.images": "images",
+        "responses.images": "images",
+        "experts.images": "images",
+        "critiques.images": "images",
+        "training.images": "images",
+        "evaluation.images": "images",
+        "serving.images": "evaluation.images",
+        "pool.columns": "columns",
+        "heldout.columns": "columns",
+        "serving.judge": "judge",
+        "serving.experts": "experts",
+        "pool.seed": "seed",
+        "heldout.seed": "seed",
+        "responses.seed": "seed",
+        "preferences.seed": "seed",
+        "selection.seed": "seed",
+        "training.seed": "seed",
+    }
+
+    base: str = Field(min_length=1)
+    """GenRM to start from: a model folder, a Hugging Face hub name, or `pack:vlm`."""
     seed: int = Field(default=0, ge=0)
-    """Seed of every stage that names none of its own."""
+    """Seed of data, sampling of responses, pairs, selection and training."""
+    engine: VllmConfig = VllmConfig()
+    """vLLM engine of responses, critiques, evaluation and serving. `engine.model` is `base` unless stated."""
+    actors: ActorPoolConfig = ActorPoolConfig()
+    """Ray actors that hold those engines: responses, critiques and evaluation, one stage at a time."""
+    images: ImageLimits = ImageLimits()
+    """Largest and smallest images that any stage accepts."""
+    columns: Columns = Columns()
+    """Column names of the data files, for `pool` and `heldout`."""
+    judge: JudgeConfig = JudgeConfig()
+    """Prompts and sampling of the GenRM, for critiques, evaluation and serving."""
     pool: PoolConfig
     """Images and questions to learn from."""
     heldout: PoolConfig
-    """Labelled pairs to measure on; never learned from."""
+    """Labelled pairs for evaluation; never learned from."""
     responses: ResponsesConfig
+    """Candidate responses to the questions of the pool."""
     experts: ExpertsConfig
+    """Vision experts that check the claims of responses and critiques."""
     preferences: PreferencesConfig = PreferencesConfig()
-    judge: JudgeConfig = JudgeConfig()
-    """How the GenRM is asked, for critiques and evaluation alike."""
-    critiques: CritiquesConfig
+    """Preference pairs built from the experts' findings."""
+    critiques: CritiquesConfig = CritiquesConfig()
+    """Critiques of both sides of each pair, written by the round's GenRM."""
     selection: SelectionConfig = SelectionConfig()
+    """Margin-based rejection sampling of critiques into training examples."""
     training: TrainingConfig
-    evaluation: EvaluationConfig
+    """Fine-tuning of the GenRM on the selected examples."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Judging of the held-out pairs after each round."""
     rounds: RoundsConfig = RoundsConfig()
+    """Number of rounds and when to stop."""
     serving: ServingConfig = ServingConfig()
-    """What it leaves out, also of its own sections, is as in the sections `judge` and `evaluation`."""
+    """HTTP service of the GenRM (`vlgenrm serve`)."""
 
     @model_validator(mode="after")
-    def _several_critiques_need_chance(self) -> Self:
+    def _reject_equal_critiques(self) -> Self:
         if self.judge.temperature == 0.0 and (self.critiques.num_critiques or 1) > 1:
             raise ValueError(
                 f"critiques.num_critiques {self.critiques.num_critiques} with judge.temperature 0: all critiques would "
@@ -57,79 +112,118 @@ class RunConfig(Settings):
 
 
 class ManagedJudgeService(Settings):
-    """A judge that a policy's run serves for itself, as long as it lasts."""
+    """A judge that the run serves itself, on this machine, for as long as it lasts."""
 
     model: str = ""
-    """The GenRM: a model folder, a hub name, or `pack:vlm`. Co-training sets the judge of its iteration."""
+    """GenRM to serve: a model folder, a hub name, or `pack:vlm`. Co-training sets it to each iteration's judge."""
     port: int = Field(default=8100, ge=1, lt=1 << 16)
-    """On this machine alone: a reward's `url` is then `http://127.0.0.1:<port>`."""
+    """TCP port on 127.0.0.1; a reward's `url` is then `http://127.0.0.1:<port>`."""
     serving: ServingConfig = ServingConfig()
+    """Engine, judge and limits of the service."""
 
 
 class PolicyRunConfig(Settings):
-    """Everything the training of a policy is decided by, apart from its folder."""
+    """Recipe of a policy's training by GRPO or PPO against one or more rewards."""
 
-    base: str
-    """The policy to start from: a model folder, a hub name, or `pack:vlm`."""
+    renamed: ClassVar = {"service": "judge_service"}
+    inherits: ClassVar = {
+        "policy.rollouts.engine": "engine",
+        "policy.rewards.*.judge.engine": "engine",
+        "judge_service.serving.engine": "engine",
+        "policy.rewards.*.judge.judge": "judge",
+        "judge_service.serving.judge": "judge",
+        "pool.images": "images",
+        "heldout.images": "images",
+        "policy.images": "images",
+        "judge_service.serving.images": "images",
+        "pool.columns": "columns",
+        "heldout.columns": "columns",
+        "pool.seed": "seed",
+        "heldout.seed": "seed",
+        "policy.seed": "seed",
+    }
+
+    base: str = Field(min_length=1)
+    """Policy to start from: a model folder, a Hugging Face hub name, or `pack:vlm`."""
     seed: int = Field(default=0, ge=0)
-    """Of the pools and the training that name none of their own."""
+    """Seed of the data and of the training."""
+    engine: VllmConfig = VllmConfig()
+    """vLLM engine of rollouts and of judges that the run starts itself. Their models are set where they are used."""
+    images: ImageLimits = ImageLimits()
+    """Largest and smallest images that are accepted."""
+    columns: Columns = Columns()
+    """Column names of the data files, for `pool` and `heldout`."""
+    judge: JudgeConfig = JudgeConfig()
+    """Prompts and sampling of judges that the run starts itself."""
     pool: PoolConfig
     """Images and questions to learn from."""
     heldout: PoolConfig
-    """Images and questions to measure on; never learned from."""
-    service: ManagedJudgeService | None = None
-    """None: the rewards are served already, or are functions."""
+    """Images and questions for evaluation; never learned from."""
+    judge_service: ManagedJudgeService | None = None
+    """Judge served by the run itself. None: the rewards are served elsewhere, or are functions."""
     policy: PolicyConfig
+    """Rewards, rollouts, algorithm and training."""
 
 
 class CoTrainingConfig(Settings):
-    """Everything that decides a co-training run, apart from its folder."""
+    """Recipe of co-training: reward model and policy improve each other, iteration after iteration."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"turns": "iterations"}
+    renamed: ClassVar = {"turns": "iterations", "service": "judge_service"}
+    inherits: ClassVar = {
+        "reward.base": "base",
+        "policy.base": "base",
+        "reward.seed": "seed",
+        "policy.seed": "seed",
+        "reward.engine": "engine",
+        "policy.engine": "engine",
+        "judge_service.serving.engine": "engine",
+        "reward.judge": "judge",
+        "policy.judge": "judge",
+        "judge_service.serving.judge": "judge",
+        "reward.images": "images",
+        "policy.images": "images",
+        "judge_service.serving.images": "images",
+        "reward.columns": "columns",
+        "policy.columns": "columns",
+    }
 
     iterations: int = Field(default=2, ge=1)
-    """Number of iterations; each trains the reward model, then the policy."""
-    service: ManagedJudgeService
-    """Service of the current judge."""
+    """Iterations, each one a reward-model run followed by a training of the policy."""
+    base: str = ""
+    """Model that both the GenRM and the policy start from; `reward.base` and `policy.base` take precedence."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of both runs."""
+    engine: VllmConfig = VllmConfig()
+    """vLLM engine of all stages of both runs, and of the judge service."""
+    images: ImageLimits = ImageLimits()
+    """Largest and smallest images that are accepted."""
+    columns: Columns = Columns()
+    """Column names of all data files."""
+    judge: JudgeConfig = JudgeConfig()
+    """Prompts and sampling of the GenRM, in its run and as a service."""
+    judge_service: ManagedJudgeService
+    """Service of each iteration's judge, which the policy learns from."""
     reward: RunConfig
-    """Training of the GenRM; the first generator of `responses` is replaced by the current policy."""
+    """Reward-model run of an iteration. The first generator of `responses` is the iteration's policy."""
     policy: PolicyRunConfig
-    """Training of the policy."""
+    """Policy training of an iteration."""
 
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a recipe. Raises ConfigError with one line per mistake."""
+    """Read the recipe of a reward-model run. Raises ConfigError with one line per mistake."""
     return recipe.load(RunConfig, path, overrides)
 
 
 def load_policy(path: Path, overrides: tuple[str, ...] = ()) -> PolicyRunConfig:
-    """Read a recipe of a policy's training. Raises ConfigError with one line per mistake."""
+    """Read the recipe of a policy's training. Raises ConfigError with one line per mistake."""
     return recipe.load(PolicyRunConfig, path, overrides)
 
 
 def load_co_training(path: Path, overrides: tuple[str, ...] = ()) -> CoTrainingConfig:
-    """Read a co-training recipe. Raises ConfigError with one line per mistake."""
+    """Read the recipe of a co-training. Raises ConfigError with one line per mistake."""
     return recipe.load(CoTrainingConfig, path, overrides)
 
 
-def serving(settings: RunConfig, **changes: Any) -> ServingConfig:
-    """How a recipe's judge is served, with `changes` on top. Raises ConfigError where they do not agree."""
-    evaluation = settings.evaluation
-    inherited: dict[str, Any] = {
-        "engine": evaluation.engine,
-        "judge": settings.judge,
-        "images": evaluation.limits,
-        "num_cpus": evaluation.pool.num_cpus,
-        "num_gpus": evaluation.pool.num_gpus,
-    }
-    stated = {
-        name: _over(inherited.get(name), getattr(settings.serving, name)) for name in settings.serving.model_fields_set
-    }
-    return ServingConfig.model_validate(inherited | stated | changes)
-
-
-def _over(inherited: Any, stated: Any) -> Any:
-    """What is stated; of a section, the settings it leaves out are inherited."""
-    if not isinstance(inherited, Settings):
-        return stated
-    return recipe.build(type(stated), inherited.model_dump() | stated.model_dump(include=stated.model_fields_set))
+def serving(config: RunConfig, **changes: Any) -> ServingConfig:
+    """Return the section `serving` with `changes` to some of its settings. Raises ConfigError if they do not fit."""
+    return recipe.build(ServingConfig, config.serving.model_dump(exclude_unset=True) | changes)

@@ -123,9 +123,6 @@ def _bind_stages(run: RewardRun) -> RoundStages:
     config = run.config
     vocabulary = load_vocabulary(config.experts.vocabulary)
     checker = CritiqueChecker(VocabularyExtractor(vocabulary), vocabulary, config.experts.thresholds)
-    # Training must preprocess images exactly as the engine that wrote the critiques.
-    image_processor = config.training.image_processor or config.critiques.engine.image_processor
-    training_config = config.training.model_copy(update={"image_processor": image_processor})
 
     def run_critiques(model: Path, round: int, target: StageFolder) -> Manifest:
         return critiques.run(
@@ -148,7 +145,7 @@ def _bind_stages(run: RewardRun) -> RoundStages:
         )
 
     def run_training(model: Path, round: int, examples: StageFolder, target: Path) -> TrainingResult:
-        return training.run(training_config, base=model, examples=examples, target=target, round=round)
+        return training.run(config.training, base=model, examples=examples, target=target, round=round)
 
     def run_evaluation(model: Path, target: StageFolder) -> Manifest:
         return pairs.run(config.evaluation, judge=config.judge, model=model, source=run.stage("heldout"), target=target)

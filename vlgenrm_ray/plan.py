@@ -17,11 +17,11 @@ def asks(config: RunConfig) -> list[ResourceRequest]:
 
     Beside a stage's actors there must be room for the tasks that bring them rows and write down what they made.
     """
-    pools = [("responses", generator.pool) for generator in config.responses.generators]
+    pools = [("responses", generator.actors) for generator in config.responses.generators]
     pools += [("experts", pool) for pool in config.experts.pools()]
     if config.rounds.num_rounds:
-        pools.append(("critiques", config.critiques.pool))
-    pools.append(("evaluation", config.evaluation.pool))
+        pools.append(("critiques", config.critiques.actors))
+    pools.append(("evaluation", config.evaluation.actors))
     wanted = [_ask(stage, pool) for stage, pool in pools]
     wanted += [
         ResourceRequest(stage=stage, role="task", count=LIGHT_TASKS, num_cpus=LIGHT_CPUS) for stage in dict(pools)
@@ -38,7 +38,7 @@ def asks(config: RunConfig) -> list[ResourceRequest]:
 
 def policy_asks(config: PolicyRunConfig) -> list[ResourceRequest]:
     """What the training of a policy needs at the same time, its own service included."""
-    own = [_served(policy.STAGE, config.service)] if config.service else []
+    own = [_served(policy.STAGE, config.judge_service)] if config.judge_service else []
     return [*policy.resource_requests(config.policy), *own]
 
 
@@ -46,8 +46,8 @@ def co_training_asks(config: CoTrainingConfig) -> list[ResourceRequest]:
     """List what the parts of an iteration need; after the first iteration, with the served judge."""
     rewarding = asks(config.reward)
     if config.iterations > 1:
-        rewarding += [_served(stage, config.service) for stage in dict.fromkeys(ask.stage for ask in rewarding)]
-    return rewarding + policy_asks(config.policy.model_copy(update={"service": config.service}))
+        rewarding += [_served(stage, config.judge_service) for stage in dict.fromkeys(ask.stage for ask in rewarding)]
+    return rewarding + policy_asks(config.policy.model_copy(update={"judge_service": config.judge_service}))
 
 
 def _served(stage: str, own: ManagedJudgeService) -> ResourceRequest:
@@ -59,7 +59,7 @@ def _served(stage: str, own: ManagedJudgeService) -> ResourceRequest:
 
 
 def _ask(stage: str, pool: ActorPoolConfig) -> ResourceRequest:
-    return ResourceRequest(stage=stage, count=pool.actors, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
+    return ResourceRequest(stage=stage, count=pool.num_actors, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus)
 
 
 def table(asked: Sequence[ResourceRequest], cluster: Cluster) -> "Table":

@@ -33,7 +33,7 @@ def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     Raises:
         VlGenRMError: See `errors.py`.
     """
-    with nullcontext() if config.service is None else served(config.service, folder):
+    with nullcontext() if config.judge_service is None else served(config.judge_service, folder):
         return train(config, folder)
 
 
@@ -44,12 +44,9 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     questions, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
     pool.run(config.pool, target=questions, seed=config.seed)
     pool.run(config.heldout, target=held_out, seed=config.seed)
-    settings = config.policy
-    if "seed" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"seed": config.seed})
     target = folder / "policy"
     summary = policy.run(
-        settings,
+        config.policy,
         base=model_folder.locate(config.base),
         questions=questions,
         held_out=held_out,

@@ -19,7 +19,7 @@ from vlgenrm_ray.reward.critiques import CritiquesConfig, run
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.pairs import gold_pairs
 
-CONFIG = CritiquesConfig(num_critiques=2, pool=ActorPoolConfig(num_cpus=0.5, batch_size=8))
+CONFIG = CritiquesConfig(num_critiques=2, actors=ActorPoolConfig(num_cpus=0.5, batch_size=8))
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_prompt="shapes_cot_hint", num_critiques=3)
 
 
@@ -95,7 +95,7 @@ def test_a_bad_model_folder_is_named_before_any_actor_starts(tmp_path: Path, sou
 
 def test_the_real_model_writes_readable_critiques(ray_local: None, tmp_path: Path, source: StageFolder) -> None:
     engine = VllmConfig(max_model_len=512, kv_cache_gib=0.1)
-    config = CONFIG.model_copy(update={"engine": engine, "pool": ActorPoolConfig(num_cpus=1, batch_size=32)})
+    config = CONFIG.model_copy(update={"engine": engine, "actors": ActorPoolConfig(num_cpus=1, batch_size=32)})
     judge = JUDGE.model_copy(update={"max_tokens": 160})
     manifest = run(
         config, judge=judge, model=pack_path("vlm"), round=1, source=source, target=StageFolder(tmp_path / "c")

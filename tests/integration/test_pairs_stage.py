@@ -17,7 +17,7 @@ from vlgenrm_ray.records import PairResult, Preference
 from vlgenrm_ray.shapes.pairs import gold_pairs
 
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=2)
-CONFIG = EvaluationConfig(engine=VllmConfig(), pool=ActorPoolConfig(num_cpus=0.5, batch_size=16), no_image_share=0.5)
+CONFIG = EvaluationConfig(engine=VllmConfig(), actors=ActorPoolConfig(num_cpus=0.5, batch_size=16), no_image_share=0.5)
 
 
 def build(config: VllmConfig) -> ScriptedGenerator:

@@ -33,7 +33,7 @@ class FakeParts:
         return {"rounds": [{"pairwise_accuracy": 0.5}, {"pairwise_accuracy": 0.7}]}
 
     def _policy(self, settings: PolicyRunConfig, folder: Path) -> dict[str, Any]:
-        assert settings.service is None
+        assert settings.judge_service is None
         self.calls.append(("policy", settings.base))
         evaluation = {"step": 0, "value": 0.4, "reward": 0.5, "outcomes": {"q": 1.0}}
         return {"first": evaluation, "best": evaluation | {"value": 0.6}}

@@ -97,7 +97,7 @@ def test_metrics_count_readable_critiques(tmp_path: object, pair: Preference) ->
 
 def test_the_fingerprint_depends_on_the_settings_and_not_on_the_number_of_actors() -> None:
     config = critiques.CritiquesConfig()
-    more = config.model_copy(update={"pool": ActorPoolConfig(actors=4)})
+    more = config.model_copy(update={"actors": ActorPoolConfig(num_actors=4)})
     hinted = config.model_copy(update={"hint": True})
     same = critiques.fingerprint(config, JUDGE, 1)
     assert critiques.fingerprint(more, JUDGE, 1) == same

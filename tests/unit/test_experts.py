@@ -45,7 +45,7 @@ def responses_about(ref: ImageRef, *texts: str) -> list[Response]:
 
 def open_row(folder: Path, *texts: str, colour: str = "white") -> ImageResponses:
     ref = write_image(folder, colour)
-    return experts.open_image(ref.sha256, responses_about(ref, *texts), PIPELINE, CONFIG.limits)
+    return experts.open_image(ref.sha256, responses_about(ref, *texts), PIPELINE, CONFIG.images)
 
 
 def detector_only(detector: FakeDetector) -> ExpertPipeline:
@@ -62,7 +62,7 @@ def test_an_image_is_opened_once_scaled_down_and_its_phrases_collected(tmp_path:
 
 def test_a_missing_image_drops_every_response_with_the_reason() -> None:
     ref = image(uri="/nowhere/x.png")
-    row = experts.open_image(ref.sha256, responses_about(ref, "There is a circle.", "No."), PIPELINE, CONFIG.limits)
+    row = experts.open_image(ref.sha256, responses_about(ref, "There is a circle.", "No."), PIPELINE, CONFIG.images)
     (examined,) = experts.examine_images([row], PIPELINE)
     unit = experts.check_responses(examined, PIPELINE)
     assert unit.id == ref.sha256

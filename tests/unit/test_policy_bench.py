@@ -39,7 +39,7 @@ def steady(rate: float, reward: float = 0.5) -> Pace:
 def test_a_recipe_is_cut_down_to_its_steps() -> None:
     cut = work(shapes("seed=5"), steps=12, threads=2, mode="one_step_off")
     policy = cut.policy
-    assert cut.service is None
+    assert cut.judge_service is None
     assert [reward.function for reward in policy.rewards] == ["vlgenrm_ray.shapes.world:response_is_true"]
     assert (policy.mode, policy.steps, policy.seed) == ("one_step_off", 12, 5)
     assert (policy.rollouts.engine.threads, policy.rollouts.num_cpus, policy.num_cpus) == (2, 2.0, 2)

@@ -188,7 +188,7 @@ def test_image_bytes_are_stored_once(tmp_path: Path) -> None:
     ],
 )
 def test_an_unusable_row_is_dropped_with_its_reason(row: SourceRow, reason: str, id: str, tmp_path: Path) -> None:
-    config = PoolConfig.model_validate({"source": "jsonl", "path": "d.jsonl", "limits": {"max_pixels": 10_000}})
+    config = PoolConfig.model_validate({"source": "jsonl", "path": "d.jsonl", "images": {"max_pixels": 10_000}})
     unit = resolve_row(row, config, tmp_path)
     assert not unit.records
     ((dropped,),) = (unit.dropped,)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from pydantic import Field
@@ -23,6 +24,15 @@ class Stage(Settings):
 class Run(Settings):
     selection: Stage
     seed: int = 0
+
+
+class Shared(Settings):
+    renamed: ClassVar = {"start": "first"}
+    inherits: ClassVar = {"first.engine": "engine", "second.engine": "engine"}
+
+    engine: Engine
+    first: Stage
+    second: Stage = Stage(engine=Engine(model=""))
 
 
 TEXT = """
@@ -82,6 +92,22 @@ def test_a_bad_value_names_field_value_and_remedy(path: Path) -> None:
 
 def test_all_mistakes_are_told_at_once(path: Path) -> None:
     assert len(fails(path, "selection.tau=7", "seed=x").splitlines()) == 2
+
+
+def test_a_mistake_in_a_shared_section_is_reported_once(tmp_path: Path) -> None:
+    file = tmp_path / "shared.yaml"
+    file.write_text("engine: {model: m, threads: 0}\nfirst: {}\nsecond: {}")
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(Shared, file)
+    assert str(caught.value) == "engine.threads: got 0; input should be greater than or equal to 1"
+
+
+def test_an_override_by_a_settings_old_name_replaces_the_file_s_value(tmp_path: Path) -> None:
+    file = tmp_path / "shared.yaml"
+    file.write_text("engine: {model: m, threads: 2}\nfirst: {tau: 0.3}")
+    with pytest.warns(FutureWarning, match="'start' is now 'first'"):
+        shared = recipe.load(Shared, file, ["start.engine.threads=4"])
+    assert (shared.first.engine.threads, shared.first.tau, shared.second.engine.threads) == (4, 0.3, 2)
 
 
 @pytest.mark.parametrize("text", ["seed", "=3", "seed.deep=1", "selection.others.9.model=x", "seed=[1"])

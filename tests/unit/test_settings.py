@@ -1,9 +1,9 @@
-"""The base of configuration sections: renamed settings are read by their old names for one version."""
+"""The base of configuration sections: renamed settings, inherited settings, defaults of a place."""
 
 from typing import ClassVar
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from vlgenrm_ray.settings import Settings
 
@@ -14,9 +14,60 @@ class Section(Settings):
     retry: int = 3
 
 
+class Engine(Settings):
+    renamed: ClassVar = {"length": "max_len"}
+
+    model: str = ""
+    max_len: int = 10
+    extra: dict[str, int] = Field(default_factory=dict)
+
+
+class Stage(Settings):
+    engine: Engine = Engine()
+    seed: int | None = None
+
+
+class Generators(Settings):
+    entries: tuple[Stage, ...] = ()
+
+
+class Recipe(Settings):
+    inherits: ClassVar = {
+        "engine.model": "base",
+        "generators.entries.*.engine": "engine",
+        "first.engine": "engine",
+        "second.engine": "first.engine",
+        "optional.engine": "engine",
+        "first.seed": "seed",
+    }
+
+    base: str
+    seed: int = 5
+    engine: Engine = Engine()
+    generators: Generators = Generators()
+    first: Stage = Stage()
+    second: Stage = Stage()
+    optional: Stage | None = None
+    fast: Engine = Engine(max_len=99)
+
+
+def recipe(**values: object) -> Recipe:
+    return Recipe.model_validate({"base": "b"} | values)
+
+
 def test_an_old_name_is_read_with_a_warning_that_names_the_new_one() -> None:
     with pytest.warns(FutureWarning, match="'patience' is now 'retry'"):
         assert Section.model_validate({"patience": 5}) == Section(retry=5)
+
+
+def test_a_subclass_adds_to_the_old_names_of_its_base() -> None:
+    class Longer(Section):
+        renamed: ClassVar = {"size": "length"}
+
+        length: int = 0
+
+    with pytest.warns(FutureWarning, match="Longer"):
+        assert Longer.model_validate({"patience": 5, "size": 2}) == Longer(retry=5, length=2)
 
 
 def test_both_names_at_once_are_refused() -> None:
@@ -27,3 +78,47 @@ def test_both_names_at_once_are_refused() -> None:
 def test_a_present_name_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:
     assert Section.model_validate({"retry": 4}).retry == 4
     assert not recwarn.list
+
+
+def test_a_section_inherits_what_it_leaves_out() -> None:
+    run = recipe(engine={"max_len": 7, "extra": {"a": 1}}, first={"engine": {"extra": {"b": 2}}})
+    assert run.first.engine == Engine(model="b", max_len=7, extra={"b": 2})
+    assert run.second.engine == run.first.engine
+
+
+def test_every_entry_of_a_list_inherits() -> None:
+    run = recipe(engine={"max_len": 7}, generators={"entries": [{"engine": {"model": "m"}}, {}]})
+    assert [stage.engine.model for stage in run.generators.entries] == ["m", "b"]
+    assert {stage.engine.max_len for stage in run.generators.entries} == {7}
+
+
+def test_a_plain_setting_is_inherited_from_a_default_too() -> None:
+    assert recipe().first.seed == 5
+    assert recipe(first={"seed": 0}).first.seed == 0
+    assert recipe(seed=2).second.seed is None
+
+
+def test_an_optional_section_inherits_only_where_it_is_stated() -> None:
+    assert recipe(engine={"max_len": 7}).optional is None
+    stated = recipe(engine={"max_len": 7}, optional={}).optional
+    assert stated is not None
+    assert stated.engine.max_len == 7
+
+
+def test_an_old_name_takes_precedence_over_what_is_inherited() -> None:
+    with pytest.warns(FutureWarning, match="'length' is now 'max_len'"):
+        run = recipe(engine={"max_len": 7}, first={"engine": {"length": 3}})
+    assert run.first.engine.max_len == 3
+
+
+def test_sections_given_as_objects_inherit_as_well() -> None:
+    assert Recipe(base="b", engine=Engine(max_len=7), first=Stage(seed=1)).first.engine.max_len == 7
+
+
+def test_stating_one_setting_keeps_the_other_defaults_of_the_place() -> None:
+    assert recipe(fast={"model": "m"}).fast == Engine(model="m", max_len=99)
+
+
+def test_the_resolved_configuration_reads_back_equal() -> None:
+    run = recipe(engine={"max_len": 7}, generators={"entries": [{"seed": 1}]}, optional={})
+    assert Recipe.model_validate(run.model_dump(mode="json")) == run

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlgenrm_ray import config, plan
 from vlgenrm_ray.cluster.resources import Cluster, Node, check_resources
@@ -45,7 +46,7 @@ def test_a_co_training_recipe_fits_the_cluster_it_names(name: str) -> None:
 
 
 def test_from_the_second_turn_on_the_genrm_learns_beside_the_judge_that_is_served() -> None:
-    wanting = ("service.serving.num_cpus=0.5",)
+    wanting = ("judge_service.serving.num_cpus=0.5",)
     with pytest.raises(ResourceError, match="stage 'training'"):
         check_resources(
             plan.co_training_asks(config.load_co_training(shipped_recipe("shapes_co_training"), wanting)), LAPTOP
@@ -92,7 +93,7 @@ def test_a_gpu_recipe_without_gpus_is_refused_by_name(name: str) -> None:
 
 
 def test_an_actor_that_leaves_no_room_for_the_tasks_beside_it_is_refused() -> None:
-    settings = config.load(shipped_recipe("shapes"), ("critiques.pool.actors=1", "critiques.pool.num_cpus=1.5"))
+    settings = config.load(shipped_recipe("shapes"), ("critiques.actors.num_actors=1", "critiques.actors.num_cpus=1.5"))
     with pytest.raises(ResourceError, match=r"stage 'critiques'.*0\.25 for each of 4 tasks.*room for 2 of 4"):
         check_resources(plan.asks(settings), LAPTOP)
 
@@ -128,3 +129,29 @@ def test_a_recipe_that_is_not_there_is_named() -> None:
         shipped_recipe("none")
     with pytest.raises(ConfigError, match="No such file"):
         config.load(Path("none.yaml"))
+
+
+def test_a_shared_engine_reaches_every_stage_that_generates() -> None:
+    settings = config.load(shipped_recipe("qwen3_vl_4b"))
+    engines = [settings.responses.generators[0].engine, settings.critiques.engine, settings.evaluation.engine]
+    assert all(engine == settings.engine for engine in engines)
+    assert settings.engine.model == settings.base
+    assert settings.training.image_processor == settings.engine.image_processor
+    assert settings.serving.engine == settings.engine.model_copy(update={"max_images": 8, "max_model_len": 16384})
+    assert settings.serving.judge == settings.judge
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_recipe_in_the_old_places_resolves_to_the_same_stages(tmp_path: Path) -> None:
+    settings = config.load(shipped_recipe("shapes"))
+    values = yaml.safe_load(shipped_recipe("shapes").read_text())
+    engine, actors = values.pop("engine") | {"model": "pack:vlm"}, values.pop("actors")
+    actors["actors"] = actors.pop("num_actors")
+    values["responses"]["generators"][0] |= {"engine": engine, "pool": actors}
+    values["critiques"] |= {"engine": engine, "pool": actors}
+    values["evaluation"] = {"engine": engine, "pool": actors}
+    values["serving"]["experts"] = values["experts"]
+    old = tmp_path / "old.yaml"
+    old.write_text(yaml.safe_dump(values))
+    shared = {"engine", "actors"}
+    assert config.load(old).model_dump(exclude=shared) == settings.model_dump(exclude=shared)

@@ -21,7 +21,7 @@ def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch)
 
 def test_on_a_gpu_the_rest_is_vllms_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_config, "_on_cpu", lambda: False)
-    arguments = vllm_config.engine_arguments(VllmConfig(engine={"load_format": "dummy"}), None)
+    arguments = vllm_config.engine_arguments(VllmConfig(vllm_args={"load_format": "dummy"}), None)
     assert "kv_cache_memory_bytes" not in arguments
     assert "enable_chunked_prefill" not in arguments
     assert (arguments["dtype"], arguments["enforce_eager"], arguments["load_format"]) == ("auto", False, "dummy")

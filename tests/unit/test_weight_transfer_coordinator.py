@@ -96,7 +96,7 @@ def test_an_engine_is_started_with_the_arguments_of_its_backend() -> None:
         model="m",
         questions=StageFolder(Path()),
         held_out=StageFolder(Path()),
-        rollouts=RolloutsConfig(engine=VllmConfig(engine={"swap_space": 0})),
+        rollouts=RolloutsConfig(engine=VllmConfig(vllm_args={"swap_space": 0})),
         rewards=(),
         retry=RetryConfig(),
         algorithm=AlgorithmConfig(),
@@ -104,9 +104,9 @@ def test_an_engine_is_started_with_the_arguments_of_its_backend() -> None:
         seed=0,
         images=ImageLimits(),
     )
-    assert config.engine_config().engine == {"swap_space": 0}
+    assert config.engine_config().vllm_args == {"swap_space": 0}
     arguments = engine_arguments("nccl")
-    assert replace(config, backend="nccl").engine_config().engine == {"swap_space": 0, **arguments}
+    assert replace(config, backend="nccl").engine_config().vllm_args == {"swap_space": 0, **arguments}
     assert arguments["weight_transfer_config"] == {"backend": "nccl"}
     assert pydoc.locate(arguments["worker_extension_cls"]).__name__ == "ReceiverExtension"  # type: ignore[union-attr]
 

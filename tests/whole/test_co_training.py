@@ -36,7 +36,7 @@ def settings() -> list[str]:
     """Overrides of every start; other settings would be refused the folder."""
     port = free_port()
     address = f"[{{name: genrm, url: 'http://127.0.0.1:{port}'}}]"
-    values = SIZES | {"service.port": port, "policy.policy.rewards": address}
+    values = SIZES | {"judge_service.port": port, "policy.policy.rewards": address}
     return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
 
 

@@ -26,7 +26,6 @@ def work(recipe: PolicyRunConfig, *, steps: int, threads: int, mode: Mode = "syn
     rollouts = policy.rollouts
     engine = rollouts.engine.model_copy(update={"threads": threads})
     changes = {
-        "seed": policy.seed if "seed" in policy.model_fields_set else recipe.seed,
         "rewards": (RewardConfig(name="measure", function=policy.evaluation.measure),),
         "mode": mode,
         "steps": steps,
@@ -41,7 +40,7 @@ def work(recipe: PolicyRunConfig, *, steps: int, threads: int, mode: Mode = "syn
     }
     return recipe.model_copy(
         update={
-            "service": None,
+            "judge_service": None,
             "pool": recipe.pool.model_copy(update={"count": policy.questions_per_step * steps}),
             "heldout": recipe.heldout.model_copy(update={"count": 1}),
             "policy": policy.model_copy(update=changes),

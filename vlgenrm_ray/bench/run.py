@@ -33,7 +33,7 @@ def bench_critiques(path: Path | None, *, run: Path, overrides: Sequence[str] = 
         generator,
         settings.judge,
         StageFolder(run / "preferences"),
-        limits=settings.critiques.limits,
+        limits=settings.critiques.images,
         pairs=pairs,
     )
     console = Console(highlight=False)

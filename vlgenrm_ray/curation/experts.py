@@ -7,7 +7,7 @@ expert runs in an actor pool of its own; `experts.pipeline` has the steps.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlgenrm_ray.curation.by_image import group_by_image
 from vlgenrm_ray.data import flow, images
@@ -29,11 +29,13 @@ STAGE = "experts"
 class ExpertsConfig(ExpertPipelineConfig):
     """The expert pipeline and the actor pools it runs in."""
 
+    renamed: ClassVar = {"limits": "images"}
+
     detectors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
     """Actors that run the detector."""
     matchers: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
     """Actors that run the matcher."""
-    limits: ImageLimits = ImageLimits()
+    images: ImageLimits = ImageLimits()
 
     def pools(self) -> tuple[flow.ActorPoolConfig, ...]:
         """Return the actor pool of each of `expert_configs`, in the same order."""
@@ -101,7 +103,7 @@ class _Open:
         for row in rows.to_pylist():
             responses = [from_row(Response, response) for response in row["responses"]]
             # One row a table: decoded images are large.
-            yield to_table(ImageResponses, [open_image(row["id"], responses, pipeline, self.config.limits)])
+            yield to_table(ImageResponses, [open_image(row["id"], responses, pipeline, self.config.images)])
 
 
 class _Examine:

@@ -7,7 +7,7 @@ on rows carry its address and its hash. Images that came as bytes within rows ar
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlparse
 
 from pydantic import Field, field_validator
@@ -30,11 +30,14 @@ STAGE = "pool"
 class PoolConfig(SourceConfig):
     """The source of the questions, and the checks of its images."""
 
+    renamed: ClassVar = {"limits": "images"}
+
     image_root: str | None = None
     """Open no image outside this folder, even if a row names it directly, by `..` or by a symbolic link."""
     name: str = ""
     """Name of the data set in the records; default: the name of the file."""
-    limits: ImageLimits = ImageLimits()
+    images: ImageLimits = ImageLimits()
+    """Limits that each image must be within to enter the pool."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of each task that opens images."""
 
@@ -70,12 +73,12 @@ def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Q
 
 def _open_image(row: SourceRow, config: PoolConfig, image_store: Path) -> ImageRef:
     if row.image_bytes is not None:
-        return images.keep(row.image_bytes, image_store, config.limits)
+        return images.keep(row.image_bytes, image_store, config.images)
     assert row.image_uri is not None, "a row without a problem has an image"
     if config.image_root and not is_within(row.image_uri, config.image_root):
         detail = f"{row.image_uri}: outside pool.image_root {config.image_root}"
         raise ImageError(DropReason.IMAGE_OUTSIDE_ROOT, detail)
-    return images.probe(row.image_uri, config.limits)
+    return images.probe(row.image_uri, config.images)
 
 
 def is_within(uri: str, root: str) -> bool:

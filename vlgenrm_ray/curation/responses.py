@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,10 +41,14 @@ GeneratorBuilder = Callable[[VllmConfig], Generator]
 class GeneratorConfig(Settings):
     """One policy model and its sampling parameters."""
 
+    renamed: ClassVar = {"pool": "actors"}
+
     name: str = Field(min_length=1, pattern=r"^[\w.+-]+$")
     """Recorded as `sampler` in each of its responses."""
-    engine: VllmConfig
-    pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
+    engine: VllmConfig = VllmConfig()
+    """vLLM engine of the model."""
+    actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
+    """Actors, each with one engine."""
     n: int = Field(default=4, ge=1)
     """Responses per question."""
     temperature: float = Field(default=1.0, ge=0)
@@ -72,10 +76,13 @@ class GeneratorConfig(Settings):
 class ResponsesConfig(Settings):
     """The generators that answer the questions."""
 
+    renamed: ClassVar = {"limits": "images"}
+
     generators: tuple[GeneratorConfig, ...] = Field(min_length=1)
     seed: int | None = None
     """None: the seed of the run."""
-    limits: ImageLimits = ImageLimits()
+    images: ImageLimits = ImageLimits()
+    """Limits of the images that are opened."""
 
     @field_validator("generators")
     @classmethod
@@ -308,8 +315,8 @@ def run(
         rows = rows.map_batches(_begin, **flow.LIGHT)
         first = 0
         for generator in config.generators:
-            arguments = (generator, first, seed, config.limits, build or VllmGenerator)
-            rows = rows.map_batches(_Generate, fn_constructor_args=arguments, **generator.pool.map_batches_args())
+            arguments = (generator, first, seed, config.images, build or VllmGenerator)
+            rows = rows.map_batches(_Generate, fn_constructor_args=arguments, **generator.actors.map_batches_args())
             first += generator.n
         return rows.map_batches(_end, **flow.LIGHT)
 

@@ -8,7 +8,7 @@ the moment it is ready, and the manifest comes last.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlgenrm_ray.data.arrow import arrow_schema
 from vlgenrm_ray.data.progress import Progress
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class ActorPoolConfig(Settings):
     """Size and resources of one pool of Ray actors."""
 
-    actors: int = 1
+    renamed: ClassVar = {"actors": "num_actors"}
+
+    num_actors: int = 1
     """How many actors at least; the pool's fixed size unless `max_actors` is larger."""
     max_actors: int = 0
     """Upper end of autoscaling; 0 means no autoscaling."""
@@ -41,7 +43,7 @@ class ActorPoolConfig(Settings):
 
         return {
             "compute": ray.data.ActorPoolStrategy(
-                min_size=self.actors, max_size=max(self.actors, self.max_actors), initial_size=self.actors
+                min_size=self.num_actors, max_size=max(self.num_actors, self.max_actors), initial_size=self.num_actors
             ),
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus or None,

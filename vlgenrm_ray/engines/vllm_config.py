@@ -2,7 +2,7 @@
 
 import os
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ _GIB = 1 << 30
 
 class VllmConfig(Settings):
     """How a vLLM engine is started."""
+
+    renamed: ClassVar = {"engine": "vllm_args"}
 
     model: str = ""
     """Model folder, or name on the Hugging Face hub. Stages that are handed a model put its folder here."""
@@ -46,7 +48,7 @@ class VllmConfig(Settings):
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder."""
     seed: int = Field(default=0, ge=0)
-    engine: dict[str, Any] = Field(default_factory=dict)
+    vllm_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `vllm.LLM`, handed on as they are."""
 
 
@@ -127,4 +129,4 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         # Samples of a prompt share whole blocks of its prefill; of vLLM's 128 tokens, short prompts fill none.
         arguments["block_size"] = 32
         arguments["max_num_batched_tokens"] = max(config.max_num_batched_tokens or 4096, max_model_len)
-    return arguments | config.engine
+    return arguments | config.vllm_args

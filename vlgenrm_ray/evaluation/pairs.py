@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -42,14 +42,16 @@ EngineFactory = Callable[[VllmConfig], Generator]
 class EvaluationConfig(Settings):
     """Settings of the evaluation on held-out pairs."""
 
-    engine: VllmConfig
-    pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
+    renamed: ClassVar = {"pool": "actors", "limits": "images"}
+
+    engine: VllmConfig = VllmConfig()
+    actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors, each with one engine."""
     no_image: bool = True
     """Judge a share of the pairs without their image as well, as a baseline."""
     no_image_share: float = Field(default=0.25, ge=0.0, le=1.0)
     """Share of the pairs judged without image; chosen by their ids, so it is the same in every round."""
-    limits: ImageLimits = ImageLimits()
+    images: ImageLimits = ImageLimits()
 
 
 def run(
@@ -88,7 +90,9 @@ def run(
     return flow.run(
         target,
         flow.read_records(source, Preference),
-        lambda rows: rows.map_batches(PairJudgeActor, fn_constructor_args=arguments, **config.pool.map_batches_args()),
+        lambda rows: rows.map_batches(
+            PairJudgeActor, fn_constructor_args=arguments, **config.actors.map_batches_args()
+        ),
         total=total,
         fingerprint=fingerprint(config, judge),
         inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
@@ -98,7 +102,7 @@ def run(
 
 def fingerprint(config: EvaluationConfig, judge: JudgeConfig) -> str:
     """Hash of everything that decides the judgements; the number of actors does not."""
-    settings = config.model_dump(mode="json", exclude={"pool": True, "engine": {"model", "threads"}})
+    settings = config.model_dump(mode="json", exclude={"actors": True, "engine": {"model", "threads"}})
     texts = {name: prompts.load(name) for name in judge.prompt_names()}
     return digest([settings, judge.model_dump(mode="json"), texts])
 
@@ -109,13 +113,13 @@ class PairJudgeActor:
     def __init__(self, config: EvaluationConfig, judge: JudgeConfig, model: str, build: EngineFactory) -> None:
         engine = config.engine.model_copy(update={"model": model})
         self.config = config
-        self.judge = Judge(judge, build(engine), config.limits)
+        self.judge = Judge(judge, build(engine), config.images)
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         share = self.config.no_image_share if self.config.no_image else 0.0
         preferences = from_table(Preference, rows)
         return units_table(
-            PairResult, judge_pairs(self.judge, preferences, limits=self.config.limits, no_image_share=share)
+            PairResult, judge_pairs(self.judge, preferences, limits=self.config.images, no_image_share=share)
         )
 
 

@@ -254,7 +254,7 @@ class OrchestratorConfig:
         engine = self.rollouts.engine_config(self.model)
         if self.backend == "object_store":
             return engine
-        return engine.model_copy(update={"engine": engine.engine | engine_arguments(self.backend)})
+        return engine.model_copy(update={"vllm_args": engine.vllm_args | engine_arguments(self.backend)})
 
 
 class RolloutOrchestrator:

@@ -7,7 +7,7 @@ preference is dropped, because a margin needs critiques of both sides.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -37,6 +37,8 @@ _RIGHT_VERDICT = {Side.CHOSEN: YES, Side.REJECTED: NO}
 class CritiquesConfig(Settings):
     """Settings of the critiques stage. The prompts belong to the judge, the model to the round; `run` takes both."""
 
+    renamed: ClassVar = {"pool": "actors", "limits": "images"}
+
     num_critiques: int | None = Field(default=None, ge=1, le=256)
     """Critiques K of each side; None takes the judge's. More critiques let selection keep more pairs, while a reward
     is requested far more often than a judge is trained, so K may be larger here than in service."""
@@ -44,8 +46,8 @@ class CritiquesConfig(Settings):
     """Hint-and-strip (STaR, arXiv 2203.14465): a side without any right critique gets K more, written with the
     verdict as a hint and scored without it."""
     engine: VllmConfig = VllmConfig()
-    limits: ImageLimits = ImageLimits()
-    pool: flow.ActorPoolConfig = flow.ActorPoolConfig()
+    images: ImageLimits = ImageLimits()
+    actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors, each with one engine."""
 
 
@@ -90,7 +92,7 @@ def run(
         lambda rows: rows.map_batches(
             CritiqueActor,
             fn_constructor_kwargs=actor | {"build": build or VllmGenerator},
-            **config.pool.map_batches_args(),
+            **config.actors.map_batches_args(),
         ),
         total=source.complete().rows_out,
         fingerprint=fingerprint(config, judge, round),
@@ -101,7 +103,7 @@ def run(
 
 def fingerprint(config: CritiquesConfig, judge: JudgeConfig, round: int) -> str:
     """Hash of everything that decides which critiques are written; the number of actors does not."""
-    settings = config.model_dump(mode="json", exclude={"pool": True, "engine": {"model", "threads"}})
+    settings = config.model_dump(mode="json", exclude={"actors": True, "engine": {"model", "threads"}})
     texts = {name: prompts.load(name) for name in judge.prompt_names()}
     return digest([settings, judge.model_dump(mode="json"), texts, round])
 
@@ -110,7 +112,7 @@ class CritiqueActor:
     """Ray actor that owns the GenRM: maps a table of Preferences to units of Critique."""
 
     def __init__(self, config: CritiquesConfig, judge: JudgeConfig, round: int, build: EngineFactory) -> None:
-        self.judge = Judge(judge, build(config.engine), config.limits)
+        self.judge = Judge(judge, build(config.engine), config.images)
         self.hint = config.hint
         self.round = round
 
