@@ -1,29 +1,29 @@
-"""What TensorBoard reads in a folder of event files."""
+"""Reader of TensorBoard's event files."""
 
 import struct
 from pathlib import Path
 from typing import Any
 
 
-def events(folder: Path) -> list[Any]:
-    """Of all files in a folder, in the order in which TensorBoard reads them."""
+def read_events(folder: Path) -> list[Any]:
+    """Read the events of all files in a folder, in TensorBoard's order."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = []
+    events = []
     for path in sorted(folder.glob("events.*")):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            (length,) = struct.unpack_from("<Q", data, at)
-            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
-            at += length + 16
-    return found
+        data, offset = path.read_bytes(), 0
+        while offset < len(data):
+            (length,) = struct.unpack_from("<Q", data, offset)
+            events.append(Event.FromString(data[offset + 12 : offset + 12 + length]))
+            offset += length + 16
+    return events
 
 
-def shown(folder: Path, name: str) -> list[int]:
-    """Steps of a curve, after those that TensorBoard forgets where a later writer begins again."""
+def visible_steps(folder: Path, tag: str) -> list[int]:
+    """Return the steps of a curve, without those that TensorBoard purges because a later writer repeats them."""
     steps: list[int] = []
-    for event in events(folder):
+    for event in read_events(folder):
         if event.session_log.status:
             steps = [number for number in steps if number < event.step]
-        steps += [event.step for value in event.summary.value if value.tag == name]
+        steps += [event.step for value in event.summary.value if value.tag == tag]
     return steps

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from event_files import shown
+from event_files import visible_steps
 from policy_runs import read_log, served_reward, train, write_recipe
 
 from tests.integration.test_job_submit import free_port
@@ -48,9 +48,9 @@ def test_every_step_and_evaluation_has_a_line(whole: Path) -> None:
 
 
 def test_trackers_and_curves_have_every_step(whole: Path) -> None:
-    assert shown(whole / "tensorboard", "train/reward") == [1, 2, 3, 4]
-    assert shown(whole / "tensorboard", "evaluation/held_out") == [0, 2, 4]
-    assert shown(whole / "tensorboard", "samples") == [1, 3]
+    assert visible_steps(whole / "tensorboard", "train/reward") == [1, 2, 3, 4]
+    assert visible_steps(whole / "tensorboard", "evaluation/held_out") == [0, 2, 4]
+    assert visible_steps(whole / "tensorboard", "samples") == [1, 3]
     assert (whole / "curves.svg").read_text().count("<path") > 8
 
 

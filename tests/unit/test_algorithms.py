@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from vlgenrm_ray.policy.algorithms import ALGORITHMS, resolve_algorithm
-from vlgenrm_ray.policy.config import AlgorithmConfig, EvaluationConfig, PolicyConfig
+from vlgenrm_ray.policy.config import AlgorithmConfig, PolicyConfig, PolicyEvaluationConfig
 from vlgenrm_ray.policy.losses import ResponseTokens
 
 REWARDS = {"rewards": [{"function": "a:b"}]}
@@ -136,4 +136,4 @@ def test_settings_are_read_by_their_old_names() -> None:
     assert (config.image_ablation.stop, config.reward_hacking, config.reward_failures.window) == (True, None, 2)
     assert (config.reward_retry.outage_timeout_s, config.algorithm.min_std) == (3.0, 0.5)
     with pytest.warns(FutureWarning):
-        assert EvaluationConfig.model_validate({"blank": 3}).num_image_ablations == 3
+        assert PolicyEvaluationConfig.model_validate({"blank": 3}).num_image_ablations == 3

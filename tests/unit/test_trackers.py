@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from event_files import events, shown
+from event_files import read_events, visible_steps
 from PIL import Image
 
 from vlgenrm_ray.errors import ConfigError, StageError
@@ -122,16 +122,16 @@ def test_tensorboard_has_every_step_once_after_a_kill(tmp_path: Path, monkeypatc
     folder = tmp_path / "tensorboard"
     log_training(("tensorboard",), tmp_path, 0, 5)
     log_training(("tensorboard",), tmp_path, 3, 6)
-    assert shown(folder, "train/reward") == shown(folder, "evaluation/held_out") == [1, 2, 3, 4, 5, 6]
-    assert shown(folder, "seconds/learn") == [1, 2, 3, 4, 5, 6]
-    assert not shown(folder, "train/timestamp")
+    assert visible_steps(folder, "train/reward") == visible_steps(folder, "evaluation/held_out") == [1, 2, 3, 4, 5, 6]
+    assert visible_steps(folder, "seconds/learn") == [1, 2, 3, 4, 5, 6]
+    assert not visible_steps(folder, "train/timestamp")
 
 
 def test_tensorboard_has_samples_with_their_image(tmp_path: Path) -> None:
     group = TrackerGroup.start(("tensorboard",), context(tmp_path))
     group.log_samples(SAMPLES, lambda: PICTURE)
     group.close()
-    values = {value.tag: value for event in events(tmp_path / "tensorboard") for value in event.summary.value}
+    values = {value.tag: value for event in read_events(tmp_path / "tensorboard") for value in event.summary.value}
     assert (values["samples"].image.width, values["samples"].image.height) == (30, 20)
     assert b"| 0.5000 |" in values["samples/text_summary"].tensor.string_val[0]
 

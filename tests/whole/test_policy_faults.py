@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from event_files import shown
+from event_files import visible_steps
 from policy_runs import read_log, served_reward, train, write_recipe
 from processes import below
 
@@ -46,11 +46,11 @@ def test_steps_are_equal_after_kills_of_driver_engine_and_trainer(whole: Path, r
     pieces, expected = read_log(target / "metrics.jsonl"), read_log(whole / "metrics.jsonl")
     assert [step["step"] for step in pieces] == [1, 2, 3, 4]
     for name in ("reward", "length", "loss", "reference_kl", "grad_norm"):
-        found = [step[name] for step in pieces]
-        assert found == pytest.approx([step[name] for step in expected], rel=1e-3, abs=1e-5), name
+        values = [step[name] for step in pieces]
+        assert values == pytest.approx([step[name] for step in expected], rel=1e-3, abs=1e-5), name
     ends = [read_log(folder / "evaluations.jsonl")[-1] for folder in (target, whole)]
     assert ends[0]["outcomes"] == ends[1]["outcomes"]
-    tracked = shown(target / "tensorboard", "train/reward")
+    tracked = visible_steps(target / "tensorboard", "train/reward")
     assert tracked == sorted(set(tracked)), "no step twice"
     assert tracked[-1] == 4
 

@@ -1,1 +1,1 @@
-"""A judge's rewards teach a policy: the settings and formulae of GRPO and PPO, and the rules that stop a run."""
+"""Training of a policy against rewards: GRPO and its variants, RLOO and PPO. See README.md in this folder."""

@@ -176,7 +176,7 @@ class AlgorithmConfig(Settings):
         return self
 
 
-class EvaluationConfig(Settings):
+class PolicyEvaluationConfig(Settings):
     """Evaluation of the policy during training, on held-out questions."""
 
     renamed: ClassVar[Mapping[str, str]] = {"blank": "num_image_ablations"}
@@ -234,7 +234,7 @@ class PolicyConfig(Settings):
     """Number of recent checkpoints to keep."""
     retries: int = Field(default=3, ge=0)
     """Restarts of a crashed group of workers, or of a lost rollout actor, before the run stops."""
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig()
     reward_hacking: RewardHackingRule | None = RewardHackingRule()
     """None: never stop for reward hacking."""
     image_ablation: ImageAblationRule = ImageAblationRule()
