@@ -35,7 +35,7 @@ def test_the_service_alone_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None
     # As many as the scripted service takes on at once.
     monkeypatch.setattr(serving, "LEVELS", (1, 4, 4))
     monkeypatch.setattr(soak, "_EVERY_S", 0.05)
-    monkeypatch.setattr(soak, "_PARTS", {"gate": "sleep 30"})
+    monkeypatch.setattr(soak, "_PARTS", {"ingress": "sleep 30"})
     bench = BenchConfig(parts=("cache", "critiques", "overhead", "soak"), items=8, soak_s=0.5)
     pieces = [replace(PIECE, response=str(i / 100)) for i in range(needed(8))]
     sleeper = subprocess.Popen(["sleep", "30"])
@@ -47,5 +47,5 @@ def test_the_service_alone_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None
     assert caches == [0.0, 64.0, 1.0]
     assert set(results) == {"cache", "critiques", "overhead", "soak"}
     assert set(results["critiques"]) == {"1", "4"}
-    assert abs(results["soak"]["memory"]["gate"]["mib_per_min"]["value"]) < 1.0
+    assert abs(results["soak"]["memory"]["ingress"]["mib_per_min"]["value"]) < 1.0
     assert len(list(rows(results))) == 2 + 4 + 2 + 1

@@ -47,4 +47,4 @@ def test_the_serve_file_is_valid_by_rays_own_schema_and_builds() -> None:
         build = getattr(importlib.import_module(module), name)
     finally:
         sys.path.remove(str(root))
-    assert build(application.args)._bound_deployment.name == "gate"
+    assert build(application.args)._bound_deployment.name == "ingress"

@@ -126,7 +126,7 @@ def test_a_reward_is_read_from_log_probabilities() -> None:
 
 def test_the_table_says_what_was_missed() -> None:
     side = {"scores_per_s": 20.0, "p50_ms": 50.0, "p99_ms": 80.0}
-    memory = {"gate": {"mib": 200.0, "mib_per_min": {"value": 0.1, "low": -0.1, "high": 0.3}}}
+    memory = {"ingress": {"mib": 200.0, "mib_per_min": {"value": 0.1, "low": -0.1, "high": 0.3}}}
     results = {
         "vllm": {"levels": {"8": {"ours": side, "vllm": side, "ratio": 0.9}}},
         "cache": {"without": side, "half_repeated": side | {"ratio": 1.9}, "fully_cached": side | {"ratio": 12.0}},

@@ -20,7 +20,7 @@ _EVERY_S = 1.0
 _SETTLING = 0.5
 """Share of the time at the beginning that does not count: caches fill up to their bounds, and heaps to what batches of
 all shapes need."""
-_PARTS = {"gate": "ServeReplica:vlgenrm:gate", "engine": "EngineCore"}
+_PARTS = {"ingress": "ServeReplica:vlgenrm:ingress", "engine": "EngineCore"}
 
 
 def soak(
