@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Ray workers and subprocesses import the doubles by the same names as the tests.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
 # A test that fails because the machine is busy tells nothing.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")

@@ -1,13 +1,13 @@
 """The service on a real engine, shared by the tests of `tests/integration`."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+from ports import free_port
 
 from vlgenrm_ray.engines.detectors import DetectorConfig
 from vlgenrm_ray.engines.matchers import MatcherConfig
@@ -51,12 +51,6 @@ def service() -> Iterator[httpx.Client]:
         until_ready(client)
         yield client
     launch.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until_ready(http: httpx.Client, process: subprocess.Popen[bytes] | None = None) -> None:

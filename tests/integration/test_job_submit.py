@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,18 +12,13 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 START_S = 120.0
 TOKEN = secrets.token_hex(32)
 """Ray's own guard: the head, whoever submits and the job must know it."""
-
-
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
 
 
 def environment() -> dict[str, str]:

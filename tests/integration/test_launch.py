@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from running_service import CONFIG, free_port
+from ports import free_port
+from running_service import CONFIG
 
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.serving import launch

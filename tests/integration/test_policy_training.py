@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from event_files import visible_steps
 from policy_runs import read_log, served_reward, train, write_recipe
+from ports import free_port
 
-from tests.integration.test_job_submit import free_port
 from vlgenrm_ray.errors import ConfigError, RemoteError
 from vlgenrm_ray.policy import run as policy
 

@@ -6,15 +6,10 @@ import socket
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from ports import free_port
 
 from vlgenrm_ray.serving.ingress import ListenAddress, listen
 from vlgenrm_ray.serving.limits import BodyLimitMiddleware
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class SlowApp:

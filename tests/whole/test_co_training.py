@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
-from tests.integration.test_job_submit import free_port
 from vlgenrm_ray import config
 from vlgenrm_ray.commands import RECIPES
 

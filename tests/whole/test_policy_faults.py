@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from event_files import visible_steps
 from policy_runs import read_log, served_reward, train, write_recipe
+from ports import free_port
 from processes import below
 
-from tests.integration.test_job_submit import free_port
 from tests.integration.test_training import kill_a_worker, once_steps_are_done
 from vlgenrm_ray.errors import RemoteError
 

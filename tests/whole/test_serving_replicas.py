@@ -1,10 +1,9 @@
-"""Several engines, as `vlgenrm serve` runs them on a Ray of its own: more of them under load, and one killed."""
+"""Several engines, as `vlgenrm serve` runs them: another is started under load, and a killed one is replaced."""
 
 import asyncio
 import base64
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,11 +12,12 @@ from collections.abc import Iterator
 import httpx
 import psutil
 import pytest
+from ports import free_port
 from processes import below
 from running_service import CANARY, START_S, until_ready
 
 _SETTINGS = {
-    # Room for two on two cores.
+    # Two engines fit on two cores.
     "serving.replicas": "auto",
     "serving.num_cpus": 0.5,
     "serving.max_replicas": 2,
@@ -32,10 +32,8 @@ _CLIENTS = 500
 
 @pytest.fixture
 def served() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The service's address and its process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """The URL of a service and its process."""
+    port = free_port()
     settings = [word for name, value in _SETTINGS.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "vlgenrm_ray.cli", "serve", "--model", "pack:vlm", "--port", str(port), *settings]
     process = subprocess.Popen([*command, "--address", "local"], start_new_session=True, stdout=subprocess.DEVNULL)
@@ -51,7 +49,7 @@ def served() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 
 def engines(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The engine replicas' processes."""
+    """The processes of the engine replicas."""
     return below("ServeReplica:vlgenrm:engine", service.pid)
 
 
@@ -61,7 +59,7 @@ def body(seed: int) -> dict[str, object]:
     return {"items": [asked | {"seed": seed, "num_critiques": 1}]}
 
 
-def test_load_brings_a_second_engine_and_the_loss_of_one_costs_no_request(
+def test_load_starts_a_second_engine_and_a_lost_engine_loses_no_request(
     served: tuple[str, subprocess.Popen[bytes]],
 ) -> None:
     url, service = served
@@ -73,7 +71,7 @@ def test_load_brings_a_second_engine_and_the_loss_of_one_costs_no_request(
             killed = asyncio.Event()
 
             async def client(number: int) -> list[httpx.Response]:
-                # One request is under way at any time: the queue stays deep, however fast engine and clients are.
+                # Each client always has one request under way, so the queue stays deep at any speed.
                 answered, last = [], False
                 while not last:
                     last = killed.is_set()
