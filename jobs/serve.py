@@ -17,7 +17,11 @@ from vlgenrm_ray.errors import VlGenRMError
 
 
 def application(args: dict[str, str]) -> Any:
-    """The Serve application, for `serve run`, `serve deploy` and KubeRay. `args`: model, config, replicas."""
+    """Build the Ray Serve application for `serve run`, `serve deploy` and KubeRay.
+
+    Args:
+        args: `model` (required), `config` (recipe) and `replicas`, as for `main`.
+    """
     from vlgenrm_ray.serving.ingress import application
 
     path = Path(args["config"]) if "config" in args else None
@@ -25,7 +29,7 @@ def application(args: dict[str, str]) -> Any:
 
 
 def main() -> int:
-    """Exit code: 0 stopped, 1 an error that says what to do."""
+    """Serve until interrupted. Returns the exit code: 0, or 1 after an error that names the remedy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="GenRM: a model folder that all nodes see, or pack:vlm")
     parser.add_argument("--config", type=Path, help="recipe (YAML); default: shapes")
@@ -35,9 +39,9 @@ def main() -> int:
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--address", help="Ray cluster; default: the job's own")
-    asked = vars(parser.parse_args())
+    arguments = vars(parser.parse_args())
     try:
-        serve(asked.pop("model"), path=asked.pop("config"), **asked)
+        serve(arguments.pop("model"), path=arguments.pop("config"), **arguments)
     except VlGenRMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

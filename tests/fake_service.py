@@ -56,9 +56,9 @@ class FakeService:
                 return answer
             if request.url.path == "/v1/images":
                 return self._keep(request.content)
-            asked = ScoreRequest.model_validate_json(request.content)
-            self.items.extend(asked.items)
-            replies = ScoreResponse(items=[self._reply(item) for item in asked.items])
+            score_request = ScoreRequest.model_validate_json(request.content)
+            self.items.extend(score_request.items)
+            replies = ScoreResponse(items=[self._reply(item) for item in score_request.items])
             return httpx.Response(200, content=replies.model_dump_json())
 
     def _keep(self, data: bytes) -> httpx.Response:

@@ -1,10 +1,10 @@
-"""Processes below a test's own, by their titles."""
+"""Child processes of a test by their titles."""
 
 import psutil
 
 
 def below(name: str, pid: int | None = None) -> list[psutil.Process]:
-    """Those below `pid` (this process) that have this in their title; not those that end while they are looked at."""
+    """Return the descendants of `pid` (default: this process) with `name` in their titles."""
     return [p for p in psutil.Process(pid).children(recursive=True) if name in _title(p)]
 
 

@@ -1,27 +1,27 @@
-"""The running service, started once for all tests that talk to it; and which tests share a process."""
+"""A running service shared by several test files, and the grouping of tests into processes."""
 
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-_SERVED = ("test_trl.py", "test_playground.py", "test_serving.py")
-"""Talk to the one service, in this order: the last tests kill it."""
+_SERVICE_FILES = ("test_trl.py", "test_playground.py", "test_serving.py")
+"""Files that use the shared service, in this order: the last tests kill it."""
 
 
-# Before xdist's own, which makes groups of the marks that it finds.
+# Before xdist's own hook, which turns these marks into groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file's tests in one process, for what they start; those of the running service all in one."""
-    items.sort(key=lambda item: _SERVED.index(item.path.name) if item.path.name in _SERVED else -1)
+    """Run each file's tests in one process, because they share what they start; all users of the service in one."""
+    items.sort(key=lambda item: _SERVICE_FILES.index(item.path.name) if item.path.name in _SERVICE_FILES else -1)
     for item in items:
         name = item.path.name
-        item.add_marker(pytest.mark.xdist_group("served" if name in _SERVED else name))
+        item.add_marker(pytest.mark.xdist_group("service" if name in _SERVICE_FILES else name))
 
 
 @pytest.fixture(scope="session")
 def http(ray_local: None) -> Iterator[httpx.Client]:
-    """A client of the service, with the user's token."""
+    """A client of the shared service with the user's token."""
     from running_service import service
 
     with service() as client:

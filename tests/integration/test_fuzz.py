@@ -60,20 +60,20 @@ def _cases() -> Iterator[Any]:
     """Every operation with requests by its description, and against it where it describes any."""
     schema = schemathesis.openapi.from_dict(small(application().openapi()))
     schema.app = application()
-    for operation in (found.ok() for found in schema.get_all_operations()):
+    for operation in (result.ok() for result in schema.get_all_operations()):
         described = operation.query or any(body.media_type == "application/json" for body in operation.body)
         for mode in GenerationMode if described else [GenerationMode.POSITIVE]:
             yield pytest.param(operation, mode, id=f"{operation.label} {mode.value}")
 
 
-def check(status: int, body: Any, told: str) -> None:
+def check(status: int, body: Any, context: str) -> None:
     """No server error but the deliberate one, and refusals in words."""
-    assert status < 500 or status == 503, told
+    assert status < 500 or status == 503, context
     if status >= 400:
         reason = body["error"]["message"] if "error" in body else body["detail"]
-        assert isinstance(reason, str), told
-        assert reason, told
-        assert status != 422 or ":" in reason, f"{told}: names no field"
+        assert isinstance(reason, str), context
+        assert reason, context
+        assert status != 422 or ":" in reason, f"{context}: names no field"
 
 
 @pytest.mark.parametrize(("operation", "mode"), list(_cases()))
@@ -156,8 +156,8 @@ def test_hostile_values_anywhere_are_no_server_error(path: str) -> None:
                 for name, value in _HOSTILE.items():
                     content = body.replace("%s", value)
                     reply = await http.post(path, content=content, headers={"content-type": "application/json"})
-                    told = f"{path} {body} with {name} -> {reply.status_code} {reply.text[:300]}"
-                    assert reply.status_code != 500, told
-                    check(reply.status_code, reply.json(), told)
+                    context = f"{path} {body} with {name} -> {reply.status_code} {reply.text[:300]}"
+                    assert reply.status_code != 500, context
+                    check(reply.status_code, reply.json(), context)
 
     asyncio.run(ask())

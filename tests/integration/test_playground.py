@@ -20,7 +20,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as here:
-        # Its sandbox does not run as root, which tests in containers do; nothing but our own page is opened.
+        # Chromium's sandbox does not run as root, as tests in containers do. Only our own page is opened.
         browser = here.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -28,17 +28,17 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, http: httpx.Client) -> Iterator[Any]:
-    """The page with the token typed in; whatever the browser complains of fails the test."""
-    complaints: list[str] = []
+    """The page with the token typed in; every error or warning of the browser fails the test."""
+    messages: list[str] = []
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE_MS)
-    page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(str(http.base_url))
     page.get_by_label("Token").fill(USER_SECRET)
     yield page
     page.close()
-    assert not complaints
+    assert not messages
 
 
 def fits(page: Any, width: int) -> bool:
@@ -69,7 +69,7 @@ def test_the_example_is_scored_and_the_experts_draw_boxes(page: Any) -> None:
     assert fits(page, 390)
 
 
-def test_a_broken_image_is_said_in_words_and_is_no_zero(page: Any, tmp_path: Path) -> None:
+def test_a_broken_image_has_an_explanation_and_no_reward(page: Any, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
     page.locator("#file").set_input_files(broken)
@@ -79,7 +79,7 @@ def test_a_broken_image_is_said_in_words_and_is_no_zero(page: Any, tmp_path: Pat
     page.get_by_role("button", name="Score").click()
     page.get_by_text("There is no reward: the image cannot be read.").wait_for()
     assert page.locator(".number").all_text_contents() == ["unscored"]
-    assert page.get_by_text("<b>A star</b>").count() >= 1, "texts are shown as they are, not as markup"
+    assert page.get_by_text("<b>A star</b>").count() >= 1, "texts are never markup"
     page.get_by_text("No boxes: the image cannot be read.").wait_for()
     assert fits(page, 1280)
     assert fits(page, 390)
@@ -102,7 +102,7 @@ def test_an_image_may_be_dropped_or_pasted(page: Any, kind: str, name: str) -> N
     assert page.locator("#preview").is_hidden()
 
 
-def test_the_keyboard_will_do(page: Any) -> None:
+def test_the_page_works_by_keyboard(page: Any) -> None:
     page.get_by_label("Question").fill("Is there a star?")
     page.get_by_role("textbox", name="Response A").fill("Yes.")
     page.get_by_text("Direct", exact=True).click()
@@ -110,10 +110,10 @@ def test_the_keyboard_will_do(page: Any) -> None:
     page.get_by_role("textbox", name="Response A").press("Control+Enter")
     page.get_by_text(re.compile("Response A has a reward of|There is no reward")).wait_for()
     assert page.locator("details").count() == 1
-    assert page.locator("#evidence").is_hidden(), "without an image there is nothing to be seen"
+    assert page.locator("#evidence").is_hidden(), "without an image there is no evidence"
 
 
-def test_the_page_trusts_nobody_else(http: httpx.Client) -> None:
+def test_the_page_loads_nothing_from_elsewhere(http: httpx.Client) -> None:
     reply = httpx.get(http.base_url)
     policy = reply.headers["content-security-policy"]
     assert (reply.status_code, reply.headers["cache-control"]) == (200, "no-store")
@@ -125,7 +125,7 @@ def test_the_page_trusts_nobody_else(http: httpx.Client) -> None:
     assert httpx.get(http.base_url.join("/v1/example")).status_code == 401
 
 
-def test_a_wrong_token_is_asked_for_in_words(browser: Any, http: httpx.Client) -> None:
+def test_a_wrong_token_is_explained(browser: Any, http: httpx.Client) -> None:
     page = browser.new_page()
     page.goto(str(http.base_url))
     page.get_by_label("Token").fill("wrong")

@@ -53,77 +53,77 @@ def served() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def there(ray_local: None) -> Iterator[None]:
+def application(ray_local: None) -> Iterator[None]:
     with served():
         yield
 
 
-def asked(*texts: str, image: images.ImageRef | None = None) -> list[Rollout]:
+def rollouts_of(*texts: str, image: images.ImageRef | None = None) -> list[Rollout]:
     question = factories.question(image=image or images.blank_ref(32, 32))
     return [factories.rollout(f"q0/s0/r{i}", text=text, question=question) for i, text in enumerate(texts)]
 
 
 def judge(run_s: float = 0.0, start_s: float = 0.0, **config: object) -> Reward:
-    made = RewardConfig.model_validate({"token_variable": "TOKEN", "retries": 0, "handle": "judge"} | config)
+    reward_config = RewardConfig.model_validate({"token_variable": "TOKEN", "retries": 0, "handle": "judge"} | config)
     retry = RetryConfig(startup_timeout_s=start_s, outage_timeout_s=run_s)
-    return build_reward([made], retry, ImageLimits())
+    return build_reward([reward_config], retry, ImageLimits())
 
 
 def scored(by: Reward, rollouts: list[Rollout]) -> list[RewardOutput]:
-    async def ask() -> list[RewardOutput]:
+    async def score() -> list[RewardOutput]:
         try:
             return await by.score(rollouts)
         finally:
             await by.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(score())
 
 
 @pytest.mark.parametrize("handle", ["judge", "judge:ingress"])
-def test_what_is_asked_by_handle_is_judged_with_its_picture(there: None, handle: str) -> None:
-    first, second = scored(judge(handle=handle), asked("0.25", "0.75"))
+def test_a_rollout_is_judged_with_its_image_over_a_handle(application: None, handle: str) -> None:
+    first, second = scored(judge(handle=handle), rollouts_of("0.25", "0.75"))
     assert [(one.reward, one.status) for one in (first, second)] == [(0.25, "ok"), (0.75, "ok")]
     size = len(images.fetch(images.blank_ref(32, 32).uri, ImageLimits()))
     assert first.critique == f"{size} bytes"
 
 
-def test_limits_and_statuses_are_those_of_the_address(there: None, tmp_path: Path) -> None:
+def test_limits_and_statuses_are_those_of_http(application: None, tmp_path: Path) -> None:
     path = tmp_path / "noise.png"
     Image.effect_noise((600, 600), 90).convert("RGB").save(path)
     large = images.probe(str(path), ImageLimits())
-    assert [one.status for one in scored(judge(), asked("0.5", image=large))] == ["too_large"]
-    (missing,) = scored(judge(), asked("0.5", image=factories.image(uri=str(tmp_path / "none.png"))))
+    assert [one.status for one in scored(judge(), rollouts_of("0.5", image=large))] == ["too_large"]
+    (missing,) = scored(judge(), rollouts_of("0.5", image=factories.image(uri=str(tmp_path / "none.png"))))
     assert (missing.reward, missing.status) == (None, "bad_image")
-    (late,) = scored(judge(deadline_s=0.5), asked("slow"))
+    (late,) = scored(judge(deadline_s=0.5), rollouts_of("slow"))
     assert (late.reward, late.status) == (None, "timeout")
 
 
-def test_a_stranger_is_refused(there: None) -> None:
+def test_a_caller_without_token_is_refused(application: None) -> None:
     with pytest.raises(RemoteRefusalError, match="401"):
-        scored(judge(token_variable=""), asked("0.5"))
+        scored(judge(token_variable=""), rollouts_of("0.5"))
 
 
 @pytest.mark.parametrize("handle", ["nobody", "judge:nothing"])
-def test_one_that_is_absent_is_waited_for_and_then_named(there: None, handle: str) -> None:
+def test_a_missing_application_is_awaited_and_then_named(application: None, handle: str) -> None:
     began = time.monotonic()
     with pytest.raises(RemoteError, match=rf"no reward for \d+ s \(limit 2 s\).*{handle}.*run the same"):
         asyncio.run(judge(handle=handle, start_s=2.0).check())  # type: ignore[arg-type]
     assert time.monotonic() - began > 0.5
 
 
-def test_one_that_goes_away_is_waited_for_and_found_again() -> None:
+def test_an_application_that_restarts_is_found_again() -> None:
     """Last of these: it ends the service."""
     answers: list[RewardOutput] = []
     with served():
         # One retry: the ingress that is started instead does not have its image.
         by = judge(run_s=120.0, retries=1)
-        waiting = threading.Thread(target=lambda: answers.extend(scored(by, asked("slow"))))
+        waiting = threading.Thread(target=lambda: answers.extend(scored(by, rollouts_of("slow"))))
         waiting.start()
         time.sleep(2.0)
     with pytest.raises(RemoteError, match="judge"):
-        scored(judge(), asked("0.5"))
+        scored(judge(), rollouts_of("0.5"))
     assert not answers
     with served():
-        assert [one.reward for one in scored(judge(run_s=60.0), asked("0.5"))] == [0.5]
+        assert [one.reward for one in scored(judge(run_s=60.0), rollouts_of("0.5"))] == [0.5]
         waiting.join(timeout=SLOW_S + 60.0)
     assert [one.reward for one in answers] == [0.5]

@@ -75,10 +75,10 @@ def test_an_image_can_be_sent_once_and_named_by_hash(http: httpx.Client) -> None
 
 def test_the_order_of_images_counts(http: httpx.Client) -> None:
     canary, grey = (base64.b64encode(data).decode() for data in (CANARY.data, png(128, side=48)))
-    shown = [[canary], [canary, grey], [grey, canary], [canary] * 3]
-    *judged, refused = score(http, *(item(image=None, images=images, mode="direct") for images in shown))
-    assert [reply["status"] for reply in judged] == ["ok"] * 3
-    assert len({round(float(str(reply["reward"])), 4) for reply in judged}) == 3
+    variants = [[canary], [canary, grey], [grey, canary], [canary] * 3]
+    *scored, refused = score(http, *(item(image=None, images=images, mode="direct") for images in variants))
+    assert [reply["status"] for reply in scored] == ["ok"] * 3
+    assert len({round(float(str(reply["reward"])), 4) for reply in scored}) == 3
     assert (refused["status"], refused["reward"]) == ("too_large", None)
     assert "engine.max_images" in str(refused["detail"])
 
@@ -138,11 +138,11 @@ def test_kill_9_of_the_engine_under_load_loses_no_request(http: httpx.Client) ->
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=http.base_url, headers=USER, timeout=START_S, limits=limits) as client:
             bodies = [{"items": [item(seed=1000 + i, num_critiques=1)]} for i in range(500)]
-            asked = [asyncio.ensure_future(client.post("/v1/score", json=body)) for body in bodies]
-            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            assert not all(task.done() for task in asked), "the engine was killed too late to matter"
+            requests = [asyncio.ensure_future(client.post("/v1/score", json=body)) for body in bodies]
+            await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+            assert not all(task.done() for task in requests), "the engine was killed too late to matter"
             process("EngineCore").kill()
-            return await asyncio.gather(*asked)
+            return await asyncio.gather(*requests)
 
     replies = asyncio.run(run())
     assert {reply.status_code for reply in replies} == {200}
@@ -167,8 +167,8 @@ def test_after_kill_9_the_ingress_restarts_with_the_active_model(http: httpx.Cli
 
 def process(name: str) -> psutil.Process:
     """The one process of the service with `name` in its title."""
-    (found,) = below(name)
-    return found
+    (process,) = below(name)
+    return process
 
 
 def erase(weights: Path) -> None:

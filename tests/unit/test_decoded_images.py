@@ -32,17 +32,17 @@ def stored(shade: int, side: int = SIDE) -> StoredImage:
 BROKEN = StoredImage("b" * 64, png(7)[:40])
 
 
-def decoded_images(room: int = 4 * ONE, kept: int = 4 * ONE) -> DecodedImages:
-    return DecodedImages(ImageLimits(), max_pixels=room, max_idle_pixels=kept)
+def decoded_images(max_pixels: int = 4 * ONE, max_idle_pixels: int = 4 * ONE) -> DecodedImages:
+    return DecodedImages(ImageLimits(), max_pixels=max_pixels, max_idle_pixels=max_idle_pixels)
 
 
 def later(seconds: float = 10.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def first_pixels(cache: DecodedImages, *several: StoredImage, hold_s: float = 0.0) -> list[tuple[int, ...]]:
+async def first_pixels(cache: DecodedImages, *stored_images: StoredImage, hold_s: float = 0.0) -> list[tuple[int, ...]]:
     """The first pixel of each image of a task that takes `hold_s` seconds."""
-    async with cache.hold(several, later()) as pixels:
+    async with cache.hold(stored_images, later()) as pixels:
         await asyncio.sleep(hold_s)
         return [image.getpixel((0, 0)) for image in pixels]  # type: ignore[misc]
 
@@ -73,7 +73,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDecode]:
 @pytest.mark.parametrize("side", [SIDE, LARGE])
 def test_an_image_is_decoded_once_for_all_tasks(side: int, decoding: FakeDecode) -> None:
     async def run() -> None:
-        cache, image = decoded_images(room=10**6, kept=10**6), stored(9, side)
+        cache, image = decoded_images(max_pixels=10**6, max_idle_pixels=10**6), stored(9, side)
         seen = await asyncio.gather(*(first_pixels(cache, image, image) for _ in range(20)))
         assert seen == [[(9, 0, 0)] * 2] * 20
         await first_pixels(cache, image)
@@ -90,21 +90,21 @@ def test_images_keep_their_order() -> None:
 @given(tasks=st.lists(st.lists(st.integers(0, 7), max_size=3, unique=True), max_size=12), room=st.integers(3, 6))
 @settings(max_examples=30, deadline=None)
 def test_pixels_never_exceed_the_bound(tasks: list[list[int]], room: int) -> None:
-    several = [stored(shade) for shade in range(8)]
+    stored_images = [stored(shade) for shade in range(8)]
     most = 0
 
     async def run() -> None:
-        cache = decoded_images(room=room * ONE, kept=2 * ONE)
+        cache = decoded_images(max_pixels=room * ONE, max_idle_pixels=2 * ONE)
 
         async def task(shades: list[int]) -> list[int]:
             nonlocal most
-            async with cache.hold([several[shade] for shade in shades], later()) as pixels:
+            async with cache.hold([stored_images[shade] for shade in shades], later()) as pixels:
                 most = max(most, cache.num_pixels)
                 await asyncio.sleep(0)
                 return [image.getpixel((0, 0))[0] for image in pixels]  # type: ignore[index]
 
         assert await asyncio.gather(*(task(shades) for shades in tasks)) == tasks
-        assert cache.num_pixels <= 2 * ONE, "kept for tasks to come"
+        assert cache.num_pixels <= 2 * ONE, "idle images stay for later tasks"
 
     asyncio.run(run())
     assert most <= room * ONE
@@ -112,7 +112,7 @@ def test_pixels_never_exceed_the_bound(tasks: list[list[int]], room: int) -> Non
 
 def test_least_recently_used_idle_images_are_evicted(decoding: FakeDecode) -> None:
     async def run() -> None:
-        cache, (a, b, c, d) = decoded_images(room=3 * ONE), (stored(shade) for shade in range(4))
+        cache, (a, b, c, d) = decoded_images(max_pixels=3 * ONE), (stored(shade) for shade in range(4))
         async with cache.hold([a], later()):
             for image in (b, c, b, d, b, a, c):
                 await first_pixels(cache, image)
@@ -123,13 +123,13 @@ def test_least_recently_used_idle_images_are_evicted(decoding: FakeDecode) -> No
 
 def test_a_task_larger_than_the_bound_runs_alone() -> None:
     async def run() -> None:
-        cache, several = decoded_images(room=2 * ONE), [stored(shade) for shade in range(4)]
+        cache, stored_images = decoded_images(max_pixels=2 * ONE), [stored(shade) for shade in range(4)]
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(cache.hold([several[0]], later()))
-            alone = asyncio.ensure_future(first_pixels(cache, *several[1:], hold_s=0.02))
+            await stack.enter_async_context(cache.hold([stored_images[0]], later()))
+            alone = asyncio.ensure_future(first_pixels(cache, *stored_images[1:], hold_s=0.02))
             await asyncio.sleep(0.02)
             assert cache.num_pixels == ONE, "it waits until no other image is in use"
-        after = asyncio.ensure_future(first_pixels(cache, several[0]))
+        after = asyncio.ensure_future(first_pixels(cache, stored_images[0]))
         assert len(await alone) == 3
         assert not after.done(), "the next task waits for its end"
         await after
@@ -140,7 +140,7 @@ def test_a_task_larger_than_the_bound_runs_alone() -> None:
 
 def test_two_tasks_of_several_images_never_deadlock() -> None:
     async def run() -> None:
-        cache, (a, b) = decoded_images(room=2 * ONE), (stored(1, LARGE), stored(2, LARGE))
+        cache, (a, b) = decoded_images(max_pixels=2 * ONE), (stored(1, LARGE), stored(2, LARGE))
         async with asyncio.timeout(10.0):
             await asyncio.gather(*(first_pixels(cache, *order) for order in ((a, b), (b, a)) * 5))
 
@@ -149,7 +149,7 @@ def test_two_tasks_of_several_images_never_deadlock() -> None:
 
 def test_waiting_for_room_ends_at_the_deadline() -> None:
     async def run() -> None:
-        cache = decoded_images(room=ONE)
+        cache = decoded_images(max_pixels=ONE)
         async with cache.hold([stored(1)], later()):
             with pytest.raises(DecodeTimeoutError, match="deadline"):
                 async with cache.hold([stored(2)], later(0.02)):
@@ -173,18 +173,18 @@ def test_a_failed_decode_affects_its_users_and_is_not_cached(side: int, monkeypa
 
     async def run() -> None:
         nonlocal failing
-        cache = decoded_images(room=10**6, kept=10**6)
+        cache = decoded_images(max_pixels=10**6, max_idle_pixels=10**6)
         tasks = [
             first_pixels(cache, good),
             first_pixels(cache, bad),
             first_pixels(cache, good, bad),
             first_pixels(cache, good),
         ]
-        first, alone, beside, last = await asyncio.gather(*tasks, return_exceptions=True)
+        first, alone, both, last = await asyncio.gather(*tasks, return_exceptions=True)
         assert first == last == [(1, 0, 0)]
         assert isinstance(alone, ImageError)
-        assert isinstance(beside, ImageError)
-        assert "(image 2 of 2)" in beside.detail
+        assert isinstance(both, ImageError)
+        assert "(image 2 of 2)" in both.detail
         assert cache.num_pixels == side * side
         failing = False
         assert await first_pixels(cache, bad) == [(2, 0, 0)]
@@ -208,7 +208,7 @@ def test_failed_images_take_no_room() -> None:
 
 def test_a_cancelled_task_releases_its_images_and_others_keep_theirs(decoding: FakeDecode) -> None:
     async def run() -> None:
-        cache, image, other = decoded_images(room=LARGE * LARGE), stored(1, LARGE), stored(2, LARGE)
+        cache, image, other = decoded_images(max_pixels=LARGE * LARGE), stored(1, LARGE), stored(2, LARGE)
         decoding.go_on.clear()
         cancelled, stays = (asyncio.ensure_future(first_pixels(cache, image)) for _ in range(2))
         waiting = [asyncio.ensure_future(first_pixels(cache, other)) for _ in range(2)]
@@ -228,7 +228,7 @@ def test_a_cancelled_task_releases_its_images_and_others_keep_theirs(decoding: F
 
 def test_an_abandoned_decoding_thread_still_counts(decoding: FakeDecode) -> None:
     async def run() -> None:
-        cache, image = decoded_images(room=LARGE * LARGE), stored(1, LARGE)
+        cache, image = decoded_images(max_pixels=LARGE * LARGE), stored(1, LARGE)
         decoding.go_on.clear()
         cancelled = asyncio.ensure_future(first_pixels(cache, image))
         while not decoding.names:

@@ -53,10 +53,10 @@ def test_failures_are_a_status_without_verdicts() -> None:
     assert all(r.detail and not r.claims for r in replies)
 
 
-@pytest.mark.parametrize("several", [{"images": [IMAGE, BLACK]}, {"image": [IMAGE]}, {"image": IMAGE, "images": []}])
-def test_evidence_is_of_one_image(several: dict[str, object]) -> None:
+@pytest.mark.parametrize("fields", [{"images": [IMAGE, BLACK]}, {"image": [IMAGE]}, {"image": IMAGE, "images": []}])
+def test_evidence_is_of_one_image(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="one image"):
-        EvidenceRequest.model_validate({"responses": ["A red circle."]} | several)
+        EvidenceRequest.model_validate({"responses": ["A red circle."]} | fields)
 
 
 def test_requests_are_bounded_in_number_and_time() -> None:

@@ -82,8 +82,8 @@ def rollout(text: str, **over: object) -> dict[str, object]:
         {"type": "reasoning", "summary": []},
         {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]},
     ]
-    given = [{"type": "message", "role": "user", "content": content}, {"type": "function_call", "name": "f"}]
-    return {"responses_create_params": {"input": given}, "response": {"output": output}, **over}
+    turns = [{"type": "message", "role": "user", "content": content}, {"type": "function_call", "name": "f"}]
+    return {"responses_create_params": {"input": turns}, "response": {"output": output}, **over}
 
 
 def test_gym_receives_its_request_with_a_reward() -> None:
@@ -102,8 +102,8 @@ def test_gym_receives_its_request_with_a_reward() -> None:
 def test_a_gym_rollout_may_have_several_images() -> None:
     gateway = FakeGateway(nemo_gym.router)
     content = [{"type": "input_image", "image_url": url} for url in (OTHER, URL)]
-    given = {"input": [{"role": "user", "content": [*content, {"type": "input_text", "text": "Which?"}]}]}
-    assert gateway.post("/verify", rollout("1", responses_create_params=given)).json()["reward"] == 1.0
+    params = {"input": [{"role": "user", "content": [*content, {"type": "input_text", "text": "Which?"}]}]}
+    assert gateway.post("/verify", rollout("1", responses_create_params=params)).json()["reward"] == 1.0
     assert image_references(gateway.items[0]) == [OTHER, URL]
 
 
@@ -137,11 +137,11 @@ def test_gym_rows_are_returned_unchanged() -> None:
 def test_unirl_receives_results_and_errors_per_item() -> None:
     gateway = FakeGateway(unirl.router)
     turn = {"text": "0.5", "image_b64": "aGVsbG8="}
-    asked = {"question": "What?", "response": "fails:timeout"}
+    metadata = {"question": "What?", "response": "fails:timeout"}
     body = {
         "requests": [
             {"history": [{"text": "before", "image_b64": "eA=="}, turn], "required_rewards": ["vlgenrm", "clip"]},
-            {"history": [turn], "required_rewards": ["vlgenrm"], "metadata": asked},
+            {"history": [turn], "required_rewards": ["vlgenrm"], "metadata": metadata},
             {"history": [{"text": "x", "video_path": "/a.mp4"}], "required_rewards": ["vlgenrm"]},
             {"history": [turn], "required_rewards": ["clip"]},
         ]

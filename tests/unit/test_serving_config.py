@@ -84,9 +84,9 @@ def test_automatic_replicas_are_bounded_by_the_cluster(
     assert (served.replicas, served.max_replicas) == fitted
 
 
-@pytest.mark.parametrize(("asked", "served"), [(None, 1), ("auto", "auto"), ("2", 2), (2, 2)])
-def test_replicas_of_the_command_override_the_recipe(asked: int | str | None, served: int | str) -> None:
-    assert serving("pack:vlm", path=RECIPE, replicas=asked).replicas == served
+@pytest.mark.parametrize(("requested", "served"), [(None, 1), ("auto", "auto"), ("2", 2), (2, 2)])
+def test_replicas_of_the_command_override_the_recipe(requested: int | str | None, served: int | str) -> None:
+    assert serving("pack:vlm", path=RECIPE, replicas=requested).replicas == served
 
 
 def test_a_fixed_number_of_replicas_is_kept() -> None:

@@ -55,8 +55,8 @@ def engines(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def body(seed: int) -> dict[str, object]:
     image = base64.b64encode(CANARY.data).decode()
-    asked = {"image": image, "question": CANARY.question, "response": CANARY.better[0]}
-    return {"items": [asked | {"seed": seed, "num_critiques": 1}]}
+    item = {"image": image, "question": CANARY.question, "response": CANARY.better[0]}
+    return {"items": [item | {"seed": seed, "num_critiques": 1}]}
 
 
 def test_load_starts_a_second_engine_and_a_lost_engine_loses_no_request(
