@@ -238,6 +238,10 @@ def test_every_expert_has_a_pool_in_the_stage(package: str) -> None:
 def test_an_unknown_kind_names_the_known_ones_and_an_import_error_the_setting() -> None:
     with pytest.raises(ValidationError, match="'yolo9' is unknown; choose from ultralytics, zero_shot, or give an"):
         DetectorConfig(kind="yolo9", model="x")
+    with pytest.raises(ValidationError, match="'ultralytics' has no options; remove them"):
+        DetectorConfig(model="x", options={"side": 9})
+    with pytest.raises(ValidationError, match="detector and matcher always run"):
+        ExpertsConfig(**CONFIG.model_dump() | {"additional_experts": [{"kind": "matcher"}]})
     with pytest.raises(ConfigError, match=r"detector\.kind: 'no_such_package:Detector' cannot be imported"):
         build_detector(DetectorConfig(kind="no_such_package:Detector", model="x"))
     with pytest.raises(ConfigError, match=r"additional_experts\.kind: 'json:Nothing' cannot be imported"):

@@ -42,12 +42,12 @@ class MatchingConfig(Settings):
 
 
 class ExpertConfig(Settings):
-    """An expert that runs after the detector and the matcher."""
+    """One expert, and the actors that run it."""
 
     kind: str
-    """Import path `package.module:Class`, or a name of the table `EXPERTS`."""
+    """A name of the table `EXPERTS`, or an import path `package.module:Class` of an expert of your own."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the class."""
+    """Keyword arguments of the class, after the `ExpertPipelineConfig`."""
     pool: ActorPoolConfig = ActorPoolConfig(num_cpus=0.5, batch_size=32)
     """Actors that run it in the experts stage. A service runs all experts in one process."""
 
@@ -67,7 +67,7 @@ class ExpertPipelineConfig(Settings):
     detector: DetectorConfig
     matcher: MatcherConfig
     additional_experts: tuple[ExpertConfig, ...] = ()
-    """Experts that decide claims which detector and matcher leave unknown, in order of precedence."""
+    """Experts that run after these two, and decide claims that they leave unknown. The first one takes precedence."""
     matching: MatchingConfig = MatchingConfig()
     thresholds: Thresholds = Thresholds()
     same_label_overlap: float = Field(default=0.5, gt=0, le=1)
@@ -76,6 +76,13 @@ class ExpertPipelineConfig(Settings):
     """The same for boxes of different nouns."""
     max_side: int = Field(default=1024, ge=32)
     """Larger images are scaled down to this side, in pixels, before the experts receive them."""
+
+    @field_validator("additional_experts")
+    @classmethod
+    def _are_additional(cls, experts: tuple[ExpertConfig, ...]) -> tuple[ExpertConfig, ...]:
+        if any(expert.kind in ("detector", "matcher") for expert in experts):
+            raise ValueError("detector and matcher always run; set them up under `detector` and `matcher`")
+        return experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,9 +53,11 @@ class SourceConfig(Settings):
         return plugins.check_name(source, SOURCES)
 
     @model_validator(mode="after")
-    def _has_path(self) -> "SourceConfig":
+    def _is_consistent(self) -> "SourceConfig":
         if self.source in ("jsonl", "parquet") and not self.path:
             raise ValueError(f"source '{self.source}' needs pool.path: a file, a folder or a pattern")
+        if self.options and self.source in SOURCES:
+            raise ValueError(f"source '{self.source}' has no options; remove them, or give an import path as source")
         return self
 
     @field_validator("image_folder")

@@ -111,7 +111,7 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> list[DataFile]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class FilePiece:
     """A part of a file that one task reads. Formats that split files derive from it."""
 
     file: DataFile
@@ -151,9 +151,9 @@ class FileFormat:
         """Yield the rows of a file: mappings of column names to values. Anything else is a malformed row."""
         raise NotImplementedError(f"{type(self).__name__} must define rows, or split, index and read")
 
-    def split(self, file: DataFile) -> Sequence[Piece]:
+    def split(self, file: DataFile) -> Sequence[FilePiece]:
         """Split a file into pieces, in its order. Runs in the driver. Raises InputError."""
-        return [Piece(file=file)]
+        return [FilePiece(file=file)]
 
     def index(self, piece: Any) -> PieceIndex:
         """Index a piece: the first pass."""
@@ -182,7 +182,7 @@ class FileFormat:
         return read_pieces(self, [piece for file in find_files(path, self.suffixes) for piece in self.split(file)])
 
 
-def read_pieces(file_format: FileFormat, pieces: Sequence[Piece]) -> OpenedSource:
+def read_pieces(file_format: FileFormat, pieces: Sequence[FilePiece]) -> OpenedSource:
     """Index pieces on Ray, and return the dataset that reads them."""
     import pyarrow as pa
     import ray.data
@@ -208,7 +208,7 @@ def read_pieces(file_format: FileFormat, pieces: Sequence[Piece]) -> OpenedSourc
     )
 
 
-def _first_lines(pieces: Sequence[Piece], indices: Sequence[PieceIndex]) -> list[int]:
+def _first_lines(pieces: Sequence[FilePiece], indices: Sequence[PieceIndex]) -> list[int]:
     """Return the number, from 1, of each piece's first line in its file."""
     numbers: list[int] = []
     for i, piece in enumerate(pieces):
@@ -233,7 +233,7 @@ def find_duplicates(hashes: Iterable[int]) -> dict[int, int]:
 @dataclass(frozen=True)
 class _Index:
     file_format: FileFormat
-    pieces: Sequence[Piece]
+    pieces: Sequence[FilePiece]
 
     def __call__(self, plan: "pa.Table") -> "pa.Table":
         import pyarrow as pa
@@ -255,7 +255,7 @@ class _Index:
 @dataclass(frozen=True)
 class _Read:
     file_format: FileFormat
-    pieces: Sequence[Piece]
+    pieces: Sequence[FilePiece]
 
     def __call__(self, plan: "pa.Table") -> "Iterator[pa.Table]":
         for task in plan.to_pylist():

@@ -5,12 +5,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vlgenrm_ray.curation.sources.files import DataFile, FileFormat, Piece, PieceIndex
+from vlgenrm_ray.curation.sources.files import DataFile, FileFormat, FilePiece, PieceIndex
 from vlgenrm_ray.curation.sources.rows import SourceRow, hash_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LineRange(Piece):
+class LineRange(FilePiece):
     """The lines of a file that begin in the bytes [start, end)."""
 
     start: int

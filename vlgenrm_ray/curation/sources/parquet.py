@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlgenrm_ray.curation.sources.files import DataFile, FileFormat, Piece, PieceIndex
+from vlgenrm_ray.curation.sources.files import DataFile, FileFormat, FilePiece, PieceIndex
 from vlgenrm_ray.curation.sources.rows import MalformedRowError, SourceRow, explicit_id, hash_id
 from vlgenrm_ray.errors import InputError
 
@@ -13,7 +13,7 @@ _BATCH_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowGroup(Piece):
+class RowGroup(FilePiece):
     """One row group of a file."""
 
     index: int

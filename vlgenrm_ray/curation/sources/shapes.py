@@ -33,7 +33,7 @@ def open_shapes(config: "SourceConfig", image_store: Path, seed: int) -> OpenedS
 
     starts = list(range(0, config.count, _PIECE_ROWS))
     plan = pa.table({"start": starts, "count": [min(_PIECE_ROWS, config.count - s) for s in starts]})
-    generate = _Generate(image_store, seed, config.split, config.labelled)
+    generate = _GenerateShapes(image_store, seed, config.split, config.labelled)
     return OpenedSource(
         rows=ray.data.from_arrow(plan).map_batches(generate, batch_size=1, **LIGHT),
         total=config.count,
@@ -42,7 +42,7 @@ def open_shapes(config: "SourceConfig", image_store: Path, seed: int) -> OpenedS
 
 
 @dataclass(frozen=True)
-class _Generate:
+class _GenerateShapes:
     image_store: Path
     seed: int
     split: Split

@@ -6,7 +6,7 @@ To add a detector, write a class that takes a `DetectorConfig` and satisfies `co
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.engines.contracts import Detector
@@ -43,6 +43,12 @@ class DetectorConfig(Settings):
     @classmethod
     def _is_known(cls, kind: str) -> str:
         return plugins.check_name(kind, DETECTORS)
+
+    @model_validator(mode="after")
+    def _options_are_for_own_kinds(self) -> "DetectorConfig":
+        if self.options and self.kind in DETECTORS:
+            raise ValueError(f"'{self.kind}' has no options; remove them, or give an import path as kind")
+        return self
 
 
 def build_detector(config: DetectorConfig) -> Detector:

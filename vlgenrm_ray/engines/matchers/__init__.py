@@ -6,7 +6,7 @@ To add a matcher, write a class that takes a `MatcherConfig` and satisfies `cont
 
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.engines.contracts import Matcher
@@ -47,6 +47,12 @@ class MatcherConfig(Settings):
         if template.count("{}") != 1:
             raise ValueError(f"template: {template!r} must contain {{}} exactly once, where the phrase is inserted")
         return template
+
+    @model_validator(mode="after")
+    def _options_are_for_own_kinds(self) -> "MatcherConfig":
+        if self.options and self.kind in MATCHERS:
+            raise ValueError(f"'{self.kind}' has no options; remove them, or give an import path as kind")
+        return self
 
 
 def build_matcher(config: MatcherConfig) -> Matcher:
