@@ -1,4 +1,4 @@
-"""From the embedded world to labelled pairs, by a policy that guesses and the pack's own experts."""
+"""The four stages from the embedded world to labelled pairs, with a guessing policy and the experts of the pack."""
 
 import random
 from pathlib import Path
@@ -29,28 +29,28 @@ EXPERTS = ExpertsConfig(
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_guesses_become_pairs_with_right_labels(run_folder: Path) -> None:
+def test_guessed_responses_give_pairs_with_right_labels(run_folder: Path) -> None:
     # Local, so that Ray sends it to its workers by value: they cannot import this file.
     def guesser(config: VllmConfig) -> Generator:
-        """Answers every question as it was answered, rightly or wrongly, of some other scene."""
+        """Answer every question with a right or wrong answer to the same question about another scene."""
         from vlgenrm_ray.shapes.pairs import corrupt_answer
 
         texts: dict[str, list[str]] = {}
         for index in range(3000):
-            scene, asked = world.draw_item(99, "train", index)
-            wrong = corrupt_answer(scene, asked, random.Random(index))
-            texts.setdefault(asked.text, []).extend([asked.reference, wrong])
+            scene, question = world.draw_item(99, "train", index)
+            wrong = corrupt_answer(scene, question, random.Random(index))
+            texts.setdefault(question.text, []).extend([question.reference, wrong])
 
-        def guess(prompt: Prompt, chance: random.Random) -> str:
-            return chance.choice(texts.get(prompt.text, ["I cannot tell."]))
+        def guess(prompt: Prompt, rng: random.Random) -> str:
+            return rng.choice(texts.get(prompt.text, ["I cannot tell."]))
 
         return ScriptedGenerator(guess)
 
     folders = {name: StageFolder(run_folder / name) for name in ("pool", "responses", "experts", "preferences")}
-    asked = PoolConfig(source="shapes", split="heldout", count=40)
+    pool_config = PoolConfig(source="shapes", split="heldout", count=40)
     policy = {"name": "guesser", "engine": {}, "n": 6, "pool": {"num_cpus": 0.5}}
-    pool.run(asked, target=folders["pool"], seed=3)
-    answered = responses.run(
+    pool.run(pool_config, target=folders["pool"], seed=3)
+    responses_manifest = responses.run(
         ResponsesConfig.model_validate({"generators": [policy]}),
         source=folders["pool"],
         target=folders["responses"],
@@ -59,20 +59,22 @@ def test_guesses_become_pairs_with_right_labels(run_folder: Path) -> None:
     )
     experts.run(EXPERTS, source=folders["responses"], target=folders["experts"])
     config = PreferencesConfig(max_per_question=3)
-    made = preferences.run(config, experts=EXPERTS, source=folders["experts"], target=folders["preferences"], seed=3)
+    manifest = preferences.run(
+        config, experts=EXPERTS, source=folders["experts"], target=folders["preferences"], seed=3
+    )
 
-    assert answered.metrics["samplers"]["guesser"]["responses"] == answered.rows_out
+    assert responses_manifest.metrics["samplers"]["guesser"]["responses"] == responses_manifest.rows_out
     pairs = list(folders["preferences"].records(Preference))
-    lost = {drop.id for drop in folders["preferences"].dropped()}
+    dropped = {drop.id for drop in folders["preferences"].dropped()}
     for question in folders["pool"].records(Question):
-        assert any(p.question.id == question.id for p in pairs) != (question.id in lost)
+        assert any(p.question.id == question.id for p in pairs) != (question.id in dropped)
     right = [
         world.response_is_true(p.question, p.chosen) and not world.response_is_true(p.question, p.rejected)
         for p in pairs
     ]
     assert len(pairs) >= 30
     assert sum(right) >= 0.9 * len(right)
-    assert set(made.metrics["pairs_by_origin"]) >= {Origin.VERIFIED, Origin.EDITED}
-    assert sum(made.metrics["pairs_by_origin"].values()) == made.rows_out == len(pairs)
+    assert set(manifest.metrics["pairs_by_origin"]) >= {Origin.VERIFIED, Origin.EDITED}
+    assert sum(manifest.metrics["pairs_by_origin"].values()) == manifest.rows_out == len(pairs)
     again = preferences.run(config, experts=EXPERTS, source=folders["experts"], target=folders["preferences"], seed=3)
-    assert again == made
+    assert again == manifest

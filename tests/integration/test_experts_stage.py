@@ -58,17 +58,17 @@ def statements(scene: Scene, rng: random.Random) -> Iterator[str]:
         yield f"The {thing.name} is {relation} the {other.name}."
 
 
-def answered(question: Question, texts: list[str]) -> Unit[Response]:
+def make_unit(question: Question, texts: list[str]) -> Unit[Response]:
     responses = (
         Response(id=f"{question.id}/r{i}", question=question, text=text, sampler="test") for i, text in enumerate(texts)
     )
     return Unit(id=question.id, records=tuple(responses))
 
 
-def test_definite_verdicts_of_the_packs_experts_are_right(tmp_path: Path) -> None:
+def test_definite_verdicts_of_the_experts_of_the_pack_are_right(tmp_path: Path) -> None:
     rng = random.Random(0)
-    asked = list(questions(tmp_path, seed=5, split="heldout", count=30))
-    units = [answered(q, list(statements(scene_of(q.id), rng))) for q in asked]
+    asked_questions = list(questions(tmp_path, seed=5, split="heldout", count=30))
+    units = [make_unit(q, list(statements(scene_of(q.id), rng))) for q in asked_questions]
     pipeline = ExpertPipeline.build(CONFIG)
     rows = [experts.open_image(u.id, u.records, pipeline, CONFIG.limits) for u in units]
     verdicts: Counter[tuple[ClaimKind, Truth, bool]] = Counter()
@@ -87,31 +87,31 @@ def test_definite_verdicts_of_the_packs_experts_are_right(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_the_stage_checks_every_response_once_wherever_it_lies(tmp_path: Path, run_folder: Path) -> None:
+def test_every_response_is_checked_once_in_whatever_shard_it_lies(tmp_path: Path, run_folder: Path) -> None:
     rng = random.Random(1)
-    asked = list(questions(tmp_path / "images", seed=6, split="train", count=12))
-    gone = replace(asked[3], image=replace(asked[3].image, uri=str(tmp_path / "gone.png")))
-    asked[3] = gone
+    asked_questions = list(questions(tmp_path / "images", seed=6, split="train", count=12))
+    gone = replace(asked_questions[3], image=replace(asked_questions[3].image, uri=str(tmp_path / "gone.png")))
+    asked_questions[3] = gone
     # A second question about the first image, in another shard.
-    again = replace(asked[0], id=f"{asked[0].id}-again")
+    again = replace(asked_questions[0], id=f"{asked_questions[0].id}-again")
     source = StageFolder(run_folder / "responses")
     source.begin("f", {})
-    units = {q.id: answered(q, list(statements(scene_of(q.id), rng))[:4]) for q in asked}
-    write_units(source, Response, [units[q.id] for q in asked[:6]])
-    write_units(source, Response, [*(units[q.id] for q in asked[6:]), answered(again, ["Nothing to say."])])
+    units = {q.id: make_unit(q, list(statements(scene_of(q.id), rng))[:4]) for q in asked_questions}
+    write_units(source, Response, [units[q.id] for q in asked_questions[:6]])
+    write_units(source, Response, [*(units[q.id] for q in asked_questions[6:]), make_unit(again, ["Nothing to say."])])
     source.finish(seconds=0)
-    assert by_image.count_images(source)[1] == [asked[0].image.sha256]
+    assert by_image.count_images(source)[1] == [asked_questions[0].image.sha256]
 
     target = StageFolder(run_folder / "experts")
     manifest = experts.run(CONFIG, source=source, target=target)
 
     checked = {record.id: record for record in target.records(CheckedResponse)}
-    lost = {dropped.id for dropped in target.dropped()}
-    assert lost == {f"{gone.id}/r{i}" for i in range(4)}
-    assert set(checked) | lost == {r.id for unit in units.values() for r in unit.records} | {f"{again.id}/r0"}
-    assert not set(checked) & lost
+    dropped_ids = {drop.id for drop in target.dropped()}
+    assert dropped_ids == {f"{gone.id}/r{i}" for i in range(4)}
+    assert set(checked) | dropped_ids == {r.id for unit in units.values() for r in unit.records} | {f"{again.id}/r0"}
+    assert not set(checked) & dropped_ids
     assert checked[f"{again.id}/r0"].findings == ()
-    assert checked[f"{again.id}/r0"].detections == checked[f"{asked[0].id}/r0"].detections != ()
+    assert checked[f"{again.id}/r0"].detections == checked[f"{asked_questions[0].id}/r0"].detections != ()
     assert manifest.rows_in == 12
     assert manifest.dropped == {"image_missing": 4}
     assert manifest.metrics["responses_without_claims"] == 1

@@ -33,7 +33,7 @@ def pool_of(run_folder: Path, count: int) -> StageFolder:
     return pool
 
 
-def test_no_model_is_a_mistake_before_anything_starts(run_folder: Path) -> None:
+def test_a_missing_model_is_named_before_anything_starts(run_folder: Path) -> None:
     config = ResponsesConfig.model_validate({"generators": [{"name": "a", "engine": {"model": "/no/such"}}]})
     with pytest.raises(InputError, match="no such folder"):
         responses.run(config, source=pool_of(run_folder, 1), target=StageFolder(run_folder / "responses"))
@@ -55,13 +55,13 @@ def test_two_generators_in_one_stream(run_folder: Path) -> None:
     units = {unit.id: unit for unit in target.units(Response)}
     assert set(units) == {f"q{i}" for i in range(50)}
     assert [r.sampler for r in units["q10"].records] == ["imported/chosen", "imported/rejected"]
-    asked_both = 0
+    num_by_both = 0
     for unit in units.values():
         numbers = sorted(int(x.id.rpartition("/r")[2]) for x in (*unit.records, *unit.dropped))
         assert numbers in ([0, 1], [0, 1, 2], [0, 1, 2, 3, 4])
-        asked_both += len(numbers) == 5
+        num_by_both += len(numbers) == 5
         assert {d.reason for d in unit.dropped} <= {"duplicate_text"}
         for response in unit.records:
             assert response.sampler.startswith("imported") or response.text.startswith(response.sampler)
-    assert 10 < asked_both < 40
+    assert 10 < num_by_both < 40
     assert manifest.rows_out == sum(s["responses"] for s in manifest.metrics["samplers"].values())

@@ -1,4 +1,4 @@
-"""Detectors and matchers hold to their contracts; what cannot be loaded is named."""
+"""Detectors and matchers satisfy their contracts; models that cannot be loaded are named."""
 
 import os
 import pickle
@@ -23,20 +23,20 @@ YOLO = DetectorConfig(model=str(pack_path("detector")), image_size=96, min_score
 CLIP = MatcherConfig(model=str(pack_path("matcher")), template="{}")
 
 
-def checked(detector: Detector, images: Sequence[Image.Image], nouns: Sequence[str]) -> int:
-    """Detect, hold the result to the contract, return the number of boxes."""
-    found = detector.detect(images, nouns)
-    assert len(found) == len(images)
-    for image, seen in zip(images, found, strict=True):
-        assert list(seen) == sorted(seen, key=lambda box: -box.score)
-        for box in seen:
+def check_detector(detector: Detector, images: Sequence[Image.Image], nouns: Sequence[str]) -> int:
+    """Detect, check the result against the contract, and return the number of boxes."""
+    boxes_of_images = detector.detect(images, nouns)
+    assert len(boxes_of_images) == len(images)
+    for image, image_boxes in zip(images, boxes_of_images, strict=True):
+        assert list(image_boxes) == sorted(image_boxes, key=lambda box: -box.score)
+        for box in image_boxes:
             assert box.label in nouns
             assert 0 <= box.x0 < box.x1 <= image.width
             assert 0 <= box.y0 < box.y1 <= image.height
-    return sum(map(len, found))
+    return sum(map(len, boxes_of_images))
 
 
-def test_the_packs_detector_finds_shapes_in_scenes_it_has_not_seen() -> None:
+def test_the_detector_of_the_pack_detects_shapes_in_unseen_scenes() -> None:
     from vlgenrm_ray.engines.detectors.yolo import average_precision
 
     rng = random.Random(9)
@@ -44,15 +44,15 @@ def test_the_packs_detector_finds_shapes_in_scenes_it_has_not_seen() -> None:
     pictures = [render(scene) for scene in scenes]
     detector = build_detector(YOLO)
     assert detector.labels == SHAPES
-    assert checked(detector, pictures[:3], SHAPES) >= 3
-    assert checked(detector, [pictures[0], pictures[1].resize((100, 50))], ["star", "unicorn"]) >= 0
-    assert checked(detector, pictures[:2], ["unicorn"]) == 0
+    assert check_detector(detector, pictures[:3], SHAPES) >= 3
+    assert check_detector(detector, [pictures[0], pictures[1].resize((100, 50))], ["star", "unicorn"]) >= 0
+    assert check_detector(detector, pictures[:2], ["unicorn"]) == 0
     assert detector.detect([], SHAPES) == []
-    found = [one for i in range(0, 80, 20) for one in detector.detect(pictures[i : i + 20], SHAPES)]
-    assert average_precision(found, [boxes(scene) for scene in scenes])["map50"] >= 0.95
+    predicted = [of_image for i in range(0, 80, 20) for of_image in detector.detect(pictures[i : i + 20], SHAPES)]
+    assert average_precision(predicted, [boxes(scene) for scene in scenes])["map50"] >= 0.95
 
 
-def test_ultralytics_leaves_pillow_alone() -> None:
+def test_ultralytics_does_not_patch_pillow() -> None:
     build_detector(YOLO)
     with pytest.raises(ImageError, match="UnidentifiedImageError"):
         decode(b"no image", ImageLimits())
@@ -68,7 +68,7 @@ def test_ultralytics_stays_quiet_and_offline(capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr().out == ""
 
 
-def test_the_packs_matcher_tells_colours_and_rows_sum_to_one() -> None:
+def test_the_matcher_of_the_pack_recognises_colours_and_rows_sum_to_one() -> None:
     matcher = build_matcher(CLIP)
     rng = random.Random(10)
     crops, names = [], []
@@ -92,8 +92,8 @@ def test_the_packs_matcher_tells_colours_and_rows_sum_to_one() -> None:
     assert matcher.match(crops[:1], []) == [[]]
 
 
-class Harmful:
-    """A pickle that runs code when it is read."""
+class HarmfulPickle:
+    """A pickle that runs code when it is loaded."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.mkdir, (self.path,)
@@ -103,14 +103,14 @@ class Harmful:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "harmful"])
-def test_an_unreadable_detector_is_named_and_no_code_of_it_runs(kind: str, tmp_path: Path) -> None:
+def test_an_unreadable_detector_is_named_and_runs_no_code(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     if kind != "missing":
         folder.mkdir()
     if kind == "garbage":
         (folder / "model.pt").write_bytes(b"not a model")
     if kind == "harmful":
-        (folder / "model.pt").write_bytes(pickle.dumps({"model": Harmful(str(tmp_path / "ran"))}))
+        (folder / "model.pt").write_bytes(pickle.dumps({"model": HarmfulPickle(str(tmp_path / "ran"))}))
     with pytest.raises(InputError, match=r"detector\.model: .*model.*; give a"):
         build_detector(DetectorConfig(model=str(folder)))
     assert not (tmp_path / "ran").exists()
@@ -133,14 +133,14 @@ def test_an_unreadable_zero_shot_detector_is_named(tmp_path: Path) -> None:
         build_detector(DetectorConfig(kind="zero_shot", model=str(tmp_path)))
 
 
-def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(InputError, match=r"device: 'cuda:0', but this process sees no GPU; use 'auto'"):
         build_detector(YOLO.model_copy(update={"device": "cuda:0"}))
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}"])
-def test_a_template_without_its_gap_is_refused(template: str) -> None:
+def test_a_template_without_exactly_one_placeholder_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match="exactly once"):
         MatcherConfig(model="x", template=template)
 
@@ -187,7 +187,7 @@ def owlv2(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [grounding_dino, owlv2])
-def test_zero_shot_detectors_of_transformers_hold_to_the_contract(make: object, tmp_path: Path) -> None:
+def test_zero_shot_detectors_of_transformers_satisfy_the_contract(make: object, tmp_path: Path) -> None:
     import torch
 
     assert callable(make)
@@ -196,7 +196,7 @@ def test_zero_shot_detectors_of_transformers_hold_to_the_contract(make: object, 
     detector = build_detector(DetectorConfig(kind="zero_shot", model=str(tmp_path), min_score=0.01))
     assert detector.labels == ()
     pictures = [Image.new("RGB", (120, 80), "red"), Image.new("RGB", (50, 90), "blue")]
-    number = checked(detector, pictures, ["dog", "traffic light"])
+    number = check_detector(detector, pictures, ["dog", "traffic light"])
     # Random weights: OWLv2's boxes have no height and are dropped, Grounding DINO's stay.
     assert number > 0 or make is owlv2
     assert detector.detect(pictures, []) == [(), ()]

@@ -25,5 +25,5 @@ def test_every_response_comes_under_its_own_image_once(images: list[str]) -> Non
     assert sorted(row["id"] for row in grouped) == sorted(set(images))
     for row in grouped:
         assert {r["question"]["image"]["sha256"] for r in row["responses"]} == {row["id"]}
-    found = sorted(response["id"] for row in grouped for response in row["responses"])
-    assert found == sorted(f"q{i}/r0" for i in range(len(images)))
+    response_ids = sorted(response["id"] for row in grouped for response in row["responses"])
+    assert response_ids == sorted(f"q{i}/r0" for i in range(len(images)))

@@ -30,7 +30,7 @@ def perfect_evidence(scene: Scene, *, with_windows: bool = True) -> ImageEvidenc
     things = zip(scene.objects, boxes(scene), strict=True)
     detections = tuple(Detection(box=box, attribute=thing.colour, attribute_score=0.99) for thing, box in things)
     matches = [
-        WindowMatch(window, {p: 0.97 if (held := scene.at(i)) and held in scene.matching(p) else 0.01 for p in PHRASES})
+        WindowMatch(window, {p: 0.97 if (item := scene.at(i)) and item in scene.matching(p) else 0.01 for p in PHRASES})
         for i, window in enumerate(cut_windows(SIDE, SIDE, (3,)))
     ]
     return ImageEvidence(SIDE, SIDE, detections, tuple(matches) if with_windows else ())
@@ -58,18 +58,18 @@ def statements(rng: random.Random) -> str:
 
 def test_with_faultless_experts_no_definite_verdict_is_wrong_and_few_are_unknown() -> None:
     rng = random.Random(0)
-    open_verdicts = total = 0
+    num_unknown = total = 0
     for _ in range(40):
         scene = draw_scene(rng)
         evidence = perfect_evidence(scene)
-        asked = [draw_question(scene, kind, rng) for kind in KINDS]
-        for text in [*(a.reference for a in asked if a), *(statements(rng) for _ in range(8))]:
+        questions = [draw_question(scene, kind, rng) for kind in KINDS]
+        for text in [*(q.reference for q in questions if q), *(statements(rng) for _ in range(8))]:
             for finding in findings(text, evidence):
                 total += 1
-                open_verdicts += finding.truth is Truth.UNKNOWN
+                num_unknown += finding.truth is Truth.UNKNOWN
                 expected = Truth.SUPPORTED if holds(scene, finding.claim) else Truth.CONTRADICTED
                 assert finding.truth in (expected, Truth.UNKNOWN), (scene, finding)
-    assert open_verdicts < 0.05 * total
+    assert num_unknown < 0.05 * total
 
 
 def test_without_windows_nothing_is_absent_but_detected_objects_still_support_claims() -> None:
@@ -95,8 +95,8 @@ def test_true_statements_of_a_critique_are_never_contradicted_by_detections_alon
     scene = draw_scene(rng)
     evidence = perfect_evidence(scene, with_windows=False)
     for kind in KINDS:
-        if asked := draw_question(scene, kind, rng):
-            for line in reference_critique(scene, asked.text, asked.reference).splitlines()[:-1]:
+        if question := draw_question(scene, kind, rng):
+            for line in reference_critique(scene, question.text, question.reference).splitlines()[:-1]:
                 image = line.split("Image: ")[1]
                 on_image = findings(image, evidence)
                 assert on_image, image

@@ -1,4 +1,4 @@
-"""Claims are read from text: what is said, of what, where in the text, denied or hedged."""
+"""Claim extraction: kinds, spans, negation and hedges, in the language of the world and in everyday English."""
 
 import random
 
@@ -16,33 +16,33 @@ from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, SHAPES, draw_scene
 
 SHAPES_WORDS = load_vocabulary("shapes")
 COCO = load_vocabulary("coco")
-Meaning = tuple[str, str, str, str, bool, bool]
+Key = tuple[str, str, str, str, bool, bool]
 
 
-def claim_key(claim: Claim) -> Meaning:
+def key_of(claim: Claim) -> Key:
     return (claim.kind.value, claim.subject, claim.value, claim.other, claim.negated, claim.hedged)
 
 
-def said(text: str, words: str = "coco") -> list[Meaning]:
-    return [claim_key(claim) for claim in extract_claims(text, load_vocabulary(words))]
+def claims_in(text: str, words: str = "coco") -> list[Key]:
+    return [key_of(claim) for claim in extract_claims(text, load_vocabulary(words))]
 
 
-def plain(
-    kind: str, subject: str, value: str = "", other: str = "", *, no: bool = False, perhaps: bool = False
-) -> Meaning:
-    return (kind, subject, value, other, no, perhaps)
+def key(
+    kind: str, subject: str, value: str = "", other: str = "", *, negated: bool = False, hedged: bool = False
+) -> Key:
+    return (kind, subject, value, other, negated, hedged)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_every_reference_answer_of_the_world_is_read_as_the_world_means_it(seed: int) -> None:
+def test_reference_answers_of_the_world_have_the_claims_of_the_world(seed: int) -> None:
     rng = random.Random(seed)
     scene = draw_scene(rng)
     for kind in KINDS:
-        if asked := draw_question(scene, kind, rng):
-            meant = truth.claims(asked.reference)
-            assert meant is not None
-            assert said(asked.reference, "shapes") == [claim_key(claim) for claim in meant]
-            assert said(asked.text, "shapes") == [], "a question claims nothing"
+        if question := draw_question(scene, kind, rng):
+            expected = truth.claims(question.reference)
+            assert expected is not None
+            assert claims_in(question.reference, "shapes") == [key_of(claim) for claim in expected]
+            assert claims_in(question.text, "shapes") == [], "a question claims nothing"
 
 
 names = st.builds("{} {}".format, st.sampled_from(COLOURS), st.sampled_from(SHAPES))
@@ -57,30 +57,30 @@ statements = st.one_of(
 
 
 @given(statements)
-def test_every_sentence_of_the_world_is_read_as_the_world_means_it(text: str) -> None:
-    meant = truth.claims(text)
-    assert meant is not None
-    assert said(text, "shapes") == [claim_key(claim) for claim in meant]
+def test_sentences_of_the_world_have_the_claims_of_the_world(text: str) -> None:
+    expected = truth.claims(text)
+    assert expected is not None
+    assert claims_in(text, "shapes") == [key_of(claim) for claim in expected]
 
 
 @given(st.lists(st.tuples(names, st.integers(0, 8)), min_size=1, max_size=5))
-def test_the_image_part_of_a_critique_is_read_thing_by_thing(things: list[tuple[str, int]]) -> None:
+def test_objects_listed_by_a_critique_are_separate_claims(things: list[tuple[str, int]]) -> None:
     text = ", ".join(object_phrase(name, cell) for name, cell in things)
     expected = []
     for name, cell in things:
-        expected += [plain("existence", name), plain("spatial", name, CELLS[cell])]
-    assert said(text, "shapes") == expected
+        expected += [key("existence", name), key("spatial", name, CELLS[cell])]
+    assert claims_in(text, "shapes") == expected
 
 
-def test_the_image_part_of_a_critique_may_say_what_is_not_there() -> None:
-    assert said("no red circle", "shapes") == [plain("existence", "red circle", no=True)]
-    assert said("no star", "shapes") == [plain("existence", "star", no=True)]
-    assert said(object_phrases([], "no circles"), "shapes") == [plain("count", "circle", "0")]
-    assert said("nothing at the centre", "shapes") == [plain("spatial", "shape", "centre", no=True)]
-    assert said("no red circle, a blue square at the centre", "shapes") == [
-        plain("existence", "red circle", no=True),
-        plain("existence", "blue square"),
-        plain("spatial", "blue square", "centre"),
+def test_absent_objects_listed_by_a_critique_are_negated_claims() -> None:
+    assert claims_in("no red circle", "shapes") == [key("existence", "red circle", negated=True)]
+    assert claims_in("no star", "shapes") == [key("existence", "star", negated=True)]
+    assert claims_in(object_phrases([], "no circles"), "shapes") == [key("count", "circle", "0")]
+    assert claims_in("nothing at the centre", "shapes") == [key("spatial", "shape", "centre", negated=True)]
+    assert claims_in("no red circle, a blue square at the centre", "shapes") == [
+        key("existence", "red circle", negated=True),
+        key("existence", "blue square"),
+        key("spatial", "blue square", "centre"),
     ]
 
 
@@ -100,7 +100,7 @@ word_soup = st.lists(st.sampled_from(WORDS.split()), max_size=25).map(" ".join)
 
 @settings(max_examples=150)
 @given(word_soup)
-def test_any_order_of_words_is_read_without_error_and_with_exact_spans(text: str) -> None:
+def test_any_order_of_words_gives_valid_claims(text: str) -> None:
     for claim in extract_claims(text, COCO):
         assert claim.text == text[claim.start : claim.end]
         assert COCO.phrase(claim.subject) is not None
@@ -109,42 +109,42 @@ def test_any_order_of_words_is_read_without_error_and_with_exact_spans(text: str
 
 @given(st.sampled_from(sorted(COCO.nouns)), st.integers(2, 12))
 def test_plurals_are_the_same_noun(noun: str, number: int) -> None:
-    assert said(f"There are {number} {COCO.plural(noun)}.") == [plain("count", noun, str(number))]
-    assert said(f"There are no {COCO.plural(noun)}.") == [plain("count", noun, "0")]
+    assert claims_in(f"There are {number} {COCO.plural(noun)}.") == [key("count", noun, str(number))]
+    assert claims_in(f"There are no {COCO.plural(noun)}.") == [key("count", noun, "0")]
 
 
 @given(st.sampled_from([(noun, synonym) for noun, synonyms in COCO.nouns.items() for synonym in synonyms]))
 def test_synonyms_are_the_same_noun(pair: tuple[str, str]) -> None:
     noun, synonym = pair
-    assert said(f"There is a {synonym} on the left.") == said(f"There is a {noun} on the left.")
+    assert claims_in(f"There is a {synonym} on the left.") == claims_in(f"There is a {noun} on the left.")
 
 
 @given(statements, st.sampled_from([str.upper, str.lower, str.title]))
 def test_case_does_not_matter(text: str, change: object) -> None:
     assert callable(change)
-    assert said(change(text), "shapes") == said(text, "shapes")
+    assert claims_in(change(text), "shapes") == claims_in(text, "shapes")
 
 
 CASES = {
-    "A dog and a cat.": [plain("existence", "dog"), plain("existence", "cat")],
-    "3 dogs and a cat": [plain("count", "dog", "3"), plain("existence", "cat")],
-    "The star-shaped car is red.": [plain("attribute", "car", "red")],
-    "The car is not red.": [plain("attribute", "car", "red", no=True)],
-    "The bus is red and white.": [plain("attribute", "bus", "red"), plain("attribute", "bus", "white")],
-    "The dog is to the left of the red car.": [plain("spatial", "dog", "left of", "red car")],
-    "The dog isn't above the cat.": [plain("spatial", "dog", "above", "cat", no=True)],
-    "There is an orange on the table.": [plain("existence", "orange"), plain("spatial", "orange", "on", "table")],
-    "The orange car is on the left.": [plain("spatial", "orange car", "left")],
-    "On the left side of the image, there is a bus.": [plain("spatial", "bus", "left"), plain("existence", "bus")],
-    "I don't see any dogs.": [plain("existence", "dog", no=True)],
-    "A street without cars": [plain("existence", "car", no=True)],
-    "There are no dogs and cats.": [plain("count", "dog", "0"), plain("count", "cat", "0")],
-    "A man stands on the right.": [plain("existence", "man")],
-    "The traffic light is green.": [plain("attribute", "traffic light", "green")],
-    "A cell phone, but no laptop.": [plain("existence", "cell phone"), plain("existence", "laptop", no=True)],
+    "A dog and a cat.": [key("existence", "dog"), key("existence", "cat")],
+    "3 dogs and a cat": [key("count", "dog", "3"), key("existence", "cat")],
+    "The star-shaped car is red.": [key("attribute", "car", "red")],
+    "The car is not red.": [key("attribute", "car", "red", negated=True)],
+    "The bus is red and white.": [key("attribute", "bus", "red"), key("attribute", "bus", "white")],
+    "The dog is to the left of the red car.": [key("spatial", "dog", "left of", "red car")],
+    "The dog isn't above the cat.": [key("spatial", "dog", "above", "cat", negated=True)],
+    "There is an orange on the table.": [key("existence", "orange"), key("spatial", "orange", "on", "table")],
+    "The orange car is on the left.": [key("spatial", "orange car", "left")],
+    "On the left side of the image, there is a bus.": [key("spatial", "bus", "left"), key("existence", "bus")],
+    "I don't see any dogs.": [key("existence", "dog", negated=True)],
+    "A street without cars": [key("existence", "car", negated=True)],
+    "There are no dogs and cats.": [key("count", "dog", "0"), key("count", "cat", "0")],
+    "A man stands on the right.": [key("existence", "man")],
+    "The traffic light is green.": [key("attribute", "traffic light", "green")],
+    "A cell phone, but no laptop.": [key("existence", "cell phone"), key("existence", "laptop", negated=True)],
     "There is one dog at the top left.": [
-        plain("existence", "dog"),
-        plain("spatial", "dog", "top left"),
+        key("existence", "dog"),
+        key("spatial", "dog", "top left"),
     ],
     "What a view! The sky is clear.": [],
     "Is that a dog? No.": [],
@@ -153,8 +153,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_plain_english_about_photographs(text: str) -> None:
-    assert said(text) == CASES[text]
+def test_everyday_english_about_photographs(text: str) -> None:
+    assert claims_in(text) == CASES[text]
 
 
 @pytest.mark.parametrize(
@@ -169,21 +169,21 @@ def test_plain_english_about_photographs(text: str) -> None:
         "The two dogs are brown.",
     ],
 )
-def test_what_cannot_be_pinned_down_is_hedged(text: str) -> None:
-    found = extract_claims(text, COCO)
-    assert found
-    assert all(claim.hedged for claim in found)
+def test_indefinite_statements_are_hedged(text: str) -> None:
+    claims = extract_claims(text, COCO)
+    assert claims
+    assert all(claim.hedged for claim in claims)
 
 
-def test_a_not_that_belongs_to_an_unknown_verb_leaves_what_follows_open() -> None:
-    assert said("The man is not wearing a tie.") == [plain("existence", "man"), plain("existence", "tie", perhaps=True)]
+def test_an_object_after_a_negated_unknown_verb_is_hedged() -> None:
+    assert claims_in("The man is not wearing a tie.") == [key("existence", "man"), key("existence", "tie", hedged=True)]
 
 
-def test_saying_what_a_thing_is_not_denies_nothing_else() -> None:
-    assert plain("existence", "star", no=True) not in said("The circle is not a star.", "shapes")
+def test_a_negated_identity_does_not_negate_existence() -> None:
+    assert key("existence", "star", negated=True) not in claims_in("The circle is not a star.", "shapes")
 
 
-def test_the_extractor_is_the_function_with_its_vocabulary() -> None:
+def test_the_extractor_equals_the_function_with_its_vocabulary() -> None:
     text = "There is a red circle at the top left."
     assert VocabularyExtractor(SHAPES_WORDS).extract(text) == extract_claims(text, SHAPES_WORDS)
     assert [c.text for c in extract_claims(text, SHAPES_WORDS)] == ["a red circle", "a red circle at the top left"]

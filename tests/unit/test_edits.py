@@ -94,8 +94,8 @@ def test_an_edit_changes_exactly_one_statement_and_only_its_span(index: int, dat
     proposed = [e for e in propose_edits(text, number, SHAPES) if changes_one_statement(text, number, e, SHAPES)]
     assert proposed
     for edit in proposed:
-        kept = len(text) - (len(edit.text) - (edit.end - edit.start)) + edit.start
-        assert (edit.text[: edit.start], edit.text[edit.end :]) == (text[: edit.start], text[kept:])
+        end = len(text) - (len(edit.text) - (edit.end - edit.start)) + edit.start
+        assert (edit.text[: edit.start], edit.text[edit.end :]) == (text[: edit.start], text[end:])
         after = split_statements(edit.text, SHAPES)
         assert [i for i, (a, b) in enumerate(zip(parts, after, strict=True)) if a.meaning != b.meaning] == [number]
 

@@ -37,7 +37,7 @@ def box(label: str, *corners: float, score: float = 0.9) -> Box:
 def test_attributes_compete_on_the_crop_with_the_noun_of_the_box() -> None:
     matcher = WeightedMatcher({"a red circle": 1.0})
     (detections,) = match_attributes([(IMAGE, [box("circle", 10, 10, 30, 30)])], matcher, WORDS, MatchingConfig())
-    assert [(s.attribute, s.attribute_score > 0.9) for s in detections] == [("red", True)]
+    assert [(d.attribute, d.attribute_score > 0.9) for d in detections] == [("red", True)]
     ((sizes, texts),) = matcher.calls
     assert texts == [f"{'an' if c == 'orange' else 'a'} {c} circle" for c in WORDS.attributes["colour"]]
     assert sizes == [(22, 22)], "the crop is a little wider than the box"
@@ -56,7 +56,7 @@ def test_detections_are_sorted_by_score_within_their_image() -> None:
         (IMAGE, [box("star", 1, 1, 5, 5)]),
     ]
     detections = match_attributes(images, WeightedMatcher({}), WORDS, MatchingConfig())
-    assert [[s.box.label for s in one] for one in detections] == [["star", "circle"], [], ["star"]]
+    assert [[d.box.label for d in of_image] for of_image in detections] == [["star", "circle"], [], ["star"]]
 
 
 def test_boxes_beyond_the_image_are_clipped_to_it() -> None:

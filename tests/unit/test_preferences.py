@@ -75,28 +75,32 @@ def check_all(
     ]
 
 
-def place_in_world(index: int) -> tuple[Scene, ShapesQuestion, Question]:
+def draw_world(index: int) -> tuple[Scene, ShapesQuestion, Question]:
     scene, asked = world.draw_item(5, "train", index)
     image = ImageRef(uri=f"{index}.png", sha256=f"{index}", width=SIDE, height=SIDE)
-    return scene, asked, Question(id=f"q{index}", image=image, text=asked.text, source="shapes", kind=asked.kind)
+    return (
+        scene,
+        asked,
+        Question(id=f"q{index}", image=image, text=asked.text, source="shapes", kind=asked.kind),
+    )
 
 
 def question_evidence(
     index: int, texts: list[tuple[str, str]], *, blind: bool = False, **config: object
 ) -> QuestionEvidence:
-    scene, _, question = place_in_world(index)
+    scene, _, question = draw_world(index)
     checked = check_all(scene, question, texts, blind=blind)
     evidence_index = EvidenceIndex(checked, VOCABULARY, THRESHOLDS)
     return QuestionEvidence.from_responses(checked, evidence_index, EvidenceConfig.model_validate(config), 0)
 
 
 def wrong_answers(index: int, count: int) -> list[str]:
-    scene, asked, _ = place_in_world(index)
+    scene, asked, _ = draw_world(index)
     return [corrupt_answer(scene, asked, random.Random(i)) for i in range(count)]
 
 
 def right_answer(index: int) -> str:
-    return place_in_world(index)[1].reference
+    return draw_world(index)[1].reference
 
 
 INDEX = st.integers(0, 20_000)
@@ -105,17 +109,17 @@ INDEX = st.integers(0, 20_000)
 @settings(max_examples=40)
 @given(INDEX, st.integers(0, 4), st.booleans(), st.randoms(use_true_random=False))
 def test_every_label_is_true_and_every_question_has_a_pair_or_a_drop(
-    index: int, num_wrong: int, with_right: bool, chance: random.Random
+    index: int, num_wrong: int, with_right: bool, rng: random.Random
 ) -> None:
-    scene, asked, question = place_in_world(index)
-    foreign = world.draw_item(6, "train", chance.randrange(1000))[1].reference
+    scene, asked, question = draw_world(index)
+    foreign = world.draw_item(6, "train", rng.randrange(1000))[1].reference
     texts = [
         *wrong_answers(index, num_wrong),
         *([right_answer(index)] if with_right else []),
         foreign,
         "I cannot tell.",
     ]
-    chance.shuffle(texts)
+    rng.shuffle(texts)
     checked = check_all(scene, question, [("policy", t) for t in dict.fromkeys(texts)])
     unit = Unit(id="image", records=tuple(checked))
     config = PreferencesConfig(max_per_question=8, max_per_kind=8)
@@ -149,7 +153,7 @@ def test_edits_do_not_favour_one_direction() -> None:
     """Counts go up as well as down, and every colour comes up: or the text alone would tell the sides apart."""
     more, less, colours = 0, 0, Counter[str]()
     for index in range(400):
-        _, asked, _ = place_in_world(index)
+        _, asked, _ = draw_world(index)
         if asked.kind not in ("count", "attribute"):
             continue
         (pair,) = edited_pairs(question_evidence(index, [("policy", asked.reference)]), BALANCE)
@@ -167,7 +171,7 @@ def test_edits_do_not_favour_one_direction() -> None:
 @given(INDEX)
 def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
     (wrong,) = wrong_answers(index, 1)
-    _, asked, _ = place_in_world(index)
+    _, asked, _ = draw_world(index)
     pairs = list(repaired_pairs(question_evidence(index, [("policy", wrong), ("policy", asked.reference)]), BALANCE))
     if asked.kind == "describe":
         return  # the one wrong thing may be all there is to describe
@@ -179,7 +183,7 @@ def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
 def test_descriptions_are_repaired_or_shortened() -> None:
     repairs = Counter[str]()
     for index in range(0, 300, 5):
-        scene, asked, _ = place_in_world(index)
+        scene, asked, _ = draw_world(index)
         if len(scene.objects) < 2:
             continue
         (wrong,) = wrong_answers(index, 1)
@@ -194,7 +198,7 @@ def test_descriptions_are_repaired_or_shortened() -> None:
 @given(INDEX)
 def test_unknown_never_makes_a_negative(index: int) -> None:
     texts = [("policy", right_answer(index)), *[("policy", t) for t in wrong_answers(index, 2)]]
-    checked = check_all(*place_in_world(index)[::2], texts, blind=True)
+    checked = check_all(*draw_world(index)[::2], texts, blind=True)
     unit = build_image_pairs(Unit(id="i", records=tuple(checked)), PreferencesConfig(), VOCABULARY, THRESHOLDS, 0)
     assert not unit.records
     ((drop,),) = (unit.dropped,)
@@ -219,7 +223,7 @@ def imported_pair(
 
 
 def test_imported_pairs_are_kept_flipped_or_rejected() -> None:
-    index = next(i for i in range(200) if place_in_world(i)[1].kind == "count" and "two" in right_answer(i))
+    index = next(i for i in range(200) if draw_world(i)[1].kind == "count" and "two" in right_answer(i))
     noun = right_answer(index).removeprefix("There are two ").removesuffix(".")
     true, wrong, other = right_answer(index), f"There are three {noun}.", f"There are no {noun}."
     kept = imported_pair(index, true, wrong)
@@ -254,10 +258,8 @@ def test_a_contradicted_chosen_is_not_flipped_for_an_unknown_side() -> None:
 
 
 def test_limits_per_question_and_kind() -> None:
-    index = next(
-        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].objects) > 3
-    )
-    scene, _, question = place_in_world(index)
+    index = next(i for i in range(200) if draw_world(i)[1].kind == "describe" and len(draw_world(i)[0].objects) > 3)
+    scene, _, question = draw_world(index)
     texts = [("policy", right_answer(index)), *[("policy", t) for t in dict.fromkeys(wrong_answers(index, 12))]]
     unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
     many = build_image_pairs(unit, PreferencesConfig(max_per_question=9, max_per_kind=9), VOCABULARY, THRESHOLDS, 0)
@@ -270,10 +272,8 @@ def test_limits_per_question_and_kind() -> None:
 
 
 def test_pairs_of_unequal_length_are_dropped() -> None:
-    index = next(
-        i for i in range(200) if place_in_world(i)[1].kind == "describe" and len(place_in_world(i)[0].objects) > 4
-    )
-    scene, asked, question = place_in_world(index)
+    index = next(i for i in range(200) if draw_world(i)[1].kind == "describe" and len(draw_world(i)[0].objects) > 4)
+    scene, asked, question = draw_world(index)
     short = corrupt_answer(scene, asked, random.Random(0)).split(". ")
     wrong = next(s for s in short if f"{s.removesuffix('.')}." not in asked.reference)
     texts = [("policy", asked.reference), ("policy", f"{wrong.removesuffix('.')}.")]
@@ -284,7 +284,7 @@ def test_pairs_of_unequal_length_are_dropped() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), max_size=8))
 def test_the_pairs_that_remain_have_balanced_lengths(lengths: list[tuple[int, int]]) -> None:
-    _, _, question = place_in_world(0)
+    _, _, question = draw_world(0)
     pairs = [
         Preference(id=str(i), question=question, chosen="x" * a, rejected="y" * b, origin=Origin.VERIFIED)
         for i, (a, b) in enumerate(lengths)
