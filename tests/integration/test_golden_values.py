@@ -111,14 +111,14 @@ def test_losses_of_a_training(ray_local: None, tmp_path: Path) -> None:
     settings = config.load(shipped_recipe("shapes"), TRAINING)
     selection = stage_folder(tmp_path / "selection", examples(tmp_path / "images", 6))
     run(settings.training, base=pack_path("vlm"), examples=selection, target=tmp_path / "training", round=1)
-    compare("training", by_metric(policy_runs.lines(tmp_path / "training" / "metrics.jsonl"), "loss"), 1e-5)
+    compare("training", by_metric(policy_runs.read_log(tmp_path / "training" / "metrics.jsonl"), "loss"), 1e-5)
 
 
 @pytest.fixture(scope="module")
 def learner_metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
     """Run the learner of every algorithm on the same rollouts; return the metrics of each step."""
     folder = tmp_path_factory.mktemp("learner")
-    recipe = policy_runs.write(folder)
+    recipe = policy_runs.write_recipe(folder)
     settings = {name: config.load_policy(recipe, (*POLICY, *more)).policy for name, more in ALGORITHMS.items()}
     pairs = list(gold_pairs(folder / "images", seed=SEED, split="train", count=4))
     run_on_workers(learn, folder, folder / "found.json", settings, pairs)
@@ -139,29 +139,36 @@ def learn(target: Path, settings: Mapping[str, Any], pairs: Sequence[Preference]
     from vlgenrm_ray.engines.critic import Critic
     from vlgenrm_ray.engines.deepspeed import Learner
     from vlgenrm_ray.engines.vlm_batch import VlmEncoder
-    from vlgenrm_ray.policy import batching
-    from vlgenrm_ray.policy.updater import Study
+    from vlgenrm_ray.policy.batching import build_training_samples, plan_micro_batches
+    from vlgenrm_ray.policy.updater import PolicyUpdater
 
     base = pack_path("vlm")
-    found: dict[str, list[dict[str, float]]] = {}
+    metrics: dict[str, list[dict[str, float]]] = {}
     for name, its in settings.items():
         learner = Learner(base, its.engine, seed=0, keep_reference=True)
         critic = Critic(base, its.critic, seed=0) if name == "ppo" else None
         encoder = VlmEncoder(base, its.images)
-        study = Study(its, encoder, learner, critic)
+        updater = PolicyUpdater(its, encoder, learner, critic, rank=dist.get_rank())
         groups = rollouts(encoder, learner, pairs)
-        found[name] = []
+        metrics[name] = []
         for step in range(its.steps):
-            pupils, fates = batching.pupils(groups, its.algorithm, max_tokens=its.rollouts.max_tokens)
-            planned, tokens, misfits = study.lesson(pupils, fates, step=step, workers=dist.get_world_size())
-            assert not misfits
-            rates = {"lr": learner.lr(step, its.steps), "critic_lr": critic.lr(step, its.steps) if critic else 0.0}
-            found[name].append(study.learn(planned, tokens, rank=dist.get_rank(), **rates, warmup=False))
+            samples = build_training_samples(groups, its, encoder)
+            assert not samples.num_skipped
+            batch = plan_micro_batches(
+                samples.samples,
+                shared_width=learner.shared_width,
+                step=step,
+                seed=its.seed,
+                num_updates=its.updates_per_step,
+                tokens_per_batch=its.tokens_per_batch,
+                num_workers=dist.get_world_size(),
+            )
+            metrics[name].append(updater.update(batch, step=step))
         learner.close()
         if critic is not None:
             critic.close()
     if dist.get_rank() == 0:
-        target.write_text(json.dumps(found))
+        target.write_text(json.dumps(metrics))
 
 
 def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tuple[Rollout, ...]]:
@@ -207,8 +214,8 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
 
 def test_rewards_and_losses_of_a_policys_run(ray_local: None, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    policy_runs.train(policy_runs.write(tmp_path), run, *RUN)
-    compare("policy_run", by_metric(policy_runs.lines(run / "policy" / "metrics.jsonl"), *RUN_FIGURES), 1e-5)
+    policy_runs.train(policy_runs.write_recipe(tmp_path), run, *RUN)
+    compare("policy_run", by_metric(policy_runs.read_log(run / "policy" / "metrics.jsonl"), *RUN_FIGURES), 1e-5)
 
 
 def test_rewards_of_a_judge(tmp_path: Path) -> None:
