@@ -62,7 +62,7 @@ def critique(id: str = "q0/p0/chosen/c0", **over: Any) -> Critique:
         **(
             {
                 "id": id,
-                "preference": preference(),
+                "preference_id": "q0/p0",
                 "side": Side.CHOSEN,
                 "round": 1,
                 "text": "Claim: there is a red circle. Image: a red circle at the top left. Right.\nVerdict: Yes",

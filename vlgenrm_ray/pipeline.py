@@ -10,6 +10,7 @@ pool -> responses -> experts -> preferences              heldout-pool -> heldout
 <run>/summary.json, best.json, best   the best round's model, by held-out accuracy
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def run(
     """
     started_at = time.monotonic()
     reward_run = RewardRun(config, folder.absolute())
+    reward_run.stage("pool").check_format()
     recipe.claim(config, reward_run.folder)
     earlier_seconds = _earlier_seconds(reward_run)
     prepared = prepare(reward_run)
@@ -141,6 +143,7 @@ def _bind_stages(run: RewardRun) -> RoundStages:
             direct_prompt=config.judge.direct_prompt,
             checker=checker,
             source=source,
+            preferences=run.stage("preferences"),
             target=target,
         )
 
@@ -171,7 +174,8 @@ def _link_best(run: RewardRun, best: RoundResult) -> None:
     )
     new_link = run.folder / ".best"
     new_link.unlink(missing_ok=True)
-    new_link.symlink_to(best.model)
+    # Relative, so that the link survives a move of the run folder.
+    new_link.symlink_to(os.path.relpath(best.model, run.folder) if best.round else best.model)
     new_link.replace(run.folder / "best")
 
 

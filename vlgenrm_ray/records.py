@@ -5,10 +5,8 @@ An id extends its parent's (`q1f3` -> `q1f3/r2` -> `q1f3/r2/c0`), so a record ca
 `arrow.py` maps any of them to Arrow and back.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,15 +155,9 @@ class WindowScore:
     """The matcher's probability in [0, 1]; 1 if the detector did not search for all of those objects."""
 
 
-_RENAMED_EVIDENCE = {"detections": "sightings", "window_scores": "windows"}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedResponse:
     """A response with the experts' finding on each of its claims. It has the response's id."""
-
-    stored_names: ClassVar[Mapping[str, str]] = _RENAMED_EVIDENCE
-    """Field -> its name in run folders written before the field was renamed."""
 
     id: str
     response: Response
@@ -188,9 +180,6 @@ class Origin(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preference:
     """Two responses to one question. `chosen` is the better one; the names never refer to a position."""
-
-    stored_names: ClassVar[Mapping[str, str]] = _RENAMED_EVIDENCE
-    """Field -> its name in run folders written before the field was renamed."""
 
     id: str
     question: Question
@@ -229,7 +218,7 @@ class Critique:
     """One rationale of the GenRM about one side of a preference, with its verdict."""
 
     id: str
-    preference: Preference
+    preference_id: str
     side: Side
     round: int
     text: str
@@ -344,7 +333,9 @@ class PairResult:
     """Judgements of both sides of a held-out pair; has the preference's id, with `/no-image` if the image was blank."""
 
     id: str
-    preference: Preference
+    preference_id: str
+    kind: str
+    """Kind of the preference."""
     chosen: Judgement
     rejected: Judgement
 

@@ -1,14 +1,15 @@
 """Selection over Ray: every unit accounted for, settings guarded."""
 
 from pathlib import Path
+from typing import Any
 
 import factories
 import pytest
 
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
-from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.experts.checking import Thresholds
-from vlgenrm_ray.records import Critique, Example, Side
+from vlgenrm_ray.records import Critique, Example, Preference, Side
 from vlgenrm_ray.reward import selection
 from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.selection import SelectionConfig
@@ -21,11 +22,10 @@ INPUTS = {
 
 
 def unit(id: str, p_chosen: float, p_rejected: float, image: str = "a red circle") -> Unit[Critique]:
-    preference = factories.preference(id, detections=(factories.detection(),))
     critiques = [
         factories.critique(
             f"{id}/{side.value}/c0",
-            preference=preference,
+            preference_id=id,
             side=side,
             text=f"Claim: x. Image: {image}. Right.\nVerdict: {word.capitalize()}",
             verdict=word,
@@ -37,13 +37,20 @@ def unit(id: str, p_chosen: float, p_rejected: float, image: str = "a red circle
     return Unit(id=id, records=tuple(critiques))
 
 
-def stage(path: Path, units: list[Unit[Critique]]) -> StageFolder:
+def stage(path: Path, cls: type, units: list[Unit[Any]], inputs: dict[str, str]) -> StageFolder:
     folder = StageFolder(path)
-    folder.begin("settings", {})
+    folder.begin("settings", inputs)
     for start in range(0, len(units), 100):
-        write_units(folder, Critique, units[start : start + 100])
+        write_units(folder, cls, units[start : start + 100])
     folder.finish(seconds=0.0)
     return folder
+
+
+def preference_stage(path: Path, ids: list[str]) -> StageFolder:
+    """Preferences in another order than the critiques, three to a unit."""
+    pairs = [factories.preference(id, detections=(factories.detection(),)) for id in reversed(ids)]
+    units = [Unit(id=f"image{i}", records=tuple(pairs[i : i + 3])) for i in range(0, len(pairs), 3)]
+    return stage(path, Preference, units, {})
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -51,11 +58,13 @@ def test_every_pair_is_kept_or_dropped_and_a_finished_stage_stays(run_folder: Pa
     failed = {i for i in range(249) if i % 3 == 0}
     units = [unit(f"q/p{i}", 0.2 if i in failed else 0.9, 0.1) for i in range(249)]
     units.append(unit("q/p249", 0.9, 0.1, image="a blue star at the top left"))
-    source = stage(run_folder / "critiques", units)
+    preferences = preference_stage(run_folder / "preferences", [u.id for u in units])
+    source = stage(run_folder / "critiques", Critique, units, {"preferences": preferences.data_hash()})
+    stages = {"source": source, "preferences": preferences}
     target = StageFolder(run_folder / "selection")
     config = SelectionConfig(tau=0.5, w_direct=0.0, lambda_answer=0.0)
 
-    manifest = selection.run(config, **INPUTS, source=source, target=target)
+    manifest = selection.run(config, **INPUTS, **stages, target=target)
 
     made = {u.id: u for u in target.units(Example)}
     assert made.keys() == {u.id for u in units}
@@ -63,6 +72,14 @@ def test_every_pair_is_kept_or_dropped_and_a_finished_stage_stays(run_folder: Pa
     assert manifest.metrics["kept_share"] == pytest.approx(1 - (len(failed) + 1) / 250)
     assert manifest.metrics["pairs_dropped"] == {"contradicted_critique": 1, "wrong_verdict": len(failed)}
     assert sum(manifest.metrics["margin_histogram"]) == 250
-    assert selection.run(config, **INPUTS, source=source, target=target) == manifest
+    assert selection.run(config, **INPUTS, **stages, target=target) == manifest
     with pytest.raises(ConfigError, match="other settings"):
-        selection.run(SelectionConfig(tau=0.6), **INPUTS, source=source, target=target)
+        selection.run(SelectionConfig(tau=0.6), **INPUTS, **stages, target=target)
+
+
+def test_critiques_of_other_preferences_are_refused(run_folder: Path) -> None:
+    preferences = preference_stage(run_folder / "preferences", ["q/p0"])
+    source = stage(run_folder / "critiques", Critique, [unit("q/p0", 0.9, 0.1)], {"preferences": "another"})
+    target = StageFolder(run_folder / "selection")
+    with pytest.raises(StageError, match="not about the preferences"):
+        selection.run(SelectionConfig(), **INPUTS, source=source, preferences=preferences, target=target)

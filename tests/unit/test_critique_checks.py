@@ -77,9 +77,8 @@ def test_a_step_has_a_claim_a_statement_about_the_image_and_an_assessment() -> N
 )
 def test_only_false_steps_of_its_own_contradict_a_critique(text: str, contradicted: bool) -> None:
     preference = factories.preference(detections=(factories.detection(),))
-    assert (
-        CHECKER.is_contradicted(factories.critique(preference=preference, text=f"{text}\nVerdict: Yes")) is contradicted
-    )
+    critique = factories.critique(text=f"{text}\nVerdict: Yes")
+    assert CHECKER.is_contradicted(critique, preference) is contradicted
 
 
 @pytest.mark.parametrize(("p_object", "contradicted"), [(0.01, True), (0.6, False), (1.0, False)])
@@ -87,12 +86,12 @@ def test_an_object_stated_in_an_empty_window_is_false(p_object: float, contradic
     middle = WindowScore(box=Box(label="", score=1.0, x0=80, y0=80, x1=160, y1=160), anything=p_object)
     preference = factories.preference(detections=(factories.detection(),), window_scores=(middle,))
     text = "Claim: x. Image: a green star at the centre. Right.\nVerdict: Yes"
-    assert CHECKER.is_contradicted(factories.critique(preference=preference, text=text)) is contradicted
+    assert CHECKER.is_contradicted(factories.critique(text=text), preference) is contradicted
 
 
 def test_without_detections_nothing_is_contradicted() -> None:
     text = "Claim: x. Image: a red circle at the top left. Right.\nVerdict: Yes"
-    assert not CHECKER.is_contradicted(factories.critique(preference=factories.preference(detections=()), text=text))
+    assert not CHECKER.is_contradicted(factories.critique(text=text), factories.preference(detections=()))
 
 
 def with_true_detections(scene: Scene) -> Preference:
@@ -117,8 +116,8 @@ def test_a_perfect_critique_is_never_contradicted_and_a_moved_object_always(seed
     response = rng.choice((asked.reference, corrupt_answer(scene, asked, rng)))
     text = reference_critique(scene, asked.text, response)
     preference = with_true_detections(scene)
-    assert not CHECKER.is_contradicted(factories.critique(preference=preference, text=text))
+    assert not CHECKER.is_contradicted(factories.critique(text=text), preference)
     thing = rng.choice(scene.objects)
     elsewhere = rng.choice([c for c in range(len(CELLS)) if (t := scene.at(c)) is None or t.name != thing.name])
     false = f"Claim: x. Image: {object_phrase(thing.name, elsewhere)}. Right.\n{text}"
-    assert CHECKER.is_contradicted(factories.critique(preference=preference, text=false))
+    assert CHECKER.is_contradicted(factories.critique(text=false), preference)

@@ -23,10 +23,8 @@ OTHER = "Claim: a blue star at the top right. Image: nothing at the top right. W
 
 def faithful(steps: list[str], verdict: str, response: str = RESPONSE) -> bool:
     text = "\n".join([*steps, f"Verdict: {verdict.capitalize()}"])
-    preference = factories.preference(chosen=response)
-    return is_faithful(
-        factories.critique(preference=preference, side=Side.CHOSEN, text=text, verdict=verdict), EXTRACTOR
-    )
+    critique = factories.critique(side=Side.CHOSEN, text=text, verdict=verdict)
+    return is_faithful(critique, response, EXTRACTOR)
 
 
 @pytest.mark.parametrize(
@@ -64,5 +62,5 @@ def test_a_perfect_judge_is_faithful(tmp_path: Path) -> None:
         for side, response, verdict in ((Side.CHOSEN, pair.chosen, "yes"), (Side.REJECTED, pair.rejected, "no")):
             text = reference_critique(scene, pair.question.text, response)
             assert text.endswith(f"Verdict: {verdict.capitalize()}")
-            true_critique = factories.critique(preference=pair, side=side, text=text, verdict=verdict)
-            assert is_faithful(true_critique, EXTRACTOR), (response, text)
+            true_critique = factories.critique(side=side, text=text, verdict=verdict)
+            assert is_faithful(true_critique, response, EXTRACTOR), (response, text)

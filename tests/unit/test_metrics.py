@@ -24,8 +24,9 @@ def judgement(id: str, reward: float | None) -> Judgement:
 
 
 def result(id: str, chosen: float | None, rejected: float | None, kind: str = "count") -> PairResult:
-    preference = factories.preference(id, kind=kind)
-    return PairResult(id=id, preference=preference, chosen=judgement(id, chosen), rejected=judgement(id, rejected))
+    return PairResult(
+        id=id, preference_id=id, kind=kind, chosen=judgement(id, chosen), rejected=judgement(id, rejected)
+    )
 
 
 def test_ties_and_unreadable_pairs_are_one_half() -> None:

@@ -65,7 +65,7 @@ def test_a_missing_image_drops_its_pair_alone(red: ImageRef) -> None:
 def test_a_judge_without_readable_verdicts_scores_one_half_with_coverage_0(red: ImageRef) -> None:
     pairs = [pair("q/p0", red), pair("q/p1", red)]
     units = judge_pairs(judge({"Question": "I cannot say."}), pairs, limits=LIMITS)
-    metrics = pair_metrics([r for u in units for r in u.records])
+    metrics = pair_metrics([r for u in units for r in u.records], pairs)
     assert metrics["pairwise_accuracy"] == 0.5
     assert metrics["verdict_coverage"] == 0.0
     assert metrics["auroc"] is None
@@ -75,7 +75,7 @@ def test_a_judge_without_readable_verdicts_scores_one_half_with_coverage_0(red: 
 def test_baselines_are_not_part_of_the_accuracy(red: ImageRef) -> None:
     pairs = [pair("q/p0", red), pair("q/p1", red, chosen="Yes, there is a red circle on it.")]
     units = judge_pairs(judge(), pairs, limits=LIMITS, no_image_share=1.0)
-    metrics = pair_metrics([r for u in units for r in u.records])
+    metrics = pair_metrics([r for u in units for r in u.records], pairs)
     assert (metrics["num_pairs"], metrics["pairwise_accuracy"]) == (2, 1.0)
     assert metrics["baselines"]["no_image"]["num_pairs"] == 2
     assert metrics["baselines"]["no_image"]["pairwise_accuracy"] == 0.5

@@ -60,13 +60,6 @@ def test_a_missing_field_is_an_error_not_a_default() -> None:
         arrow.from_row(Preference, row)
 
 
-@pytest.mark.parametrize("record", [checked(), factories.preference(detections=(factories.detection(),))])
-def test_records_with_the_former_names_of_fields_are_read(record: object) -> None:
-    row = arrow.to_row(record)
-    row["sightings"], row["windows"] = row.pop("detections"), row.pop("window_scores")
-    assert arrow.from_row(type(record), row) == record
-
-
 def test_every_record_has_an_arrow_schema() -> None:
     found = [c for c in vars(records).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
     assert {Response, CheckedResponse, Preference, Critique} <= set(found)

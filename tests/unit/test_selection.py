@@ -32,7 +32,7 @@ def critique(
     line = f"Claim: {claim or index}. Image: {image or 'hard to say'}. {assessment}."
     return factories.critique(
         f"{preference.id}/{side.value}/c{index}",
-        preference=preference,
+        preference_id=preference.id,
         side=side,
         text=f"{line}\nVerdict: {word.capitalize()}\n\n" if word else line,
         verdict=word,
@@ -40,17 +40,21 @@ def critique(
     )
 
 
-def unit(
-    chosen: list[float | None], rejected: list[float | None], id: str = "q0/p0", kind: str = "count"
-) -> Unit[Critique]:
-    preference = factories.preference(id, kind=kind, detections=(factories.detection(),))
+def pair(id: str = "q0/p0", **over: str) -> Preference:
+    return factories.preference(id, detections=(factories.detection(),), **over)
+
+
+def unit(chosen: list[float | None], rejected: list[float | None], id: str = "q0/p0") -> Unit[Critique]:
+    preference = pair(id)
     records = [critique(preference, Side.CHOSEN, i, p) for i, p in enumerate(chosen)]
     records += [critique(preference, Side.REJECTED, i, p) for i, p in enumerate(rejected)]
     return Unit(id=id, records=tuple(records))
 
 
-def select(unit: Unit[Critique], config: SelectionConfig = CONFIG) -> Unit[Example]:
-    return select_examples(unit, config, TEMPLATES, CHECKER)
+def select(
+    unit: Unit[Critique], config: SelectionConfig = CONFIG, preference: Preference | None = None
+) -> Unit[Example]:
+    return select_examples(unit, preference or pair(unit.id), config, TEMPLATES, CHECKER)
 
 
 def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> None:
@@ -85,9 +89,9 @@ def test_a_pair_becomes_two_critiques_two_direct_verdicts_and_an_answer() -> Non
     ],
 )
 def test_judgements_have_the_stratum_of_their_response(chosen: str, rejected: str, strata: tuple[str, str]) -> None:
-    preference = factories.preference(chosen=chosen, rejected=rejected, detections=(factories.detection(),))
+    preference = pair(chosen=chosen, rejected=rejected)
     records = (critique(preference, Side.CHOSEN, 0, 0.9), critique(preference, Side.REJECTED, 0, 0.1))
-    examples = select(Unit(id=preference.id, records=records)).records
+    examples = select(Unit(id=preference.id, records=records), preference=preference).records
     labelled = {(e.label, e.stratum) for e in examples if e.kind is not ExampleKind.ANSWER}
     assert labelled == set(zip(("yes", "no"), strata, strict=True))
     assert [e.stratum for e in examples if e.kind is ExampleKind.ANSWER] == [""]
@@ -131,19 +135,21 @@ def test_a_pair_without_critiques_keeps_its_reason() -> None:
 
 
 def test_a_true_critique_is_selected_instead_of_a_contradicted_one() -> None:
-    preference = factories.preference(detections=(factories.detection(),))
+    preference = pair()
     false = critique(preference, Side.CHOSEN, 0, 0.9, image="a blue star at the top left")
     true = critique(preference, Side.CHOSEN, 1, 0.8, image="a red circle at the top left")
     other = critique(preference, Side.REJECTED, 0, 0.1)
     selected = select(Unit(id=preference.id, records=(false, true, other)))
     assert selected.records[0].id == f"{true.id}/example"
     assert [(d.id, d.reason) for d in selected.dropped] == [(false.id, DropReason.CONTRADICTED_CRITIQUE)]
-    unchecked = select_examples(Unit(id=preference.id, records=(false, true, other)), CONFIG, TEMPLATES, None)
+    unchecked = select_examples(
+        Unit(id=preference.id, records=(false, true, other)), preference, CONFIG, TEMPLATES, None
+    )
     assert unchecked.records[0].id == f"{false.id}/example"
 
 
 def test_an_unfaithful_critique_is_no_example_for_any_margin() -> None:
-    preference = factories.preference(detections=(factories.detection(),))
+    preference = pair()
     faithful = critique(preference, Side.REJECTED, 0, 0.2, claim="there is no red circle")
     unfaithful = critique(preference, Side.REJECTED, 1, 0.1, claim="there is a blue star")
     chosen = critique(preference, Side.CHOSEN, 0, 0.9, claim="there is a red circle")
@@ -184,13 +190,15 @@ def test_metrics_of_a_selection(tmp_path: Path) -> None:
     refused = Unit(id="q0/p9", dropped=(Dropped(stage="critiques", id="q0/p9", reason="engine_error"),))
     units = [
         unit([0.9, None], [0.15], "q0/p0"),
-        unit([0.8], [0.15], "q0/p1", kind="spatial"),
+        unit([0.8], [0.15], "q0/p1"),
         unit([0.6], [0.15], "q0/p2"),
         refused,
     ]
     critiques = stage(tmp_path / "critiques", Critique, units)
+    pairs = [pair(u.id, kind="spatial" if u.id == "q0/p1" else "count") for u in units]
+    preferences = stage(tmp_path / "preferences", Preference, [Unit(id="image", records=tuple(pairs))])
     selection = stage(tmp_path / "selection", Example, [select(u, SelectionConfig(tau=0.5)) for u in units])
-    metrics = selection_metrics(selection, critiques, scale=CONFIG.margin, min_mass=0.0)
+    metrics = selection_metrics(selection, critiques, preferences, scale=CONFIG.margin, min_mass=0.0)
     assert (metrics["num_pairs"], metrics["num_pairs_kept"]) == (3, 2)
     assert metrics["kept_share"] == pytest.approx(2 / 3)
     assert metrics["by_kind"] == {

@@ -60,7 +60,7 @@ def critique(side: Side, index: int, p_yes: float | None) -> Critique:
     word = None if p_yes is None else "yes" if p_yes > 0.5 else "no"
     id = f"q/1/p0/{side.value}/c{index}"
     text = f"Claim: {index} of {side.value}. Image: one circle. Right.\nVerdict: {word or '...'}"
-    return factories.critique(id, preference=PAIR, side=side, text=text, verdict=word, p_yes=p_yes)
+    return factories.critique(id, preference_id=PAIR.id, side=side, text=text, verdict=word, p_yes=p_yes)
 
 
 def example(id: str, label: str = "yes") -> Example:
@@ -100,7 +100,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stage(run / "heldout", Preference, Unit(id="h1", records=(HELDOUT_PAIR,)))
     critiques = [critique(Side.CHOSEN, 0, 0.9), critique(Side.CHOSEN, 1, 0.3), critique(Side.REJECTED, 0, 0.2)]
     critiques.append(critique(Side.REJECTED, 1, None))
-    wrong = factories.critique(f"{FAILED_PAIR.id}/chosen/c0", preference=FAILED_PAIR, verdict="no", p_yes=0.1)
+    wrong = factories.critique(f"{FAILED_PAIR.id}/chosen/c0", preference_id=FAILED_PAIR.id, verdict="no", p_yes=0.1)
     criticised = Unit(id=PAIR.id, records=tuple(critiques))
     stage(run / "round-1" / "critiques", Critique, criticised, Unit(id=FAILED_PAIR.id, records=(wrong,)))
     dropped = (
@@ -116,7 +116,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stage(run / "round-1" / "training", Checkpoint, Unit(id="round-1", records=(checkpoint,), dropped=(too_long,)))
     chosen = Judgement(id="x", reward=0.75, status="ok", critiques=(factories.judge_critique("A.\nVerdict: Yes"),))
     unreadable = Judgement(id="y", reward=None, status="unreadable_verdict")
-    result = PairResult(id=HELDOUT_PAIR.id, preference=HELDOUT_PAIR, chosen=chosen, rejected=unreadable)
+    result = PairResult(
+        id=HELDOUT_PAIR.id, preference_id=HELDOUT_PAIR.id, kind="count", chosen=chosen, rejected=unreadable
+    )
     stage(run / "round-1" / "evaluation", PairResult, Unit(id=HELDOUT_PAIR.id, records=(result,)))
     return run
 

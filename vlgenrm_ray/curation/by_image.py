@@ -6,6 +6,7 @@ in one shard: those are grouped within the shard, and only images that occur in 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data import flow
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-_SHA256 = "records.list.element.question.image.sha256"
+_SHA256 = "question.image.sha256"
 
 
 def count_images(source: StageFolder) -> tuple[int, list[str]]:
@@ -28,12 +29,11 @@ def count_images(source: StageFolder) -> tuple[int, list[str]]:
     """
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
     images_of_shards = []
     for path in source.shards():
-        records = pq.ParquetFile(path).read(columns=[_SHA256]).column("records").combine_chunks()
-        images_of_shards.append(_image_ids(records.flatten()).unique())
+        responses = source.read_records(path, columns=[_SHA256]).to_struct_array().combine_chunks()
+        images_of_shards.append(_image_ids(responses).unique())
     counts = pa.chunked_array(images_of_shards, pa.string()).value_counts()
     in_several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     return len(counts), in_several.to_pylist()
@@ -53,11 +53,11 @@ def group_by_image(source: StageFolder) -> "tuple[Dataset, int]":
     total, in_several = count_images(source)
     paths = ray.data.from_arrow(pa.table({"path": [str(p) for p in source.shards()]}))
     if not in_several:
-        return paths.map_batches(_GroupShard(None), **flow.LIGHT), total
+        return paths.map_batches(_GroupShard(source, None), **flow.LIGHT), total
     scattered_ids = ray.put(pa.array(in_several, pa.string()))
-    scattered = paths.map_batches(_ReadScattered(scattered_ids), **flow.LIGHT)
+    scattered = paths.map_batches(_ReadScattered(source, scattered_ids), **flow.LIGHT)
     grouped = scattered.sort("id").map_batches(group_rows, **_WHOLE_BLOCKS)
-    return paths.map_batches(_GroupShard(scattered_ids), **flow.LIGHT).union(grouped), total
+    return paths.map_batches(_GroupShard(source, scattered_ids), **flow.LIGHT).union(grouped), total
 
 
 # After a sort all rows with one key are in one block.
@@ -68,11 +68,12 @@ _WHOLE_BLOCKS: dict[str, Any] = {**flow.LIGHT, "batch_size": None}
 class _GroupShard:
     """Groups the responses about images that occur in one shard only."""
 
+    source: StageFolder
     scattered_ids: Any
     """Ray reference to the ids of images in several shards; None if there are none."""
 
     def __call__(self, paths: "pa.Table") -> "Iterator[pa.Table]":
-        for rows in _read_responses(paths):
+        for rows in _read_responses(self.source, paths):
             yield group_rows(_filter_scattered(rows, self.scattered_ids, scattered=False))
 
 
@@ -80,21 +81,21 @@ class _GroupShard:
 class _ReadScattered:
     """Reads the responses about images that occur in several shards."""
 
+    source: StageFolder
     scattered_ids: Any
 
     def __call__(self, paths: "pa.Table") -> "Iterator[pa.Table]":
-        for rows in _read_responses(paths):
+        for rows in _read_responses(self.source, paths):
             yield _filter_scattered(rows, self.scattered_ids, scattered=True)
 
 
-def _read_responses(paths: "pa.Table") -> "Iterator[pa.Table]":
+def _read_responses(source: StageFolder, paths: "pa.Table") -> "Iterator[pa.Table]":
     """Yield for each shard its responses, with the columns `id` (the image's) and `response`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for path in paths.column("path").to_pylist():
-        records = pq.read_table(path, columns=["records"]).column("records").combine_chunks().flatten()
-        yield pa.table({"id": _image_ids(records), "response": records})
+        responses = source.read_records(Path(path)).to_struct_array().combine_chunks()
+        yield pa.table({"id": _image_ids(responses), "response": responses})
 
 
 def _image_ids(responses: "pa.StructArray") -> "pa.Array":

@@ -163,14 +163,12 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
 
 def count_findings(folder: StageFolder) -> Mapping[str, Any]:
     """Count findings by claim kind and truth, and the responses without claims. Reads two columns."""
-    import pyarrow.parquet as pq
-
-    path = "records.list.element.findings.list.element."
+    path = "findings.list.element."
     counts: Counter[tuple[str, str]] = Counter()
     num_without_claims = 0
     for shard in folder.shards():
-        records = pq.ParquetFile(shard).read(columns=[path + "truth", path + "claim.kind"]).column("records")
-        findings_of_records = records.combine_chunks().flatten().field("findings")
+        records = folder.read_records(shard, columns=[path + "truth", path + "claim.kind"])
+        findings_of_records = records.column("findings").combine_chunks()
         num_without_claims += sum(n == 0 for n in findings_of_records.value_lengths().to_pylist())
         findings = findings_of_records.flatten()
         kinds = findings.field("claim").field("kind").to_pylist()

@@ -322,7 +322,7 @@ def run(
 
     return flow.run(
         target,
-        flow.read_records(source, Question),
+        flow.read_records(source),
         work,
         total=source.complete().rows_out,
         fingerprint=digest([config.fingerprint(), seed]),

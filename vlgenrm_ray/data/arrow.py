@@ -27,12 +27,7 @@ def to_row(record: Any) -> dict[str, Any]:
 def from_row(cls: type[R], row: dict[str, Any]) -> R:
     """Plain row -> record of `cls`; names the record does not have are ignored. Raises KeyError for a missing field."""
     plan = _plan(cls)
-    try:
-        values = {name: row[name] for name in plan.hints}
-    except KeyError:
-        # Run folders written before a field was renamed hold its former name.
-        former: Mapping[str, str] = getattr(cls, "stored_names", {})
-        values = {name: row[name if name in row else former.get(name, name)] for name in plan.hints}
+    values = {name: row[name] for name in plan.hints}
     for name, read in plan.readers.items():
         if values[name] is not None:
             values[name] = read(values[name])
@@ -132,3 +127,32 @@ def to_table(cls: type[R], records: Iterable[R]) -> "pa.Table":
 def from_table(cls: type[R], table: "pa.Table") -> list[R]:
     """An Arrow table written by `to_table` -> records."""
     return [from_row(cls, row) for row in table.to_pylist()]
+
+
+def map_uris(table: "pa.Table", convert: Callable[["pa.Array"], "pa.Array"]) -> "pa.Table":
+    """Apply `convert` to every text column named `uri`, also inside structs (not inside lists)."""
+    for index, column in enumerate(table.schema):
+        if _has_uri(column):
+            array = table.column(index).combine_chunks()
+            table = table.set_column(index, column, _map_uris(column, array, convert))
+    return table
+
+
+def _has_uri(column: "pa.Field") -> bool:
+    import pyarrow.types
+
+    return column.name == "uri" or (pyarrow.types.is_struct(column.type) and any(map(_has_uri, column.type)))
+
+
+def _map_uris(column: "pa.Field", array: "pa.Array", convert: Callable[["pa.Array"], "pa.Array"]) -> "pa.Array":
+    import pyarrow as pa
+
+    if column.name == "uri":
+        return convert(array)
+    children = [
+        _map_uris(child, array.field(i), convert) if _has_uri(child) else array.field(i)
+        for i, child in enumerate(column.type)
+    ]
+    return pa.StructArray.from_arrays(
+        children, fields=list(column.type), mask=array.is_null() if array.null_count else None
+    )

@@ -8,9 +8,9 @@ the moment it is ready, and the manifest comes last.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlgenrm_ray.data.arrow import arrow_schema
 from vlgenrm_ray.data.progress import Progress
 from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.errors import StageError
@@ -61,7 +61,16 @@ LIGHT = {"num_cpus": LIGHT_CPUS, "batch_format": "pyarrow", "zero_copy_batch": T
 
 
 def read_units(source: StageFolder) -> "Dataset":
-    """A complete stage's units: rows of `id`, `records`, `dropped`, `num_tokens`."""
+    """Read a complete stage as rows of units: `id`, `records`, `dropped`, `num_tokens`."""
+    return _read_shards(source, _ReadUnits(source))
+
+
+def read_records(source: StageFolder) -> "Dataset":
+    """Read a complete stage as rows of records."""
+    return _read_shards(source, _ReadRecords(source))
+
+
+def _read_shards(source: StageFolder, read: "Callable[[pa.Table], Iterator[pa.Table]]") -> "Dataset":
     import pyarrow as pa
     import ray.data
 
@@ -69,30 +78,23 @@ def read_units(source: StageFolder) -> "Dataset":
     # Not ray.data.read_parquet: its file listing and its splitting of small files took 10 to 20 s a stage on two
     # cores. Here a row names a shard, and the task that gets it opens it.
     paths = pa.table({"path": [str(p) for p in source.shards()]})
-    return ray.data.from_arrow(paths).map_batches(_open_shards, **LIGHT)
-
-
-def _open_shards(paths: "pa.Table") -> "Iterator[pa.Table]":
-    import pyarrow.parquet as pq
-
-    for path in paths.column("path").to_pylist():
-        yield pq.read_table(path)
-
-
-def read_records(source: StageFolder, cls: type[Any]) -> "Dataset":
-    """A complete stage's records of type `cls`, one a row."""
-    return read_units(source).map_batches(_Explode(cls), **LIGHT)
+    return ray.data.from_arrow(paths).map_batches(read, **LIGHT)
 
 
 @dataclass(frozen=True)
-class _Explode:
-    cls: type[Any]
+class _ReadUnits:
+    source: StageFolder
 
-    def __call__(self, units: "pa.Table") -> "pa.Table":
-        import pyarrow as pa
+    def __call__(self, paths: "pa.Table") -> "Iterator[pa.Table]":
+        return (self.source.read_units(Path(path)) for path in paths.column("path").to_pylist())
 
-        records = units.column("records").combine_chunks().flatten()
-        return pa.Table.from_arrays(records.flatten(), schema=arrow_schema(self.cls))
+
+@dataclass(frozen=True)
+class _ReadRecords:
+    source: StageFolder
+
+    def __call__(self, paths: "pa.Table") -> "Iterator[pa.Table]":
+        return (self.source.read_records(Path(path)) for path in paths.column("path").to_pylist())
 
 
 @dataclass(frozen=True)

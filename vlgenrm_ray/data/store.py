@@ -1,26 +1,34 @@
-"""A stage's folder: Parquet shards, and a manifest written last.
+"""Stage folders: Parquet shards of flat records, and a manifest that is written last.
 
-    <run>/<stage>/started.json        fingerprint of settings and inputs, written first
-    <run>/<stage>/shards/<hash>.parquet
-    <run>/<stage>/manifest.json       written last: its existence means the stage is complete
+    <run>/<stage>/started.json             storage format, fingerprint of settings and inputs; written first
+    <run>/<stage>/shards/<hash>.parquet    one row per record, readable by any Parquet reader, for example
+                                           datasets.load_dataset("parquet", data_files="<run>/<stage>/shards/*.parquet")
+    <run>/<stage>/manifest.json            written last: its existence means that the stage is complete
 
-A shard holds *units*. A unit is one input row with everything that became of it: `id`, `records` (its children) and
-`dropped`. So one file rename commits a row's children and its drops together, and after a kill the ids found in the
-shards are exactly the rows that need no more work. The run folder must lie on a file system that all nodes see.
+A *unit* is one input row of a stage with its result: its records (children) and its drops. The rows of a shard are the
+records of its units, in order; the units themselves (id, number of records, tokens, drops) are kept in the file's
+footer under the key `vlgenrm_ray.units`, which other readers ignore. One file rename therefore commits a block's
+records together with their accounting, and after an interruption the unit ids in the footers are exactly the rows that
+need no more work.
+
+Fields named `uri` (images, checkpoints) are stored relative to the run folder if they lie in it, and read as absolute
+paths, so a run folder may be moved or mounted elsewhere. It must lie on a file system that all nodes share.
 """
 
+import base64
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from vlgenrm_ray.data.arrow import arrow_schema, from_row, to_row
-from vlgenrm_ray.errors import ConfigError, StageError
+from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
+from vlgenrm_ray.errors import ConfigError, InputError, StageError
 from vlgenrm_ray.records import Dropped
 
 if TYPE_CHECKING:
@@ -28,10 +36,15 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+FORMAT = 2
+"""Version of the layout described above. Version 1 nested the records of a unit in one row."""
+_UNITS_KEY = b"vlgenrm_ray.units"
+_ABSOLUTE_URI = "^(/|[A-Za-z][A-Za-z0-9+.-]*:)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit(Generic[R]):
-    """One input row and what became of it. `records` or `dropped` may be empty, never both."""
+    """One input row with its result. `records` or `dropped` may be empty, never both."""
 
     id: str
     records: tuple[R, ...] = ()
@@ -42,14 +55,15 @@ class Unit(Generic[R]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a finished stage says of itself."""
+    """Account of a finished stage."""
 
     stage: str
     fingerprint: str
+    """Hash of the settings that decide the stage's data."""
     inputs: dict[str, str]
     """Name of each input -> its data hash."""
     data_hash: str
-    """Hash of all units, independent of their order and of how they fell into shards."""
+    """Hash of all units, independent of their order and of their distribution over shards."""
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
@@ -58,12 +72,16 @@ class Manifest:
     seconds: float
     """Working time, summed over interrupted attempts."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Package -> version."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """What this stage measured of itself (kept share, margin histogram, ...)."""
+    """Measurements of the stage (kept share, margin histogram, ...)."""
+
+
+# -- tables of units, as they pass between the operators of a stage --------------------------------------------------
 
 
 def unit_schema(cls: type[Any]) -> "pa.Schema":
-    """Arrow schema of a unit whose records are of type `cls`."""
+    """Return the Arrow schema of a table of units: one row per unit, its records of type `cls` nested."""
     import pyarrow as pa
 
     return pa.schema(
@@ -77,7 +95,7 @@ def unit_schema(cls: type[Any]) -> "pa.Schema":
 
 
 def units_table(cls: type[R], units: Iterable[Unit[R]]) -> "pa.Table":
-    """Units -> the Arrow table that `StageFolder.write_shard` takes."""
+    """Convert units to the Arrow table that `StageFolder.write_shard` takes."""
     import pyarrow as pa
 
     rows = [
@@ -93,7 +111,7 @@ def units_table(cls: type[R], units: Iterable[Unit[R]]) -> "pa.Table":
 
 
 def units_from_table(cls: type[R], table: "pa.Table") -> list[Unit[R]]:
-    """The inverse of `units_table`."""
+    """Convert a table of units back; the inverse of `units_table`."""
     return [_unit(cls, row) for row in table.to_pylist()]
 
 
@@ -106,8 +124,11 @@ def _unit(cls: type[R], row: dict[str, Any]) -> Unit[R]:
     )
 
 
+# -- folders ---------------------------------------------------------------------------------------------------------
+
+
 class StageFolder:
-    """One stage of one run on disk. Cheap to make and to pickle; holds nothing but its path."""
+    """One stage of one run on disk. Cheap to create and to pickle; holds only its path."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
@@ -117,50 +138,78 @@ class StageFolder:
 
     @property
     def stage(self) -> str:
+        """Name of the stage."""
         return self.path.name
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of the run: the parent, or its parent for a stage of a round."""
+        parent = self.path.parent
+        return parent.parent if re.fullmatch(r"round-\d+", parent.name) else parent
 
     @property
     def manifest_path(self) -> Path:
         return self.path / "manifest.json"
 
     def shards(self) -> list[Path]:
-        """All committed shards, in name order."""
+        """List all committed shards, in name order."""
         return sorted((self.path / "shards").glob("*.parquet"))
 
     # -- writing -----------------------------------------------------------------------------------------------
 
-    def begin(self, fingerprint: str, inputs: Mapping[str, str]) -> None:
-        """Open the folder for work, anew or where an earlier attempt stopped.
+    def check_format(self) -> None:
+        """Raise ConfigError if the folder was begun by a version with another storage format."""
+        path = self.path / "started.json"
+        if path.exists() and (version := read_json(path).get("format", 1)) != FORMAT:
+            raise ConfigError(
+                f"{self.path} was written by another version of vlgenrm-ray (storage format {version}, this version "
+                f"writes {FORMAT}); finish the run with that version, or choose another run folder (--run)"
+            )
 
-        Raises ConfigError if it holds rows made with other settings or inputs: mixing them would be silent.
+    def begin(self, fingerprint: str, inputs: Mapping[str, str]) -> None:
+        """Open the folder for work: create it, or continue where an earlier attempt stopped.
+
+        Raises:
+            ConfigError: The folder was made with other settings, inputs or another storage format, whose rows must not
+                be mixed with new ones.
         """
         (self.path / "shards").mkdir(parents=True, exist_ok=True)
-        started = self.path / "started.json"
-        mine = {"fingerprint": fingerprint, "inputs": dict(inputs)}
-        if started.exists():
-            theirs = read_json(started)
-            if {k: theirs[k] for k in mine} != mine:
+        started_path = self.path / "started.json"
+        started = {"fingerprint": fingerprint, "inputs": dict(inputs)}
+        if started_path.exists():
+            self.check_format()
+            existing = read_json(started_path)
+            if {k: existing[k] for k in started} != started:
                 raise ConfigError(
                     f"{self.path} holds rows of stage '{self.stage}' made with other settings or inputs; "
                     "choose another run folder (--run), or delete this stage's folder to make it again"
                 )
         else:
-            write_json(started, mine | {"seconds": 0.0})
+            write_json(started_path, started | {"format": FORMAT, "seconds": 0.0})
 
     def write_shard(self, table: "pa.Table") -> None:
         """Commit a table of units (see `units_table`). Atomic; writing the same units again changes nothing."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         if not table.num_rows:
             return
         name = hashlib.sha256("\n".join(sorted(table.column("id").to_pylist())).encode()).hexdigest()[:24]
+        lists = table.column("records").combine_chunks()
+        records = lists.flatten()
+        rows = pa.Table.from_arrays(records.flatten(), schema=pa.schema(list(records.type)))
+        units = table.drop_columns(["records"]).append_column("num_records", lists.value_lengths())
         target = self.path / "shards" / f"{name}.parquet"
         partial = target.with_name(f".{name}.{uuid.uuid4().hex}")
-        pq.write_table(table, partial, compression="zstd")
+        with pq.ParquetWriter(partial, rows.schema, compression="zstd") as writer:
+            if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
+                writer.write_table(map_uris(rows, self._to_stored_uris))
+            # In the footer, not in the schema's metadata: that Parquet files hold twice.
+            writer.add_key_value_metadata({_UNITS_KEY: _serialise(units)})
         os.replace(partial, target)
 
     def add_seconds(self, seconds: float) -> float:
-        """Add working time to the folder's account; return the sum. Kept across interruptions."""
+        """Add working time, which is kept across interruptions; return the sum."""
         started = read_json(self.path / "started.json")
         started["seconds"] += seconds
         write_json(self.path / "started.json", started)
@@ -173,29 +222,30 @@ class StageFolder:
         metrics: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
     ) -> Manifest:
-        """Count what the shards hold and write the manifest. Raises StageError if a unit stands in two shards."""
-        total = 0
+        """Count the content of all shards and write the manifest. Raises StageError if a unit is in two shards."""
+        num_units = 0
         data = 0
-        seen: set[str] = set()
+        unit_ids: set[str] = set()
         rows_out = 0
         num_tokens = 0
         reasons: Counter[str] = Counter()
-        for row in self._rows():
-            total += 1
-            seen.add(row["id"])
-            rows_out += len(row["records"])
-            num_tokens += row["num_tokens"]
-            reasons.update(d["reason"] for d in row["dropped"])
-            data += int(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest(), 16)
-        if len(seen) != total:
-            raise StageError(f"{self.path}: {total - len(seen)} units stand in more than one shard")
+        for shard in self.shards():
+            for row in self._read_stored_units(shard).to_pylist():
+                num_units += 1
+                unit_ids.add(row["id"])
+                rows_out += len(row["records"])
+                num_tokens += row["num_tokens"]
+                reasons.update(d["reason"] for d in row["dropped"])
+                data += int(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest(), 16)
+        if len(unit_ids) != num_units:
+            raise StageError(f"{self.path}: {num_units - len(unit_ids)} units are in more than one shard")
         started = read_json(self.path / "started.json")
         manifest = Manifest(
             stage=self.stage,
             fingerprint=started["fingerprint"],
             inputs=started["inputs"],
             data_hash=f"{data % (1 << 64):016x}",
-            rows_in=total,
+            rows_in=num_units,
             rows_out=rows_out,
             dropped=dict(sorted(reasons.items())),
             num_tokens=num_tokens,
@@ -209,61 +259,192 @@ class StageFolder:
     # -- reading -----------------------------------------------------------------------------------------------
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None while the stage is incomplete."""
+        """Return the manifest, or None while the stage is incomplete."""
         if not self.manifest_path.exists():
             return None
         return Manifest(**read_json(self.manifest_path))
 
     def complete(self) -> Manifest:
-        """The manifest of a stage that must be complete. Raises StageError while it is not."""
+        """Return the manifest of a stage that must be complete. Raises StageError if it is not."""
         manifest = self.manifest()
         if manifest is None:
             raise StageError(f"{self.path} is not complete: it has no manifest.json")
         return manifest
 
     def data_hash(self) -> str:
-        """Hash of a complete stage's data. Raises StageError while it is incomplete."""
+        """Return the hash of a complete stage's data. Raises StageError while it is incomplete."""
         return self.complete().data_hash
 
     def done_ids(self) -> set[str]:
-        """Ids of all units already committed; reads that one column only."""
-        import pyarrow.parquet as pq
-
-        return {i for shard in self.shards() for i in pq.read_table(shard, columns=["id"]).column("id").to_pylist()}
+        """Return the ids of all committed units; reads the shards' footers only."""
+        return {id for shard in self.shards() for id in self.read_unit_index(shard).column("id").to_pylist()}
 
     def units(self, cls: type[R]) -> Iterator[Unit[R]]:
-        """All units, shard by shard."""
-        return (_unit(cls, row) for row in self._rows())
+        """Yield all units, shard by shard."""
+        return (_unit(cls, row) for shard in self.shards() for row in self.read_units(shard).to_pylist())
 
     def records(self, cls: type[R]) -> Iterator[R]:
-        """All records, shard by shard."""
-        return (record for unit in self.units(cls) for record in unit.records)
+        """Yield all records, shard by shard."""
+        return (from_row(cls, row) for shard in self.shards() for row in self.read_records(shard).to_pylist())
 
     def dropped(self) -> Iterator[Dropped]:
-        """All rows that left the flow here."""
-        return (from_row(Dropped, d) for row in self._rows() for d in row["dropped"])
+        """Yield all drops, shard by shard; reads the shards' footers only."""
+        for shard in self.shards():
+            for drops in self.read_unit_index(shard).column("dropped").to_pylist():
+                yield from (from_row(Dropped, d) for d in drops)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def read_unit_index(self, shard: Path) -> "pa.Table":
+        """Read a shard's footer: a table with `id`, `dropped`, `num_tokens` and `num_records` of each unit.
+
+        Raises InputError for a shard of another storage format.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for shard in self.shards():
-            yield from pq.read_table(shard).to_pylist()
+        metadata = pq.read_metadata(shard).metadata or {}
+        if _UNITS_KEY not in metadata:
+            raise InputError(
+                f"{shard} is no shard of storage format {FORMAT}: it was written by another version of vlgenrm-ray or "
+                "by another program; read the run with the version that made it, or make the run again"
+            )
+        return pa.ipc.open_stream(base64.b64decode(metadata[_UNITS_KEY])).read_all()
+
+    def read_records(self, shard: Path, *, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
+        """Read a shard's records, one row each.
+
+        Args:
+            shard: One of `shards()`.
+            columns: Columns to read, nested ones as `question.id`; default all.
+            filters: Expression of `pyarrow.compute` that selects rows; not together with `columns`.
+        """
+        return map_uris(_read_rows(shard, columns, filters), self._to_absolute_uris)
+
+    def read_units(self, shard: Path) -> "pa.Table":
+        """Read a shard as a table of units, the form that `units_from_table` takes."""
+        return self._nest(self.read_unit_index(shard), self.read_records(shard))
+
+    def _read_stored_units(self, shard: Path) -> "pa.Table":
+        """Read a shard as a table of units with URIs as they are stored."""
+        return self._nest(self.read_unit_index(shard), _read_rows(shard))
+
+    @staticmethod
+    def _nest(units: "pa.Table", rows: "pa.Table") -> "pa.Table":
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        ends = pc.cumulative_sum(units.column("num_records").combine_chunks()).cast(pa.int32())
+        offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+        kind = pa.struct(list(rows.schema))
+        records = rows.to_struct_array().combine_chunks() if rows.num_rows else pa.array([], kind)
+        columns = {
+            "id": units.column("id"),
+            "records": pa.ListArray.from_arrays(offsets, records),
+            "dropped": units.column("dropped"),
+            "num_tokens": units.column("num_tokens"),
+        }
+        return pa.table(columns)
+
+    def _to_stored_uris(self, uris: "pa.Array") -> "pa.Array":
+        import pyarrow.compute as pc
+
+        prefix = f"{self.run_folder}/"
+        is_inside = pc.starts_with(uris, pattern=prefix)
+        return pc.if_else(is_inside, pc.utf8_slice_codeunits(uris, start=len(prefix)), uris)
+
+    def _to_absolute_uris(self, uris: "pa.Array") -> "pa.Array":
+        import pyarrow.compute as pc
+
+        is_absolute = pc.match_substring_regex(uris, pattern=_ABSOLUTE_URI)
+        return pc.if_else(is_absolute, uris, pc.binary_join_element_wise(f"{self.run_folder}/", uris, ""))
+
+
+def _read_rows(shard: Path, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
+    import pyarrow.parquet as pq
+
+    if columns is None:
+        table = pq.read_table(shard, filters=filters)
+    else:
+        # Unlike `read_table`, `ParquetFile` reads single columns inside nested ones.
+        with pq.ParquetFile(shard) as file:
+            table = file.read(columns=list(columns))
+    # The footer's units would otherwise travel with every slice of the table.
+    return table.replace_schema_metadata(None)
+
+
+def _serialise(table: "pa.Table") -> bytes:
+    """Serialise a small table as compressed Arrow IPC in base64; values of Parquet footers are text."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return base64.b64encode(sink.getvalue())
+
+
+class HasId(Protocol):
+    """A record with an id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+Identified = TypeVar("Identified", bound=HasId)
+
+
+@dataclass(frozen=True)
+class RecordIndex:
+    """Index from record ids to shards, to read a few records of a large stage.
+
+    Holds the ids only (tens of bytes each). A task that joins its rows with another stage's records gets it through
+    Ray's object store and reads the shards it needs.
+    """
+
+    folder: StageFolder
+    table: "pa.Table"
+    """Columns `id` and `shard` (position in `shards`)."""
+    shards: tuple[Path, ...]
+
+    @classmethod
+    def build(cls, folder: StageFolder) -> "RecordIndex":
+        """Read the ids of all records of a stage."""
+        import pyarrow as pa
+
+        shards = folder.shards()
+        ids = [folder.read_records(shard, columns=["id"]).column("id").combine_chunks() for shard in shards]
+        numbers = [number for number, column in enumerate(ids) for _ in range(len(column))]
+        columns = {"id": pa.chunked_array(ids, pa.string()), "shard": pa.array(numbers, pa.int32())}
+        return cls(folder, pa.table(columns), tuple(shards))
+
+    def read(self, cls: type[Identified], ids: Sequence[str]) -> dict[str, Identified]:
+        """Read the records with these ids. Raises StageError if the stage lacks one."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        wanted = pa.array(ids, pa.string())
+        is_wanted = pc.is_in(self.table.column("id"), value_set=wanted)
+        records: dict[str, Identified] = {}
+        for number in self.table.column("shard").filter(is_wanted).unique().to_pylist():
+            rows = self.folder.read_records(self.shards[number], filters=pc.field("id").isin(wanted))
+            records.update((row["id"], from_row(cls, row)) for row in rows.to_pylist())
+        if missing := [id for id in ids if id not in records]:
+            raise StageError(f"{self.folder.path} has no record {missing[0]!r}; it was changed since the stage began")
+        return records
 
 
 def write_units(folder: StageFolder, cls: type[R], units: Sequence[Unit[R]]) -> None:
-    """Commit units from a single process; the Ray path goes through `flow.run`."""
+    """Commit units from a single process; on Ray `flow.run` commits them."""
     folder.write_shard(units_table(cls, units))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """Read a JSON object from a file."""
     value = json.loads(path.read_text())
     assert isinstance(value, dict)
     return value
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    """Write JSON atomically: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     partial.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")

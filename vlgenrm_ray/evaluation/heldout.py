@@ -22,7 +22,7 @@ def run(*, source: StageFolder, target: StageFolder) -> Manifest:
     """Fill `target` with the pairs of the labelled pool `source`. Raises StageError if there is none."""
     manifest = flow.run(
         target,
-        flow.read_records(source, Question),
+        flow.read_records(source),
         lambda rows: rows.map_batches(_label_batch, **flow.LIGHT),
         total=source.complete().rows_out,
         fingerprint=digest(STAGE),

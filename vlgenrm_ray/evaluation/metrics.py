@@ -128,7 +128,7 @@ def reward_arrays(results: Sequence[PairResult]) -> tuple[Array, Array]:
 def outcomes_by_id(results: Sequence[PairResult]) -> dict[str, float]:
     """Map each pair id to its outcome, the input of `paired_gain`."""
     values = outcomes(*reward_arrays(results))
-    return {r.preference.id: float(v) for r, v in zip(results, values, strict=True)}
+    return {r.preference_id: float(v) for r, v in zip(results, values, strict=True)}
 
 
 def judge_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def judge_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
     won = outcomes(chosen, rejected)
     probability = np.concatenate([chosen, rejected])
     label = np.concatenate([np.ones(len(chosen)), np.zeros(len(rejected))])
-    kinds = np.array([r.preference.kind for r in results])
+    kinds = np.array([r.kind for r in results])
     accuracy = estimate_as_json(wilson_interval(won))
     return {
         "pairwise_accuracy": accuracy["value"],

@@ -5,7 +5,7 @@ for a judge that ignores the image. Those results have the id `<preference>/no-i
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -89,14 +89,14 @@ def run(
         raise StageError(f"evaluation: {source.path} holds no pair to judge; give labelled pairs under heldout")
     return flow.run(
         target,
-        flow.read_records(source, Preference),
+        flow.read_records(source),
         lambda rows: rows.map_batches(
             PairJudgeActor, fn_constructor_args=arguments, **config.actors.map_batches_args()
         ),
         total=total,
         fingerprint=fingerprint(config, judge),
         inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
-        metrics=lambda folder: pair_metrics(list(folder.records(PairResult))),
+        metrics=lambda folder: pair_metrics(list(folder.records(PairResult)), source.records(Preference)),
     )
 
 
@@ -143,7 +143,13 @@ def judge_pairs(
     judgements = iter(judge.score(items))
     for preference, suffix, _ in to_judge:
         chosen, rejected = next(judgements), next(judgements)
-        result = PairResult(id=f"{preference.id}{suffix}", preference=preference, chosen=chosen, rejected=rejected)
+        result = PairResult(
+            id=f"{preference.id}{suffix}",
+            preference_id=preference.id,
+            kind=preference.kind,
+            chosen=chosen,
+            rejected=rejected,
+        )
         unit = units.get(preference.id, Unit(id=preference.id))
         units[preference.id] = Unit(
             id=preference.id,
@@ -175,11 +181,17 @@ def is_in_share(id: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") < share * 2**64
 
 
-def pair_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
-    """Compute `judge_metrics` of the results with image, with the baselines `no_image`, `shorter` and `longer`."""
+def pair_metrics(results: Sequence[PairResult], preferences: Iterable[Preference]) -> dict[str, Any]:
+    """Compute `judge_metrics` of the results with image, with the baselines `no_image`, `shorter` and `longer`.
+
+    Args:
+        results: Results of one evaluation.
+        preferences: The evaluated pairs; those without a result (dropped ones) are ignored.
+    """
     with_image = [r for r in results if not r.id.endswith(NO_IMAGE)]
     without_image = [r for r in results if r.id.endswith(NO_IMAGE)]
-    baselines = length_baselines([r.preference for r in with_image])
+    judged_ids = {r.preference_id for r in with_image}
+    baselines = length_baselines([p for p in preferences if p.id in judged_ids])
     if without_image:
         baselines["no_image"] = judge_metrics(without_image)
     return judge_metrics(with_image) | {"baselines": baselines}

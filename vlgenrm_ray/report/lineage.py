@@ -7,13 +7,13 @@ Record ids extend their parents' ids, so the records of one question are those w
 import difflib
 import heapq
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from vlgenrm_ray.data.arrow import from_row
-from vlgenrm_ray.data.store import Manifest, StageFolder
+from vlgenrm_ray.data.store import HasId, Manifest, StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import (
     CheckedResponse,
@@ -28,13 +28,7 @@ from vlgenrm_ray.records import (
 )
 from vlgenrm_ray.reward.rounds import RoundResult
 
-
-class _HasId(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-R = TypeVar("R", bound=_HasId)
+R = TypeVar("R", bound=HasId)
 
 _POOL_STAGES = ("pool", "heldout-pool")
 _PAIR_STAGES = ("preferences", "heldout")
@@ -110,7 +104,7 @@ def gather_lineage(run: Path, id: str) -> QuestionLineage:
             )
         )
         training = StageFolder(folder / "training")
-        dropped.extend((f"{folder.name}/training", d) for d in _drops(_rows(training, ("dropped",), root), root))
+        dropped.extend((f"{folder.name}/training", d) for d in training.dropped() if belongs(d.id, root))
     lineage = QuestionLineage(
         question=questions[0] if questions else next((p.question for p in preferences), None),
         responses=responses,
@@ -145,12 +139,11 @@ def belongs(id: str, root: str) -> bool:
 def _question_id(run: Path, id: str) -> str:
     """Return the longest prefix of `id` that is a question's id. Question ids may contain slashes themselves."""
     known: set[str] = set()
-    for stage in _POOL_STAGES:
-        known.update(_ids(StageFolder(run / stage), "records.list.element.id", lambda r: str(r["id"])))
-        known.update(_ids(StageFolder(run / stage), "dropped.list.element.id", lambda r: str(r["id"])))
-    for stage in _PAIR_STAGES:
-        path = "records.list.element.question.id"
-        known.update(_ids(StageFolder(run / stage), path, lambda r: str(r["question"]["id"])))
+    for stage in (*_POOL_STAGES, *_PAIR_STAGES):
+        folder = StageFolder(run / stage)
+        known.update(_question_ids(folder, "id" if stage in _POOL_STAGES else "question.id"))
+        if stage in _POOL_STAGES:
+            known.update(d.id for d in folder.dropped())
     parts = id.split("/")
     for end in range(len(parts), 0, -1):
         if (prefix := "/".join(parts[:end])) in known:
@@ -158,39 +151,21 @@ def _question_id(run: Path, id: str) -> str:
     raise InputError(f"{id}: no such id in {run}; nearest: {', '.join(nearest_ids(id, known)) or 'none, it is empty'}")
 
 
-def _ids(folder: StageFolder, column: str, read: Callable[[dict[str, Any]], str]) -> Iterator[str]:
-    import pyarrow.parquet as pq
-
+def _question_ids(folder: StageFolder, column: str) -> Iterator[str]:
     for shard in folder.shards():
-        with pq.ParquetFile(shard) as file:
-            rows = file.read(columns=[column]).column(column.split(".")[0]).to_pylist()
-        yield from (read(record) for row in rows for record in row)
+        values = folder.read_records(shard, columns=[column]).column(column.split(".")[0])
+        yield from (value if isinstance(value, str) else value["id"] for value in values.to_pylist())
 
 
 def _read_stage(folder: StageFolder, cls: type[R], root: str) -> tuple[tuple[R, ...], list[Dropped]]:
     """Read the records and drops of a stage, finished or not, that belong to `root`, in the order of their ids."""
-    rows = list(_rows(folder, ("records", "dropped"), root))
-    records = [from_row(cls, r) for row in rows for r in row["records"] if belongs(r["id"], root)]
-    return tuple(sorted(records, key=lambda record: _natural_key(record.id))), _drops(rows, root)
+    import pyarrow.compute as pc
 
-
-def _drops(rows: Iterable[dict[str, Any]], root: str) -> list[Dropped]:
-    return [from_row(Dropped, d) for row in rows for d in row["dropped"] if belongs(d["id"], root)]
-
-
-def _rows(folder: StageFolder, lists: tuple[str, ...], root: str) -> Iterator[dict[str, Any]]:
-    """Yield units with an entry of `root` in one of the lists; only shards that hold one are read as a whole."""
-    import pyarrow.parquet as pq
-
-    for shard in folder.shards():
-        with pq.ParquetFile(shard) as file:
-            ids = file.read(columns=[f"{name}.list.element.id" for name in lists]).to_pylist()
-            matching = [
-                i
-                for i, row in enumerate(ids)
-                if any(belongs(entry["id"], root) for name in lists for entry in row[name])
-            ]
-            yield from file.read().take(matching).to_pylist() if matching else ()
+    # Ids of the records that belong to `root` equal it or begin with it and a slash.
+    filters = (pc.field("id") == root) | pc.starts_with(pc.field("id"), pattern=f"{root}/")
+    rows = (row for shard in folder.shards() for row in folder.read_records(shard, filters=filters).to_pylist())
+    records = sorted((from_row(cls, row) for row in rows), key=lambda record: _natural_key(record.id))
+    return tuple(records), [d for d in folder.dropped() if belongs(d.id, root)]
 
 
 def _natural_key(id: str) -> list[tuple[int, str]]:

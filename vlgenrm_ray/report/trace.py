@@ -145,7 +145,7 @@ class _TracePage:
             yield from self._put(2, f"evidence {preference.evidence}")
 
     def _round(self, records: RoundRecords, preferences: list[Preference]) -> Iterator[str]:
-        critiques = [c for p in preferences for c in records.critiques if c.preference.id == p.id]
+        critiques = [c for p in preferences for c in records.critiques if c.preference_id == p.id]
         examples = [e for p in preferences for e in records.examples if belongs(e.id, p.id)]
         results = [r for p in preferences for r in records.results if belongs(r.id, p.id)]
         if not (critiques or examples or results):

@@ -15,7 +15,7 @@ from vlgenrm_ray.experts.claims import ClaimExtractor, VocabularyExtractor, clai
 from vlgenrm_ray.experts.evidence import ImageEvidence
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.judge.verdict import strip_verdict
-from vlgenrm_ray.records import Claim, ClaimKind, Critique, Truth
+from vlgenrm_ray.records import Claim, ClaimKind, Critique, Preference, Truth
 from vlgenrm_ray.settings import digest
 
 _VERDICT_LABEL = re.compile(r"\bverdict\b[\s*_]*:", re.IGNORECASE)
@@ -70,14 +70,14 @@ def _parse_line(line: str) -> Iterator[CritiqueStep]:
             yield CritiqueStep(claims[-1].strip(_MARKUP) if claims else "", image, right)
 
 
-def is_faithful(critique: Critique, extractor: ClaimExtractor) -> bool:
+def is_faithful(critique: Critique, response: str, extractor: ClaimExtractor) -> bool:
     """Check that a critique quotes only claims of the response and that its verdict follows from its steps.
 
     A Yes must quote every claim and call none wrong. A No must call one wrong, or quote every claim (the response may
     be true and still no answer). If the extractor finds no claim in the response, every critique passes. The margin
     cannot replace this check: a judge may be equally sure after a critique that skips half of the claims.
     """
-    response_claims = _claim_keys(extractor, critique.preference.response(critique.side))
+    response_claims = _claim_keys(extractor, response)
     if not response_claims:
         return True
     steps = parse_steps(critique.text)
@@ -112,18 +112,17 @@ class CritiqueChecker:
         """Hash of everything that decides the result of a check."""
         return digest([type(self.extractor).__name__, self.vocabulary.fingerprint(), self.thresholds.fingerprint()])
 
-    def is_faithful(self, critique: Critique) -> bool:
+    def is_faithful(self, critique: Critique, preference: Preference) -> bool:
         """Check a critique against the claims of its response; see the function `is_faithful`."""
-        return is_faithful(critique, self.extractor)
+        return is_faithful(critique, preference.response(critique.side), self.extractor)
 
-    def is_contradicted(self, critique: Critique) -> bool:
+    def is_contradicted(self, critique: Critique, preference: Preference) -> bool:
         """Check whether the experts' detections contradict one of the critique's own steps.
 
         A step is contradicted if a statement about the image is false, if a claim is called right that the experts
         contradict (or wrong that they support), or if the objects it lists do not add up to the number it discusses.
         Quoting a false claim of the response is no fault, and claims that the experts cannot decide are ignored.
         """
-        preference = critique.preference
         evidence = ImageEvidence.from_records(
             preference.question.image, preference.detections, preference.window_scores
         )

@@ -88,7 +88,7 @@ def run(
     actor = {"config": config.model_copy(update={"engine": engine}), "judge": judge, "round": round}
     return flow.run(
         target,
-        flow.read_records(source, Preference),
+        flow.read_records(source),
         lambda rows: rows.map_batches(
             CritiqueActor,
             fn_constructor_kwargs=actor | {"build": build or VllmGenerator},
@@ -188,7 +188,7 @@ def _build_unit(
 def _build_critique(preference: Preference, side: Side, k: int, rationale: JudgeCritique, round: int) -> Critique:
     return Critique(
         id=f"{preference.id}/{side}/c{k}",
-        preference=preference,
+        preference_id=preference.id,
         side=side,
         round=round,
         text=rationale.text,

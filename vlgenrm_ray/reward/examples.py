@@ -22,6 +22,7 @@ class JudgeTemplates:
 
 def build_examples(
     selected: Sequence[Combination],
+    preference: Preference,
     templates: JudgeTemplates,
     *,
     w_direct: float,
@@ -32,6 +33,7 @@ def build_examples(
 
     Args:
         selected: Selected combinations of one pair; empty gives no examples.
+        preference: The pair.
         templates: The judge's prompts.
         w_direct: Weight of the two direct verdicts of the pair; 0 leaves them out.
         lambda_answer: Weight of the chosen response as an answer to the question; 0 leaves it out.
@@ -43,10 +45,10 @@ def build_examples(
     """
     if not selected:
         return []
-    preference, round = selected[0].chosen.preference, selected[0].chosen.round
+    round = selected[0].chosen.round
     strata = {side: _stratum(preference.response(side), extractor) for side in Side}
     examples = [
-        _critique_example(critique, templates, strata[critique.side])
+        _critique_example(critique, preference, templates, strata[critique.side])
         for pair in selected
         for critique in (pair.chosen, pair.rejected)
     ]
@@ -68,8 +70,7 @@ def build_examples(
     return examples
 
 
-def _critique_example(critique: Critique, templates: JudgeTemplates, stratum: str) -> Example:
-    preference = critique.preference
+def _critique_example(critique: Critique, preference: Preference, templates: JudgeTemplates, stratum: str) -> Example:
     completion = cut_after_verdict(critique.text)
     assert critique.verdict, "an unreadable critique was selected"
     assert completion, "a critique without a verdict was selected"

@@ -205,7 +205,7 @@ def select_combinations(
     if rule.is_ranked:
         candidates.sort(key=lambda c: (-c.margin, c.chosen.id, c.rejected.id))
     else:
-        random.Random(f"{seed} {critiques[0].preference.id}").shuffle(candidates)
+        random.Random(f"{seed} {critiques[0].preference_id}").shuffle(candidates)
     selected = take_distinct(candidates, limit=top_n if rule.is_limited else len(usable))
     selected_ids, candidate_ids = _critique_ids(selected), _critique_ids(candidates)
     dropped += [

@@ -1,13 +1,17 @@
-"""Selection stage: reads Critique, writes Example, by margin-based rejection sampling.
+"""Selection stage: reads Critique and Preference, writes Example, by margin-based rejection sampling.
 
 A unit is a preference. A pair that yields no example gets a `Dropped` with its own id and the test that emptied it.
 Every critique that is not trained on gets a `Dropped` with its id as well, so any example can be traced back to the
 critiques that were rejected. The rules are in `rejection_sampling.py`, the checks of texts in `critique_checks.py`.
+
+Critiques hold only the id of their preference. The driver reads the preferences' ids into an index in Ray's object
+store; each task looks up the preferences of its batch and reads the few shards that hold them.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +19,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from vlgenrm_ray.data import flow
-from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
-from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.data.store import Manifest, RecordIndex, StageFolder, Unit, units_from_table, units_table
+from vlgenrm_ray.errors import DropReason, StageError
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.records import Critique, Dropped, Example, Side
+from vlgenrm_ray.records import Critique, Dropped, Example, Preference, Side
 from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.examples import JudgeTemplates, build_examples
 from vlgenrm_ray.reward.rejection_sampling import MarginScale, PairSelection, Strategy, margin, select_combinations
@@ -26,6 +30,7 @@ from vlgenrm_ray.settings import Settings, digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from ray.data import Dataset
 
 STAGE = "selection"
 NUM_BINS = 20
@@ -65,6 +70,7 @@ def run(
     prompt: str,
     direct_prompt: str,
     source: StageFolder,
+    preferences: StageFolder,
     target: StageFolder,
     checker: CritiqueChecker | None = None,
 ) -> Manifest:
@@ -75,6 +81,7 @@ def run(
         prompt: Name or path of the judge's prompt for critiques.
         direct_prompt: Name or path of the judge's prompt for direct verdicts.
         source: Complete stage of critiques.
+        preferences: Complete stage of preferences that the critiques are about.
         target: Folder of this stage.
         checker: Checks the texts of critiques; None skips both checks.
 
@@ -84,18 +91,32 @@ def run(
     Raises:
         InputError: A prompt cannot be read.
         ConfigError: `target` was made with other settings.
+        StageError: A source is incomplete, or the critiques are about other preferences.
     """
+    import ray
+
+    if source.complete().inputs.get("preferences") != preferences.data_hash():
+        raise StageError(
+            f"selection: the critiques in {source.path} are not about the preferences in {preferences.path}; "
+            "delete the critiques and run again"
+        )
     templates = JudgeTemplates(critique=prompts.load(prompt), direct=prompts.load(direct_prompt))
-    select_batch = _SelectBatch(config, templates, checker)
     checks = checker.fingerprint() if checker else ""
+
+    def select(blocks: "Dataset") -> "Dataset":
+        index = ray.put(RecordIndex.build(preferences))
+        return blocks.map_batches(_SelectBatch(config, templates, checker, index), **flow.LIGHT)
+
     return flow.run(
         target,
         flow.read_units(source),
-        lambda blocks: blocks.map_batches(select_batch, **flow.LIGHT),
+        select,
         total=source.complete().rows_in,
         fingerprint=digest([config.model_dump(mode="json"), templates.critique, templates.direct, checks]),
-        inputs={"critiques": source.data_hash()},
-        metrics=lambda folder: selection_metrics(folder, source, scale=config.margin, min_mass=config.min_mass),
+        inputs={"critiques": source.data_hash(), "preferences": preferences.data_hash()},
+        metrics=lambda folder: selection_metrics(
+            folder, source, preferences, scale=config.margin, min_mass=config.min_mass
+        ),
     )
 
 
@@ -106,14 +127,27 @@ class _SelectBatch:
     config: SelectionConfig
     templates: JudgeTemplates
     checker: CritiqueChecker | None
+    index: Any
+    """Ray reference to the `RecordIndex` of the preferences."""
 
     def __call__(self, critiques: "pa.Table") -> "pa.Table":
+        import ray
+
+        index: RecordIndex = ray.get(self.index)
         units = units_from_table(Critique, critiques)
-        return units_table(Example, (select_examples(u, self.config, self.templates, self.checker) for u in units))
+        preferences = index.read(Preference, [unit.id for unit in units])
+        examples = (
+            select_examples(unit, preferences[unit.id], self.config, self.templates, self.checker) for unit in units
+        )
+        return units_table(Example, examples)
 
 
 def select_examples(
-    unit: Unit[Critique], config: SelectionConfig, templates: JudgeTemplates, checker: CritiqueChecker | None
+    unit: Unit[Critique],
+    preference: Preference,
+    config: SelectionConfig,
+    templates: JudgeTemplates,
+    checker: CritiqueChecker | None,
 ) -> Unit[Example]:
     """Turn one pair's critiques into its training examples, and a `Dropped` for every critique that is not used."""
     if not unit.records:
@@ -122,13 +156,14 @@ def select_examples(
             Dropped(stage=STAGE, id=unit.id, reason=d.reason, detail=f"no critiques: {d.detail}") for d in unit.dropped
         ]
         return Unit(id=unit.id, dropped=tuple(drops[:1]))
-    selection = select_critiques(unit.records, config, checker)
+    selection = select_critiques(unit.records, preference, config, checker)
     drops = [Dropped(stage=STAGE, id=d.critique.id, reason=d.reason, detail=d.detail) for d in selection.dropped]
     if selection.failure is not None:
         detail = f"none of {len(unit.records)} critiques selected"
         drops.insert(0, Dropped(stage=STAGE, id=unit.id, reason=selection.failure, detail=detail))
     examples = build_examples(
         selection.selected,
+        preference,
         templates,
         w_direct=config.w_direct,
         lambda_answer=config.lambda_answer,
@@ -138,14 +173,14 @@ def select_examples(
 
 
 def select_critiques(
-    critiques: tuple[Critique, ...], config: SelectionConfig, checker: CritiqueChecker | None
+    critiques: tuple[Critique, ...], preference: Preference, config: SelectionConfig, checker: CritiqueChecker | None
 ) -> PairSelection:
     """Check the texts of one pair's critiques (unless `checker` is None) and select among their combinations."""
     text_faults: dict[str, DropReason] = {}
     if checker is not None:
         # Most samples of a confident judge are the same text, and checking texts takes most of the time.
         texts = {(critique.side, critique.text): critique for critique in critiques}
-        faults = {text: _text_fault(critique, config, checker) for text, critique in texts.items()}
+        faults = {text: _text_fault(critique, preference, config, checker) for text, critique in texts.items()}
         text_faults = {c.id: fault for c in critiques if (fault := faults[c.side, c.text]) is not None}
     return select_combinations(
         critiques,
@@ -159,10 +194,12 @@ def select_critiques(
     )
 
 
-def _text_fault(critique: Critique, config: SelectionConfig, checker: CritiqueChecker) -> DropReason | None:
-    if config.check_claims and not checker.is_faithful(critique):
+def _text_fault(
+    critique: Critique, preference: Preference, config: SelectionConfig, checker: CritiqueChecker
+) -> DropReason | None:
+    if config.check_claims and not checker.is_faithful(critique, preference):
         return DropReason.UNFAITHFUL_CRITIQUE
-    if config.check_evidence and checker.is_contradicted(critique):
+    if config.check_evidence and checker.is_contradicted(critique, preference):
         return DropReason.CONTRADICTED_CRITIQUE
     return None
 
@@ -172,12 +209,13 @@ def pair_failures(units: Iterable[Unit[Example]]) -> dict[str, DropReason]:
     return {d.id: DropReason(d.reason) for unit in units for d in unit.dropped if d.id == unit.id}
 
 
-_CRITIQUE_COLUMNS = ("preference.kind", "side", "p_yes", "verdict_mass")
-_SELECTION_COLUMNS = ("records.list.element.kind", "dropped.list.element.id", "dropped.list.element.reason")
-
-
 def selection_metrics(
-    selection: StageFolder, critiques: StageFolder, *, scale: MarginScale, min_mass: float
+    selection: StageFolder,
+    critiques: StageFolder,
+    preferences: StageFolder,
+    *,
+    scale: MarginScale,
+    min_mass: float,
 ) -> dict[str, Any]:
     """Compute the metrics of a finished selection, as JSON. Reads only the columns it needs.
 
@@ -185,30 +223,30 @@ def selection_metrics(
     readable critiques, right or wrong, in 20 bins over [-1, 1]: how well the judge separates the sides before any
     selection.
     """
-    kinds: dict[str, str] = {}
+    num_pairs: Counter[str] = Counter()
     histogram = np.zeros(NUM_BINS, dtype=np.int64)
-    for row in _columns(critiques, ("id", *(f"records.list.element.{name}" for name in _CRITIQUE_COLUMNS))):
-        if not row["records"]:
-            continue
-        kinds[row["id"]] = row["records"][0]["preference"]["kind"]
-        margins = _margins(row["records"], scale, min_mass)
+    kinds = dict(_column_rows(preferences, ("id", "kind")))
+    columns = ("preference_id", "side", "p_yes", "verdict_mass")
+    for preference_id, rows in groupby(_column_rows(critiques, columns), key=lambda row: row[0]):
+        num_pairs[kinds[preference_id]] += 1
+        margins = _margins(((side, p_yes, mass) for _, side, p_yes, mass in rows), scale, min_mass)
         histogram += np.histogram(margins, bins=NUM_BINS, range=(-1.0, 1.0))[0]
-    selected_kinds: Counter[str] = Counter()
-    examples: Counter[str] = Counter()
+    num_pairs_kept: Counter[str] = Counter()
+    examples: Counter[str] = Counter(kind for (kind,) in _column_rows(selection, ("kind",)))
     pairs_dropped: Counter[str] = Counter()
     critiques_dropped: Counter[str] = Counter()
-    for row in _columns(selection, ("id", *_SELECTION_COLUMNS)):
-        selected_kinds.update([kinds[row["id"]]] if row["records"] else [])
-        examples.update(example["kind"] for example in row["records"])
-        for dropped in row["dropped"]:
-            (pairs_dropped if dropped["id"] == row["id"] else critiques_dropped)[dropped["reason"]] += 1
+    for shard in selection.shards():
+        for unit in selection.read_unit_index(shard).to_pylist():
+            num_pairs_kept.update([kinds[unit["id"]]] if unit["num_records"] else [])
+            for dropped in unit["dropped"]:
+                (pairs_dropped if dropped["id"] == unit["id"] else critiques_dropped)[dropped["reason"]] += 1
     return {
-        "num_pairs": len(kinds),
-        "num_pairs_kept": selected_kinds.total(),
-        "kept_share": selected_kinds.total() / len(kinds) if kinds else 0.0,
+        "num_pairs": num_pairs.total(),
+        "num_pairs_kept": num_pairs_kept.total(),
+        "kept_share": num_pairs_kept.total() / num_pairs.total() if num_pairs else 0.0,
         "by_kind": {
-            kind: {"num_pairs": number, "num_pairs_kept": selected_kinds[kind]}
-            for kind, number in sorted(Counter(kinds.values()).items())
+            kind: {"num_pairs": number, "num_pairs_kept": num_pairs_kept[kind]}
+            for kind, number in sorted(num_pairs.items())
         },
         "examples": dict(sorted(examples.items())),
         "pairs_dropped": dict(sorted(pairs_dropped.items())),
@@ -217,18 +255,19 @@ def selection_metrics(
     }
 
 
-def _columns(folder: StageFolder, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
+def _column_rows(folder: StageFolder, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of a few columns, row by row."""
     for shard in folder.shards():
-        # `ParquetFile` picks columns inside nested records, `read_table` does not.
-        with pq.ParquetFile(shard) as file:
-            yield from file.read(columns=list(columns)).to_pylist()
+        table = folder.read_records(shard, columns=columns)
+        yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)
 
 
-def _margins(critiques: list[dict[str, Any]], scale: MarginScale, min_mass: float) -> npt.NDArray[np.float64]:
-    p_yes: dict[str, list[float]] = {side.value: [] for side in Side}
-    for critique in critiques:
-        if critique["p_yes"] is not None and critique["verdict_mass"] >= min_mass:
-            p_yes[critique["side"]].append(critique["p_yes"])
-    return np.array([margin(a, b, scale) for a in p_yes[Side.CHOSEN] for b in p_yes[Side.REJECTED]])
+def _margins(
+    critiques: Iterable[tuple[str, float | None, float]], scale: MarginScale, min_mass: float
+) -> npt.NDArray[np.float64]:
+    """Compute the margins of all combinations, from side, p_yes and verdict mass of each critique."""
+    p_yes_of: dict[str, list[float]] = {side.value: [] for side in Side}
+    for side, p_yes, mass in critiques:
+        if p_yes is not None and mass >= min_mass:
+            p_yes_of[side].append(p_yes)
+    return np.array([margin(a, b, scale) for a in p_yes_of[Side.CHOSEN] for b in p_yes_of[Side.REJECTED]])

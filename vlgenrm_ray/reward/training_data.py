@@ -7,7 +7,7 @@ denominator run over all workers, so the loss does not depend on how examples ar
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.arrow import from_row
@@ -20,15 +20,12 @@ from vlgenrm_ray.records import Dropped, Example, ExampleKind
 from vlgenrm_ray.reward.balance import ExampleTraits, WeightedExample, balance_examples
 from vlgenrm_ray.reward.training_config import TrainingConfig
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 
 class ExampleList:
     """All examples of a stage folder, ordered by id: the same list for any distribution over shards."""
 
     def __init__(self, source: StageFolder) -> None:
-        rows = [record for shard in source.shards() for record in _read_shard(shard)]
+        rows = [row for shard in source.shards() for row in source.read_records(shard).to_pylist()]
         self._rows: list[dict[str, Any]] = sorted(rows, key=lambda row: str(row["id"]))
 
     def __len__(self) -> int:
@@ -36,14 +33,6 @@ class ExampleList:
 
     def __getitem__(self, index: int) -> Example:
         return from_row(Example, self._rows[index])
-
-
-def _read_shard(shard: Any) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    table: pa.Table = pq.read_table(shard, columns=["records"])
-    rows: list[dict[str, Any]] = table.column("records").combine_chunks().flatten().to_pylist()
-    return rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def evaluate_judge(judge: Judge[Generator], folder: Path, *, seed: int, count: i
     inputs = [side for pair in pairs for side in _sides(pair)]
     judgements = judge.score(inputs)
     return [
-        PairResult(id=pair.id, preference=pair, chosen=chosen, rejected=rejected)
+        PairResult(id=pair.id, preference_id=pair.id, kind=pair.kind, chosen=chosen, rejected=rejected)
         for pair, chosen, rejected in zip(pairs, judgements[::2], judgements[1::2], strict=True)
     ]
 
