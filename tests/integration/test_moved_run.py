@@ -19,7 +19,7 @@ from vlgenrm_ray.report.trace import trace
 
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=2)
 POOL = PoolConfig(source="shapes", split="heldout", count=8, labelled=True)
-EVALUATION = EvaluationConfig(engine=VllmConfig(), pool=ActorPoolConfig(num_cpus=0.5, batch_size=8))
+EVALUATION = EvaluationConfig(engine=VllmConfig(), actors=ActorPoolConfig(num_cpus=0.5, batch_size=8))
 
 
 def scripted(config: VllmConfig) -> ScriptedGenerator:
