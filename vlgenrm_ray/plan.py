@@ -18,7 +18,7 @@ def asks(config: RunConfig) -> list[ResourceRequest]:
     Beside a stage's actors there must be room for the tasks that bring them rows and write down what they made.
     """
     pools = [("responses", generator.actors) for generator in config.responses.generators]
-    pools += [("experts", pool) for pool in config.experts.pools()]
+    pools += [("experts", pool) for pool in config.experts.actor_pools()]
     if config.rounds.num_rounds:
         pools.append(("critiques", config.critiques.actors))
     pools.append(("evaluation", config.evaluation.actors))

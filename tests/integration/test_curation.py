@@ -48,7 +48,7 @@ def test_guessed_responses_give_pairs_with_right_labels(run_folder: Path) -> Non
 
     folders = {name: StageFolder(run_folder / name) for name in ("pool", "responses", "experts", "preferences")}
     pool_config = PoolConfig(source="shapes", split="heldout", count=40)
-    policy = {"name": "guesser", "engine": {}, "n": 6, "pool": {"num_cpus": 0.5}}
+    policy = {"name": "guesser", "engine": {}, "n": 6, "actors": {"num_cpus": 0.5}}
     pool.run(pool_config, target=folders["pool"], seed=3)
     responses_manifest = responses.run(
         ResponsesConfig.model_validate({"generators": [policy]}),

@@ -70,7 +70,7 @@ def test_definite_verdicts_of_the_experts_of_the_pack_are_right(tmp_path: Path) 
     asked_questions = list(questions(tmp_path, seed=5, split="heldout", count=30))
     units = [make_unit(q, list(statements(scene_of(q.id), rng))) for q in asked_questions]
     pipeline = ExpertPipeline.build(CONFIG)
-    rows = [experts.open_image(u.id, u.records, pipeline, CONFIG.limits) for u in units]
+    rows = [experts.open_image(u.id, u.records, pipeline, CONFIG.images) for u in units]
     verdicts: Counter[tuple[ClaimKind, Truth, bool]] = Counter()
     for row in experts.examine_images(rows, pipeline):
         for record in experts.check_responses(row, pipeline).records:

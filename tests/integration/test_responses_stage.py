@@ -46,7 +46,7 @@ def test_two_generators_in_one_stream(run_folder: Path) -> None:
         return ScriptedGenerator(lambda prompt, chance: f"{config.model} says {chance.randint(0, 3)}.")
 
     generators = [
-        {"name": name, "engine": {"model": name}, "n": n, "share": share, "pool": {"num_cpus": 0.5, "batch_size": 16}}
+        {"name": name, "engine": {"model": name}, "n": n, "share": share, "actors": {"num_cpus": 0.5, "batch_size": 16}}
         for name, n, share in (("little", 3, 1.0), ("large", 2, 0.5))
     ]
     config = ResponsesConfig.model_validate({"generators": generators})

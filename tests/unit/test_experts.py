@@ -232,7 +232,7 @@ def test_every_expert_has_a_pool_in_the_stage(package: str) -> None:
     expert = ExpertConfig(kind=f"{package}:PositionExpert")
     config = CONFIG.model_copy(update={"additional_experts": (expert,)})
     assert [e.kind for e in expert_configs(config)] == ["detector", "matcher", f"{package}:PositionExpert"]
-    assert config.pools() == (config.detectors, config.matchers, expert.pool)
+    assert config.actor_pools() == (config.detector_actors, config.matcher_actors, expert.actors)
 
 
 def test_an_unknown_kind_names_the_known_ones_and_an_import_error_the_setting() -> None:

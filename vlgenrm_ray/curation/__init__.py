@@ -1,1 +1,1 @@
-"""What is true about the images: the pool of questions, responses to them, and preferences by the experts' evidence."""
+"""Curation: the stages pool, responses, experts and preferences, from a data set to preference pairs (README.md)."""

@@ -29,17 +29,18 @@ STAGE = "experts"
 class ExpertsConfig(ExpertPipelineConfig):
     """The expert pipeline and the actor pools it runs in."""
 
-    renamed: ClassVar = {"limits": "images"}
+    renamed: ClassVar = {"limits": "images", "detectors": "detector_actors", "matchers": "matcher_actors"}
 
-    detectors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
+    detector_actors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
     """Actors that run the detector."""
-    matchers: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
+    matcher_actors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
     """Actors that run the matcher."""
     images: ImageLimits = ImageLimits()
+    """Limits of the images that are opened."""
 
-    def pools(self) -> tuple[flow.ActorPoolConfig, ...]:
+    def actor_pools(self) -> tuple[flow.ActorPoolConfig, ...]:
         """Return the actor pool of each of `expert_configs`, in the same order."""
-        return (self.detectors, self.matchers, *(expert.pool for expert in self.additional_experts))
+        return (self.detector_actors, self.matcher_actors, *(expert.actors for expert in self.additional_experts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ def open_image(id: str, responses: Sequence[Response], pipeline: ExpertPipeline,
         task = pipeline.open_task(id, images.read(ref, limits), [response.text for response in responses])
     except ImageError as error:
         task = ImageTask(id=id, original_width=ref.width, original_height=ref.height)
-        task = task.dropped(error.reason, error.detail)
+        task = task.mark_dropped(error.reason, error.detail)
     return ImageResponses(id=id, responses=tuple(responses), task=task)
 
 
@@ -144,8 +145,8 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
     experts = expert_configs(config)
 
     def work(rows: "Dataset") -> "Dataset":
-        rows = rows.map_batches(_Open(config), **flow.LIGHT, batch_size=config.detectors.batch_size)
-        for i, (expert, pool) in enumerate(zip(experts, config.pools(), strict=True)):
+        rows = rows.map_batches(_Open(config), **flow.LIGHT, batch_size=config.detector_actors.batch_size)
+        for i, (expert, pool) in enumerate(zip(experts, config.actor_pools(), strict=True)):
             arguments = (config, expert, i == len(experts) - 1)
             rows = rows.map_batches(_Examine, fn_constructor_args=arguments, **pool.map_batches_args())
         return rows.map_batches(_Check(config), **flow.LIGHT)

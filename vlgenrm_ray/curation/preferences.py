@@ -55,7 +55,9 @@ class PreferencesConfig(Settings):
     max_per_kind: int = Field(default=2, ge=1)
     """Most pairs per question that are told apart by claims of one kind."""
     evidence: EvidenceConfig = EvidenceConfig()
+    """Evidence that a pair requires."""
     balance: BalanceConfig = BalanceConfig()
+    """Limits on the difference in length between the two sides."""
     seed: int | None = None
     """None: the seed of the run."""
 

@@ -52,7 +52,9 @@ class GeneratorConfig(Settings):
     n: int = Field(default=4, ge=1)
     """Responses per question."""
     temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 is greedy and needs `n: 1`."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: probability mass of the tokens to sample from."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest response, in tokens."""
     share: float = Field(default=1.0, gt=0, le=1)
@@ -79,6 +81,7 @@ class ResponsesConfig(Settings):
     renamed: ClassVar = {"limits": "images"}
 
     generators: tuple[GeneratorConfig, ...] = Field(min_length=1)
+    """Policy models; each adds its responses to every question assigned to it."""
     seed: int | None = None
     """None: the seed of the run."""
     images: ImageLimits = ImageLimits()

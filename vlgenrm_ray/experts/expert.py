@@ -31,7 +31,7 @@ EXPERTS = {
 
 
 class MatchingConfig(Settings):
-    """How attributes and phrases are matched."""
+    """Margins and windows of the matching of attributes and phrases."""
 
     attribute_margin: float = Field(default=0.3, ge=0, le=1)
     """An attribute is decided if its probability exceeds the second best by at least this."""
@@ -48,7 +48,7 @@ class ExpertConfig(Settings):
     """A name of the table `EXPERTS`, or an import path `package.module:Class` of an expert of your own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class, after the `ExpertPipelineConfig`."""
-    pool: ActorPoolConfig = ActorPoolConfig(num_cpus=0.5, batch_size=32)
+    actors: ActorPoolConfig = ActorPoolConfig(num_cpus=0.5, batch_size=32)
     """Actors that run it in the experts stage. A service runs all experts in one process."""
 
     @field_validator("kind")
@@ -65,13 +65,17 @@ class ExpertPipelineConfig(Settings):
     vocabulary: str = "coco"
     """Vocabulary that claims are read with: `coco`, `shapes`, or the path of a YAML file."""
     detector: DetectorConfig
+    """Object detector."""
     matcher: MatcherConfig
+    """Image-text matcher: attributes of detected objects, and phrases in windows."""
     additional_experts: tuple[ExpertConfig, ...] = ()
     """Experts that run after these two, and decide claims that they leave unknown. The first one takes precedence."""
     matching: MatchingConfig = MatchingConfig()
+    """Margins and windows of the matcher."""
     thresholds: Thresholds = Thresholds()
+    """Limits between definite and unknown verdicts."""
     same_label_overlap: float = Field(default=0.5, gt=0, le=1)
-    """Of two boxes of one noun with a larger intersection over union, the weaker is dropped."""
+    """Intersection over union from which the weaker of two boxes of one noun is dropped."""
     any_label_overlap: float = Field(default=0.8, gt=0, le=1)
     """The same for boxes of different nouns."""
     max_side: int = Field(default=1024, ge=32)
@@ -133,7 +137,7 @@ class ImageTask:
         """Return what the detector and the matcher contributed."""
         return ImageEvidence(self.original_width, self.original_height, self.detections, self.window_matches)
 
-    def dropped(self, reason: str, detail: str) -> "ImageTask":
+    def mark_dropped(self, reason: str, detail: str) -> "ImageTask":
         """Return the task marked as unusable."""
         return replace(self, drop_reason=reason, detail=detail)
 

@@ -135,7 +135,7 @@ def _examine_isolated(expert: Expert, tasks: Sequence[ImageTask]) -> list[ImageT
                 examined += expert.examine([task])
             # An engine may raise anything on one image; the error is recorded with the image.
             except Exception as error:
-                examined.append(task.dropped(DropReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"))
+                examined.append(task.mark_dropped(DropReason.ENGINE_ERROR, f"{type(error).__name__}: {error}"))
         if len(usable) > 1 and all(task.drop_reason for task in examined):
             raise
     results = {task.id: task for task in examined}

@@ -25,12 +25,19 @@ class Columns(Settings):
     """Names of the columns. None: the first of the usual names (`USUAL_NAMES`) that a row has."""
 
     id: str | None = None
+    """Id of the question; without one it is derived from the content."""
     image: str | None = None
+    """Path, URI, bytes or base64 of the image."""
     question: str | None = None
+    """Text of the question, or chat turns."""
     reference: str | None = None
+    """Reference answer, for reports."""
     chosen: str | None = None
+    """Better response of an imported pair."""
     rejected: str | None = None
+    """Worse response of an imported pair."""
     kind: str | None = None
+    """Kind of the question, for reports."""
 
     def names(self, field: str) -> tuple[str, ...]:
         """Return the column names to try for one of the fields above."""
