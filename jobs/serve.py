@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray.commands import serve, serving
+from vlgenrm_ray.entrypoints import serve, serving_config
 from vlgenrm_ray.errors import VlGenRMError
 
 
@@ -25,7 +25,7 @@ def application(args: dict[str, str]) -> Any:
     from vlgenrm_ray.serving.ingress import application
 
     path = Path(args["config"]) if "config" in args else None
-    return application(serving(args["model"], path=path, replicas=args.get("replicas")))
+    return application(serving_config(args["model"], path=path, replicas=args.get("replicas")))
 
 
 def main() -> int:

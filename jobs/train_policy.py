@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vlgenrm_ray.commands import train_policy
+from vlgenrm_ray.entrypoints import train_policy
 from vlgenrm_ray.errors import VlGenRMError
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray import commands
+from vlgenrm_ray import entrypoints
 
 TRUTH = "vlgenrm_ray.shapes.world:response_is_true"
 RECIPE = f"""
@@ -37,7 +37,7 @@ def write_recipe(folder: Path) -> Path:
 
 def train(recipe: Path, run: Path, *overrides: str) -> dict[str, Any]:
     """Train, and return the summary."""
-    return commands.train_policy(recipe, run=run, overrides=overrides)
+    return entrypoints.train_policy(recipe, run=run, overrides=overrides)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

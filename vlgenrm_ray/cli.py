@@ -50,7 +50,7 @@ def demo(
     address: Address = None,
 ) -> None:
     """Watch a reward model get better: the whole loop on the embedded world, two rounds, minutes on a laptop."""
-    from vlgenrm_ray.commands import shipped_recipe, train_reward
+    from vlgenrm_ray.entrypoints import shipped_recipe, train_reward
 
     train_reward(shipped_recipe("shapes"), overrides=tuple(set_ or ()), run=run, address=address)
 
@@ -64,7 +64,7 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Print the stages, what they ask for and what is there.")] = False,
 ) -> None:
     """Make, or finish, a run: curate, critique, select, train, evaluate, round after round."""
-    from vlgenrm_ray.commands import train_reward
+    from vlgenrm_ray.entrypoints import train_reward
 
     train_reward(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
 
@@ -78,7 +78,7 @@ def policy(
     dry_run: Annotated[bool, typer.Option(help="Print what the training asks for and what is there.")] = False,
 ) -> None:
     """Train a policy against its rewards, or finish that: sample, judge, learn, hand out the weights; GRPO or PPO."""
-    from vlgenrm_ray.commands import train_policy
+    from vlgenrm_ray.entrypoints import train_policy
 
     train_policy(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
 
@@ -89,7 +89,7 @@ def curves(
     runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN[,RUN...]", help="Runs under a label: its seeds.")],
 ) -> None:
     """Draw trainings of policies: reward, held-out value, divergence and length; thick lines are means over seeds."""
-    from vlgenrm_ray.commands import draw_curves
+    from vlgenrm_ray.entrypoints import draw_curves
 
     draw_curves(out, runs)
 
@@ -103,7 +103,7 @@ def co_train(
     dry_run: Annotated[bool, typer.Option(help="Print what an iteration asks for and what is there.")] = False,
 ) -> None:
     """Train reward model and policy in turn, each with the other's newest model, or continue such a run."""
-    from vlgenrm_ray.commands import co_train as co_train_models
+    from vlgenrm_ray.entrypoints import co_train as co_train_models
 
     co_train_models(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
 
@@ -131,7 +131,7 @@ def score(
     critiques: Annotated[int | None, typer.Option("-k", help="Critiques; default: the recipe's.")] = None,
 ) -> None:
     """Print the reward of one response, and the critiques behind it."""
-    from vlgenrm_ray.commands import score as score_one
+    from vlgenrm_ray.entrypoints import score as score_one
 
     score_one(image, question, response, model=model, path=config, num_critiques=critiques)
 
@@ -145,7 +145,7 @@ def evaluate(
     address: Address = None,
 ) -> None:
     """Judge the recipe's held-out pairs with any model; print accuracy, calibration and blind baselines."""
-    from vlgenrm_ray.commands import evaluate as evaluate_model
+    from vlgenrm_ray.entrypoints import evaluate as evaluate_model
 
     evaluate_model(config, model=model, overrides=tuple(set_ or ()), run=run, address=address)
 
@@ -164,7 +164,7 @@ def serve(
     address: Address = None,
 ) -> None:
     """Serve a judge over HTTP. Tokens come from VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN."""
-    from vlgenrm_ray.commands import serve as serve_judge
+    from vlgenrm_ray.entrypoints import serve as serve_judge
 
     if replicas not in (None, "auto") and not (replicas.isdigit() and int(replicas)):
         raise typer.BadParameter(f"{replicas!r}: a number above 0, or auto", param_hint="--replicas")
@@ -198,9 +198,9 @@ def doctor(
     address: Address = None,
 ) -> None:
     """Check versions, engines, GPUs, disk, memory and ports, and a recipe's needs; name what is missing."""
-    from vlgenrm_ray.commands import examine
+    from vlgenrm_ray.entrypoints import run_doctor
 
-    raise typer.Exit(examine(config, overrides=tuple(set_ or ()), address=address))
+    raise typer.Exit(run_doctor(config, overrides=tuple(set_ or ()), address=address))
 
 
 @benches.command("critiques")

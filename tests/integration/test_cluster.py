@@ -1,4 +1,4 @@
-"""Connecting to a Ray of our own, and what Ray reads of us."""
+"""Connection to a local Ray, and files that Ray itself reads."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ import yaml
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_workers_know_how_to_wait_and_whom_not_to_call() -> None:
+def test_workers_get_the_environment_of_connect() -> None:
     import ray
 
     @ray.remote(num_cpus=1)
@@ -24,15 +24,15 @@ def test_workers_know_how_to_wait_and_whom_not_to_call() -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_survey_counts_what_ray_counts() -> None:
+def test_the_described_cluster_has_the_resources_that_ray_reports() -> None:
     import ray
 
     from vlgenrm_ray.cluster import connection
 
-    found = connection.survey()
-    assert found.num_cpus == ray.cluster_resources()["CPU"]
-    assert len(found.nodes) == 1
-    assert not found.grows
+    cluster = connection.describe_cluster()
+    assert cluster.num_cpus == ray.cluster_resources()["CPU"]
+    assert len(cluster.nodes) == 1
+    assert not cluster.can_grow
 
 
 def test_the_serve_file_is_valid_by_rays_own_schema_and_builds() -> None:

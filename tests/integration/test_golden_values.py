@@ -20,8 +20,8 @@ from tests.factories import rollout
 from tests.workers import run_on_workers
 from tests.world_examples import examples, stage_folder
 from vlgenrm_ray import config
-from vlgenrm_ray.commands import shipped_recipe
 from vlgenrm_ray.engines.environment import has_gpu
+from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.records import Preference, Rollout
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.pairs import gold_pairs

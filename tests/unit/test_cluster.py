@@ -1,4 +1,4 @@
-"""Whether a run's stages fit on a cluster, without a cluster."""
+"""Resource checks of a run's stages, and messages about a cluster, without a cluster."""
 
 import socket
 import time
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.cluster.connection import connect
-from vlgenrm_ray.cluster.resources import Cluster, Node, ResourceRequest, check_resources, lacking
+from vlgenrm_ray.cluster.resources import Cluster, Node, ResourceRequest, check_resources, unmet_requests
 from vlgenrm_ray.errors import ResourceError
 
 LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
 TWO_GPU_NODES = Cluster(nodes=(Node(num_cpus=16, num_gpus=2), Node(num_cpus=16, num_gpus=2)))
 
 
-def test_what_fits_is_silent() -> None:
+def test_requests_that_fit_pass() -> None:
     check_resources([ResourceRequest(stage="responses", count=2), ResourceRequest(stage="training", count=2)], LAPTOP)
 
 
@@ -24,65 +24,65 @@ def test_gpus_on_a_laptop_are_refused_with_stage_resource_and_remedy() -> None:
     with pytest.raises(ResourceError) as caught:
         check_resources([ResourceRequest(stage="critiques", count=2, num_gpus=1)], LAPTOP)
     message = str(caught.value)
-    assert "stage 'critiques': asks for 2 GPUs at once" in message
+    assert "stage 'critiques': requests 2 GPUs at once" in message
     assert "2 CPUs and 0 GPUs on 1 node" in message
     assert "shapes.yaml" in message
 
 
 def test_pools_of_one_stage_add_up_and_stages_do_not() -> None:
-    assert lacking(
+    assert unmet_requests(
         [ResourceRequest(stage="experts", num_cpus=1.5), ResourceRequest(stage="experts", num_cpus=1)], LAPTOP
     )
-    assert not lacking(
+    assert not unmet_requests(
         [ResourceRequest(stage="responses", num_cpus=1.5), ResourceRequest(stage="experts", num_cpus=1)], LAPTOP
     )
 
 
-def test_an_actor_must_find_its_place_on_one_node() -> None:
-    (line,) = lacking([ResourceRequest(stage="critiques", num_gpus=4)], TWO_GPU_NODES)
-    assert "asks for 4 GPUs" in line
-    assert not lacking([ResourceRequest(stage="critiques", count=2, num_gpus=2)], TWO_GPU_NODES)
+def test_an_actor_must_fit_on_one_node() -> None:
+    (line,) = unmet_requests([ResourceRequest(stage="critiques", num_gpus=4)], TWO_GPU_NODES)
+    assert "requests 4 GPUs" in line
+    assert not unmet_requests([ResourceRequest(stage="critiques", count=2, num_gpus=2)], TWO_GPU_NODES)
 
 
-def test_every_stage_that_lacks_something_is_named() -> None:
-    asks = [
+def test_every_stage_that_does_not_fit_is_named() -> None:
+    requests = [
         ResourceRequest(stage="responses", num_gpus=1),
         ResourceRequest(stage="experts"),
         ResourceRequest(stage="training", num_cpus=3),
     ]
-    assert [line.split("'")[1] for line in lacking(asks, LAPTOP)] == ["responses", "training"]
+    assert [line.split("'")[1] for line in unmet_requests(requests, LAPTOP)] == ["responses", "training"]
 
 
-def test_a_growing_cluster_is_given_the_benefit_of_the_doubt() -> None:
+def test_a_cluster_that_can_grow_accepts_any_request() -> None:
     check_resources(
-        [ResourceRequest(stage="training", count=8, num_gpus=1)], Cluster(nodes=(Node(num_cpus=4),), grows=True)
+        [ResourceRequest(stage="training", count=8, num_gpus=1)], Cluster(nodes=(Node(num_cpus=4),), can_grow=True)
     )
 
 
 @given(st.integers(1, 40), st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 1.0, 3.0]))
 def test_equal_actors_fit_exactly_as_often_as_they_divide_the_node(count: int, num_cpus: float) -> None:
     cluster = Cluster(nodes=(Node(num_cpus=12),))
-    assert bool(lacking([ResourceRequest(stage="s", count=count, num_cpus=num_cpus)], cluster)) == (
+    assert bool(unmet_requests([ResourceRequest(stage="s", count=count, num_cpus=num_cpus)], cluster)) == (
         count * num_cpus > 12 + 1e-4
     )
 
 
-def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+def test_an_address_where_nothing_listens_fails_at_once() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{reserved.getsockname()[1]}"
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(ResourceError, match=f"no Ray cluster answers at '{address}'.*ray start --head"):
             connect(address)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - start < 15
 
 
-def test_of_an_actor_that_did_not_start_the_cause_is_told() -> None:
+def test_the_cause_of_a_failed_constructor_is_its_exception() -> None:
     from ray.exceptions import RayActorError
 
-    told = "The actor died because of an error raised in its creation task, ray::Judge.__init__() (pid=7)"
-    where = "\n".join(f'  File "/a/rather/long/path/{i}.py", line {i}, in call\n    call()' for i in range(9))
-    text = f"{told}\nTraceback:\n{where}\nvllm.errors.BadError: no room: \n  give more"
-    assert connection.why_died(RayActorError(error_msg=text)).startswith("The actor died because")
+    message_start = "The actor died because of an error raised in its creation task, ray::Judge.__init__() (pid=7)"
+    frames = "\n".join(f'  File "/a/rather/long/path/{i}.py", line {i}, in call\n    call()' for i in range(9))
+    text = f"{message_start}\nTraceback:\n{frames}\nvllm.errors.BadError: no room: \n  give more"
+    assert connection.actor_death_cause(RayActorError(error_msg=text)).startswith("The actor died because")
     failed = RayActorError(error_msg=text, actor_init_failed=True)
-    assert connection.why_died(failed) == "vllm.errors.BadError: no room: give more"
+    assert connection.actor_death_cause(failed) == "vllm.errors.BadError: no room: give more"

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from vlgenrm_ray import co_training, config, pipeline, policy_pipeline
-from vlgenrm_ray.commands import shipped_recipe
 from vlgenrm_ray.config import ManagedJudgeService, PolicyRunConfig, RunConfig
+from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.shapes import pack_path
 

@@ -1,4 +1,4 @@
-"""The doctor on machines of our own making."""
+"""The doctor on machines with one problem each."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from vlgenrm_ray.cluster.resources import ResourceRequest
 
 
 class Healthy(Machine):
-    """A laptop on which all is well; subclasses break one thing."""
+    """A laptop without problems; each subclass breaks one thing."""
 
     def python(self) -> tuple[int, int]:
         return (3, 11)
@@ -51,12 +51,12 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def bad(machine: Machine, *asks: ResourceRequest) -> list[Check]:
-    return [check for check in diagnose(asks, machine=machine) if check.status is not Status.OK]
+def problems(machine: Machine, *requests: ResourceRequest) -> list[Check]:
+    return [check for check in diagnose(requests, machine=machine) if check.status is not Status.OK]
 
 
 def test_a_healthy_machine_passes() -> None:
-    assert bad(Healthy(), ResourceRequest(stage="responses", count=2)) == []
+    assert problems(Healthy(), ResourceRequest(stage="responses", count=2)) == []
     assert report(diagnose(machine=Healthy())) == 0
 
 
@@ -65,8 +65,8 @@ def test_an_old_python_fails() -> None:
         def python(self) -> tuple[int, int]:
             return (3, 10)
 
-    (check,) = bad(Old())
-    assert (check.status, check.found) == (Status.FAIL, "3.10")
+    (check,) = problems(Old())
+    assert (check.status, check.result) == (Status.FAIL, "3.10")
     assert "setup.sh" in check.remedy
 
 
@@ -79,19 +79,19 @@ def test_missing_packages_fail_and_other_versions_warn() -> None:
         def installed(self, package: str) -> str:
             return "" if package == "ray" else super().installed(package)
 
-    (drifted,), (gone,) = bad(Drifted()), bad(Gone())
+    (drifted,), (gone,) = problems(Drifted()), problems(Gone())
     assert (drifted.status, gone.status) == (Status.WARN, Status.FAIL)
-    assert "ray 2.59.0 (pinned 2.60.0)" in drifted.found
-    assert "missing: ray" in gone.found
+    assert "ray 2.59.0 (pinned 2.60.0)" in drifted.result
+    assert "missing: ray" in gone.result
 
 
-def test_a_broken_engine_is_named_and_the_others_still_looked_at() -> None:
+def test_a_broken_engine_is_named_and_the_others_are_checked() -> None:
     class Broken(Healthy):
         def import_errors(self, modules: tuple[str, ...]) -> Mapping[str, str]:
             return dict.fromkeys(modules, "") | {"vllm": "ImportError: libnuma.so.1"}
 
-    (check,) = bad(Broken())
-    assert (check.name, check.found) == ("import vllm", "ImportError: libnuma.so.1")
+    (check,) = problems(Broken())
+    assert (check.name, check.result) == ("import vllm", "ImportError: libnuma.so.1")
 
 
 def test_gpus_without_their_torch_warn() -> None:
@@ -99,38 +99,38 @@ def test_gpus_without_their_torch_warn() -> None:
         def gpus(self) -> tuple[str, ...]:
             return ("L40S, 46068 MiB, 580.95",)
 
-    (check,) = bad(Idle())
+    (check,) = problems(Idle())
     assert check.remedy == "bash cluster/setup.sh gpu"
 
 
 @pytest.mark.parametrize(("free", "status"), [(5.0, Status.WARN), (1.0, Status.FAIL)])
-def test_full_disks(free: float, status: Status) -> None:
+def test_a_full_disk_warns_or_fails(free: float, status: Status) -> None:
     class Full(Healthy):
         def disk_free_gb(self, folder: str) -> float:
             return free
 
-    assert {check.status for check in bad(Full())} == {status}
+    assert {check.status for check in problems(Full())} == {status}
 
 
-def test_docker_with_its_small_shared_memory() -> None:
+def test_the_small_shared_memory_of_docker_warns() -> None:
     class Docker(Healthy):
         def shared_memory_gb(self) -> float:
             return 0.064
 
-    (check,) = bad(Docker())
+    (check,) = problems(Docker())
     assert "--shm-size" in check.remedy
 
 
 def test_a_gpu_recipe_on_a_laptop_fails_by_its_stage() -> None:
-    (check,) = bad(Healthy(), ResourceRequest(stage="critiques", num_gpus=1), ResourceRequest(stage="pool"))
+    (check,) = problems(Healthy(), ResourceRequest(stage="critiques", num_gpus=1), ResourceRequest(stage="pool"))
     assert (check.name, check.status) == ("stage critiques", Status.FAIL)
     assert report([check]) == 1
 
 
-def test_a_cluster_that_does_not_answer_is_a_finding() -> None:
+def test_a_cluster_that_does_not_answer_is_a_failed_check() -> None:
     checks = diagnose(address="127.0.0.1:1", machine=Healthy())
     assert checks[-1].status is Status.FAIL
-    assert "127.0.0.1:1" in checks[-1].found
+    assert "127.0.0.1:1" in checks[-1].result
 
 
 def test_the_table_is_at_most_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_the_table_is_at_most_80_columns(capsys: pytest.CaptureFixture[str], mon
     assert max(map(len, printed.splitlines())) <= 80
 
 
-def test_the_real_machine_answers() -> None:
+def test_facts_of_the_real_machine() -> None:
     machine = Machine()
     assert machine.installed("pydantic")
     assert machine.installed("no-such-package") == ""

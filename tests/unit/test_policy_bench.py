@@ -12,8 +12,8 @@ from vlgenrm_ray.bench.run import bench_policy
 from vlgenrm_ray.bench.table import lines
 from vlgenrm_ray.bench.trl_arguments import arguments
 from vlgenrm_ray.bench.trl_vllm import one_placeholder
-from vlgenrm_ray.commands import shipped_recipe
 from vlgenrm_ray.config import PolicyRunConfig
+from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import InputError, StageError
 
 SECONDS = {"wait": 0.6, "learn": 0.3, "sync": 0.05, "sampling": 0.5}

@@ -1,46 +1,53 @@
-"""The progress of a stage: a bar on a terminal, lines in a log; with the time left, by the pace of this call."""
+"""Progress of a stage: a bar on a terminal, lines in a log, with the time left at the pace of this call."""
 
-import sys
+import io
 
 import pytest
+from rich.console import Console
 
 from vlgenrm_ray.data import progress
 from vlgenrm_ray.data.progress import Progress
 
 
 @pytest.fixture
-def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time; its last entry is now."""
-    passed = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: passed[-1])
-    return passed
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Times in seconds; the last one is now."""
+    times = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: times[-1])
+    return times
 
 
-def test_time_left_is_by_what_was_done_in_this_call(seconds: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("policy", total=100, done=60) as shown:
-        seconds.append(20.0)
-        shown.advance(10)
+def test_the_time_left_follows_from_the_rows_of_this_call(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("policy", total=100, done=60) as counter:
+        clock.append(20.0)
+        counter.advance(10)
     first, second, *_ = capsys.readouterr().err.splitlines()
     assert first.split() == ["policy", "60/100", "0.0", "s"]
     assert second.split() == ["policy", "70/100", "20.0", "s,", "60", "s", "left"]
 
 
-def test_what_is_said_stands_above_the_bar(
-    seconds: list[float], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress("policy", total=4) as shown:
-        seconds.append(3.0)
-        shown.advance(1)
-        shown.say("one\ntwo")
-    # As a terminal shows it: what follows a return takes the line's place.
-    lines = [line.split("\r\x1b[K")[-1] for line in capsys.readouterr().err.split("\n")]
-    assert lines[:2] == ["one", "two"]
-    assert lines[2].startswith("[#####...............] policy             1/4    3.0 s, 9 s left")
-    assert max(map(len, lines)) <= 80
+def test_a_log_gets_a_line_every_ten_seconds_at_most(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("policy", total=100) as counter:
+        for second in range(1, 25):
+            clock.append(float(second))
+            counter.advance(1)
+    assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["0/100", "10/100", "20/100", "24/100"]
 
 
-def test_a_log_has_what_is_said_as_lines_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("policy", total=4) as shown:
-        shown.say("one")
+def test_a_terminal_shows_messages_above_the_bar() -> None:
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=80, color_system=None)
+    with Progress("policy", total=4, console=console) as counter:
+        counter.advance(1)
+        counter.print("one\ntwo [not markup]")
+    shown = terminal.getvalue()
+    assert "1/4" in shown
+    assert shown.index("one") < shown.index("two [not markup]") < shown.rindex("policy")
+
+
+def test_a_log_shows_messages_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("policy", total=4) as counter:
+        counter.print("one")
     assert capsys.readouterr().err.splitlines()[1] == "one"

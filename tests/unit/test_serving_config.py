@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from vlgenrm_ray import cli, config
 from vlgenrm_ray.cluster.resources import Cluster, Node
-from vlgenrm_ray.commands import serving, shipped_recipe
 from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.entrypoints import serving_config, shipped_recipe
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.serving import launch
 from vlgenrm_ray.serving.canary import Canary
@@ -58,7 +58,7 @@ def test_the_shapes_recipe_serves_the_experts_of_its_stage() -> None:
 def test_tokens_are_read_from_the_environment_as_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLGENRM_API_TOKEN", "secret")
     monkeypatch.delenv("VLGENRM_OPERATOR_TOKEN", raising=False)
-    served = serving("pack:vlm", path=RECIPE, replicas=3, image_roots=["/images"])
+    served = serving_config("pack:vlm", path=RECIPE, replicas=3, image_roots=["/images"])
     assert served.engine.model == str(pack_path("vlm"))
     assert (served.replicas, served.image_roots) == (3, ("/images",))
     assert served.tokens.api
@@ -72,7 +72,7 @@ def test_tokens_are_read_from_the_environment_as_hashes(monkeypatch: pytest.Monk
         (Cluster(nodes=(Node(num_cpus=2),)), 1.0, 0.0, ("auto", 2)),
         (Cluster(nodes=(Node(num_cpus=64, num_gpus=8),) * 2), 4.0, 1.0, ("auto", 5)),
         (Cluster(nodes=(Node(num_cpus=64, num_gpus=2),)), 4.0, 1.0, ("auto", 2)),
-        (Cluster(nodes=(Node(num_cpus=1),), grows=True), 1.0, 1.0, ("auto", 5)),
+        (Cluster(nodes=(Node(num_cpus=1),), can_grow=True), 1.0, 1.0, ("auto", 5)),
         # No room for a second engine: the only one runs in the ingress process.
         (Cluster(nodes=(Node(num_cpus=2),)), 2.0, 0.0, (1, 5)),
     ],
@@ -86,7 +86,7 @@ def test_automatic_replicas_are_bounded_by_the_cluster(
 
 @pytest.mark.parametrize(("requested", "served"), [(None, 1), ("auto", "auto"), ("2", 2), (2, 2)])
 def test_replicas_of_the_command_override_the_recipe(requested: int | str | None, served: int | str) -> None:
-    assert serving("pack:vlm", path=RECIPE, replicas=requested).replicas == served
+    assert serving_config("pack:vlm", path=RECIPE, replicas=requested).replicas == served
 
 
 def test_a_fixed_number_of_replicas_is_kept() -> None:

@@ -1,4 +1,4 @@
-"""Every recipe in jobs/recipes builds, asks for what its heading says, and is refused by name where that is missing."""
+"""Every recipe in jobs/recipes is valid, fits the cluster that its heading names, and is refused on a smaller one."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import yaml
 
 from vlgenrm_ray import config, plan
 from vlgenrm_ray.cluster.resources import Cluster, Node, check_resources
-from vlgenrm_ray.commands import RECIPES, shipped_recipe
 from vlgenrm_ray.config import PolicyRunConfig
+from vlgenrm_ray.entrypoints import RECIPES, shipped_recipe
 from vlgenrm_ray.errors import ConfigError, InputError, ResourceError
 
 LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
@@ -22,7 +22,7 @@ CO_TRAINING = {"shapes_co_training": LAPTOP}
 
 
 def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
-    """A recipe as it is, though the demo that makes its judge may not have been run here."""
+    """Load a policy recipe. The model of its judge, made by the demo, need not exist."""
     return config.load_policy(shipped_recipe(name), overrides)
 
 
@@ -32,43 +32,47 @@ def test_every_recipe_is_listed_here() -> None:
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_a_recipe_fits_the_cluster_it_names(name: str) -> None:
-    check_resources(plan.asks(config.load(shipped_recipe(name))), NEEDS[name])
+    check_resources(plan.reward_requests(config.load(shipped_recipe(name))), NEEDS[name])
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policys_recipe_fits_the_cluster_it_names(name: str) -> None:
-    check_resources(plan.policy_asks(load_policy(name)), POLICIES[name])
+    check_resources(plan.policy_requests(load_policy(name)), POLICIES[name])
 
 
 @pytest.mark.parametrize("name", CO_TRAINING)
 def test_a_co_training_recipe_fits_the_cluster_it_names(name: str) -> None:
-    check_resources(plan.co_training_asks(config.load_co_training(shipped_recipe(name))), CO_TRAINING[name])
+    check_resources(plan.co_training_requests(config.load_co_training(shipped_recipe(name))), CO_TRAINING[name])
 
 
 def test_from_the_second_turn_on_the_genrm_learns_beside_the_judge_that_is_served() -> None:
     wanting = ("judge_service.serving.num_cpus=0.5",)
     with pytest.raises(ResourceError, match="stage 'training'"):
         check_resources(
-            plan.co_training_asks(config.load_co_training(shipped_recipe("shapes_co_training"), wanting)), LAPTOP
+            plan.co_training_requests(config.load_co_training(shipped_recipe("shapes_co_training"), wanting)), LAPTOP
         )
     once = config.load_co_training(shipped_recipe("shapes_co_training"), (*wanting, "iterations=1"))
-    check_resources(plan.co_training_asks(once), LAPTOP)
+    check_resources(plan.co_training_requests(once), LAPTOP)
 
 
 def test_a_policys_recipe_has_room_for_all_that_runs_at_once() -> None:
-    asked = plan.policy_asks(load_policy("shapes_grpo"))
-    assert [(ask.role, ask.count) for ask in asked] == [("worker", 1), ("rollout engine", 1), ("served judge", 1)]
-    assert {ask.stage for ask in asked} == {"policy"}
+    requests = plan.policy_requests(load_policy("shapes_grpo"))
+    assert [(request.role, request.count) for request in requests] == [
+        ("worker", 1),
+        ("rollout engine", 1),
+        ("served judge", 1),
+    ]
+    assert {request.stage for request in requests} == {"policy"}
     with pytest.raises(ResourceError, match=r"stage 'policy'.*1 CPU"):
-        check_resources(asked, Cluster(nodes=(Node(num_cpus=1),)))
+        check_resources(requests, Cluster(nodes=(Node(num_cpus=1),)))
     own = {"engine": {"model": "m"}, "num_cpus": 3}
     judged = load_policy("qwen3_vl_4b_grpo", f"policy.rewards={json.dumps([{'judge': own}])}")
-    assert [(ask.role, ask.num_cpus) for ask in plan.policy_asks(judged)][2:] == [("judge", 3)]
+    assert [(r.role, r.num_cpus) for r in plan.policy_requests(judged)][2:] == [("judge", 3)]
 
 
 def test_a_policys_recipe_on_gpus_is_refused_by_name_without_them() -> None:
     with pytest.raises(ResourceError, match=r"stage 'policy'.*16 GPUs"):
-        check_resources(plan.policy_asks(load_policy("qwen3_vl_4b_grpo")), LAPTOP)
+        check_resources(plan.policy_requests(load_policy("qwen3_vl_4b_grpo")), LAPTOP)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +93,13 @@ def test_a_mistake_in_a_policys_recipe_is_named(override: str, words: str) -> No
 @pytest.mark.parametrize("name", ["qwen3_vl_4b", "qwen2_5_vl_7b"])
 def test_a_gpu_recipe_without_gpus_is_refused_by_name(name: str) -> None:
     with pytest.raises(ResourceError, match=r"stage 'responses'.*GPUs.*jobs/recipes/shapes\.yaml"):
-        check_resources(plan.asks(config.load(shipped_recipe(name))), LAPTOP)
+        check_resources(plan.reward_requests(config.load(shipped_recipe(name))), LAPTOP)
 
 
 def test_an_actor_that_leaves_no_room_for_the_tasks_beside_it_is_refused() -> None:
     settings = config.load(shipped_recipe("shapes"), ("critiques.actors.num_actors=1", "critiques.actors.num_cpus=1.5"))
     with pytest.raises(ResourceError, match=r"stage 'critiques'.*0\.25 for each of 4 tasks.*room for 2 of 4"):
-        check_resources(plan.asks(settings), LAPTOP)
+        check_resources(plan.reward_requests(settings), LAPTOP)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vlgenrm_ray.commands import shipped_recipe
 from vlgenrm_ray.config import load_policy
+from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.weight_sync.config import SyncConfig, resolve_backend
 

@@ -12,7 +12,7 @@ import pytest
 from ports import free_port
 
 from vlgenrm_ray import config
-from vlgenrm_ray.commands import RECIPES
+from vlgenrm_ray.entrypoints import RECIPES
 
 SIZES = {
     "reward.pool.count": 32,

@@ -7,7 +7,7 @@ import pytest
 from vlgenrm_ray import config
 from vlgenrm_ray.bench.policy import PolicyBench, PolicyBenchConfig
 from vlgenrm_ray.bench.policy_table import rows
-from vlgenrm_ray.commands import shipped_recipe
+from vlgenrm_ray.entrypoints import shipped_recipe
 
 TINY = ("questions_per_step=2", "rollouts.group_size=4", "rollouts.max_tokens=16", "rollouts.engine.kv_cache_gib=0.05")
 

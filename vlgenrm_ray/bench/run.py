@@ -11,8 +11,8 @@ from rich.console import Console
 from vlgenrm_ray import config
 from vlgenrm_ray.bench import table
 from vlgenrm_ray.bench.table import Row
-from vlgenrm_ray.commands import serving, shipped_recipe
 from vlgenrm_ray.engines import model_folder, vllm_config
+from vlgenrm_ray.entrypoints import serving_config, shipped_recipe
 from vlgenrm_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def bench_serving(
     asked = measuring.BenchConfig.model_validate(
         {"parts": chosen, "items": items, "turns": turns, "soak_s": soak_s or 60.0}
     )
-    served = serving(model, path=path, overrides=overrides, replicas=1)
+    served = serving_config(model, path=path, overrides=overrides, replicas=1)
     count = measuring.needed(items)
     pieces = work.of_file(data, count) if data else work.of_shapes(count, seed=seed)
     arguments = ["--model", served.engine.model, *(["--config", str(path)] if path else [])]

@@ -1,1 +1,1 @@
-"""The Ray cluster: connection, resources, worker groups, diagnosis."""
+"""The Ray cluster: connection, resources, worker groups, diagnosis, and all private Ray API."""

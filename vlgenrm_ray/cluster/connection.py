@@ -1,4 +1,8 @@
-"""The connection to a Ray cluster: a running one, or one of this machine's own."""
+"""Connection to a Ray cluster: one that is running, or a local one started by this process.
+
+`connect` is the only place that calls `ray.init`. It sets the environment of all workers and returns the cluster's
+resources, which `resources.check_resources` compares with a recipe's requests.
+"""
 
 import logging
 import os
@@ -10,44 +14,52 @@ from vlgenrm_ray.cluster import ray_compat
 from vlgenrm_ray.cluster.resources import Cluster, Node
 from vlgenrm_ray.errors import ResourceError
 
-_OURS = {
-    # Threads that spin while they wait take the cores from each other; see engines/environment.py. How many threads a
-    # worker has is not said here: Ray sets OMP_NUM_THREADS from what each actor asks for.
+_WORKER_VARIABLES = {
+    # Threads that spin while they wait take cores from each other; see engines/environment.py. The number of threads is
+    # left to Ray, which sets OMP_NUM_THREADS from the CPUs of each actor.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "KMP_BLOCKTIME": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    # An actor that asks for no GPU must see none, or engines would find one and fill it.
+    # An actor that requests no GPU must see none; an engine in it would otherwise fill one.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "YOLO_VERBOSE": "false",
 }
-_KNOCK_S = 10.0
-_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:: |$)", re.MULTILINE)
-"""The last line of a traceback, which begins at its left edge: what was raised."""
-_LONGEST_REASON = 300
-_IDLE_WORKERS = 4
-"""At least, of a Ray of our own. Ray keeps one a CPU and ends the others after a second; a stage has more light tasks
-than a laptop has CPUs, and the next stage's would import Ray Data anew."""
+_CONNECT_TIMEOUT_S = 10.0
+_EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:: |$)", re.MULTILINE)
+"""Last line of a traceback, which starts at the left margin: exception type and message."""
+_MAX_CAUSE_CHARS = 300
+_MIN_IDLE_WORKERS = 4
+"""Idle workers that a local Ray keeps at least. With Ray's default, one per CPU, the light tasks of each stage would
+start new processes and import Ray Data again."""
 
 
 def connect(
     address: str | None = None, *, num_cpus: int | None = None, offline: bool = False, quiet: bool = True
 ) -> Cluster:
-    """Connect this process to Ray and return what the cluster has.
+    """Connect this process to Ray.
 
-    `address`: "local" starts a Ray of `num_cpus` (default: the machine's) that ends with this process; anything else
-    is a running cluster's; None takes RAY_ADDRESS, which Ray itself sets in a submitted job, and "local" without it.
-    `offline`: all models are local folders, so the Hugging Face hub is never asked. `quiet`: workers' own output goes
-    to Ray's log files only. Raises ResourceError where none answers.
+    Args:
+        address: Address of a running cluster, or "local" for a Ray that ends with this process. None takes RAY_ADDRESS,
+            which Ray sets in a submitted job, else "local".
+        num_cpus: CPUs of a local Ray; default: all of the machine.
+        offline: All models are local folders; workers never contact the Hugging Face hub.
+        quiet: Write the output of workers to Ray's log files only.
+
+    Returns:
+        The resources of the cluster.
+
+    Raises:
+        ResourceError: No cluster answers at `address`.
     """
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    variables = _OURS | ({"HF_HUB_OFFLINE": "1"} if offline else {})
-    # The user's own values win, and the driver needs the variables as well: it loads tokenizers, and Ray Data's log.
+    variables = _WORKER_VARIABLES | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+    # Values set by the user take precedence. The driver needs the variables too: it loads tokenizers and runs Ray Data.
     variables = {name: os.environ.setdefault(name, value) for name, value in variables.items()}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     arguments: dict[str, Any] = {
@@ -56,47 +68,47 @@ def connect(
         "logging_level": logging.WARNING if quiet else logging.INFO,
     }
     if address == "local":
-        # Its workers inherit this process' environment. That Ray guards its ports by a token needs no warning.
+        # Workers of a local Ray inherit this process' environment.
         arguments |= {"include_dashboard": False, "num_cpus": num_cpus}
-        ray_compat.keep_idle_workers(max(_IDLE_WORKERS, num_cpus or os.cpu_count() or 1))
+        ray_compat.keep_idle_workers(max(_MIN_IDLE_WORKERS, num_cpus or os.cpu_count() or 1))
         ray_compat.silence_token_notice()
     else:
-        # Ray refuses a variable that the job's submitter has set: the submitter wins.
+        # Ray rejects a variable that the job was submitted with; the submitted value takes precedence.
         submitted = ray_compat.submitted_variables()
         arguments["runtime_env"] = {"env_vars": {k: v for k, v in variables.items() if k not in submitted}}
     try:
         if not ray.is_initialized():
-            _knock(address)
+            _check_reachable(address)
             ray.init(**arguments)
     except OSError as error:
         raise ResourceError(
             f"no Ray cluster answers at '{address}' ({error}); start one with 'ray start --head', correct the address,"
             " or use 'local' to run on this machine alone"
         ) from error
-    _quieten_ray_data(quiet)
-    return survey()
+    _configure_ray_data(quiet)
+    return describe_cluster()
 
 
-def _knock(address: str) -> None:
-    """Raise OSError if nobody listens at a host:port. Ray itself would try for two minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at a `host:port`. Ray itself would retry for two minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def survey() -> Cluster:
-    """The connected cluster's nodes, as they are now."""
+def describe_cluster() -> Cluster:
+    """Return the nodes of the connected cluster, as they are now."""
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Cluster(
         nodes=tuple(Node(num_cpus=r.get("CPU", 0.0), num_gpus=r.get("GPU", 0.0)) for r in resources),
-        grows=ray_compat.has_autoscaler(),
+        can_grow=ray_compat.has_autoscaler(),
     )
 
 
-def _quieten_ray_data(quiet: bool) -> None:
-    """Stages show their own progress (progress.py); Ray Data's bars would draw over it."""
+def _configure_ray_data(quiet: bool) -> None:
+    """Disable Ray Data's progress bars, which would overwrite those of `data.progress`."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -104,12 +116,13 @@ def _quieten_ray_data(quiet: bool) -> None:
     context.print_on_execution_start = not quiet
 
 
-def why_died(error: Exception) -> str:
-    """What Ray says of an actor that died, in a line.
+def actor_death_cause(error: Exception) -> str:
+    """Return the cause of an actor's death on one line.
 
-    Of one whose constructor raised, Ray shows where, and only at the end what: a beginning would not name the cause.
+    If the actor's constructor raised, Ray's message ends with the exception, after a long traceback; the line starts
+    there.
     """
     text = str(error)
-    if getattr(error, "actor_init_failed", False) and (raised := list(_RAISED.finditer(text))):
-        text = text[raised[-1].start() :]
-    return " ".join(text.split())[:_LONGEST_REASON]
+    if getattr(error, "actor_init_failed", False) and (exceptions := list(_EXCEPTION_LINE.finditer(text))):
+        text = text[exceptions[-1].start() :]
+    return " ".join(text.split())[:_MAX_CAUSE_CHARS]

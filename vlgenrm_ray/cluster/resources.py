@@ -1,21 +1,27 @@
-"""What a cluster has, and whether a run's stages fit on it."""
+"""Resources of a cluster, and the check that the stages of a run fit on it before anything starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlgenrm_ray.errors import ResourceError
 
+_ROUNDING = 1e-6
+"""Sums of fractions such as 0.1 are off by a rounding error, which must not cost a place."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceRequest:
-    """What one pool of actors (or a task beside it) needs. Asks of one stage are needed at the same time."""
+    """Resources of one group of equal actors or tasks. All requests of one stage are needed at the same time."""
 
     stage: str
     role: str = "actor"
+    """Noun for messages: actor, task, worker, rollout engine, ..."""
     count: int = 1
-    """How many, each of which must find its place on one node."""
+    """Number of actors; each must fit on one node."""
     num_cpus: float = 1.0
+    """CPUs of each."""
     num_gpus: float = 0.0
+    """GPUs of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +34,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What a cluster has, in use or not."""
+    """Total resources of a cluster, used or not."""
 
     nodes: tuple[Node, ...]
-    grows: bool = False
-    """Whether an autoscaler may add nodes; then nobody can say now that an ask will never be met."""
+    can_grow: bool = False
+    """True if an autoscaler may add nodes; a request that does not fit now may fit later."""
 
     @property
     def num_cpus(self) -> float:
@@ -43,55 +49,62 @@ class Cluster:
         return sum(node.num_gpus for node in self.nodes)
 
     def __str__(self) -> str:
-        counted = f"{many(self.num_cpus, 'CPU')} and {many(self.num_gpus, 'GPU')} on {many(len(self.nodes), 'node')}"
-        return f"{counted}{', and may grow' if self.grows else ''}"
+        gpus, nodes = count_noun(self.num_gpus, "GPU"), count_noun(len(self.nodes), "node")
+        return f"{count_noun(self.num_cpus, 'CPU')} and {gpus} on {nodes}{', and may grow' if self.can_grow else ''}"
 
 
-def many(count: float, noun: str) -> str:
-    """A number of things: "1 CPU", "2 nodes"."""
+def count_noun(count: float, noun: str) -> str:
+    """Format a number of things: "1 CPU", "2 nodes"."""
     return f"{count:g} {noun}{'' if count == 1 else 's'}"
 
 
-def check_resources(asks: Sequence[ResourceRequest], cluster: Cluster) -> None:
-    """Raise ResourceError if a stage could never start on this cluster, rather than let it wait for ever."""
-    if problems := lacking(asks, cluster):
+def check_resources(requests: Sequence[ResourceRequest], cluster: Cluster) -> None:
+    """Raise ResourceError if a stage could never start on the cluster; it would otherwise wait forever."""
+    if problems := unmet_requests(requests, cluster):
         raise ResourceError("\n".join(problems))
 
 
-def lacking(asks: Sequence[ResourceRequest], cluster: Cluster) -> list[str]:
-    """One line for each stage that cannot get what it asks for: stage, resource, asked, there, remedy."""
-    if cluster.grows:
+def unmet_requests(requests: Sequence[ResourceRequest], cluster: Cluster) -> list[str]:
+    """Return one line for each stage that does not fit: stage, resource, requested, available, remedy."""
+    if cluster.can_grow:
         return []
-    stages = list(dict.fromkeys(ask.stage for ask in asks))
-    found = (_lack(stage, [ask for ask in asks if ask.stage == stage], cluster) for stage in stages)
-    return [line for line in found if line]
+    stages = dict.fromkeys(request.stage for request in requests)
+    problems = (_check_stage(stage, [r for r in requests if r.stage == stage], cluster) for stage in stages)
+    return [problem for problem in problems if problem]
 
 
-def _lack(stage: str, asks: Sequence[ResourceRequest], cluster: Cluster) -> str:
-    """Place a stage's actors on the nodes, largest first; say which could not be placed."""
+def _check_stage(stage: str, requests: Sequence[ResourceRequest], cluster: Cluster) -> str:
+    """Place a stage's actors on the nodes, largest first. Return the problem, or "" if all are placed."""
     cpus = [node.num_cpus for node in cluster.nodes]
     gpus = [node.num_gpus for node in cluster.nodes]
-    for ask in sorted(asks, key=lambda ask: (ask.num_gpus, ask.num_cpus), reverse=True):
-        for placed in range(ask.count):
-            # Sums of shares such as 0.1 are off by a rounding error, which must not cost a place.
-            fits = (i for i in range(len(cpus)) if ask.num_cpus <= cpus[i] + 1e-6 and ask.num_gpus <= gpus[i] + 1e-6)
-            if (i := next(fits, None)) is None:
-                return _explain(stage, ask, placed, asks, cluster)
-            cpus[i] -= ask.num_cpus
-            gpus[i] -= ask.num_gpus
+    for request in sorted(requests, key=lambda r: (r.num_gpus, r.num_cpus), reverse=True):
+        for num_placed in range(request.count):
+            fitting = (
+                i
+                for i in range(len(cpus))
+                if request.num_cpus <= cpus[i] + _ROUNDING and request.num_gpus <= gpus[i] + _ROUNDING
+            )
+            if (i := next(fitting, None)) is None:
+                return _explain(stage, request, num_placed, requests, cluster)
+            cpus[i] -= request.num_cpus
+            gpus[i] -= request.num_gpus
     return ""
 
 
-def _explain(stage: str, ask: ResourceRequest, placed: int, asks: Sequence[ResourceRequest], cluster: Cluster) -> str:
-    total_cpus = sum(a.count * a.num_cpus for a in asks)
-    total_gpus = sum(a.count * a.num_gpus for a in asks)
-    gpus_lack = total_gpus > cluster.num_gpus or ask.num_gpus > max((n.num_gpus for n in cluster.nodes), default=0)
-    name, each, total = ("GPU", ask.num_gpus, total_gpus) if gpus_lack else ("CPU", ask.num_cpus, total_cpus)
-    if gpus_lack and not cluster.num_gpus:
+def _explain(
+    stage: str, request: ResourceRequest, num_placed: int, requests: Sequence[ResourceRequest], cluster: Cluster
+) -> str:
+    total_cpus = sum(r.count * r.num_cpus for r in requests)
+    total_gpus = sum(r.count * r.num_gpus for r in requests)
+    largest_node = max((node.num_gpus for node in cluster.nodes), default=0)
+    lacks_gpus = total_gpus > cluster.num_gpus or request.num_gpus > largest_node
+    name, each, total = ("GPU", request.num_gpus, total_gpus) if lacks_gpus else ("CPU", request.num_cpus, total_cpus)
+    if lacks_gpus and not cluster.num_gpus:
         remedy = "take a recipe for CPUs (jobs/recipes/shapes.yaml) or a cluster with GPUs"
     else:
-        remedy = f"ask for fewer actors or num_{name.lower()}s in section '{stage}' of the recipe, or add nodes"
+        remedy = f"request fewer actors or num_{name.lower()}s in section '{stage}' of the recipe, or add nodes"
     return (
-        f"stage '{stage}': asks for {many(total, name)} at once ({each:g} for each of {many(ask.count, ask.role)}),"
-        f" and the cluster has {cluster}: room for {placed} of {ask.count}; {remedy}"
+        f"stage '{stage}': requests {count_noun(total, name)} at once"
+        f" ({each:g} for each of {count_noun(request.count, request.role)}), and the cluster has {cluster}:"
+        f" room for {num_placed} of {request.count}; {remedy}"
     )

@@ -1,4 +1,4 @@
-"""A group of workers on Ray Train: started, restarted from their checkpoints, shown, and ended by Ctrl-C."""
+"""Groups of training workers on Ray Train: start, restart from checkpoints, progress, and Ctrl-C."""
 
 import os
 import signal
@@ -15,41 +15,55 @@ from vlgenrm_ray.data.store import read_json
 
 _Job = TypeVar("_Job")
 _POLL_S = 0.5
-_ABORT_S = 60.0
-_COLLECTIVE_S = 7200
-"""Longest that a worker waits for the others in a collective; what the first does alone meanwhile may take long."""
+_ABORT_TIMEOUT_S = 60.0
+_COLLECTIVE_TIMEOUT_S = 7200
+"""Longest time a worker waits for the others in a collective. Rank 0 may evaluate or export alone meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerGroup:
-    """How many workers, with what."""
+    """Size, resources and environment of a group of workers."""
 
     workers: int
     num_cpus: int
-    """CPUs of each."""
+    """CPUs of each worker."""
     num_gpus: float
-    """GPUs of each."""
+    """GPUs of each worker."""
     retries: int
-    """Times that a crashed group is started again."""
+    """Times a crashed group is restarted."""
     keep_checkpoints: int
+    """Number of latest checkpoints that are kept."""
     environment: Mapping[str, str]
+    """Environment variables of each worker."""
 
 
 def fit(work: Callable[[_Job], None], job: _Job, group: WorkerGroup, *, storage: Path, name: str) -> Exception | None:
-    """Have every worker of the group do `work(job)`; what the last attempt failed of, or None.
+    """Run `work(job)` in every worker of a group.
 
-    Checkpoints lie in `storage`/`name`, from which a crashed group, or the next call, goes on.
+    Args:
+        work: Training loop of one worker.
+        job: Its argument, pickled to every worker.
+        group: Size, resources and environment of the group.
+        storage: Folder on a file system that all nodes share. A crashed group, or the next call, continues from the
+            checkpoints in `storage`/`name`.
+        name: Name of the training below `storage`.
+
+    Returns:
+        The failure of the last attempt, or None if the training finished.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C, after the workers were stopped.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = group.num_gpus > 0
-    for variable, value in _settings().items():
+    for variable, value in _ray_train_environment().items():
         os.environ.setdefault(variable, value)
     trainer = TorchTrainer(
         work,
         train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_S),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=group.workers,
             use_gpu=gpu,
@@ -74,64 +88,70 @@ def fit(work: Callable[[_Job], None], job: _Job, group: WorkerGroup, *, storage:
 
 
 @contextmanager
-def steps_shown(name: str, *, plan: Path, metrics: Path, news: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
-    """Progress of workers, read from what they write: `steps` of the JSON file `plan`, and the lines of `metrics`.
+def show_steps(
+    name: str, *, plan: Path, metrics: Path, messages: Callable[[], Sequence[str]] = tuple
+) -> Iterator[None]:
+    """Show the progress of workers while the context lasts, read from the files they write.
 
-    `plan` is of this attempt: an earlier one's is removed. `news`: texts to be shown beside it, asked for as it goes.
+    Args:
+        name: Name of the progress bar.
+        plan: JSON file whose key `steps` is the total. A file of an earlier attempt is removed.
+        metrics: JSON Lines file with one line per finished step.
+        messages: Returns new lines to show above the bar; called twice a second.
     """
-    over = threading.Event()
+    finished = threading.Event()
     plan.unlink(missing_ok=True)
 
-    def written() -> int:
+    def steps_done() -> int:
         return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
     def follow() -> None:
         while not plan.exists():
-            if over.wait(_POLL_S):
+            if finished.wait(_POLL_S):
                 return
-        # What an earlier call did is no sign of how fast this one is.
-        with Progress(name, total=int(read_json(plan)["steps"]), done=written()) as progress:
+        # Steps of an earlier call say nothing about the speed of this one.
+        with Progress(name, total=int(read_json(plan)["steps"]), done=steps_done()) as progress:
             last = False
             while not last:
-                last = over.wait(_POLL_S)
-                for text in news():
-                    progress.say(text)
-                progress.advance(max(0, written() - progress.done))
+                last = finished.wait(_POLL_S)
+                for message in messages():
+                    progress.print(message)
+                progress.advance(max(0, steps_done() - progress.done))
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
-def _settings() -> dict[str, str]:
-    """Ray Train's own environment variables, for what has no argument; a user's values win."""
+def _ray_train_environment() -> dict[str, str]:
+    """Return Ray Train settings that only environment variables can change; a user's values take precedence."""
     import ray
 
-    settings = {
+    variables = {
         "RAY_TRAIN_V2_ENABLED": "1",
-        # How often the controller looks at its workers, hence how long it takes to see that they are done.
+        # The controller polls its workers at this interval, hence learns this late that they are done.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        # Importing torch, transformers and DeepSpeed on a busy node takes longer than the minute it allows.
+        # Importing torch, transformers and DeepSpeed on a busy node takes longer than the default of one minute.
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
         "RAY_TRAIN_METRICS_ENABLED": "0",
     }
     if len(ray.nodes()) == 1:
-        # An actor that watches for nodes being taken away; with the only node, it goes as well.
-        settings |= ray_compat.NO_PREEMPTION_WATCHER
-    return settings
+        # If the only node is preempted, the watcher is gone as well.
+        variables |= ray_compat.NO_PREEMPTION_WATCHER
+    return variables
 
 
 @contextmanager
 def _interruptible(trainer: Any) -> Iterator[None]:
-    """Let Ctrl-C end a trainer's workers and then raise KeyboardInterrupt.
+    """Make Ctrl-C stop a trainer's workers and then raise KeyboardInterrupt.
 
-    Left to itself, Ray Train answers Ctrl-C by exiting with 0, and keeps the signal when it is done. And an exception
-    that a signal handler raises is lost where the handler happens to run inside a finaliser. So the handler itself
-    ends the workers, which ends `fit`, and remembers that it did.
+    Ray Train's own handler exits with status 0 and stays installed. An exception raised by a signal handler is lost if
+    the handler happens to run inside a finaliser; hence this handler stops the workers, which ends `fit`, and records
+    that it did.
     """
     controllers: list[Any] = []
     ray_compat.replace_sigint_handler(trainer, controllers.append)
@@ -148,7 +168,7 @@ def _interruptible(trainer: Any) -> Iterator[None]:
                 _abort(controller)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    previous = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except Exception as error:
@@ -156,17 +176,17 @@ def _interruptible(trainer: Any) -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
     if interrupted:
         raise KeyboardInterrupt
 
 
 def _abort(controller: Any) -> None:
-    """End a training's workers, so that their CPUs and GPUs are free at once."""
+    """Stop a training's workers, so that their CPUs and GPUs are free at once."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
 
     try:
-        ray.get(ray_compat.abort_training(controller), timeout=_ABORT_S)
+        ray.get(ray_compat.abort_training(controller), timeout=_ABORT_TIMEOUT_S)
     except (RayActorError, GetTimeoutError):
-        return  # The controller ends its own process; there is nothing more to hear from it.
+        return  # The controller ends its own process while it aborts.

@@ -197,7 +197,7 @@ class RolloutWorkerHandle:
         try:
             return await awaitable
         except RayActorError as error:
-            raise EngineLostError(f"{self.name} died: {connection.why_died(error)}") from error
+            raise EngineLostError(f"{self.name} died: {connection.actor_death_cause(error)}") from error
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, ObjectLostError):

@@ -25,7 +25,7 @@ from typing import Any
 from vlgenrm_ray import errors
 from vlgenrm_ray.cluster import connection, resources
 from vlgenrm_ray.cluster.resources import ResourceRequest
-from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, steps_shown
+from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, show_steps
 from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
@@ -76,7 +76,7 @@ def run(
         load_function(function)
     for judge in (reward.judge for reward in config.rewards if reward.judge is not None):
         model_folder.locate(judge.engine.model)
-    resources.check_resources(resource_requests(config), connection.survey())
+    resources.check_resources(resource_requests(config), connection.describe_cluster())
     started = time.monotonic()
     # A fresh name: other runs have an orchestrator of their own, and that of an earlier call may not have ended yet.
     orchestrator = f"orchestrator-{uuid.uuid4().hex}"
@@ -171,7 +171,7 @@ def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder)
     )
     try:
         _wait_until_ready(actor, config.rewards)
-        with steps_shown(STAGE, plan=paths.plan, metrics=paths.metrics, news=ConsoleReporter(paths)):
+        with show_steps(STAGE, plan=paths.plan, metrics=paths.metrics, messages=ConsoleReporter(paths)):
             failure = fit(train_worker, job, group, storage=paths.folder, name=_RAY_FOLDER)
     finally:
         ray.kill(actor)
@@ -203,5 +203,5 @@ def _wait_until_ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
             raise error.cause from error
         except RayActorError as error:
             raise StageError(
-                f"stage 'policy': the rollout orchestrator did not start: {connection.why_died(error)}"
+                f"stage 'policy': the rollout orchestrator did not start: {connection.actor_death_cause(error)}"
             ) from error

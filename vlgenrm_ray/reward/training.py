@@ -22,7 +22,7 @@ from typing import Any
 
 from vlgenrm_ray.cluster import connection, resources
 from vlgenrm_ray.cluster.resources import ResourceRequest
-from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, steps_shown
+from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, show_steps
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, read_json, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
@@ -86,7 +86,7 @@ def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Pa
             request = ResourceRequest(
                 stage="training", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus
             )
-            resources.check_resources([request], connection.survey())
+            resources.check_resources([request], connection.describe_cluster())
             job.failure.unlink(missing_ok=True)
             _run_workers(job)
     except BaseException:
@@ -105,7 +105,7 @@ def _run_workers(job: TrainingJob) -> None:
         keep_checkpoints=config.keep_checkpoints,
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
-    with steps_shown("training", plan=job.plan, metrics=job.metrics):
+    with show_steps("training", plan=job.plan, metrics=job.metrics):
         error = fit(train_worker, job, group, storage=job.target, name=_RAY)
     if job.failure.exists():
         failure = read_json(job.failure)

@@ -139,7 +139,7 @@ def start_local_judge(config: LocalJudgeConfig, limits: ImageLimits, *, deadline
         except RayActorError as error:
             # An actor that fails to start will fail again; one that died may work after a restart.
             kind = RemoteRefusalError if error.actor_init_failed else RemoteError
-            raise kind(f"the local judge died: {connection.why_died(error)}") from error
+            raise kind(f"the local judge died: {connection.actor_death_cause(error)}") from error
         return judgements
 
     return LocalJudgeReward(score_items, lambda: ray.kill(actor), deadline_s=deadline_s)

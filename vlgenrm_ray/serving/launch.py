@@ -40,11 +40,11 @@ def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, repl
     from vlgenrm_ray.serving.ingress import ListenAddress, application
     from vlgenrm_ray.serving.model_version import ActiveModelRegistry
 
-    cluster = connection.survey()
+    cluster = connection.describe_cluster()
     resources.check_resources(_resource_requests(config), cluster)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # On one machine the ingress listens itself. On several, clients must not need to know on which one it runs.
-    listens = len(cluster.nodes) == 1 and not cluster.grows
+    listens = len(cluster.nodes) == 1 and not cluster.can_grow
     replaced = _claim_name(name, replace=replace, proxied=not listens)
     _check_port(host, port, patience_s=_CLOSING_S if replaced else 0.0)
     serve.start(
@@ -121,7 +121,7 @@ def _quiet_logging() -> dict[str, Any]:
 
 def _fit_replicas(config: ServingConfig, cluster: Cluster) -> ServingConfig:
     """Lower `max_replicas` to what a cluster of fixed size can hold. A single engine runs in the ingress process."""
-    if cluster.grows or config.replicas != "auto":
+    if cluster.can_grow or config.replicas != "auto":
         return config
     per_engine = [("num_cpus", config.num_cpus), ("num_gpus", config.num_gpus)]
     fits = [sum(int(getattr(node, kind) // num) for node in cluster.nodes) for kind, num in per_engine if num]

@@ -1,0 +1,332 @@
+"""Entry points of `vlgenrm` and of the scripts in jobs/: one function per command.
+
+Each reads a recipe, checks the cluster, runs one pipeline and prints its result. `cli` only parses arguments.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+
+from vlgenrm_ray import co_training, config, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray.cluster import connection, resources
+from vlgenrm_ray.cluster.resources import ResourceRequest
+from vlgenrm_ray.config import RunConfig
+from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.policy import trackers
+from vlgenrm_ray.report import curves, policy_summary, summary
+from vlgenrm_ray.reward.rounds import RoundResult
+from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.config import ServingConfig
+
+RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
+
+
+def shipped_recipe(name: str) -> Path:
+    """Return the path of a recipe of this repository. Raises InputError if the package was installed without it."""
+    path = RECIPES / f"{name}.yaml"
+    if not path.exists():
+        raise InputError(f"{path}: no such recipe; clone the repository and run its cluster/setup.sh")
+    return path
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def train_reward(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Run, or continue, a reward-model recipe: curation, then rounds of critiques, selection, training, evaluation.
+
+    Args:
+        path: Recipe.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+        run: Run folder; default: `runs/<name of the recipe>`.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+        dry_run: Print the resolved recipe and the resources it needs, and stop.
+
+    Returns:
+        The content of `summary.json`; empty for a dry run.
+    """
+    settings = config.load(path, tuple(overrides))
+    folder = run or Path("runs") / path.stem
+    console = Console(highlight=False)
+    requests = plan.reward_requests(settings)
+    if dry_run:
+        _print_plan(console, settings, requests, address)
+        return {}
+    _print_start(console, folder, path, settings.seed)
+    _check_cluster(requests, address, _reward_models(settings))
+    results = pipeline.run(settings, folder, on_round=lambda result: _print_round(console, result))
+    console.print(summary.stages_table(results))
+    console.print(summary.rounds_table(results))
+    _print_best(console, folder, results)
+    return results
+
+
+def train_policy(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train, or continue to train, the policy of a recipe against its rewards.
+
+    Arguments as for `train_reward`. Returns the content of `policy/summary.json`; empty for a dry run.
+    """
+    settings = config.load_policy(path, tuple(overrides))
+    folder = run or Path("runs") / path.stem
+    console = Console(highlight=False)
+    requests = plan.policy_requests(settings)
+    if dry_run:
+        _print_plan(console, settings, requests, address)
+        return {}
+    trackers.check_installed(settings.policy.trackers)
+    _print_start(console, folder, path, settings.seed)
+    models = [settings.base, *(reward.judge.engine.model for reward in settings.policy.rewards if reward.judge)]
+    models += [settings.judge_service.model] if settings.judge_service else []
+    _check_cluster(requests, address, models)
+    results = policy_pipeline.run(settings, folder)
+    for line in policy_summary.summary_lines(results, folder):
+        console.print(line, markup=False, soft_wrap=True)
+    return results
+
+
+def co_train(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+) -> list[co_training.IterationResult]:
+    """Run, or continue, a co-training recipe. Arguments as for `train_reward`. Returns the result of each iteration."""
+    settings = config.load_co_training(path, tuple(overrides))
+    folder = run or Path("runs") / path.stem
+    console = Console(highlight=False)
+    requests = plan.co_training_requests(settings)
+    if dry_run:
+        _print_plan(console, settings, requests, address)
+        return []
+    trackers.check_installed(settings.policy.policy.trackers)
+    _print_start(console, folder, path, settings.reward.seed)
+    _check_cluster(requests, address, [*_reward_models(settings.reward), settings.policy.base])
+    return co_training.run(settings, folder, on_iteration=lambda result: _print_iteration(console, result))
+
+
+def draw_curves(target: Path, runs: Sequence[str]) -> None:
+    """Draw the training curves of policies, each "LABEL=RUN[,RUN...]", into the picture `target`."""
+    curves.draw_curves(curves.parse_runs(runs), target)
+
+
+# -- one model -------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    path: Path, *, model: str, overrides: Sequence[str] = (), run: Path, address: str | None = None
+) -> Mapping[str, Any]:
+    """Judge the held-out pairs of a recipe with a model.
+
+    Args:
+        path: Recipe.
+        model: Model folder, hub name, or `pack:vlm`.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+        run: Folder for the pairs and the judgements.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+
+    Returns:
+        The metrics of the evaluation stage, which are printed as well.
+    """
+    from vlgenrm_ray.curation import pool
+    from vlgenrm_ray.data.store import StageFolder
+    from vlgenrm_ray.evaluation import heldout, pairs
+
+    settings = config.load(path, tuple(overrides))
+    folder = model_folder.locate(recipe.resolve(model))
+    requests = [request for request in plan.reward_requests(settings) if request.stage == "evaluation"]
+    resources.check_resources(requests, connection.connect(address, offline=True))
+    labelled, target = StageFolder(run / "heldout-pool"), StageFolder(run / "heldout")
+    pool.run(settings.heldout, target=labelled)
+    heldout.run(source=labelled, target=target)
+    manifest = pairs.run(
+        settings.evaluation, judge=settings.judge, model=folder, source=target, target=StageFolder(run / "evaluation")
+    )
+    Console(highlight=False).print(summary.evaluation_table(manifest.metrics))
+    return manifest.metrics
+
+
+def score(
+    image: Path, question: str, response: str, *, model: str, path: Path | None, num_critiques: int | None
+) -> None:
+    """Print the reward and the critiques of one response, judged in this process without Ray.
+
+    Args:
+        image: Image file.
+        question: Question about the image.
+        response: Response to be judged.
+        model: Model folder, hub name, or `pack:vlm`.
+        path: Recipe whose judge and engine are used; default: shapes.
+        num_critiques: Critiques to sample; default: the recipe's.
+    """
+    from vlgenrm_ray.data import images
+    from vlgenrm_ray.data.images import ImageError
+    from vlgenrm_ray.engines.vllm import VllmGenerator
+    from vlgenrm_ray.judge.judge import Judge, JudgeInput
+
+    settings = config.load(path or shipped_recipe("shapes"))
+    limits = settings.evaluation.images
+    try:
+        ref = images.probe(str(image), limits)
+    except ImageError as error:
+        raise InputError(f"IMAGE: {error.detail}") from error
+    judge_config = settings.judge.model_copy(update={"num_critiques": num_critiques} if num_critiques else {})
+    folder = str(model_folder.locate(recipe.resolve(model)))
+    engine = VllmGenerator(settings.evaluation.engine.model_copy(update={"model": folder}))
+    judge = Judge(judge_config, engine, limits)
+    (judgement,) = judge.score([JudgeInput(id="cli", images=(ref,), question=question, response=response)])
+    console = Console(highlight=False)
+    reward = "none" if judgement.reward is None else f"{judgement.reward:.4f}"
+    console.print(
+        f"reward {reward}  status {judgement.status}  critiques {len(judgement.critiques)}  "
+        f"verdict mass {judgement.verdict_mass:.3f}"
+    )
+    for number, critique in enumerate(judgement.critiques):
+        console.print(f"\n-- critique {number}\n{critique.text}", markup=False)
+
+
+def serve(
+    model: str,
+    *,
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    replicas: int | str | None = None,
+    image_roots: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    address: str | None = None,
+    wait: bool = True,
+) -> str:
+    """Serve a judge over HTTP.
+
+    Args:
+        model: Model folder, hub name, or `pack:vlm`.
+        path: Recipe whose judge and engine are used; default: shapes.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+        replicas: Number of engines, or "auto"; default: the recipe's.
+        image_roots: Folders whose image files requests may name.
+        host: Address to listen on.
+        port: TCP port to listen on.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+        wait: Block until interrupted.
+
+    Returns:
+        The URL of the service.
+    """
+    from vlgenrm_ray.serving import launch
+
+    settings = serving_config(model, path=path, overrides=overrides, replicas=replicas, image_roots=image_roots)
+    connection.connect(address, offline=True)
+    url = launch.start(settings, host=host, port=port)
+    console = Console(highlight=False)
+    console.print(
+        f"serving {settings.engine.model} at {url}  docs: {url}/docs  ready: {url}/ready", markup=False, soft_wrap=True
+    )
+    if wait:
+        launch.wait()
+    return url
+
+
+def serving_config(
+    model: str,
+    *,
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    replicas: int | str | None = None,
+    image_roots: Sequence[str] = (),
+) -> ServingConfig:
+    """Return the configuration of a service of `model`; arguments as for `serve`.
+
+    Tokens come from the environment variables VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN.
+    """
+    settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
+    folder = str(model_folder.locate(recipe.resolve(model)))
+    changes: dict[str, Any] = {"tokens": Tokens.from_environment()}
+    if replicas is not None:
+        changes["replicas"] = replicas if replicas == "auto" else int(replicas)
+    if image_roots:
+        changes["image_roots"] = tuple(image_roots)
+    serving = config.serving(settings, **changes)
+    return serving.model_copy(update={"engine": serving.engine.model_copy(update={"model": folder})})
+
+
+def run_doctor(path: Path | None, *, overrides: Sequence[str] = (), address: str | None = None) -> int:
+    """Print the doctor's checks, with those of a recipe if one is given. Return 0 if none failed, else 1."""
+    from vlgenrm_ray.cluster import doctor
+
+    requests = plan.reward_requests(config.load(path, tuple(overrides))) if path else []
+    return doctor.report(doctor.diagnose(requests, address=address))
+
+
+# -- shared steps ----------------------------------------------------------------------------------------------------
+
+
+def _check_cluster(requests: Sequence[ResourceRequest], address: str | None, models: Sequence[str]) -> None:
+    """Connect to Ray and check the requests. Without hub names among the models, workers never contact the hub."""
+    offline = all(Path(model).is_dir() for model in models)
+    resources.check_resources(requests, connection.connect(address, offline=offline))
+
+
+def _reward_models(settings: RunConfig) -> list[str]:
+    return [settings.base, *(generator.engine.model for generator in settings.responses.generators)]
+
+
+def _print_plan(
+    console: Console, settings: BaseModel, requests: Sequence[ResourceRequest], address: str | None
+) -> None:
+    console.print(recipe.dump(settings), markup=False)
+    console.print(plan.request_table(requests, connection.connect(address)))
+
+
+def _print_start(console: Console, folder: Path, path: Path, seed: int) -> None:
+    # The output of a job is not a terminal; with line buffering its log is up to date.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    console.print(f"run {folder}  recipe {path.name}  seed {seed}", markup=False)
+
+
+def _print_round(console: Console, result: RoundResult) -> None:
+    name = f"round {result.round}" if result.round else "base"
+    console.print(f"{name}: held-out pairwise accuracy {result.accuracy:.3f}")
+
+
+def _print_best(console: Console, folder: Path, results: Mapping[str, Any]) -> None:
+    best = max(results["rounds"], key=lambda r: (r["pairwise_accuracy"], -r["round"]))
+    if gain := best.get("gain"):
+        console.print(
+            f"best round {best['round']}: {gain['value'] * 100:+.1f} points over the base "
+            f"(95 %: {gain['ci95'][0] * 100:+.1f} to {gain['ci95'][1] * 100:+.1f}, {gain['num']} pairs)"
+        )
+    console.print(f"{results['seconds']:.0f} s in all; summary.json, lineage and models are in {folder}", markup=False)
+
+
+def _print_iteration(console: Console, result: co_training.IterationResult) -> None:
+    first, best = (result[name]["value"] for name in ("first", "best"))
+    policy = "" if first is None else f"; policy's held-out value {first:.3f} -> {best:.3f}"
+    console.print(
+        f"iteration {result['iteration']}: judge's held-out pairwise accuracy {result['accuracy']:.3f}{policy}"
+    )
+    if error := result["swap_error"]:
+        console.print(
+            f"iteration {result['iteration']}: the previous judge stays in service: {error}",
+            markup=False,
+        )
