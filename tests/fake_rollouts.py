@@ -9,7 +9,7 @@ import factories
 
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.errors import EngineLostError
-from vlgenrm_ray.policy.engine_pool import EnginePool
+from vlgenrm_ray.policy.engine_pool import RolloutEnginePool
 from vlgenrm_ray.policy.rollouts import UNSCORED, RolloutBatch, RolloutGroup, RolloutRequest
 from vlgenrm_ray.records import Question, Rollout
 from vlgenrm_ray.rewards.reward import RewardOutput
@@ -43,7 +43,7 @@ def rollout_batch(
     )
 
 
-class FakeEngine:
+class FakeRolloutEngine:
     """A `RolloutEngine` that answers "<question id> <rollout index>", and dies after `num_groups` groups.
 
     A question with "blind" in its text has no readable image.
@@ -96,15 +96,17 @@ class FakeEngine:
         self.closed = True
 
 
-class FakeEnginePool:
-    """An `EnginePool` of fake engines."""
+class FakeRolloutEngines:
+    """An `RolloutEnginePool` of fake engines."""
 
-    def __init__(self, *engines: FakeEngine, num_engines: int, max_restarts: int = 2, stall_s: float = 60.0) -> None:
+    def __init__(
+        self, *engines: FakeRolloutEngine, num_engines: int, max_restarts: int = 2, stall_s: float = 60.0
+    ) -> None:
         """`engines`: the first ones to be started. Those started later never die."""
-        self.started: list[FakeEngine] = []
+        self.started: list[FakeRolloutEngine] = []
         """All engines that were ever started."""
         self._first = list(engines)
-        self.pool = EnginePool(
+        self.pool = RolloutEnginePool(
             self._start,
             num_engines=num_engines,
             max_restarts=max_restarts,
@@ -112,9 +114,9 @@ class FakeEnginePool:
             load_timeout_s=stall_s,
         )
 
-    async def _start(self) -> FakeEngine:
+    async def _start(self) -> FakeRolloutEngine:
         await asyncio.sleep(0)
-        engine = self._first.pop(0) if self._first else FakeEngine(len(self.started))
+        engine = self._first.pop(0) if self._first else FakeRolloutEngine(len(self.started))
         self.started.append(engine)
         return engine
 

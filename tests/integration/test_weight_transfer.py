@@ -53,7 +53,7 @@ class FakeCommunicatorRank:
         self.destroyed = True
 
 
-class FakeCoordinator:
+class InProcessCoordinator:
     """A coordinator of several `LLM`s without Ray. Each executes a phase in turn."""
 
     def __init__(self, llms: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ def llm(tensor_parallel_size: int = 1) -> Any:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     from vllm.v1.worker.gpu_worker import Worker
 
-    class FakeWorker(ReceiverExtension, Worker):
+    class FakeVllmWorker(ReceiverExtension, Worker):
         def __init__(self, rank: int) -> None:
             self.model, self.rank = FakeModel(), rank
             parallel = SimpleNamespace(
@@ -140,7 +140,7 @@ def llm(tensor_parallel_size: int = 1) -> Any:
 
     class FakeCore:
         def __init__(self) -> None:
-            self.workers = [FakeWorker(rank) for rank in range(tensor_parallel_size)]
+            self.workers = [FakeVllmWorker(rank) for rank in range(tensor_parallel_size)]
             self.weight_version, self.resets = "", 0
 
         def collective_rpc(
@@ -181,16 +181,16 @@ def tensor_specs() -> list[TensorSpec]:
     return [TensorSpec.of(name, tensor) for name, tensor in weights().items()]
 
 
-def make_sender(coordinator: FakeCoordinator, specs: Any = tensor_specs) -> GpuWeightSender:
+def make_sender(coordinator: InProcessCoordinator, specs: Any = tensor_specs) -> GpuWeightSender:
     return GpuWeightSender("nccl", coordinator, specs, address="127.0.0.1", timeout_s=20.0)
 
 
-def models(coordinator: FakeCoordinator) -> list[FakeModel]:
+def models(coordinator: InProcessCoordinator) -> list[FakeModel]:
     return [worker.model for one in coordinator.llms.values() for worker in one.llm_engine.workers]
 
 
 def test_weights_arrive_at_every_worker_of_every_engine(communicators: dict[int, FakeCommunicator]) -> None:
-    coordinator = FakeCoordinator({"one": llm(), "two": llm(tensor_parallel_size=2)})
+    coordinator = InProcessCoordinator({"one": llm(), "two": llm(tensor_parallel_size=2)})
     sender = make_sender(coordinator)
     for version, factor in ((1, 1.0), (2, 0.5)):
         sender.send(weights(factor).items(), version)
@@ -204,7 +204,7 @@ def test_weights_arrive_at_every_worker_of_every_engine(communicators: dict[int,
 
 
 def test_a_restarted_engine_joins_with_all_others(communicators: dict[int, FakeCommunicator]) -> None:
-    coordinator = FakeCoordinator({"one": llm(), "two": llm()})
+    coordinator = InProcessCoordinator({"one": llm(), "two": llm()})
     sender = make_sender(coordinator)
     sender.send(weights().items(), 1)
     ends = [one.llm_engine.workers[0].weight_transfer_engine.model_update_group for one in coordinator.llms.values()]
@@ -216,7 +216,7 @@ def test_a_restarted_engine_joins_with_all_others(communicators: dict[int, FakeC
 
 
 def test_damage_is_detected(communicators: dict[int, FakeCommunicator]) -> None:
-    coordinator = FakeCoordinator({"one": llm()})
+    coordinator = InProcessCoordinator({"one": llm()})
     sender = make_sender(coordinator)
     sender.send(weights().items(), 1)
     next(iter(communicators.values())).damage = True
@@ -226,7 +226,7 @@ def test_damage_is_detected(communicators: dict[int, FakeCommunicator]) -> None:
 
 
 def test_specs_of_other_weights_are_refused_by_vllm_itself(communicators: dict[int, FakeCommunicator]) -> None:
-    coordinator = FakeCoordinator({"one": llm()})
+    coordinator = InProcessCoordinator({"one": llm()})
     with pytest.raises(WeightSyncError, match=r"receive failed: .*metadata\(\) disagrees"):
         make_sender(coordinator, lambda: list(reversed(tensor_specs()))).send(weights().items(), 1)
 
@@ -248,7 +248,7 @@ def test_arguments_and_interfaces_are_those_of_vllm(communicators: dict[int, Fak
         engine_args = EngineArgs(model="any", **engine_arguments(backend))
         assert engine_args.weight_transfer_config.backend == backend
     assert not [name for name in dir(ReceiverExtension) if not name.startswith("__") and hasattr(Worker, name)]
-    bridge = gpu_sender._VllmBridge(FakeCoordinator({}), tensor_specs())
+    bridge = gpu_sender._VllmBridge(InProcessCoordinator({}), tensor_specs())
     assert isinstance(bridge, VLLMWeightSyncClient)
     info = gpu_sender._trainer_init_info("ipc", TransferGroup(engines=("a",), gpus=(("0",),)), tensor_specs(), "")
     assert (info.rank, info.backend, info.packed) == (0, "ipc", True)

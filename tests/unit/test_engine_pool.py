@@ -2,17 +2,17 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from fake_rollouts import FakeEngine, FakeEnginePool, rollout_requests, weight_version
+from fake_rollouts import FakeRolloutEngine, FakeRolloutEngines, rollout_requests, weight_version
 
 from vlgenrm_ray.engines.contracts import Sampling
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
-from vlgenrm_ray.policy.engine_pool import EnginePool
+from vlgenrm_ray.policy.engine_pool import RolloutEnginePool
 from vlgenrm_ray.policy.rollouts import RolloutGroup, RolloutRequest
 
 TWO = Sampling(n=2)
 
 
-async def sample(pool: EnginePool, count: int) -> dict[int, list[str]]:
+async def sample(pool: RolloutEnginePool, count: int) -> dict[int, list[str]]:
     return {index: [r.id for r in group] async for index, group in pool.sample(rollout_requests(count), TWO)}
 
 
@@ -22,19 +22,19 @@ def expected(count: int) -> dict[int, list[str]]:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 17])
 def test_every_request_is_sampled_once(count: int) -> None:
-    engines = FakeEnginePool(num_engines=3)
+    engines = FakeRolloutEngines(num_engines=3)
     assert asyncio.run(sample(engines.pool, count)) == expected(count)
     assert sorted(q for engine in engines.started for q in engine.sampled) == sorted(f"q{i}" for i in range(count))
 
 
 def test_engines_share_the_work() -> None:
-    engines = FakeEnginePool(num_engines=2)
+    engines = FakeRolloutEngines(num_engines=2)
     asyncio.run(sample(engines.pool, 32))
     assert min(len(engine.sampled) for engine in engines.started) > 8
 
 
 def test_requests_that_a_lost_engine_had_not_finished_go_to_another() -> None:
-    engines = FakeEnginePool(FakeEngine(0, num_groups=3), FakeEngine(1), num_engines=2)
+    engines = FakeRolloutEngines(FakeRolloutEngine(0, num_groups=3), FakeRolloutEngine(1), num_engines=2)
     assert asyncio.run(sample(engines.pool, 20)) == expected(20)
     lost, *others = engines.started
     assert (len(lost.sampled), lost.closed) == (3, True)
@@ -42,7 +42,7 @@ def test_requests_that_a_lost_engine_had_not_finished_go_to_another() -> None:
 
 
 def test_a_restarted_engine_has_the_current_weights() -> None:
-    engines = FakeEnginePool(FakeEngine(0, num_groups=4), num_engines=1)
+    engines = FakeRolloutEngines(FakeRolloutEngine(0, num_groups=4), num_engines=1)
 
     async def scenario() -> set[tuple[int, ...]]:
         await engines.pool.start()
@@ -55,7 +55,7 @@ def test_a_restarted_engine_has_the_current_weights() -> None:
 
 
 def test_other_weights_of_the_same_version_are_loaded_and_each_only_once() -> None:
-    engines = FakeEnginePool(num_engines=1)
+    engines = FakeRolloutEngines(num_engines=1)
 
     async def scenario() -> None:
         for weights in (weight_version(2), weight_version(2)):
@@ -67,14 +67,14 @@ def test_other_weights_of_the_same_version_are_loaded_and_each_only_once() -> No
 
 
 def test_an_engine_lost_while_it_loads_is_restarted() -> None:
-    engines = FakeEnginePool(FakeEngine(0, num_groups=0), num_engines=1)
+    engines = FakeRolloutEngines(FakeRolloutEngine(0, num_groups=0), num_engines=1)
     asyncio.run(engines.pool.load(weight_version(1), timeout_s=5))
     assert [engine.version for engine in engines.started] == [0, 1]
 
 
 def test_a_restarted_engine_that_hangs_while_it_loads_counts_as_lost() -> None:
-    first, second = FakeEngine(0, num_groups=4), FakeEngine(1, load_s=60.0)
-    engines = FakeEnginePool(first, second, num_engines=1, stall_s=0.2)
+    first, second = FakeRolloutEngine(0, num_groups=4), FakeRolloutEngine(1, load_s=60.0)
+    engines = FakeRolloutEngines(first, second, num_engines=1, stall_s=0.2)
 
     async def scenario() -> dict[int, list[str]]:
         await engines.pool.load(weight_version(1), timeout_s=5)
@@ -86,20 +86,20 @@ def test_a_restarted_engine_that_hangs_while_it_loads_counts_as_lost() -> None:
 
 
 def test_too_many_losses_in_a_row_are_an_error() -> None:
-    dying = [FakeEngine(i, num_groups=0) for i in range(9)]
-    engines = FakeEnginePool(*dying, num_engines=1, max_restarts=2)
+    dying = [FakeRolloutEngine(i, num_groups=0) for i in range(9)]
+    engines = FakeRolloutEngines(*dying, num_engines=1, max_restarts=2)
     with pytest.raises(EngineLostError, match="rollout engine 0 was lost 3 times in a row, last error: killed"):
         asyncio.run(sample(engines.pool, 4))
     assert len(engines.started) == 3
 
 
 def test_losses_with_progress_in_between_are_no_error() -> None:
-    engines = FakeEnginePool(*(FakeEngine(i, num_groups=2) for i in range(8)), num_engines=1, max_restarts=1)
+    engines = FakeRolloutEngines(*(FakeRolloutEngine(i, num_groups=2) for i in range(8)), num_engines=1, max_restarts=1)
     assert asyncio.run(sample(engines.pool, 15)) == expected(15)
 
 
 def test_a_load_timeout_names_the_late_engine_and_the_version_stays() -> None:
-    engines = FakeEnginePool(FakeEngine(0), FakeEngine(1, load_s=60), num_engines=2)
+    engines = FakeRolloutEngines(FakeRolloutEngine(0), FakeRolloutEngine(1, load_s=60), num_engines=2)
     with pytest.raises(
         WeightSyncError, match=r"version 3: after 0.05 s .* of 2 have not loaded them: 1 \(at version 0\)"
     ):
@@ -108,14 +108,14 @@ def test_a_load_timeout_names_the_late_engine_and_the_version_stays() -> None:
 
 
 def test_requests_of_a_stalled_engine_go_to_another() -> None:
-    engines = FakeEnginePool(FakeEngine(0, group_s=60), FakeEngine(1), num_engines=2, stall_s=0.05)
+    engines = FakeRolloutEngines(FakeRolloutEngine(0, group_s=60), FakeRolloutEngine(1), num_engines=2, stall_s=0.05)
     assert asyncio.run(sample(engines.pool, 20)) == expected(20)
     assert (engines.started[0].sampled, engines.started[0].closed) == ([], True)
 
 
 def test_too_many_stalls_in_a_row_are_an_error_that_names_the_engine() -> None:
-    hanging = [FakeEngine(i, group_s=60) for i in range(9)]
-    engines = FakeEnginePool(*hanging, num_engines=1, max_restarts=1, stall_s=0.05)
+    hanging = [FakeRolloutEngine(i, group_s=60) for i in range(9)]
+    engines = FakeRolloutEngines(*hanging, num_engines=1, max_restarts=1, stall_s=0.05)
     with pytest.raises(
         EngineLostError,
         match=r"engine 0 was lost 2 times in a row, last error: fake engine 1 hangs: no group finished for 0.05 s "
@@ -125,7 +125,7 @@ def test_too_many_stalls_in_a_row_are_an_error_that_names_the_engine() -> None:
 
 
 def test_a_slow_engine_and_one_busy_with_an_earlier_stream_are_not_stalled() -> None:
-    class SequentialEngine(FakeEngine):
+    class SequentialEngine(FakeRolloutEngine):
         """Runs one stream at a time, as an actor does."""
 
         lock = asyncio.Lock()
@@ -137,7 +137,7 @@ def test_a_slow_engine_and_one_busy_with_an_earlier_stream_are_not_stalled() -> 
                 async for indexed_group in super().sample(requests, sampling):
                     yield indexed_group
 
-    engines = FakeEnginePool(SequentialEngine(0, group_s=0.04), num_engines=1, stall_s=0.2)
+    engines = FakeRolloutEngines(SequentialEngine(0, group_s=0.04), num_engines=1, stall_s=0.2)
 
     async def both() -> list[dict[int, list[str]]]:
         return await asyncio.gather(sample(engines.pool, 8), sample(engines.pool, 8))
@@ -147,7 +147,7 @@ def test_a_slow_engine_and_one_busy_with_an_earlier_stream_are_not_stalled() -> 
 
 
 def test_two_streams_may_run_at_once() -> None:
-    engines = FakeEnginePool(FakeEngine(0, num_groups=5), num_engines=2)
+    engines = FakeRolloutEngines(FakeRolloutEngine(0, num_groups=5), num_engines=2)
 
     async def both() -> list[dict[int, list[str]]]:
         return await asyncio.gather(sample(engines.pool, 11), sample(engines.pool, 6))
@@ -156,7 +156,7 @@ def test_two_streams_may_run_at_once() -> None:
 
 
 def test_a_closed_stream_leaves_no_task() -> None:
-    engines = FakeEnginePool(num_engines=2)
+    engines = FakeRolloutEngines(num_engines=2)
 
     async def scenario() -> int:
         stream = engines.pool.sample(rollout_requests(10), TWO)

@@ -20,7 +20,7 @@ SPECS = [TensorSpec(name=f"w{i}", dtype="float32", shape=(2,)) for i in range(5)
 
 
 class FakeCoordinator:
-    """The coordinator, as a client of it that does not wait."""
+    """A `CoordinatorClient` that records its calls and fails in the phases of `failures`."""
 
     def __init__(self) -> None:
         self.engines: tuple[str, ...] = ("a", "b")
@@ -85,7 +85,7 @@ destroyed: list[FakeTrainer] = []
 
 @pytest.fixture
 def coordinator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCoordinator]:
-    """FakeCoordinator, and a vLLM of straw, which is not imported."""
+    """Return a fake coordinator, and put fakes in place of the modules of vLLM."""
     folder = "vllm.distributed.weight_transfer"
     modules = {
         f"{folder}.factory": {"WeightTransferTrainerFactory": SimpleNamespace(trainer_init=_trainer)},

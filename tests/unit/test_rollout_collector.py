@@ -4,7 +4,7 @@ import asyncio
 
 import factories
 import pytest
-from fake_rollouts import FakeEngine, FakeEnginePool, FakeReward, questions
+from fake_rollouts import FakeReward, FakeRolloutEngine, FakeRolloutEngines, questions
 
 from vlgenrm_ray.errors import ConfigError, RemoteError
 from vlgenrm_ray.policy.config import AlgorithmConfig, OverlongConfig
@@ -21,7 +21,7 @@ def by_index(rollout: Rollout) -> RewardOutput:
 
 
 def make_collector(
-    engines: FakeEnginePool, reward: FakeReward, num_questions: int = 12, **algorithm: object
+    engines: FakeRolloutEngines, reward: FakeReward, num_questions: int = 12, **algorithm: object
 ) -> RolloutCollector:
     return RolloutCollector(
         questions(num_questions),
@@ -40,19 +40,19 @@ def question_ids(batch: RolloutBatch) -> list[list[str]]:
 
 def test_a_step_is_the_same_after_the_loss_of_an_engine() -> None:
     once, again = (
-        asyncio.run(make_collector(FakeEnginePool(*engines, num_engines=2), FakeReward(by_index)).collect_step(5))
-        for engines in ((), (FakeEngine(0, num_groups=1),))
+        asyncio.run(make_collector(FakeRolloutEngines(*engines, num_engines=2), FakeReward(by_index)).collect_step(5))
+        for engines in ((), (FakeRolloutEngine(0, num_groups=1),))
     )
     assert once.groups == again.groups
     assert [len(group) for group in once.groups] == [3, 3, 3, 3]
     assert {(r.step, r.status, r.critique) for r in once.rollouts} == {(5, "ok", "seen")}
     assert once.statuses == {"ok": 12}
-    other = asyncio.run(make_collector(FakeEnginePool(num_engines=2), FakeReward(by_index)).collect_step(6))
+    other = asyncio.run(make_collector(FakeRolloutEngines(num_engines=2), FakeReward(by_index)).collect_step(6))
     assert question_ids(other) != question_ids(once)
 
 
 def test_scoring_starts_before_the_last_rollout_is_sampled() -> None:
-    engines, num_sampled = FakeEnginePool(FakeEngine(0, group_s=0.01), num_engines=1), list[int]()
+    engines, num_sampled = FakeRolloutEngines(FakeRolloutEngine(0, group_s=0.01), num_engines=1), list[int]()
 
     def score_one(rollout: Rollout) -> RewardOutput:
         num_sampled.append(len(engines.started[0].sampled))
@@ -68,7 +68,7 @@ def test_a_missing_reward_has_a_status_and_a_detail() -> None:
         return timeout if rollout.text.endswith("1") else by_index(rollout)
 
     reward = FakeReward(score_one)
-    collector = make_collector(FakeEnginePool(num_engines=1), reward)
+    collector = make_collector(FakeRolloutEngines(num_engines=1), reward)
     blind = factories.question("q99", text="blind")
     collector.questions = [blind, *collector.questions[:3]]
     batch = asyncio.run(collector.collect_step(0))
@@ -85,7 +85,9 @@ def test_groups_without_a_gradient_are_replaced_until_rounds_are_over() -> None:
         return FakeReward(lambda r: RewardOutput(reward=0.5, status="ok") if r.question.id in flat_ids else by_index(r))
 
     def collect(flat_ids: set[str], **algorithm: object) -> RolloutBatch:
-        return asyncio.run(make_collector(FakeEnginePool(num_engines=1), flat(flat_ids), **algorithm).collect_step(2))
+        return asyncio.run(
+            make_collector(FakeRolloutEngines(num_engines=1), flat(flat_ids), **algorithm).collect_step(2)
+        )
 
     plain = collect(set())
     flat_ids = {plain.groups[at][0].question.id for at in (1, 3)}
@@ -101,7 +103,7 @@ def test_groups_without_a_gradient_are_replaced_until_rounds_are_over() -> None:
 def test_a_masked_rollout_gives_no_gradient() -> None:
     """With `mask`, a rollout that was cut counts as one without a reward."""
     collector = make_collector(
-        FakeEnginePool(num_engines=1),
+        FakeRolloutEngines(num_engines=1),
         FakeReward(by_index),
         resample_rounds=1,
         overlong=OverlongConfig(handling="mask"),
@@ -117,14 +119,14 @@ def test_an_unavailable_reward_ends_the_step_and_leaves_no_task() -> None:
 
     async def scenario() -> int:
         with pytest.raises(RemoteError, match="no reward"):
-            await make_collector(FakeEnginePool(num_engines=2), FakeReward(score_one)).collect_step(0)
+            await make_collector(FakeRolloutEngines(num_engines=2), FakeReward(score_one)).collect_step(0)
         return len(asyncio.all_tasks()) - 1
 
     assert asyncio.run(scenario()) == 0
 
 
 def test_an_evaluation_has_one_answer_per_question() -> None:
-    collector = make_collector(FakeEnginePool(num_engines=2), FakeReward(by_index))
+    collector = make_collector(FakeRolloutEngines(num_engines=2), FakeReward(by_index))
     batch = asyncio.run(collector.collect_evaluation(questions(5), 40))
     assert [rollout.id for rollout in batch.rollouts] == [f"q{i}/e40/r0" for i in range(5)]
 
@@ -133,7 +135,7 @@ def test_some_answers_of_an_evaluation_are_scored_with_blank_images() -> None:
     def score_one(rollout: Rollout) -> RewardOutput:
         return RewardOutput(reward=0.25 if rollout.question.image.uri.startswith("data:") else 0.75, status="ok")
 
-    collector = make_collector(FakeEnginePool(num_engines=2), FakeReward(score_one))
+    collector = make_collector(FakeRolloutEngines(num_engines=2), FakeReward(score_one))
     batch = asyncio.run(collector.collect_evaluation(questions(5), 40, num_ablated=3))
     assert batch.ablations == (AblationResult(original=0.75, blank=0.25),) * 3
     assert batch.statuses == {"ok": 5}
@@ -142,4 +144,4 @@ def test_some_answers_of_an_evaluation_are_scored_with_blank_images() -> None:
 
 def test_a_pool_smaller_than_a_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="questions_per_step is 4, and the pool has 3 questions"):
-        make_collector(FakeEnginePool(num_engines=1), FakeReward(by_index), num_questions=3)
+        make_collector(FakeRolloutEngines(num_engines=1), FakeReward(by_index), num_questions=3)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_rollouts import FakeEngine, FakeEnginePool, rollout_requests, weight_version
+from fake_rollouts import FakeRolloutEngine, FakeRolloutEngines, rollout_requests, weight_version
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import StageFolder
@@ -24,7 +24,7 @@ from vlgenrm_ray.weight_sync.gpu_receiver import engine_arguments
 NCCL = {"rank_offset": 1, "world_size": 4}
 
 
-class TransferFakeEngine(FakeEngine):
+class FakeTransferEngine(FakeRolloutEngine):
     """Executes the phases of a transfer; in the phase `failing` it is lost, refuses or hangs."""
 
     def __init__(
@@ -68,7 +68,7 @@ async def transfer(coordinator: WeightTransferCoordinator, version: int) -> Tran
     return group
 
 
-async def sampled_versions(engines: FakeEnginePool, count: int) -> list[int]:
+async def sampled_versions(engines: FakeRolloutEngines, count: int) -> list[int]:
     return [r.version async for _, group in engines.pool.sample(rollout_requests(count), Sampling(n=1)) for r in group]
 
 
@@ -112,7 +112,7 @@ def test_an_engine_is_started_with_the_arguments_of_its_backend() -> None:
 
 
 def test_a_transfer_runs_all_phases_on_all_engines() -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0, workers=2), TransferFakeEngine(1), num_engines=2)
+    engines = FakeRolloutEngines(FakeTransferEngine(0, workers=2), FakeTransferEngine(1), num_engines=2)
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=5)
 
     async def scenario() -> list[int]:
@@ -130,7 +130,9 @@ def test_a_transfer_runs_all_phases_on_all_engines() -> None:
 
 
 def test_transfer_and_sampling_wait_for_each_other() -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0, group_s=0.01), TransferFakeEngine(1, group_s=0.01), num_engines=2)
+    engines = FakeRolloutEngines(
+        FakeTransferEngine(0, group_s=0.01), FakeTransferEngine(1, group_s=0.01), num_engines=2
+    )
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=5)
 
     async def scenario() -> list[int]:
@@ -146,7 +148,7 @@ def test_transfer_and_sampling_wait_for_each_other() -> None:
 
 
 def test_an_engine_that_does_not_stop_sampling_is_named_and_all_continue() -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0), TransferFakeEngine(1, group_s=0.4), num_engines=2)
+    engines = FakeRolloutEngines(FakeTransferEngine(0), FakeTransferEngine(1, group_s=0.4), num_engines=2)
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=0.05)
 
     async def scenario() -> list[int]:
@@ -165,7 +167,7 @@ def test_an_engine_that_does_not_stop_sampling_is_named_and_all_continue() -> No
     "phase", [TransferPhase.JOIN, TransferPhase.START, TransferPhase.RECEIVE, TransferPhase.FINISH]
 )
 def test_a_hanging_engine_is_named_with_the_phase(phase: TransferPhase) -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0), TransferFakeEngine(1, phase, "hangs"), num_engines=2)
+    engines = FakeRolloutEngines(FakeTransferEngine(0), FakeTransferEngine(1, phase, "hangs"), num_engines=2)
     expected = rf"after 0.05 s these rollout engines of 2 have not finished the {phase} phase: 1 \(at version 0\)"
     with pytest.raises(WeightSyncError, match=expected):
         asyncio.run(transfer(WeightTransferCoordinator(engines.pool, timeout_s=0.05), 3))
@@ -174,11 +176,11 @@ def test_a_hanging_engine_is_named_with_the_phase(phase: TransferPhase) -> None:
 
 
 def test_a_lost_engine_breaks_the_transfer_and_all_engines_are_restarted() -> None:
-    engines = FakeEnginePool(
-        TransferFakeEngine(0),
-        TransferFakeEngine(1, TransferPhase.RECEIVE, "lost"),
-        TransferFakeEngine(2),
-        TransferFakeEngine(3),
+    engines = FakeRolloutEngines(
+        FakeTransferEngine(0),
+        FakeTransferEngine(1, TransferPhase.RECEIVE, "lost"),
+        FakeTransferEngine(2),
+        FakeTransferEngine(3),
         num_engines=2,
     )
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=5)
@@ -195,14 +197,14 @@ def test_a_lost_engine_breaks_the_transfer_and_all_engines_are_restarted() -> No
 
 
 def test_an_engine_that_refuses_is_named() -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0, TransferPhase.FINISH, "arrived damaged"), num_engines=1)
+    engines = FakeRolloutEngines(FakeTransferEngine(0, TransferPhase.FINISH, "arrived damaged"), num_engines=1)
     with pytest.raises(WeightSyncError, match="fake engine 0: arrived damaged"):
         asyncio.run(transfer(WeightTransferCoordinator(engines.pool, timeout_s=5), 3))
 
 
 def test_a_new_learner_replaces_the_transfer_of_a_dead_one() -> None:
-    engines = FakeEnginePool(
-        TransferFakeEngine(0), TransferFakeEngine(1), TransferFakeEngine(2), TransferFakeEngine(3), num_engines=2
+    engines = FakeRolloutEngines(
+        FakeTransferEngine(0), FakeTransferEngine(1), FakeTransferEngine(2), FakeTransferEngine(3), num_engines=2
     )
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=5)
 
@@ -220,7 +222,9 @@ def test_a_new_learner_replaces_the_transfer_of_a_dead_one() -> None:
 
 
 def test_a_learner_that_dies_while_it_waits_does_not_hold_the_engines() -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0, group_s=0.05), TransferFakeEngine(1, group_s=0.05), num_engines=2)
+    engines = FakeRolloutEngines(
+        FakeTransferEngine(0, group_s=0.05), FakeTransferEngine(1, group_s=0.05), num_engines=2
+    )
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=5)
 
     async def scenario() -> list[int]:
@@ -239,8 +243,8 @@ def test_a_learner_that_dies_while_it_waits_does_not_hold_the_engines() -> None:
 
 
 def test_a_restarted_engine_leaves_the_work_to_others_until_the_next_weights() -> None:
-    engines = FakeEnginePool(
-        TransferFakeEngine(0), TransferFakeEngine(1, num_groups=3), TransferFakeEngine(2), num_engines=2
+    engines = FakeRolloutEngines(
+        FakeTransferEngine(0), FakeTransferEngine(1, num_groups=3), FakeTransferEngine(2), num_engines=2
     )
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=5)
 
@@ -256,7 +260,7 @@ def test_a_restarted_engine_leaves_the_work_to_others_until_the_next_weights() -
 
 
 def test_weights_that_no_engine_has_any_more_are_an_error() -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0, num_groups=3), TransferFakeEngine(1), num_engines=1)
+    engines = FakeRolloutEngines(FakeTransferEngine(0, num_groups=3), FakeTransferEngine(1), num_engines=1)
     coordinator = WeightTransferCoordinator(engines.pool, timeout_s=5)
 
     async def scenario() -> list[int]:
@@ -270,7 +274,7 @@ def test_weights_that_no_engine_has_any_more_are_an_error() -> None:
 
 
 def test_the_object_store_may_follow_a_gpu_transfer() -> None:
-    engines = FakeEnginePool(TransferFakeEngine(0), num_engines=1)
+    engines = FakeRolloutEngines(FakeTransferEngine(0), num_engines=1)
 
     async def scenario() -> list[int]:
         await transfer(WeightTransferCoordinator(engines.pool, timeout_s=5), 4)

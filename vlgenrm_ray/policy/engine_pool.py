@@ -1,8 +1,8 @@
 """A pool of rollout engines: distributes requests, restarts lost engines, repeats what they had not finished.
 
-`EnginePool` spreads requests over its slots. An `EngineSlot` holds one engine after another: it starts the engine,
-loads the current weights into it, and replaces it when it is lost. Everything here is asyncio without Ray; the engines
-behind `RolloutEngine` are actors, see `rollout_worker`.
+`RolloutEnginePool` spreads requests over its slots. An `EngineSlot` holds one engine after another: it starts the
+engine, loads the current weights into it, and replaces it when it is lost. Everything here is asyncio without Ray; the
+engines behind the protocol `RolloutEngine` are actors, see `rollout_worker`.
 """
 
 import asyncio
@@ -216,7 +216,7 @@ class EngineSlot:
         _log.warning("rollout engine %d was lost and is restarted: %s", self.index, error)
 
 
-class EnginePool:
+class RolloutEnginePool:
     """Several rollout engines that sample from one policy."""
 
     def __init__(

@@ -22,7 +22,7 @@ from vlgenrm_ray.errors import WeightSyncError
 from vlgenrm_ray.policy.advantages import GroupStatus
 from vlgenrm_ray.policy.batching import group_statuses
 from vlgenrm_ray.policy.config import AlgorithmConfig
-from vlgenrm_ray.policy.engine_pool import EnginePool
+from vlgenrm_ray.policy.engine_pool import RolloutEnginePool
 from vlgenrm_ray.policy.rollout_worker import BuildGenerator, RolloutWorkerHandle
 from vlgenrm_ray.policy.rollouts import (
     UNSCORED,
@@ -59,7 +59,7 @@ class RolloutCollector:
         self,
         questions: Sequence[Question],
         *,
-        pool: EnginePool,
+        pool: RolloutEnginePool,
         reward: Reward,
         rollouts: RolloutsConfig,
         algorithm: AlgorithmConfig,
@@ -267,7 +267,7 @@ class RolloutOrchestrator:
     def __init__(self, config: OrchestratorConfig) -> None:
         self._config = config
         rollouts = config.rollouts
-        self._pool = EnginePool(
+        self._pool = RolloutEnginePool(
             lambda: RolloutWorkerHandle.start(rollouts, config.engine_config(), config.images, config.build),
             num_engines=rollouts.num_engines,
             max_restarts=rollouts.max_restarts,

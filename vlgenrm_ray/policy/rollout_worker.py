@@ -1,4 +1,4 @@
-"""The rollout engine as a Ray actor, and the handle by which an `EnginePool` drives it.
+"""The rollout engine as a Ray actor, and the handle by which an `RolloutEnginePool` drives it.
 
 `RolloutWorker` runs one engine with the current weights of the policy. `RolloutWorkerHandle` translates lost actors and
 objects into the errors that the pool handles.

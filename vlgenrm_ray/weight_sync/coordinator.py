@@ -85,28 +85,28 @@ class TransferEngine(Protocol):
 
 
 class TransferPool(Protocol):
-    """The rollout engines of a run: `engine_pool.EnginePool`."""
+    """The rollout engines of a run: `engine_pool.RolloutEnginePool`."""
 
     async def hold(self, *, timeout_s: float) -> tuple[TransferEngine, ...]:
-        """See `EnginePool.hold`."""
+        """See `RolloutEnginePool.hold`."""
         ...
 
     def commit(self, weights: WeightVersion[Any]) -> None:
-        """See `EnginePool.commit`."""
+        """See `RolloutEnginePool.commit`."""
         ...
 
     def release(self) -> None:
-        """See `EnginePool.release`."""
+        """See `RolloutEnginePool.release`."""
         ...
 
     def restart_all(self, reason: str) -> None:
-        """See `EnginePool.restart_all`."""
+        """See `RolloutEnginePool.restart_all`."""
         ...
 
     async def gather(
         self, awaitables: Sequence[Awaitable[_T]], timeout_s: float, subject: str, action: str
     ) -> list[_T]:
-        """See `EnginePool.gather`."""
+        """See `RolloutEnginePool.gather`."""
         ...
 
 
