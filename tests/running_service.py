@@ -15,7 +15,7 @@ from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.experts.expert import MatchingConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving import launch
-from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Tokens
+from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, ApiTokens
 from vlgenrm_ray.serving.canary import Canary
 from vlgenrm_ray.serving.config import CanaryConfig, ServedExpertsConfig, ServingConfig, ServingLimits
 from vlgenrm_ray.shapes import pack_path
@@ -45,7 +45,7 @@ START_S = 300.0
 def service() -> Iterator[httpx.Client]:
     """Start the service on a free port of the connected Ray, and yield a client."""
     os.environ |= {API_TOKEN: USER_SECRET, OPERATOR_TOKEN: OPERATOR_SECRET}
-    config = CONFIG.model_copy(update={"tokens": Tokens.from_environment()})
+    config = CONFIG.model_copy(update={"tokens": ApiTokens.from_environment()})
     url = launch.start(config, host="127.0.0.1", port=free_port())
     with httpx.Client(base_url=url, headers=USER, timeout=START_S) as client:
         until_ready(client)

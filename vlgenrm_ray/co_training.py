@@ -21,7 +21,7 @@ from vlgenrm_ray.config import CoTrainingConfig, ManagedJudgeService, RunConfig
 from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import ConfigError, StageError
-from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.auth import ApiTokens
 
 _MODEL_SWAP_TIMEOUT_S = 900.0
 """Longest time for loading another judge and testing it."""
@@ -117,7 +117,7 @@ class ServedJudge:
         """Serve a model folder, unless the service is already running."""
         if self._url:
             return
-        serving = self._service.serving.model_copy(update={"tokens": Tokens.from_secrets(operator=self._token)})
+        serving = self._service.serving.model_copy(update={"tokens": ApiTokens.from_secrets(operator=self._token)})
         service = self._service.model_copy(update={"model": judge, "serving": serving})
         self._url = self._stack.enter_context(policy_pipeline.served(service, self._run))
 

@@ -20,7 +20,7 @@ from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.policy import trackers
 from vlgenrm_ray.report import curves, policy_summary, summary
 from vlgenrm_ray.reward.rounds import RoundResult
-from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.config import ServingConfig
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
@@ -257,11 +257,11 @@ def serving_config(
 ) -> ServingConfig:
     """Return the configuration of a service of `model`; arguments as for `serve`.
 
-    Tokens come from the environment variables VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN.
+    ApiTokens come from the environment variables VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN.
     """
     settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
     folder = str(model_folder.locate(recipe.resolve(model)))
-    changes: dict[str, Any] = {"tokens": Tokens.from_environment()}
+    changes: dict[str, Any] = {"tokens": ApiTokens.from_environment()}
     if replicas is not None:
         changes["replicas"] = replicas if replicas == "auto" else int(replicas)
     if image_roots:

@@ -21,7 +21,7 @@ from serving_examples import png, service
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.serving.api import build_api
-from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.canary import CanaryResult
 
 _EXAMPLES = 15
@@ -38,7 +38,7 @@ async def _swap_model(folder: str) -> CanaryResult:
 def application() -> FastAPI:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLGENRM_OPERATOR_TOKEN", "operator-secret")
-        tokens = Tokens.from_environment()
+        tokens = ApiTokens.from_environment()
     served = service()
     served.config = served.config.model_copy(update={"tokens": tokens})
     return build_api(served, ready=lambda: True, swap_model=_swap_model, experts=expert_service(served))

@@ -20,14 +20,14 @@ from vlgenrm_ray.records import Rollout
 from vlgenrm_ray.rewards.composite import RetryConfig
 from vlgenrm_ray.rewards.config import RewardConfig, build_reward
 from vlgenrm_ray.rewards.reward import Reward, RewardOutput
-from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.config import ServingConfig, ServingLimits
 from vlgenrm_ray.shapes import pack_path
 
 CONFIG = ServingConfig(
     engine=VllmConfig(model=str(pack_path("vlm"))),
     limits=ServingLimits(max_body_mib=0.1),
-    tokens=Tokens.from_secrets(api="secret"),
+    tokens=ApiTokens.from_secrets(api="secret"),
 )
 
 

@@ -11,17 +11,17 @@ from serving_examples import png, service
 
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.serving.api import build_api
-from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, Role, Tokens
+from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, ApiTokens, Role
 from vlgenrm_ray.serving.canary import CanaryResult
 
 GOOD = {"items": [{"question": "What is there?", "response": "There is a star."}]}
 
 
 @pytest.fixture
-def tokens(monkeypatch: pytest.MonkeyPatch) -> Tokens:
+def tokens(monkeypatch: pytest.MonkeyPatch) -> ApiTokens:
     monkeypatch.setenv(API_TOKEN, "user-secret")
     monkeypatch.setenv(OPERATOR_TOKEN, "operator-secret")
-    return Tokens.from_environment()
+    return ApiTokens.from_environment()
 
 
 async def swap_model(folder: str) -> CanaryResult:
@@ -36,14 +36,14 @@ def call(
     method: str,
     path: str,
     *,
-    tokens: Tokens | None = None,
+    tokens: ApiTokens | None = None,
     token: str = "",
     max_mib: float = 0.01,
     prefix: str = "",
     **more: Any,
 ) -> httpx.Response:
     served = service(max_body_mib=max_mib)
-    served.config = served.config.model_copy(update={"tokens": tokens or Tokens()})
+    served.config = served.config.model_copy(update={"tokens": tokens or ApiTokens()})
     application = build_api(served, ready=lambda: True, swap_model=swap_model)
 
     async def run() -> httpx.Response:
@@ -55,7 +55,7 @@ def call(
     return asyncio.run(run())
 
 
-def test_tokens_are_hashed_and_give_roles(tokens: Tokens) -> None:
+def test_tokens_are_hashed_and_give_roles(tokens: ApiTokens) -> None:
     assert "secret" not in repr(tokens)
     assert tokens.role("Bearer user-secret") is Role.USER
     assert tokens.role("bearer operator-secret") is Role.OPERATOR
@@ -65,7 +65,7 @@ def test_tokens_are_hashed_and_give_roles(tokens: Tokens) -> None:
 
 
 def test_without_tokens_every_caller_is_a_user_and_none_an_operator() -> None:
-    assert Tokens().role("") is Tokens().role("Bearer x") is Role.USER
+    assert ApiTokens().role("") is ApiTokens().role("Bearer x") is Role.USER
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_without_tokens_every_caller_is_a_user_and_none_an_operator() -> None:
     ],
 )
 def test_scores_need_the_users_token_and_swaps_the_operators(
-    path: str, token: str, status: int, tokens: Tokens
+    path: str, token: str, status: int, tokens: ApiTokens
 ) -> None:
     body = GOOD if path == "/v1/score" else {"model": "/new"}
     assert call("POST", path, json=body, tokens=tokens, token=token).status_code == status
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/docs", "/openapi.json"])
-def test_probes_need_no_token(path: str, tokens: Tokens) -> None:
+def test_probes_need_no_token(path: str, tokens: ApiTokens) -> None:
     assert call("GET", path, tokens=tokens).status_code == 200
 
 
@@ -101,7 +101,9 @@ def test_probes_need_no_token(path: str, tokens: Tokens) -> None:
         ("POST", "/judge/v1/model", "operator-secret", 200),
     ],
 )
-def test_a_route_prefix_changes_no_permission(method: str, path: str, token: str, status: int, tokens: Tokens) -> None:
+def test_a_route_prefix_changes_no_permission(
+    method: str, path: str, token: str, status: int, tokens: ApiTokens
+) -> None:
     body = {"json": {"model": "/new"}} if method == "POST" else {}
     assert call(method, path, tokens=tokens, token=token, prefix="/judge", **body).status_code == status
     if path == "/judge/v1/model":
@@ -109,7 +111,7 @@ def test_a_route_prefix_changes_no_permission(method: str, path: str, token: str
 
 
 @pytest.mark.parametrize("path", ["/", "/health"])
-def test_the_page_and_the_health_that_unirls_client_reads_need_no_token(path: str, tokens: Tokens) -> None:
+def test_the_page_and_the_health_that_unirls_client_reads_need_no_token(path: str, tokens: ApiTokens) -> None:
     reply = call("GET", path, tokens=tokens)
     if path == "/health":
         assert reply.json() == {"status": "ok", "rewards": {"vlgenrm": ["ready"]}}
@@ -131,7 +133,7 @@ def test_without_an_operator_token_swaps_are_forbidden() -> None:
     ("folder", "status", "said"),
     [("/new", 200, "first-0"), ("/blind", 409, "does not look"), ("/none", 422, "model:"), ("/lost", 503, "ask again")],
 )
-def test_an_operator_swaps_the_model(folder: str, status: int, said: str, tokens: Tokens) -> None:
+def test_an_operator_swaps_the_model(folder: str, status: int, said: str, tokens: ApiTokens) -> None:
     reply = call("POST", "/v1/model", json={"model": folder}, tokens=tokens, token="operator-secret")
     assert reply.status_code == status
     assert said in reply.text

@@ -17,7 +17,7 @@ from vlgenrm_ray.judge.label import write_label
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.serving.api import build_api
-from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.canary import CanaryResult
 from vlgenrm_ray.serving.service import Service
 
@@ -104,7 +104,7 @@ def test_a_full_queue_is_retried() -> None:
 
 def test_the_service_requires_its_token() -> None:
     served = service()
-    tokens = Tokens(api=hashlib.sha256(b"secret").hexdigest())
+    tokens = ApiTokens(api=hashlib.sha256(b"secret").hexdigest())
     served.config = served.config.model_copy(update={"tokens": tokens})
     assert talk(served, lambda judge: judge.score([item(png())]), token="secret")[0].status is Status.OK
     with pytest.raises(RemoteError, match="401"):

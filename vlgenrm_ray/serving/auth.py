@@ -31,7 +31,7 @@ class Role(IntEnum):
     OPERATOR = 2
 
 
-class Tokens(Settings):
+class ApiTokens(Settings):
     """SHA-256 of the tokens, "" for none. Without an API token every caller is a user; without an operator token
     no caller is an operator."""
 
@@ -39,12 +39,12 @@ class Tokens(Settings):
     operator: str = ""
 
     @classmethod
-    def from_environment(cls) -> "Tokens":
+    def from_environment(cls) -> "ApiTokens":
         """Return the tokens of VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN."""
         return cls.from_secrets(api=os.environ.get(API_TOKEN, ""), operator=os.environ.get(OPERATOR_TOKEN, ""))
 
     @classmethod
-    def from_secrets(cls, *, api: str = "", operator: str = "") -> "Tokens":
+    def from_secrets(cls, *, api: str = "", operator: str = "") -> "ApiTokens":
         """Return the hashes of tokens in plain text."""
         return cls(api=_hash(api), operator=_hash(operator))
 
@@ -65,7 +65,7 @@ class Tokens(Settings):
 class AuthMiddleware:
     """ASGI middleware that answers 401 or 403 before anything of the body is read."""
 
-    def __init__(self, app: "ASGIApp", *, tokens: Tokens) -> None:
+    def __init__(self, app: "ASGIApp", *, tokens: ApiTokens) -> None:
         # Imported here: this module is loaded with the settings, also by clients that have no starlette.
         from starlette._utils import get_route_path
 

@@ -8,7 +8,7 @@ from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
-from vlgenrm_ray.serving.auth import Tokens
+from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.settings import Settings
 
 
@@ -83,7 +83,7 @@ class ServingConfig(Settings):
     gateways: tuple[str, ...] = ()
     """Import paths `package.module:router` of additional gateways; see `serving.gateways`. The ingress must be able to
     import them."""
-    tokens: Tokens = Tokens()
+    tokens: ApiTokens = ApiTokens()
     """Hashes of the tokens, read from the environment at start."""
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of engines. `auto`: 1 to `max_replicas`, by the queue's depth."""

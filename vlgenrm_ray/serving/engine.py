@@ -2,7 +2,7 @@
 
 The service turns each item of a request into a `ScoreTask`. The `Dispatcher` gathers the tasks of one turn of the event
 loop into calls of an `Engine`, cancels calls that nobody waits for, and repeats calls that were lost with an engine.
-The two engines are `in_process.InProcessEngine` and `engine_pool.EnginePool`.
+The two engines are `in_process.InProcessEngine` and `replicated.ReplicatedEngine`.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether an engine is up, as far as is known without a call."""
+        """True if an engine is up, as far as is known without a call."""
         ...
 
     async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
@@ -80,7 +80,7 @@ class Engine(Protocol):
         ...
 
     def is_loss(self, error: Exception) -> bool:
-        """Whether an error of `judge` or `try_model` means that the engine is gone and the call may be repeated."""
+        """Return True if an error of `judge` or `try_model` means that the engine is gone; the call may be repeated."""
         ...
 
 
@@ -104,7 +104,7 @@ class Dispatcher:
         """`max_chunk`: most tasks per call."""
         self.engine = engine
         self.engine_ready = False
-        """Whether the latest call succeeded. Reset when an engine is lost."""
+        """True after a call succeeded, until an engine is lost."""
         self._metrics = metrics
         self._max_chunk = max_chunk
         self._pending: list[_PendingTask] = []
@@ -122,7 +122,7 @@ class Dispatcher:
         return await pending.result
 
     def is_loss(self, error: Exception) -> bool:
-        """Whether `error` means that the engine is gone. If so, the service is not ready any more."""
+        """Return True if `error` means that the engine is gone. The service is not ready then."""
         lost = self.engine.is_loss(error)
         if lost:
             self.engine_ready = False

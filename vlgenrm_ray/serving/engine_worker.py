@@ -33,7 +33,7 @@ class ReloadableGenerator(LiveGenerator, Protocol):
         ...
 
     def is_alive(self) -> bool:
-        """Whether the engine's process runs and has not failed."""
+        """Return True if the engine's process runs and has not failed."""
         ...
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class EngineWorker:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's process runs and has not failed."""
+        """True if the engine's process runs and has not failed."""
         return self._generator.is_alive()
 
     def close(self) -> None:

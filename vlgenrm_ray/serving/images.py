@@ -39,7 +39,7 @@ _MAX_PATH = 4096
 _MAX_PIXELS = 256 * 1024 * 1024
 """Decoded pixels in memory, about a gigabyte."""
 _MAX_IDLE_PIXELS = 64 * 1024 * 1024
-"""Of them, pixels of images that no task uses: the responses to one image may come in several requests."""
+"""Decoded pixels that no task uses, kept because the responses to one image may come in several requests."""
 _MIN_IMAGE_PIXELS = 64 * 64
 """Pixels that the smallest image counts as, because an image object takes memory beyond its pixels."""
 _SMALL_PIXELS = 256 * 256

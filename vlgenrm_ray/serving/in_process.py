@@ -25,7 +25,7 @@ class InProcessEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker is up."""
+        """True if the worker is up."""
         starting = self._starting
         return (
             starting is not None

@@ -1,7 +1,7 @@
 """The Ray Serve application: one ingress that speaks HTTP, the engines behind it, and optionally the experts.
 
 The ingress holds what must exist once: cache, images, the queue's bound, the active model. A single engine runs in the
-ingress process (`in_process`), several run in processes of their own (`engine_pool`). Every call carries the active
+ingress process (`in_process`), several run in processes of their own (`replicated`). Every call carries the active
 model, so an engine that starts late loads it with its first call. Start reading at `application`.
 """
 
@@ -16,17 +16,17 @@ import httpx
 
 from vlgenrm_ray.judge.serve_handle import RawResponse
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, Status
-from vlgenrm_ray.serving import engine_pool
+from vlgenrm_ray.serving import replicated
 from vlgenrm_ray.serving.canary import Canary
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.engine import Engine
-from vlgenrm_ray.serving.engine_pool import EnginePool
 from vlgenrm_ray.serving.engine_worker import EngineWorker
 from vlgenrm_ray.serving.experts import EvidenceJob, EvidenceResponse, ExpertService, ExpertWorker
 from vlgenrm_ray.serving.in_process import InProcessEngine
 from vlgenrm_ray.serving.metrics import ServiceMetrics
 from vlgenrm_ray.serving.model_swap import ModelSwap
 from vlgenrm_ray.serving.model_version import ActiveModelRegistry, configured_model
+from vlgenrm_ray.serving.replicated import ReplicatedEngine
 from vlgenrm_ray.serving.service import Service
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Ingress:
         """
         self._config = config
         self._registry = ActiveModelRegistry(config, name)
-        engine: Engine = InProcessEngine(self._start_worker) if engines is None else EnginePool(engines)
+        engine: Engine = InProcessEngine(self._start_worker) if engines is None else ReplicatedEngine(engines)
         metrics = ServiceMetrics()
         self.service = Service(config, engine, metrics, await self._registry.get())
         self._model_swap = ModelSwap(self.service, self._registry.put)
@@ -195,7 +195,7 @@ def application(config: ServingConfig, address: ListenAddress | None = None, nam
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=10.0,
     )(serve.ingress()(Ingress))
-    engines = None if in_process else engine_pool.deployment(config, ActiveModelRegistry(config, name).get)
+    engines = None if in_process else replicated.deployment(config, ActiveModelRegistry(config, name).get)
     experts = None if config.experts is None else _experts_deployment(config)
     return ingress.bind(config, address, engines, experts, name)
 

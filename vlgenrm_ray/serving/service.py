@@ -258,7 +258,7 @@ def _failure(status: Status, detail: str) -> ScoreReply:
 
 
 def _is_complete(reply: ScoreReply) -> bool:
-    """Whether no deadline cut the reply short."""
+    """Return True unless a deadline cut the reply short."""
     return reply.status is not Status.TIMEOUT and len(reply.critiques) >= reply.num_asked
 
 

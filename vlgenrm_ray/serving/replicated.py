@@ -44,7 +44,7 @@ class EngineReplica:
             raise EngineLostError("vLLM's engine process is gone")
 
 
-class EnginePool:
+class ReplicatedEngine:
     """The `Engine` of a service with several replicas, over the handle of their deployment."""
 
     alive = True
