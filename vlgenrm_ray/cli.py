@@ -211,9 +211,9 @@ def bench_critiques(
     pairs: Annotated[int, typer.Option(min=1, help="Preference pairs to critique.")] = 64,
 ) -> None:
     """Measure the critiques stage's actor against its bare engine on the same prompts."""
-    from vlgenrm_ray.bench.run import bench_critiques as bench_stage
+    from vlgenrm_ray.bench import critiques
 
-    bench_stage(config, run=run, overrides=tuple(set_ or ()), pairs=pairs)
+    critiques.run(config, run_folder=run, overrides=tuple(set_ or ()), pairs=pairs)
 
 
 @benches.command("serving")
@@ -223,21 +223,21 @@ def bench_serving(
     set_: Overrides = None,
     parts: Annotated[str, typer.Option(help="Any of vllm,cache,critiques,overhead,soak; default: all but soak.")] = "",
     items: Annotated[int, typer.Option(min=8, help="Responses scored at each concurrency; a quarter at 1.")] = 256,
-    turns: Annotated[int, typer.Option(min=1, help="Of the service, and of vllm serve.")] = 2,
-    soak: Annotated[float, typer.Option(min=0, help="Seconds of full load, to see whether memory is flat.")] = 0.0,
+    turns: Annotated[int, typer.Option(min=1, help="Measurements of the service, and of vllm serve.")] = 2,
+    soak: Annotated[float, typer.Option(min=0, help="Seconds of full load to measure memory growth.")] = 0.0,
     data: Annotated[Path | None, typer.Option(help="JSON Lines: image, question, response. Default: shapes.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the shapes.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn shapes.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report.")] = None,
 ) -> None:
     """Measure the service: against vllm serve, with and without its cache, K = 8 against K = 1, overhead, memory."""
-    from vlgenrm_ray.bench.run import bench_serving as bench_service
+    from vlgenrm_ray.bench import serving
 
-    bench_service(
+    serving.run(
         model,
         path=config,
         overrides=tuple(set_ or ()),
         parts=tuple(filter(None, parts.split(","))),
-        items=items,
+        num_items=items,
         turns=turns,
         soak_s=soak,
         data=data,
@@ -251,15 +251,15 @@ def bench_policy(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe; default: shapes_grpo.")] = None,
     set_: Overrides = None,
     parts: Annotated[str, typer.Option(help="Any of trl,phases,one_step_off; default: all.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Steps measured of each training, after a few to warm up.")] = 8,
-    turns: Annotated[int, typer.Option(min=1, help="Of each training.")] = 2,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the training; default: the recipe's.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps of each training, after a few to warm up.")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="Measurements of each training.")] = 2,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training; default: the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report.")] = None,
 ) -> None:
-    """Measure a policy's training: against TRL's GRPOTrainer, what its steps consist of, one-step-off."""
-    from vlgenrm_ray.bench.run import bench_policy as bench_training
+    """Measure policy training: against TRL's GRPOTrainer, time by phase, one-step-off against synchronous."""
+    from vlgenrm_ray.bench import policy as policy_bench
 
-    bench_training(
+    policy_bench.run(
         config,
         overrides=tuple(set_ or ()),
         parts=tuple(filter(None, parts.split(","))),

@@ -13,7 +13,7 @@ from running_service import USER_SECRET
 
 from vlgenrm_ray.adapters import clients, rewards
 from vlgenrm_ray.adapters.trl import vlgenrm_reward, vlgenrm_reward_async
-from vlgenrm_ray.bench.work import Piece, of_shapes
+from vlgenrm_ray.bench.items import BenchItem, draw_shapes_items
 from vlgenrm_ray.errors import RemoteError
 from vlgenrm_ray.judge.remote import RemoteJudge, ScoreInput
 from vlgenrm_ray.shapes import pack_path
@@ -21,7 +21,7 @@ from vlgenrm_ray.shapes import pack_path
 GROUP = 4
 STEPS = 2
 # Two responses to a picture are drawn; of each picture the question is wanted once.
-PIECES = of_shapes(4 * STEPS, seed=7)[::2]
+ITEMS = draw_shapes_items(4 * STEPS, seed=7)[::2]
 ENDLESS = "word " * 5000
 """A reference that no prompt has room for: the judge gives `too_large`."""
 
@@ -34,15 +34,15 @@ def _fresh(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     rewards.reset_counts()
 
 
-def train(folder: Path, pieces: Sequence[Piece], reward: Any = vlgenrm_reward, **columns: list[Any]) -> list[Any]:
+def train(folder: Path, items: Sequence[BenchItem], reward: Any = vlgenrm_reward, **columns: list[Any]) -> list[Any]:
     """A few steps, two groups of completions each; TRL's own record of every completion."""
     from datasets import Dataset
     from transformers import AutoProcessor
     from trl import GRPOConfig, GRPOTrainer
 
     rows = {
-        "prompt": [[{"role": "user", "content": piece.question}] for piece in pieces],
-        "image": [picture(piece) for piece in pieces],
+        "prompt": [[{"role": "user", "content": item.question}] for item in items],
+        "image": [picture(item) for item in items],
     }
     trainer = GRPOTrainer(
         model=str(pack_path("vlm")),
@@ -55,7 +55,7 @@ def train(folder: Path, pieces: Sequence[Piece], reward: Any = vlgenrm_reward, *
             bf16=False,
             model_init_kwargs={"dtype": "float32"},
             gradient_checkpointing=False,
-            max_steps=len(pieces) // 2,
+            max_steps=len(items) // 2,
             per_device_train_batch_size=2 * GROUP,
             num_generations=GROUP,
             max_completion_length=48,
@@ -69,17 +69,17 @@ def train(folder: Path, pieces: Sequence[Piece], reward: Any = vlgenrm_reward, *
         ),
     )
     trainer.train()
-    assert trainer.state.global_step == len(pieces) // 2
+    assert trainer.state.global_step == len(items) // 2
     tables = [pq.read_table(path) for path in sorted((folder / "completions").glob("*.parquet"))]
     return [row for table in tables for row in table.to_pylist()]
 
 
-def picture(piece: Piece) -> Image.Image:
-    return Image.open(io.BytesIO(piece.image)).convert("RGB")
+def picture(item: BenchItem) -> Image.Image:
+    return Image.open(io.BytesIO(item.image)).convert("RGB")
 
 
 def test_every_completion_has_the_reward_of_its_picture(http: httpx.Client, tmp_path: Path) -> None:
-    rows = train(tmp_path, PIECES)
+    rows = train(tmp_path, ITEMS)
     assert len(rows) == STEPS * 2 * GROUP
     rewards = [row["vlgenrm_reward"] for row in rows]
     assert all(0.0 <= reward <= 1.0 for reward in rewards)
@@ -94,8 +94,8 @@ def test_every_completion_has_the_reward_of_its_picture(http: httpx.Client, tmp_
 
 def ask(row: dict[str, Any]) -> ScoreInput:
     question = text(row["prompt"])
-    (piece,) = [piece for piece in PIECES if piece.question == question]
-    return ScoreInput(image=picture(piece), question=question, response=text(row["completion"]))
+    (item,) = [item for item in ITEMS if item.question == question]
+    return ScoreInput(image=picture(item), question=question, response=text(row["completion"]))
 
 
 def text(messages: Sequence[dict[str, Any]]) -> str:
@@ -107,8 +107,8 @@ def text(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def test_what_has_no_reward_is_masked_not_zero(tmp_path: Path) -> None:
-    rows = train(tmp_path, PIECES[:2], vlgenrm_reward_async, reference=[None, ENDLESS])
-    found = {name: [row for row in rows if text(row["prompt"]) == PIECES[i].question] for i, name in enumerate("ab")}
+    rows = train(tmp_path, ITEMS[:2], vlgenrm_reward_async, reference=[None, ENDLESS])
+    found = {name: [row for row in rows if text(row["prompt"]) == ITEMS[i].question] for i, name in enumerate("ab")}
     assert [len(group) for group in found.values()] == [GROUP, GROUP]
     assert all(0.0 <= row["vlgenrm_reward_async"] <= 1.0 for row in found["a"])
     # NaN in the trainer, nothing in its table.
@@ -120,5 +120,5 @@ def test_a_service_that_is_not_there_ends_the_training(tmp_path: Path, monkeypat
     monkeypatch.setenv(clients.URL_VARIABLE, "http://127.0.0.1:9")
     monkeypatch.setattr(clients, "RETRIES", 1)
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9"):
-        train(tmp_path, PIECES[:2])
+        train(tmp_path, ITEMS[:2])
     assert not list(tmp_path.rglob("*.parquet"))

@@ -1,1 +1,1 @@
-"""Speed as ratios: one side against another on the same work, in one run."""
+"""Speed measured as ratios: one system against another on the same work, within one run."""

@@ -1,4 +1,4 @@
-"""A steady number of requests at a time against one server, and how long each took. One client for all servers."""
+"""Load generator: a constant number of requests in flight against one HTTP server, the same for every server."""
 
 import asyncio
 import time
@@ -7,38 +7,39 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from vlgenrm_ray.bench.figures import percentile
+from vlgenrm_ray.bench.statistics import percentile
 from vlgenrm_ray.errors import RemoteError
 
 _TIMEOUT_S = 600.0
-_Keep = Callable[[int, float, bytes], None]
+_OnReply = Callable[[int, float, bytes], None]
+"""Called with the request's index, its latency in seconds, and the body of the reply."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request, its body written beforehand."""
+class PostRequest:
+    """One request with its body encoded in advance, so that encoding is not measured."""
 
     path: str
     body: bytes
 
 
 @dataclass(slots=True)
-class Measured:
-    """What came of a load."""
+class LoadResult:
+    """Measurements of one load."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     """Seconds of each round trip, in the order of the requests."""
     replies: list[bytes] = field(default_factory=list)
-    """Bodies, to be read when the clock stands still."""
+    """Bodies of the replies; parse them after the measurement."""
 
     @property
     def rate(self) -> float:
         """Requests per second."""
         return len(self.latencies) / self.seconds
 
-    def figures(self) -> dict[str, float]:
-        """Scores/s and latencies, in milliseconds."""
+    def metrics(self) -> dict[str, float]:
+        """Return scores per second and latencies in milliseconds."""
         return {
             "scores_per_s": round(self.rate, 3),
             "p50_ms": round(1000 * percentile(self.latencies, 0.5), 2),
@@ -46,56 +47,63 @@ class Measured:
         }
 
 
-def put(url: str, requests: Sequence[Asked], *, concurrency: int) -> Measured:
-    """Send all requests, `concurrency` of them at a time. Raises RemoteError for no answer, or any but 200."""
-    measured = Measured(latencies=[0.0] * len(requests), replies=[b""] * len(requests))
+def send_requests(url: str, requests: Sequence[PostRequest], *, concurrency: int) -> LoadResult:
+    """Send all requests, `concurrency` of them at a time.
 
-    def keep(number: int, latency: float, reply: bytes) -> None:
-        measured.latencies[number], measured.replies[number] = latency, reply
+    Raises:
+        RemoteError: A request got no reply, or one with a status other than 200.
+    """
+    result = LoadResult(latencies=[0.0] * len(requests), replies=[b""] * len(requests))
 
-    measured.seconds = asyncio.run(_put(url, requests, concurrency, keep))
-    return measured
+    def record(index: int, latency: float, reply: bytes) -> None:
+        result.latencies[index], result.replies[index] = latency, reply
+
+    result.seconds = asyncio.run(_send(url, requests, concurrency, record))
+    return result
 
 
-def keep_up(url: str, requests: Iterable[Asked], *, concurrency: int) -> int:
-    """Send requests until there are no more; how many. Keeps nothing, so that the client's memory is flat too."""
+def count_requests(url: str, requests: Iterable[PostRequest], *, concurrency: int) -> int:
+    """Send requests until the iterable ends and return their number.
+
+    Replies are discarded, so the client's own memory stays constant. Raises RemoteError as `send_requests` does.
+    """
     count = 0
 
-    def tally(number: int, latency: float, reply: bytes) -> None:
+    def increment(index: int, latency: float, reply: bytes) -> None:
         nonlocal count
         count += 1
 
-    asyncio.run(_put(url, requests, concurrency, tally))
+    asyncio.run(_send(url, requests, concurrency, increment))
     return count
 
 
-async def _put(url: str, requests: Iterable[Asked], concurrency: int, keep: _Keep) -> float:
+async def _send(url: str, requests: Iterable[PostRequest], concurrency: int, on_reply: _OnReply) -> float:
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    waiting: Iterator[tuple[int, Asked]] = iter(enumerate(requests))
+    # One iterator for all workers: a free worker takes the next request.
+    pending: Iterator[tuple[int, PostRequest]] = iter(enumerate(requests))
     headers = {"Content-Type": "application/json"}
     async with httpx.AsyncClient(
         base_url=url, limits=limits, timeout=_TIMEOUT_S, headers=headers, verify=False, trust_env=False
     ) as client:
 
-        async def work() -> None:
-            # One iterator for all workers: who is free takes the next.
-            for number, asked in waiting:
-                begin = time.perf_counter()
+        async def send_pending() -> None:
+            for index, request in pending:
+                start = time.perf_counter()
                 try:
-                    response = await client.post(asked.path, content=asked.body)
+                    response = await client.post(request.path, content=request.body)
                 except httpx.TransportError as error:
-                    raise RemoteError(f"{url}{asked.path}: {type(error).__name__} {error}") from error
-                latency = time.perf_counter() - begin
+                    raise RemoteError(f"{url}{request.path}: {type(error).__name__} {error}") from error
+                latency = time.perf_counter() - start
                 if response.status_code != 200:
-                    raise RemoteError(f"{url}{asked.path}: {response.status_code} {response.text[:300]}")
-                keep(number, latency, response.content)
+                    raise RemoteError(f"{url}{request.path}: {response.status_code} {response.text[:300]}")
+                on_reply(index, latency, response.content)
 
-        begin = time.perf_counter()
+        start = time.perf_counter()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
-                    group.create_task(work())
-        except ExceptionGroup as failed:
-            # One says enough.
-            raise failed.exceptions[0] from None
-        return time.perf_counter() - begin
+                    group.create_task(send_pending())
+        except ExceptionGroup as failures:
+            # The other workers fail for the same reason.
+            raise failures.exceptions[0] from None
+        return time.perf_counter() - start

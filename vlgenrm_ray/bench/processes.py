@@ -1,4 +1,4 @@
-"""What a bench measures runs in processes of their own, which end with this one."""
+"""Processes that a bench measures; each ends with this process."""
 
 import os
 import signal
@@ -14,27 +14,27 @@ from vlgenrm_ray.engines.environment import end_with_this_process
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN
 
-_STOP_S = 60.0
-_TAIL = 3000
+_STOP_TIMEOUT_S = 60.0
+_TAIL_LENGTH = 3000
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A process, and what it says."""
+class RunningProcess:
+    """A process with its output."""
 
     process: "subprocess.Popen[bytes]"
     log: IO[bytes]
 
     def tail(self) -> str:
-        """The last it said."""
+        """Return the end of the output."""
         self.log.seek(0)
-        return self.log.read().decode(errors="replace")[-_TAIL:]
+        return self.log.read().decode(errors="replace")[-_TAIL_LENGTH:]
 
 
 @contextmanager
-def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[Started]:
-    """A command with `variables` in its environment, ended afterwards."""
-    # A server is open to the client that measures it.
+def running_process(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[RunningProcess]:
+    """Run a command with `variables` added to its environment; terminate it on exit."""
+    # Without tokens a server accepts the requests of the load generator.
     inherited = {name: value for name, value in os.environ.items() if name not in (API_TOKEN, OPERATOR_TOKEN)}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -44,31 +44,35 @@ def started(command: Sequence[str], variables: Mapping[str, str]) -> Iterator[St
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        # All of its group, should this process be killed: one left behind takes the cores from what comes next.
-        watch = end_with_this_process([-process.pid])
+        # The whole process group ends if this process is killed: a survivor would take cores from the next measurement.
+        watchdog = end_with_this_process([-process.pid])
         try:
-            yield Started(process, log)
+            yield RunningProcess(process, log)
         finally:
-            _end(process)
-            watch.communicate()
+            _terminate(process)
+            watchdog.communicate()
 
 
-def finish(command: Sequence[str], variables: Mapping[str, str], *, limit_s: float) -> None:
-    """Run a command to its end. Raises StageError, with the last it said, where that is not 0 or takes too long."""
-    with started(command, variables) as one:
-        end = time.monotonic() + limit_s
-        while one.process.poll() is None and time.monotonic() < end:
+def run_to_end(command: Sequence[str], variables: Mapping[str, str], *, timeout_s: float) -> None:
+    """Run a command and wait for its end.
+
+    Raises:
+        StageError: The exit status is not 0, or the command runs longer than `timeout_s`. Holds the end of the output.
+    """
+    with running_process(command, variables) as running:
+        deadline = time.monotonic() + timeout_s
+        while running.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.25)
-        if one.process.returncode != 0:
-            how = f"took more than {limit_s:g} s" if one.process.returncode is None else "failed"
-            raise StageError(f"{' '.join(command[:4])} ... {how}:\n{one.tail()}")
+        if running.process.returncode != 0:
+            reason = f"took more than {timeout_s:g} s" if running.process.returncode is None else "failed"
+            raise StageError(f"{' '.join(command[:4])} ... {reason}:\n{running.tail()}")
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """By its own means if it has any left, else by force."""
+def _terminate(process: "subprocess.Popen[bytes]") -> None:
+    """Send SIGTERM, wait, then kill what is left of the process group."""
     process.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_S)
+        process.wait(_STOP_TIMEOUT_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,0 +1,78 @@
+"""Responses that a bench has scored: drawn from the embedded world, or read from a file."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vlgenrm_ray.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class BenchItem:
+    """One response to score."""
+
+    image: bytes
+    """Encoded image file."""
+    question: str
+    response: str
+
+
+def draw_shapes_items(count: int, *, seed: int) -> list[BenchItem]:
+    """Draw items of the embedded world: a true and a false response per image, in turn."""
+    from vlgenrm_ray.shapes.pairs import gold_pairs
+
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = gold_pairs(Path(folder), seed=seed, split="test", count=(count + 1) // 2)
+        items = [
+            BenchItem(Path(pair.question.image.uri).read_bytes(), pair.question.text, text)
+            for pair in pairs
+            for text in (pair.chosen, pair.rejected)
+        ]
+    return items[:count]
+
+
+def read_items(path: Path, count: int) -> list[BenchItem]:
+    """Read the first `count` items of a JSON Lines file.
+
+    A row has `image` (a path relative to the file's folder), `question`, and `response` or `chosen` and `rejected`.
+
+    Raises:
+        InputError: A row cannot be read, or the file has fewer than `count` responses.
+    """
+    items = list(islice(_parse_rows(path), count))
+    if len(items) < count:
+        raise InputError(f"{path}: {len(items)} responses; {count} are needed, or lower --items")
+    return items
+
+
+def _parse_rows(path: Path) -> Iterator[BenchItem]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            image = (path.parent / row["image"]).read_bytes()
+            for response in _responses(row):
+                yield BenchItem(image, row["question"], response)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}:{number}: {type(error).__name__}: {error}") from error
+
+
+def _responses(row: dict[str, Any]) -> Sequence[str]:
+    return [row["response"]] if "response" in row else [row["chosen"], row["rejected"]]
+
+
+def repeat_blocks(items: Sequence[BenchItem], block: int) -> list[BenchItem]:
+    """Repeat each block of `block` items once, directly after it, as a trainer scores a batch a second time.
+
+    With a block longer than the concurrency, a repetition is sent after its first request has been answered, so it
+    meets the cache rather than a request in flight.
+    """
+    starts = range(0, len(items), block)
+    return [item for start in starts for _ in range(2) for item in items[start : start + block]]
