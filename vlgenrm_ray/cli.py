@@ -192,6 +192,36 @@ def trace(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    what: Annotated[str, typer.Option(help="preferences, critiques or examples.")] = "preferences",
+    format: Annotated[str, typer.Option(help="trl, llamafactory, ms-swift, or an import path.")] = "trl",
+    round: Annotated[int | None, typer.Option(help="Round of critiques and examples; default: the latest.")] = None,
+    copy_images: Annotated[bool, typer.Option(help="Copy the images to OUT/images.")] = False,
+) -> None:
+    """Export a run's preferences, critiques or training examples as a data set for another trainer."""
+    from vlgenrm_ray.report.exports import export as export_records
+
+    path, num_rows = export_records(run, what, format, out, round=round, copy_images=copy_images)
+    typer.echo(f"{num_rows} rows in {path}")
+
+
+@app.command()
+def benchmark(
+    name: Annotated[str, typer.Argument(help="pope, heldout_pairs, or an import path package.module:Name.")],
+    data: Annotated[Path, typer.Option(help="The benchmark's questions with labels.")],
+    answers: Annotated[Path, typer.Option(help="One model's answers.")],
+) -> None:
+    """Score stored answers by a benchmark's official rules; print its metrics as JSON."""
+    import json
+
+    from vlgenrm_ray.evaluation import benchmarks
+
+    typer.echo(json.dumps(benchmarks.score(name, data, answers), indent=2))
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe to check against the cluster.")] = None,
     set_: Overrides = None,
