@@ -1,4 +1,7 @@
-"""The `vlgenrm` command. Each command parses, imports what it needs, calls one function and prints."""
+"""The `vlgenrm` command line. Each command parses its arguments and calls one function of `entrypoints`.
+
+Heavy packages are imported inside the commands, so `vlgenrm --help` is immediate.
+"""
 
 import sys
 from pathlib import Path
@@ -10,29 +13,30 @@ from vlgenrm_ray import __version__
 from vlgenrm_ray.errors import VlGenRMError
 
 app = typer.Typer(
-    help="Make, improve and use a vision-language generative reward model on Ray.",
+    help="Train, evaluate and serve a vision-language generative reward model on Ray, and train policies with it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-benches = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
+benches = typer.Typer(help="Measure speed as ratios within one run.", no_args_is_help=True)
 app.add_typer(benches, name="bench")
 
 Recipe = Annotated[Path, typer.Option("--config", help="Recipe (YAML); see jobs/recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local one.")]
+DryRun = Annotated[bool, typer.Option(help="Print the resolved recipe and its resources, then stop.")]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default: runs/<recipe's name>.")]
 
 
 def main() -> None:
-    """Entry point: an error of ours is one message and exit code 1; Ctrl-C says how to go on."""
+    """Run the command line. An error of this package is printed as one message, with exit code 1."""
     try:
         app(standalone_mode=True)
     except VlGenRMError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted; the same command goes on from here", err=True)
+        typer.echo("\ninterrupted; the same command continues from here", err=True)
         sys.exit(130)
 
 
@@ -49,7 +53,7 @@ def demo(
     set_: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Watch a reward model get better: the whole loop on the embedded world, two rounds, minutes on a laptop."""
+    """Train a reward model on the embedded world: two rounds of the whole loop, minutes on a laptop."""
     from vlgenrm_ray.entrypoints import shipped_recipe, train_reward
 
     train_reward(shipped_recipe("shapes"), overrides=tuple(set_ or ()), run=run, address=address)
@@ -61,9 +65,9 @@ def run(
     run: RunFolder = None,
     set_: Overrides = None,
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the stages, what they ask for and what is there.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Make, or finish, a run: curate, critique, select, train, evaluate, round after round."""
+    """Train a reward model, or continue a run: curation, then rounds of critiques, selection, training, evaluation."""
     from vlgenrm_ray.entrypoints import train_reward
 
     train_reward(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
@@ -75,9 +79,9 @@ def policy(
     run: RunFolder = None,
     set_: Overrides = None,
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option(help="Print what the training asks for and what is there.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
-    """Train a policy against its rewards, or finish that: sample, judge, learn, hand out the weights; GRPO or PPO."""
+    """Train a policy against its rewards by GRPO or PPO, or continue a training."""
     from vlgenrm_ray.entrypoints import train_policy
 
     train_policy(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
@@ -86,9 +90,9 @@ def policy(
 @app.command()
 def curves(
     out: Annotated[Path, typer.Argument(help="Picture to draw: .svg, .png or .pdf.")],
-    runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN[,RUN...]", help="Runs under a label: its seeds.")],
+    runs: Annotated[list[str], typer.Argument(metavar="LABEL=RUN[,RUN...]", help="Runs of a label: its seeds.")],
 ) -> None:
-    """Draw trainings of policies: reward, held-out value, divergence and length; thick lines are means over seeds."""
+    """Draw training curves of policies: reward, held-out value, KL divergence, length. Thick lines are means."""
     from vlgenrm_ray.entrypoints import draw_curves
 
     draw_curves(out, runs)
@@ -100,7 +104,7 @@ def co_train(
     run: RunFolder = None,
     set_: Overrides = None,
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option(help="Print what an iteration asks for and what is there.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train reward model and policy in turn, each with the other's newest model, or continue such a run."""
     from vlgenrm_ray.entrypoints import co_train as co_train_models
@@ -130,7 +134,7 @@ def score(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
     critiques: Annotated[int | None, typer.Option("-k", help="Critiques; default: the recipe's.")] = None,
 ) -> None:
-    """Print the reward of one response, and the critiques behind it."""
+    """Print the reward of one response and its critiques."""
     from vlgenrm_ray.entrypoints import score as score_one
 
     score_one(image, question, response, model=model, path=config, num_critiques=critiques)
@@ -140,7 +144,7 @@ def score(
 def evaluate(
     config: Recipe,
     model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")],
-    run: Annotated[Path, typer.Option("--run", help="Folder for the judged pairs.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder for pairs and judgements.")],
     set_: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -156,9 +160,9 @@ def serve(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
     set_: Overrides = None,
     replicas: Annotated[
-        str | None, typer.Option(help="Engines: a number, or `auto` by the queue's depth; default: the recipe's.")
+        str | None, typer.Option(help="Engines: a number, or `auto` (by queue depth); default: the recipe's.")
     ] = None,
-    image_root: Annotated[list[str] | None, typer.Option(help="Folder whose images requests may name.")] = None,
+    image_root: Annotated[list[str] | None, typer.Option(help="Folder of images that requests may name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     address: Address = None,
@@ -185,7 +189,7 @@ def trace(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     id: Annotated[str, typer.Argument(help="Id of any record of the run.")],
 ) -> None:
-    """Print one record's life: question, responses, findings, pairs, critiques kept and lost, examples."""
+    """Print the history of one record: question, responses, findings, pairs, critiques, examples, and every drop."""
     from vlgenrm_ray.report.trace import trace as trace_record
 
     typer.echo(trace_record(run, id))
@@ -227,15 +231,36 @@ def doctor(
     set_: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Check versions, engines, GPUs, disk, memory and ports, and a recipe's needs; name what is missing."""
+    """Check versions, engines, GPUs, disk, memory, ports and the needs of a recipe; print remedies."""
     from vlgenrm_ray.entrypoints import run_doctor
 
     raise typer.Exit(run_doctor(config, overrides=tuple(set_ or ()), address=address))
 
 
+@app.command()
+def settings(
+    recipe: Annotated[str, typer.Argument(help="Kind of recipe: reward, policy or co_training.")] = "reward",
+    markdown: Annotated[bool, typer.Option(help="Print the reference of all recipes (jobs/SETTINGS.md).")] = False,
+    schema: Annotated[bool, typer.Option(help="Print the JSON schema of the recipe, for editors.")] = False,
+) -> None:
+    """Print all settings of a recipe with type, default and meaning."""
+    from vlgenrm_ray import settings_reference
+
+    if recipe not in settings_reference.RECIPES:
+        known = ", ".join(settings_reference.RECIPES)
+        raise typer.BadParameter(f"{recipe!r}: choose one of {known}", param_hint="RECIPE")
+    if markdown:
+        typer.echo(settings_reference.markdown(), nl=False)
+    elif schema:
+        typer.echo(settings_reference.json_schema(recipe), nl=False)
+    else:
+        for line in settings_reference.plain_lines(recipe):
+            typer.echo(line)
+
+
 @benches.command("critiques")
 def bench_critiques(
-    run: Annotated[Path, typer.Option("--run", help="A run whose preferences are the prompts.")],
+    run: Annotated[Path, typer.Option("--run", help="Run whose preferences are used as prompts.")],
     config: Annotated[Path | None, typer.Option("--config", help="Recipe; default: shapes.")] = None,
     set_: Overrides = None,
     pairs: Annotated[int, typer.Option(min=1, help="Preference pairs to critique.")] = 64,

@@ -171,6 +171,8 @@ class CoTrainingConfig(Settings):
     renamed: ClassVar = {"turns": "iterations", "service": "judge_service"}
     inherits: ClassVar = {
         "reward.base": "base",
+        "reward.serving": "judge_service.serving",
+        "policy.judge_service": "judge_service",
         "policy.base": "base",
         "reward.seed": "seed",
         "policy.seed": "seed",

@@ -37,18 +37,19 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        """Read old names, then fill in what is inherited, then a section's own defaults in this place."""
+        """Read old names, then complete sections by the defaults of their place and by what they inherit."""
         if not isinstance(values, Mapping):
             return values
         completed = cls.present_names(values)
+        # Without this, stating one setting of a section would reset the others to the defaults of the section's class.
+        for name, (section, defaults) in _defaults_of_place(cls).items():
+            stated = completed.get(name, {} if name in cls.inherits else None)
+            if isinstance(stated, Mapping):
+                completed[name] = _over(section, defaults, _plain(section, stated))
         for target, source in cls.inherits.items():
             inherited = _value_at(cls, completed, source.split("."))
             if inherited is not _UNSET:
                 completed = _fill(cls, completed, target.split("."), inherited)
-        # Without this, stating one setting of a section would reset the others to the defaults of the section's class.
-        for name, (section, defaults) in _defaults_of_place(cls).items():
-            if isinstance(stated := completed.get(name), Mapping):
-                completed[name] = _over(section, defaults, _plain(section, stated))
         return completed
 
     @classmethod

@@ -89,7 +89,7 @@ def test_ppo_one_step_off(recipe: Path, ray_local: None, tmp_path: Path) -> None
         tmp_path,
         "policy.mode=one_step_off",
         "policy.critic.learning_rate=3e-3",
-        "policy.critic.warmup_share=0",
+        "policy.critic.warmup_ratio=0",
         "policy.rollouts.engine.image_processor.size={shortest_edge: 1152, longest_edge: 1152}",
         *(f"policy.algorithm.{setting}" for setting in ppo),
     )

@@ -1,4 +1,4 @@
-"""How a model learns, before DeepSpeed is there."""
+"""Settings of training, learning-rate schedule and DeepSpeed's configuration."""
 
 import pytest
 from hypothesis import given
@@ -10,31 +10,31 @@ from vlgenrm_ray.engines.deepspeed_config import (
     LoraConfig,
     engine_settings,
     frozen_settings,
-    lr_share,
+    lr_factor,
     worker_environment,
 )
 
 
 def test_cosine_schedule_by_hand() -> None:
-    config = DeepSpeedConfig(schedule="cosine", warmup_share=0.2, min_lr_share=0.1)
-    shares = [lr_share(step, 10, config) for step in range(10)]
-    assert shares[:3] == [0.5, 1.0, 1.0]
-    assert shares[-1] == pytest.approx(0.1)
-    assert shares[2:] == sorted(shares[2:], reverse=True)
+    config = DeepSpeedConfig(schedule="cosine", warmup_ratio=0.2, min_lr_ratio=0.1)
+    factors = [lr_factor(step, 10, config) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[-1] == pytest.approx(0.1)
+    assert factors[2:] == sorted(factors[2:], reverse=True)
 
 
 def test_constant_schedule_by_hand() -> None:
-    config = DeepSpeedConfig(schedule="constant", warmup_share=0.25)
-    assert [lr_share(step, 8, config) for step in range(8)] == [0.5, 1, 1, 1, 1, 1, 1, 1]
+    config = DeepSpeedConfig(schedule="constant", warmup_ratio=0.25)
+    assert [lr_factor(step, 8, config) for step in range(8)] == [0.5, 1, 1, 1, 1, 1, 1, 1]
 
 
 @given(st.integers(1, 300), st.floats(0, 0.99), st.floats(0, 1), st.sampled_from(["cosine", "constant"]))
 def test_the_learning_rate_is_never_zero_nor_above_its_highest(
     total: int, warmup: float, least: float, schedule: str
 ) -> None:
-    config = DeepSpeedConfig.model_validate({"schedule": schedule, "warmup_share": warmup, "min_lr_share": least})
+    config = DeepSpeedConfig.model_validate({"schedule": schedule, "warmup_ratio": warmup, "min_lr_ratio": least})
     for step in range(total):
-        share = lr_share(step, total, config)
+        share = lr_factor(step, total, config)
         assert min(least, 1 / total) - 1e-9 <= share <= 1.0 + 1e-9
 
 

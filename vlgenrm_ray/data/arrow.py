@@ -1,4 +1,4 @@
-"""Records to Arrow and back: the schema of any record type, read off its annotations."""
+"""Conversion of records to Arrow and back, with a schema derived from the annotations of the record type."""
 
 import types
 import typing
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def to_row(record: Any) -> dict[str, Any]:
-    """Record -> plain nested dicts and lists, as Arrow takes them."""
+    """Convert a record to nested dicts and lists, as Arrow takes them."""
     plan = _plan(type(record))
     row = {name: getattr(record, name) for name in plan.hints}
     for name, write in plan.writers.items():
@@ -25,7 +25,7 @@ def to_row(record: Any) -> dict[str, Any]:
 
 
 def from_row(cls: type[R], row: dict[str, Any]) -> R:
-    """Plain row -> record of `cls`; names the record does not have are ignored. Raises KeyError for a missing field."""
+    """Convert a plain row to a record; names without a field are ignored. Raises KeyError for a missing field."""
     plan = _plan(cls)
     values = {name: row[name] for name in plan.hints}
     for name, read in plan.readers.items():
@@ -36,18 +36,18 @@ def from_row(cls: type[R], row: dict[str, Any]) -> R:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What the annotations of a record type ask for."""
+    """Converters of a record type, derived from its annotations."""
 
     hints: dict[str, Any]
-    """Of each field, `None` left out."""
+    """Field -> type, without `None`."""
     readers: dict[str, Callable[[Any], Any]]
-    """Of the fields that are not taken as they are."""
+    """Field -> converter from its Arrow value, for the fields that need one."""
     writers: dict[str, Callable[[Any], Any]]
-    """Of the fields that are not written as they are."""
+    """Field -> converter to its Arrow value, for the fields that need one."""
 
 
 _PLANS: dict[type[Any], _Plan] = {}
-"""Worked out once: doing it for every value took most of a stage's time on records."""
+"""Cache: deriving the converters for every value took most of a stage's time on records."""
 
 
 def _plan(cls: type[Any]) -> _Plan:
@@ -95,14 +95,14 @@ def _without_none(hint: Any) -> Any:
 
 
 def arrow_schema(cls: type[Any]) -> "pa.Schema":
-    """The Arrow schema of a record type, nested records as structs."""
+    """Return the Arrow schema of a record type; nested records are structs."""
     import pyarrow as pa
 
     return pa.schema([pa.field(name, arrow_type(hint)) for name, hint in _plan(cls).hints.items()])
 
 
 def arrow_type(hint: Any) -> "pa.DataType":
-    """The Arrow type of one annotation used by the records."""
+    """Return the Arrow type of an annotation that records use."""
     import pyarrow as pa
 
     hint = _without_none(hint)
@@ -118,14 +118,14 @@ def arrow_type(hint: Any) -> "pa.DataType":
 
 
 def to_table(cls: type[R], records: Iterable[R]) -> "pa.Table":
-    """Records of one type -> an Arrow table with that type's schema (right even when empty)."""
+    """Convert records of one type to an Arrow table with the schema of that type, also if there are none."""
     import pyarrow as pa
 
     return pa.Table.from_pylist([to_row(r) for r in records], schema=arrow_schema(cls))
 
 
 def from_table(cls: type[R], table: "pa.Table") -> list[R]:
-    """An Arrow table written by `to_table` -> records."""
+    """Convert an Arrow table of `to_table` to records."""
     return [from_row(cls, row) for row in table.to_pylist()]
 
 

@@ -1,8 +1,7 @@
-"""What every streaming stage does around its own work, on Ray Data.
+"""Streaming of a stage on Ray Data: skip finished rows, commit results as shards, write the manifest last.
 
-A stage builds a `Dataset` whose rows have an `id`, names the operators that turn those rows into units, and calls
-`run`: rows already committed are filtered out, the rest streams through, each block of units is committed as a shard
-the moment it is ready, and the manifest comes last.
+A stage builds a `Dataset` whose rows have an `id` and a function that maps those rows to units, and calls `run`. Rows
+that are committed already are filtered out; each block of units is committed as a shard as soon as it is ready.
 """
 
 import time
@@ -27,18 +26,18 @@ class ActorPoolConfig(Settings):
     renamed: ClassVar = {"actors": "num_actors"}
 
     num_actors: int = 1
-    """How many actors at least; the pool's fixed size unless `max_actors` is larger."""
+    """Number of actors; with a larger `max_actors`, the smallest number."""
     max_actors: int = 0
-    """Upper end of autoscaling; 0 means no autoscaling."""
+    """Largest number of actors, for autoscaling; 0: no autoscaling."""
     num_cpus: float = 1.0
-    """CPUs (hence threads) of each actor."""
+    """CPUs, and threads, of each actor."""
     num_gpus: float = 0.0
     """GPUs of each actor."""
     batch_size: int = 64
     """Rows per call of an actor."""
 
     def map_batches_args(self) -> dict[str, Any]:
-        """Keyword arguments of `Dataset.map_batches` for a class on this pool, Arrow in and Arrow out."""
+        """Return the arguments of `Dataset.map_batches` for a class on this pool, with Arrow input and output."""
         import ray.data
 
         return {
@@ -53,11 +52,12 @@ class ActorPoolConfig(Settings):
 
 
 LIGHT_CPUS = 0.25
+"""CPUs of a task that only moves or checks records."""
 LIGHT_TASKS = 4
-"""Light tasks for which a stage's actors must leave room. On two CPUs, actors of 1.5 made Ray Data wait for ever."""
+"""Number of light tasks that must find room beside a stage's actors, or Ray Data waits forever."""
 
 LIGHT = {"num_cpus": LIGHT_CPUS, "batch_format": "pyarrow", "zero_copy_batch": True}
-"""`map_batches` arguments of an operator that only moves or checks records."""
+"""Arguments of `map_batches` for an operator that only moves or checks records."""
 
 
 def read_units(source: StageFolder) -> "Dataset":
@@ -75,8 +75,8 @@ def _read_shards(source: StageFolder, read: "Callable[[pa.Table], Iterator[pa.Ta
     import ray.data
 
     source.data_hash()
-    # Not ray.data.read_parquet: its file listing and its splitting of small files took 10 to 20 s a stage on two
-    # cores. Here a row names a shard, and the task that gets it opens it.
+    # ray.data.read_parquet took 10 to 20 s per stage on two cores, for listing and splitting small files. Here each row
+    # is the path of a shard, which the task opens.
     paths = pa.table({"path": [str(p) for p in source.shards()]})
     return ray.data.from_arrow(paths).map_batches(read, **LIGHT)
 
@@ -99,9 +99,10 @@ class _ReadRecords:
 
 @dataclass(frozen=True)
 class _Remaining:
-    """Keeps the rows whose id is not among those already committed."""
+    """Filter for rows whose id is not committed yet."""
 
     done: Any
+    """Ray object with the committed ids."""
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         import pyarrow as pa
@@ -114,7 +115,7 @@ class _Remaining:
 
 @dataclass(frozen=True)
 class _Commit:
-    """Writes units as a shard and passes on nothing but counts."""
+    """Operator that writes units as a shard and returns their number."""
 
     folder: StageFolder
 
@@ -136,12 +137,24 @@ def run(
     inputs: Mapping[str, str],
     metrics: Callable[[StageFolder], Mapping[str, Any]] | None = None,
 ) -> Manifest:
-    """Stream `rows` (column `id` unique) through `work` into `folder`; return the manifest.
+    """Stream rows through a stage's work into its folder. A finished folder is returned unchanged.
 
-    `work` maps rows to units (see `store.units_table`): exactly one unit per row, with the row's id. It gets blocks of
-    at most `block_rows` rows, so no more than a block (or an actor's batch, if that is larger) is lost to a kill.
-    A finished folder is returned as it stands; a begun one goes on where it stopped.
-    Raises ConfigError if the folder was made with other settings, StageError if rows got lost on the way.
+    Args:
+        folder: Folder of the stage. A partial one is continued.
+        rows: Input rows, with a unique column `id`.
+        work: Maps rows to units (see `store.units_table`): exactly one unit per row, with the row's id.
+        total: Number of rows.
+        block_rows: Rows per block. A kill loses at most one block per task, or one batch of an actor if that is larger.
+        fingerprint: Hash of the settings that decide the result.
+        inputs: Name of each input stage -> its data hash.
+        metrics: Computes the metrics of the manifest from the finished folder.
+
+    Returns:
+        The manifest of the stage.
+
+    Raises:
+        ConfigError: The folder was made with other settings or inputs.
+        StageError: Rows were lost.
     """
     import ray
     from ray.exceptions import RayError
@@ -150,7 +163,7 @@ def run(
     if (finished := folder.manifest()) is not None:
         return finished
     done = folder.done_ids()
-    began = time.monotonic()
+    start = time.monotonic()
     try:
         if done:
             rows = rows.map_batches(_Remaining(ray.put(sorted(done))), **LIGHT)
@@ -161,16 +174,16 @@ def run(
                 for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
                     progress.advance(sum(batch.column("units").to_pylist()))
     except BaseException as error:
-        folder.add_seconds(time.monotonic() - began)
+        folder.add_seconds(time.monotonic() - start)
         if isinstance(error, RayError):
-            # Their frames hold Ray's executor, and that its actors: whoever keeps the error would keep their CPUs and
-            # GPUs from the next stage. Ray has written the frames to its log.
+            # The traceback's frames hold Ray's executor and with it the actors. As long as the error is referenced,
+            # their CPUs and GPUs would not be free for the next stage. Ray's log has the traceback.
             error.__context__ = None
             error.__traceback__ = None
         raise
-    if (found := len(folder.done_ids())) != total:
+    if (num_done := len(folder.done_ids())) != total:
         raise StageError(
-            f"stage '{folder.stage}': {total} rows in, {found} accounted for; run again to finish the rest"
+            f"stage '{folder.stage}': {total} rows in, {num_done} finished; run again to finish the others"
         )
     extra = metrics(folder) if metrics else {}
-    return folder.finish(seconds=time.monotonic() - began, metrics=extra)
+    return folder.finish(seconds=time.monotonic() - start, metrics=extra)

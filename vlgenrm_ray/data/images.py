@@ -1,4 +1,9 @@
-"""The only place that opens an image: size, format and bomb limits live here."""
+"""Images: fetched, checked against limits, decoded, and stored by content. No other module opens an image.
+
+    uri -> fetch -> bytes -> decode -> RGB image         `probe` does all of it once and returns an `ImageRef`
+
+Every problem is an `ImageError` with the reason for which its row is dropped.
+"""
 
 import base64
 import binascii
@@ -22,42 +27,49 @@ if TYPE_CHECKING:
     import PIL.Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-"""Formats that are decoded; Pillow's other decoders stay shut."""
+"""Formats that are decoded; Pillow's other decoders are disabled."""
 
 _MAGIC = ((b"\x89PNG\r\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"BM", "bmp"))
-"""How the encoded bytes of each format begin; WebP's sign stands further in."""
+"""First bytes of each format and its file suffix. WebP is recognised by bytes 8 to 12."""
 _GREY = (128, 128, 128)
 
 
 class ImageLimits(Settings):
-    """What an image may cost before it is decoded."""
+    """Limits that an image must be within before it is decoded."""
 
     max_bytes: int = 32 * 1024 * 1024
+    """Largest size of the encoded image, in bytes."""
     max_pixels: int = 64 * 1024 * 1024
+    """Largest width times height, in pixels."""
     min_side: int = 8
-    """Smallest width or height, in pixels, a vision tower can use."""
+    """Smallest width and height, in pixels."""
 
 
 class ImageError(ValueError):
-    """An image that cannot be used, with the reason its row is dropped for."""
+    """An image that cannot be used, with the reason for which its row is dropped."""
 
     def __init__(self, reason: DropReason, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
 
-    def among(self, place: int, num_images: int) -> "ImageError":
-        """The same, with a detail that says which of several images it is of; `place` counts from 0."""
+    def among(self, index: int, num_images: int) -> "ImageError":
+        """Return the error with the number of the image in its detail; `index` counts from 0."""
         if num_images == 1:
             return self
-        return ImageError(self.reason, f"{self.detail} (image {place + 1} of {num_images})")
+        return ImageError(self.reason, f"{self.detail} (image {index + 1} of {num_images})")
 
 
 def fetch(uri: str, limits: ImageLimits) -> bytes:
-    """Encoded bytes of an image at a path, `file://`, any `scheme://` that pyarrow's file systems open, or in a `data:`
-    address itself.
+    """Return the encoded bytes of an image.
 
-    Network addresses (`http`, `https`) are not fetched. Raises ImageError.
+    Args:
+        uri: A path, `file://`, any `scheme://` that pyarrow's file systems open (`s3://`, `gs://`, ...), or a `data:`
+            URL. Network addresses (`http`, `https`, `ftp`) are not fetched.
+        limits: Limits of the image.
+
+    Raises:
+        ImageError: The image is missing, too large, or not fetched.
     """
     if uri.startswith("data:"):
         return _from_data_url(uri, limits)
@@ -105,7 +117,7 @@ def _from_data_url(url: str, limits: ImageLimits) -> bytes:
 
 
 def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.Image":
-    """Encoded bytes -> a loaded RGB image, turned upright. Raises ImageError, never a decoder's own error."""
+    """Decode bytes into an RGB image, rotated as its EXIF data says. Raises ImageError, never a decoder's own error."""
     from PIL import ImageOps
 
     with _opened(data, limits, name) as image:
@@ -113,21 +125,21 @@ def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.
 
 
 def size(data: bytes, limits: ImageLimits, name: str = "image") -> tuple[int, int]:
-    """Width and height as the header of encoded bytes tells them; no pixel is decoded. Raises ImageError."""
+    """Read width and height from the header of encoded bytes, without decoding pixels. Raises ImageError."""
     with _opened(data, limits, name) as image:
         return image.size
 
 
 @contextmanager
 def _opened(data: bytes, limits: ImageLimits, name: str) -> "Iterator[PIL.Image.Image]":
-    """An image within limits, its pixels not decoded yet. Whatever goes wrong with it meanwhile is an ImageError."""
+    """Open an image within limits, without decoding its pixels. Any error inside the context becomes an ImageError."""
     from PIL import Image
 
     if len(data) > limits.max_bytes:
         raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {len(data)} bytes, limit {limits.max_bytes}")
     try:
         with warnings.catch_warnings():
-            # Pillow's own bomb warning; the limit below is ours, and is checked before any pixel is decoded.
+            # The limit below replaces Pillow's warning of decompression bombs; it is checked before pixels are decoded.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             pixels = image.width * image.height
@@ -141,20 +153,20 @@ def _opened(data: bytes, limits: ImageLimits, name: str) -> "Iterator[PIL.Image.
             yield image
     except ImageError:
         raise
-    # Decoders raise whatever their format inspires (OSError, SyntaxError, ValueError, struct.error, ...).
+    # Decoders raise errors of many types (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise ImageError(DropReason.IMAGE_UNREADABLE, f"{name}: {type(error).__name__}: {error}") from error
 
 
 def probe(uri: str, limits: ImageLimits) -> ImageRef:
-    """Check that the image exists, is within limits and decodes whole; keep its identity, not its pixels."""
+    """Check that an image exists, is within limits and decodes completely. Return its reference. Raises ImageError."""
     data = fetch(uri, limits)
     image = decode(data, limits, uri)
     return ImageRef(uri=uri, sha256=hashlib.sha256(data).hexdigest(), width=image.width, height=image.height)
 
 
 def blank(size: tuple[int, int]) -> "PIL.Image.Image":
-    """A grey image: nothing to see, and as many image tokens as any of that width and height."""
+    """Return a grey image of a size (width, height); it takes as many image tokens as any image of that size."""
     from PIL import Image
 
     return Image.new("RGB", size, _GREY)
@@ -162,7 +174,7 @@ def blank(size: tuple[int, int]) -> "PIL.Image.Image":
 
 @lru_cache(maxsize=64)
 def blank_ref(width: int, height: int) -> ImageRef:
-    """Where a blank image of a size lies: in its own address, so that every node can open it."""
+    """Return the reference of a blank image. Its URI is a `data:` URL, which every node can open."""
     out = io.BytesIO()
     blank((width, height)).save(out, "PNG")
     data = out.getvalue()
@@ -170,22 +182,22 @@ def blank_ref(width: int, height: int) -> ImageRef:
 
 
 def suffix(data: bytes) -> str | None:
-    """Customary file name suffix of encoded bytes ("png", "jpg", ...), None if they begin like no image we decode."""
+    """Return the file suffix of encoded bytes ("png", "jpg", ...), None if they are of no supported format."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
 
 
 def data_url(data: bytes) -> str:
-    """Encoded bytes as an RFC 2397 address, of PNG where they begin like no image we decode."""
+    """Return encoded bytes as a `data:` URL (RFC 2397); of type PNG if they are of no supported format."""
     name = suffix(data) or "png"
     return f"data:image/{'jpeg' if name == 'jpg' else name};base64,{base64.b64encode(data).decode()}"
 
 
 def keep(data: bytes, folder: Path, limits: ImageLimits) -> ImageRef:
-    """Check encoded bytes and store them as `<folder>/<sha256>.<suffix>`, once however often they come.
+    """Check encoded bytes and store them as `<folder>/<sha256>.<suffix>`, once per content. Raises ImageError.
 
-    Safe to call from many processes at a time. Raises ImageError.
+    Several processes may store the same image at a time.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     image = decode(data, limits, f"image {sha256[:12]}")
@@ -199,7 +211,7 @@ def keep(data: bytes, folder: Path, limits: ImageLimits) -> ImageRef:
 
 
 def verify(ref: ImageRef, limits: ImageLimits) -> bytes:
-    """Encoded bytes of a probed image. Raises ImageError if it has vanished or changed since; decodes nothing."""
+    """Return the encoded bytes of a probed image, not decoded. Raises ImageError if it is missing or has changed."""
     data = fetch(ref.uri, limits)
     if hashlib.sha256(data).hexdigest() != ref.sha256:
         raise ImageError(DropReason.IMAGE_UNREADABLE, f"{ref.uri}: changed since it was probed")
@@ -207,5 +219,5 @@ def verify(ref: ImageRef, limits: ImageLimits) -> bytes:
 
 
 def read(ref: ImageRef, limits: ImageLimits) -> "PIL.Image.Image":
-    """The pixels of a probed image, RGB. Raises ImageError if it has vanished or changed since."""
+    """Return the RGB pixels of a probed image. Raises ImageError if it is missing or has changed."""
     return decode(verify(ref, limits), limits, ref.uri)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, engine_settings, lr_share
+from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, engine_settings, lr_factor
 from vlgenrm_ray.engines.shared_prompts import model_inputs
 from vlgenrm_ray.engines.vlm_batch import Batch
 from vlgenrm_ray.engines.vlm_tower import Tower
@@ -121,7 +121,7 @@ class TrainedModel(DeepSpeedModel):
 
     def lr(self, step: int, total: int) -> float:
         """Learning rate of a step; a pure function of its number, so nothing about it needs to be resumed."""
-        return self.config.learning_rate * lr_share(step, total, self.config)
+        return self.config.learning_rate * lr_factor(step, total, self.config)
 
     def update(
         self, batches: Sequence[Batch], loss: "Callable[[int, Batch], torch.Tensor]", *, lr: float

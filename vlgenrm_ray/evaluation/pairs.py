@@ -45,6 +45,7 @@ class EvaluationConfig(Settings):
     renamed: ClassVar = {"pool": "actors", "limits": "images"}
 
     engine: VllmConfig = VllmConfig()
+    """vLLM engine of the judge. The stage sets its model."""
     actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors, each with one engine."""
     no_image: bool = True
@@ -52,6 +53,7 @@ class EvaluationConfig(Settings):
     no_image_share: float = Field(default=0.25, ge=0.0, le=1.0)
     """Share of the pairs judged without image; chosen by their ids, so it is the same in every round."""
     images: ImageLimits = ImageLimits()
+    """Limits of the images that are opened."""
 
 
 def run(

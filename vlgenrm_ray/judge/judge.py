@@ -62,7 +62,9 @@ class JudgeConfig(Settings):
     unit: Literal["response", "sentence"] = "response"
     """Unit that is judged: the whole response, or each sentence by itself; the reward is then the lowest of them."""
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    """Sampling temperature of critiques."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Nucleus sampling: probability mass of the tokens to sample from."""
     max_tokens: int = Field(default=256, ge=1)
     """Longest critique in tokens, verdict included."""
     aggregator: Aggregator = "mean"
@@ -70,6 +72,7 @@ class JudgeConfig(Settings):
     min_mass: float = Field(default=0.1, ge=0.0, le=1.0)
     """Least p(Yes) + p(No) at which a verdict counts as readable."""
     seed: int = Field(default=0, ge=0)
+    """Seed of all critiques; with the id of an input it decides the critiques of that input."""
 
     @model_validator(mode="after")
     def _reject_equal_critiques(self) -> Self:

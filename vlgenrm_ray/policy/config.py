@@ -138,10 +138,13 @@ class AlgorithmConfig(Settings):
     entropy_coefficient: float = Field(default=0.0, ge=0.0)
     """Weight of a bonus for the entropy of each token's distribution."""
     kl: KlConfig = KlConfig()
+    """Penalty for divergence from the reference model."""
     importance: ImportanceConfig | None = ImportanceConfig()
     """None: no correction; the engine's probabilities are taken as the trainer's."""
     overlong: OverlongConfig = OverlongConfig()
+    """Treatment of responses that reach the length limit."""
     ppo: PpoConfig = PpoConfig()
+    """Settings of algorithms with a critic."""
 
     @property
     def uses_critic(self) -> bool:
@@ -199,13 +202,18 @@ class PolicyConfig(Settings):
         "failures": "reward_failures",
         "patience": "reward_retry",
     }
+    inherits: ClassVar[Mapping[str, str]] = {"critic": "engine"}
 
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    """Advantages and loss."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     """The reward is their weighted sum."""
     reward_retry: RetryConfig = RetryConfig()
+    """Time to wait for a reward that is unavailable."""
     rollouts: RolloutsConfig = RolloutsConfig()
+    """Rollout engines and sampling."""
     sync: SyncConfig = SyncConfig()
+    """Transfer of new weights to the rollout engines."""
     mode: Literal["synchronous", "one_step_off"] = "synchronous"
     """`one_step_off`: sample the next step while the present one is learned; its weights are one step old."""
     steps: int = Field(default=100, ge=1)
@@ -219,7 +227,8 @@ class PolicyConfig(Settings):
     engine: DeepSpeedConfig = DeepSpeedConfig(learning_rate=1e-6, schedule="constant")
     """Training engine of the policy."""
     critic: DeepSpeedConfig = DeepSpeedConfig(learning_rate=5e-6, schedule="constant")
-    """Training engine of the critic, for algorithms with one."""
+    """Training engine of the critic, for algorithms with one. By default as `engine`, except for learning rate and
+    schedule."""
     critic_warmup: int = Field(default=0, ge=0)
     """First steps in which only the critic is trained, so that the policy does not follow untrained values."""
     workers: int = Field(default=1, ge=1)
@@ -235,15 +244,19 @@ class PolicyConfig(Settings):
     retries: int = Field(default=3, ge=0)
     """Restarts of a crashed group of workers, or of a lost rollout actor, before the run stops."""
     evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig()
+    """Evaluation on held-out questions during the training."""
     reward_hacking: RewardHackingRule | None = RewardHackingRule()
     """None: never stop for reward hacking."""
     image_ablation: ImageAblationRule = ImageAblationRule()
+    """Rule about the part of the reward that depends on the image."""
     reward_failures: RewardFailureRule = RewardFailureRule()
+    """Rule about samples without a reward."""
     samples_every: int = Field(default=10, ge=1)
     """Steps between entries of `samples.jsonl`: one question with all its answers, critiques and rewards."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
     """Experiment trackers that get steps, evaluations and samples in addition to the files of the run."""
     images: ImageLimits = ImageLimits()
+    """Limits of the images that are opened."""
     seed: int = Field(default=0, ge=0)
     """Seed of sampling, shuffling and initialisation."""
 

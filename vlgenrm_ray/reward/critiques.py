@@ -46,7 +46,9 @@ class CritiquesConfig(Settings):
     """Hint-and-strip (STaR, arXiv 2203.14465): a side without any right critique gets K more, written with the
     verdict as a hint and scored without it."""
     engine: VllmConfig = VllmConfig()
+    """vLLM engine of the GenRM. The round sets its model."""
     images: ImageLimits = ImageLimits()
+    """Limits of the images that are opened."""
     actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors, each with one engine."""
 

@@ -20,6 +20,7 @@ class TrainingConfig(Settings):
     num_gpus: int = Field(default=0, ge=0, le=1)
     """GPUs of each worker: 1, or 0 to train on the CPU."""
     epochs: int = Field(default=1, ge=1)
+    """Passes over the round's examples."""
     max_steps: int = Field(default=0, ge=0)
     """Largest number of optimizer steps; 0 runs all steps of the epochs."""
     examples_per_step: int = Field(default=32, ge=1)
@@ -31,6 +32,7 @@ class TrainingConfig(Settings):
     balance: Balance = "weights"
     """Method that gives Yes and No examples equal weight."""
     seed: int = 0
+    """Seed of shuffling, balancing and new adapters."""
     checkpoint_every: int = Field(default=100, ge=0)
     """Steps between checkpoints; 0 writes none, and an interrupted training starts again from the base."""
     keep_checkpoints: int = Field(default=1, ge=1)
@@ -41,6 +43,8 @@ class TrainingConfig(Settings):
     """Judgements of the trained model recorded in `probes.json` before the export, so that any engine that loads the
     export can compare its rewards with them."""
     images: ImageLimits = ImageLimits()
+    """Limits of the images that are opened."""
     image_processor: dict[str, Any] = Field(default_factory=dict)
     """Settings of the model's image processor; empty takes those of the engine that wrote the critiques."""
     engine: DeepSpeedConfig = DeepSpeedConfig()
+    """Training engine: DeepSpeed and the optimizer."""

@@ -26,7 +26,9 @@ class LocalJudgeConfig(Settings):
     """A judge in an actor of the run."""
 
     engine: VllmConfig
+    """vLLM engine of the judge, with its model."""
     judge: JudgeConfig = JudgeConfig()
+    """Prompts and sampling of the judge."""
     num_cpus: float = Field(default=1.0, gt=0.0)
     """CPUs of the actor."""
     num_gpus: float = Field(default=0.0, ge=0.0)

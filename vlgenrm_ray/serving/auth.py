@@ -36,7 +36,9 @@ class ApiTokens(Settings):
     no caller is an operator."""
 
     api: str = ""
+    """SHA-256 of the token for scoring; empty: no token is needed. Set from VLGENRM_API_TOKEN."""
     operator: str = ""
+    """SHA-256 of the token for operators, who may swap the model. Set from VLGENRM_OPERATOR_TOKEN."""
 
     @classmethod
     def from_environment(cls) -> "ApiTokens":

@@ -37,6 +37,7 @@ class CanaryConfig(Settings):
     image: str = ""
     """Path of an image file. Empty: the built-in example, with its own question and responses."""
     question: str = ""
+    """Question about the image."""
     better: tuple[str, ...] = ()
     """Right responses."""
     worse: tuple[str, ...] = ()
@@ -77,7 +78,9 @@ class ServingConfig(Settings):
     image_roots: tuple[str, ...] = ()
     """Folders below which requests may name image files. Empty: no files."""
     limits: ServingLimits = ServingLimits()
+    """Limits of requests, queue, memory and time."""
     canary: CanaryConfig = CanaryConfig()
+    """Test that a new model must pass before it serves."""
     experts: ServedExpertsConfig | None = None
     """None: no `POST /v1/evidence`."""
     gateways: tuple[str, ...] = ()
@@ -88,6 +91,7 @@ class ServingConfig(Settings):
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Number of engines. `auto`: 1 to `max_replicas`, by the queue's depth."""
     max_replicas: int = Field(default=8, ge=1)
+    """Most engines, for `replicas: auto`."""
     upscale_delay_s: float = Field(default=10.0, ge=0.0)
     """Seconds that the queue must be too deep before another engine is started (`auto`)."""
     downscale_delay_s: float = Field(default=300.0, ge=0.0)
