@@ -51,8 +51,8 @@ def all_is_free(within_s: float = 30.0) -> bool:
 def source(tmp_path: Path) -> StageFolder:
     """25 pairs of the embedded world, the first without its image."""
     pairs = list(gold_pairs(tmp_path / "images", seed=0, split="heldout", count=25))
-    gone = replace(pairs[0].question.image, uri=str(tmp_path / "gone.png"))
-    pairs[0] = replace(pairs[0], question=replace(pairs[0].question, image=gone))
+    missing = replace(pairs[0].question.image, uri=str(tmp_path / "gone.png"))
+    pairs[0] = replace(pairs[0], question=replace(pairs[0].question, image=missing))
     return stage(tmp_path / "preferences", pairs)
 
 
@@ -79,7 +79,7 @@ def test_a_killed_stage_continues_where_it_stopped(ray_local: None, tmp_path: Pa
 
     with pytest.raises(Exception, match="killed here") as caught:
         run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=dies_on_last)
-    assert all_is_free(), f"kept by {caught}"
+    assert all_is_free(), f"held by {caught}"
     assert target.manifest() is None
     done = {u.id: u for u in target.units(Critique)}
     run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=scripted)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from export_rewards import prefix, rewards_in_transformers, rewards_in_vllm
+from fp32_model import in_fp32
+from world_examples import examples
 
-from tests.fp32_model import in_fp32
-from tests.world_examples import examples
-from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig, worker_environment
 from vlgenrm_ray.records import Example, ExampleKind
@@ -111,10 +111,6 @@ def judgements(made: list[Example]) -> list[Example]:
     ]
 
 
-def prefix(example: Example) -> str:
-    return example.completion.removesuffix("Yes").removesuffix("No").rstrip()
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     return examples(tmp_path_factory.mktemp("images"), 2 * STEPS)
@@ -199,41 +195,3 @@ def test_an_export_has_the_files_of_its_base(exports: Path, name: str) -> None:
         assert there.exists()
         assert file.suffix == ".safetensors" or there.read_bytes() == file.read_bytes()
     assert {f.name for f in (exports / name / "model").iterdir()} == {f.name for f in (exports / "base").iterdir()}
-
-
-def rewards_in_transformers(folder: Path, asked: list[Example]) -> list[float]:
-    """With nothing of ours: the processor's own tokens and pixels, and a plain forward pass."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    words = processor.tokenizer.get_vocab()
-    forms = {w: [i for t, i in words.items() if t.strip("Ġ ").casefold() == w] for w in ("yes", "no")}
-    rewards = []
-    for example in asked:
-        content = [{"type": "image"}, {"type": "text", "text": example.prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        image = images.read(example.image, ImageLimits())
-        inputs = processor(text=[text + prefix(example)], images=[image], return_tensors="pt")
-        with torch.no_grad():
-            chances = model(**inputs).logits[0, -1].softmax(-1)
-        yes, no = (float(chances[forms[w]].sum()) for w in ("yes", "no"))
-        rewards.append(yes / (yes + no))
-    return rewards
-
-
-def rewards_in_vllm(folder: Path, asked: list[Example]) -> list[float]:
-    from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
-    from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
-
-    generator = VllmGenerator(VllmConfig(model=str(folder), dtype="float32", max_model_len=256, kv_cache_gib=0.25))
-    prompts = [Prompt(images=(images.read(e.image, ImageLimits()),), text=e.prompt, prefix=prefix(e)) for e in asked]
-    answers = generator.generate(prompts, Sampling(temperature=0.0, max_tokens=1, watch=("Yes", "No")))
-    generator.close()
-    rewards = []
-    for answer in answers:
-        assert not isinstance(answer, Refused), answer
-        chances = answer[0].tokens[0].watched
-        rewards.append(chances["Yes"] / (chances["Yes"] + chances["No"]))
-    return rewards

@@ -66,9 +66,9 @@ def test_every_pair_is_kept_or_dropped_and_a_finished_stage_stays(run_folder: Pa
 
     manifest = selection.run(config, **INPUTS, **stages, target=target)
 
-    made = {u.id: u for u in target.units(Example)}
-    assert made.keys() == {u.id for u in units}
-    assert {id for id, u in made.items() if not u.records} == {f"q/p{i}" for i in failed | {249}}
+    selected = {u.id: u for u in target.units(Example)}
+    assert selected.keys() == {u.id for u in units}
+    assert {id for id, u in selected.items() if not u.records} == {f"q/p{i}" for i in failed | {249}}
     assert manifest.metrics["kept_share"] == pytest.approx(1 - (len(failed) + 1) / 250)
     assert manifest.metrics["pairs_dropped"] == {"contradicted_critique": 1, "wrong_verdict": len(failed)}
     assert sum(manifest.metrics["margin_histogram"]) == 250

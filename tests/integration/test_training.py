@@ -3,16 +3,13 @@
 import json
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import below
+from export_rewards import rewards_in_transformers
+from interruptions import kill_a_worker, once_steps_are_done
 from world_examples import examples, stage_folder
 
 from vlgenrm_ray.data import images
@@ -35,17 +32,17 @@ CONFIG = TrainingConfig(
     engine=DeepSpeedConfig(zero_stage=2, precision="fp32", learning_rate=3e-4),
 )
 TOO_LONG = "p-long"
-GONE = "p-gone"
+NO_IMAGE = "p-no-image"
 
 
 @pytest.fixture(scope="module")
 def selection(tmp_path_factory: pytest.TempPathFactory) -> StageFolder:
     """Thirty valid examples, one that is too long and one without its image."""
     folder = tmp_path_factory.mktemp("selection")
-    made = examples(folder / "images", 6)
-    too_long = replace(made[0], id=TOO_LONG, completion=made[0].completion * 40)
-    gone = replace(made[1], id=GONE, image=replace(made[1].image, uri=str(folder / "gone.png")))
-    return stage_folder(folder / "selection", [*made, too_long, gone])
+    valid = examples(folder / "images", 6)
+    too_long = replace(valid[0], id=TOO_LONG, completion=valid[0].completion * 40)
+    no_image = replace(valid[1], id=NO_IMAGE, image=replace(valid[1].image, uri=str(folder / "gone.png")))
+    return stage_folder(folder / "selection", [*valid, too_long, no_image])
 
 
 def train(selection: StageFolder, target: Path) -> TrainingResult:
@@ -68,7 +65,7 @@ def test_every_example_is_trained_on_or_dropped_with_its_reason(uninterrupted: P
     assert manifest is not None
     assert manifest.metrics["num_examples"] == 30
     assert manifest.metrics["dropped"] == {"example_too_long": 1, "image_missing": 1}
-    assert {d.id for d in StageFolder(uninterrupted).dropped()} == {TOO_LONG, GONE}
+    assert {d.id for d in StageFolder(uninterrupted).dropped()} == {TOO_LONG, NO_IMAGE}
     steps = metrics(uninterrupted)
     assert [s["step"] for s in steps] == list(range(1, 17))
     assert sum(s["examples"] for s in steps) == 60
@@ -88,13 +85,11 @@ def test_a_finished_training_is_returned_unchanged(uninterrupted: Path, selectio
 
 
 def test_the_export_gives_the_probes_rewards(uninterrupted: Path) -> None:
-    from tests.integration.test_learner import rewards_in_transformers
-
     probes = json.loads((uninterrupted / "probes.json").read_text())["probes"]
     assert len(probes) == 4
-    asked = [_as_example(p) for p in probes]
+    examples = [_as_example(p) for p in probes]
     # The pack's weights are bf16, and so are its exports: an fp32 training is rounded to 8 bits once.
-    assert rewards_in_transformers(uninterrupted / "model", asked) == pytest.approx(
+    assert rewards_in_transformers(uninterrupted / "model", examples) == pytest.approx(
         [p["p_yes"] for p in probes], abs=0.03
     )
 
@@ -115,32 +110,6 @@ def test_ctrl_c_then_a_killed_worker_then_the_same_result(
     assert [s["step"] for s in pieces] == [s["step"] for s in whole]
     assert [s["loss"] for s in pieces] == pytest.approx([s["loss"] for s in whole], rel=1e-4)
     assert weights(target) == pytest.approx(weights(uninterrupted), abs=2e-3)
-
-
-@contextmanager
-def once_steps_are_done(target: Path, steps: int, then: Callable[[], None]) -> Iterator[None]:
-    """Call `then` from another thread when the metrics have that many lines; raise its errors here."""
-    over = threading.Event()
-
-    def watch() -> bool:
-        path = target / "metrics.jsonl"
-        while not over.wait(0.02):
-            if path.exists() and len(path.read_text().splitlines()) >= steps:
-                then()
-                return True
-        return False
-
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        try:
-            yield
-        finally:
-            over.set()
-        assert watching.result(), f"step {steps} was never seen"
-
-
-def kill_a_worker() -> None:
-    below("RayTrainWorker")[0].kill()
 
 
 def weights(target: Path) -> list[float]:

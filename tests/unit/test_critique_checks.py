@@ -69,7 +69,7 @@ def test_a_step_has_a_claim_a_statement_about_the_image_and_an_assessment() -> N
         ("Claim: a blue star at the top left. Image: something. Right.", True),
         ("Claim: a blue star at the top left. Image: something. Wrong.", False),
         ("Claim: a blue star at the top left. Image: something.", False),
-        # One red circle was seen, so a list of two circles, or of none of them, is no answer to how many there are.
+        # One red circle was detected, so a list of two circles, or of none, contradicts the detections.
         ("Claim: there are no circles. Image: a red circle at the top left. Wrong.", False),
         ("Claim: there are no circles. Image: a blue star at the centre. Wrong.", True),
         ("The picture is lovely.", False),
@@ -111,10 +111,10 @@ def test_a_perfect_critique_is_never_contradicted_and_a_moved_object_always(seed
     rng = random.Random(seed)
     scene = draw_scene(rng)
     kind = rng.choice(KINDS)
-    while (asked := draw_question(scene, kind, rng)) is None:
+    while (question := draw_question(scene, kind, rng)) is None:
         scene = draw_scene(rng)
-    response = rng.choice((asked.reference, corrupt_answer(scene, asked, rng)))
-    text = reference_critique(scene, asked.text, response)
+    response = rng.choice((question.reference, corrupt_answer(scene, question, rng)))
+    text = reference_critique(scene, question.text, response)
     preference = with_true_detections(scene)
     assert not CHECKER.is_contradicted(factories.critique(text=text), preference)
     thing = rng.choice(scene.objects)

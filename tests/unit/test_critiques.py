@@ -53,8 +53,8 @@ def test_an_unreadable_critique_is_kept_and_abstains(pair: Preference) -> None:
 
 
 def test_a_pair_with_a_refused_side_is_dropped_and_the_others_stay(pair: Preference) -> None:
-    gone = ImageRef(uri="/nowhere/b.png", sha256="0", width=16, height=16)
-    without_image = factories.preference("q1/p0", question=factories.question("q1", image=gone))
+    missing = ImageRef(uri="/nowhere/b.png", sha256="0", width=16, height=16)
+    without_image = factories.preference("q1/p0", question=factories.question("q1", image=missing))
     long = replace(pair, id="q2/p0", rejected="no " * 10_000)
     units = critiques.write_critiques(judge(), [without_image, pair, long], round=1, hint=False)
     assert [(u.id, len(u.records), [d.reason for d in u.dropped]) for u in units] == [

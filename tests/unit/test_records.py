@@ -61,7 +61,7 @@ def test_a_missing_field_is_an_error_not_a_default() -> None:
 
 
 def test_every_record_has_an_arrow_schema() -> None:
-    found = [c for c in vars(records).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
-    assert {Response, CheckedResponse, Preference, Critique} <= set(found)
-    for cls in found:
+    record_types = [c for c in vars(records).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
+    assert {Response, CheckedResponse, Preference, Critique} <= set(record_types)
+    for cls in record_types:
         assert isinstance(arrow.arrow_schema(cls), pa.Schema)

@@ -76,17 +76,17 @@ def test_all_combinations_are_enumerated(critiques: list[Critique]) -> None:
         for a, b in itertools.product(critiques, critiques)
         if a.side is Side.CHOSEN and b.side is Side.REJECTED and a.p_yes is not None and b.p_yes is not None
     }
-    found = combinations(critiques, MarginScale.PROBABILITY)
-    assert {(c.chosen.id, c.rejected.id): c.margin for c in found} == expected
-    assert len(found) == len(expected)
+    enumerated = combinations(critiques, MarginScale.PROBABILITY)
+    assert {(c.chosen.id, c.rejected.id): c.margin for c in enumerated} == expected
+    assert len(enumerated) == len(expected)
 
 
 @given(pairs(), probabilities)
 def test_mrs_selects_the_largest_margin_of_all_that_qualify(critiques: list[Critique], tau: float) -> None:
     right = [c for c in critiques if c.verdict == ("yes" if c.side is Side.CHOSEN else "no")]
     margins = [c.margin for c in combinations(right, MarginScale.PROBABILITY) if c.margin >= tau]
-    kept = apply(critiques, tau=tau).selected
-    assert [c.margin for c in kept] == sorted(margins)[-1:]
+    selected = apply(critiques, tau=tau).selected
+    assert [c.margin for c in selected] == sorted(margins)[-1:]
 
 
 @given(pairs(), st.sampled_from(Strategy), probabilities, st.integers(1, 4))
@@ -101,15 +101,15 @@ def test_every_critique_is_selected_or_dropped_with_a_reason(
 
 @given(pairs(), st.sampled_from(Strategy), probabilities, st.integers(1, 4))
 def test_a_strategy_follows_its_rule(critiques: list[Critique], strategy: Strategy, tau: float, top_n: int) -> None:
-    kept = apply(critiques, strategy, tau, top_n).selected
+    selected = apply(critiques, strategy, tau, top_n).selected
     rule = SELECTION_RULES[strategy]
     if rule.requires_right_verdict:
-        assert all(is_right(c.chosen) and is_right(c.rejected) for c in kept)
+        assert all(is_right(c.chosen) and is_right(c.rejected) for c in selected)
     if rule.requires_margin:
-        assert all(c.margin >= tau for c in kept)
+        assert all(c.margin >= tau for c in selected)
     if rule.is_limited:
-        assert len(kept) <= top_n
-    texts = [(c.side, c.text) for pair in kept for c in (pair.chosen, pair.rejected)]
+        assert len(selected) <= top_n
+    texts = [(c.side, c.text) for pair in selected for c in (pair.chosen, pair.rejected)]
     assert len(texts) == len(set(texts))
 
 
@@ -135,8 +135,8 @@ def test_swapping_the_sides_mirrors_the_selection(critiques: list[Critique], tau
 def test_mirroring_names_the_same_critiques() -> None:
     critiques = [critique(Side.CHOSEN, 0, "yes", 0.75), critique(Side.CHOSEN, 1, "yes", 0.875)]
     critiques += [critique(Side.REJECTED, 0, "no", 0.0625), critique(Side.REJECTED, 1, "no", 0.5)]
-    (kept,) = apply(critiques).selected
-    assert (kept.chosen.id, kept.rejected.id) == ("q0/p0/chosen/c1", "q0/p0/rejected/c0")
+    (selected,) = apply(critiques).selected
+    assert (selected.chosen.id, selected.rejected.id) == ("q0/p0/chosen/c1", "q0/p0/rejected/c0")
 
 
 def test_equal_texts_are_one_rationale() -> None:
@@ -150,16 +150,20 @@ def test_strategies_differ_in_their_selection() -> None:
     # The most confident critique of the chosen response has sampled the wrong word.
     critiques = [critique(Side.CHOSEN, i, w, p) for i, (w, p) in enumerate([("yes", 0.8), ("yes", 0.6), ("no", 0.9)])]
     critiques += [critique(Side.REJECTED, i, w, p) for i, (w, p) in enumerate([("no", 0.1), ("no", 0.5), ("yes", 0.7)])]
-    kept = {
+    selected = {
         strategy: [(c.chosen.id[-2:], c.rejected.id[-2:]) for c in apply(critiques, strategy, tau=0.5).selected]
         for strategy in Strategy
     }
-    assert kept[Strategy.MRS] == [("c0", "c0")]
-    assert kept[Strategy.REWARD_RANKED] == [("c2", "c0")]
-    assert {a for a, _ in kept[Strategy.CORRECT_ONLY]} == {"c0", "c1"} == {b for _, b in kept[Strategy.CORRECT_ONLY]}
-    assert len(kept[Strategy.KEEP_ALL]) == 3
-    assert len(kept[Strategy.RANDOM_CORRECT]) == 1
-    assert "c2" not in kept[Strategy.RANDOM_CORRECT][0]
+    assert selected[Strategy.MRS] == [("c0", "c0")]
+    assert selected[Strategy.REWARD_RANKED] == [("c2", "c0")]
+    assert (
+        {a for a, _ in selected[Strategy.CORRECT_ONLY]}
+        == {"c0", "c1"}
+        == {b for _, b in selected[Strategy.CORRECT_ONLY]}
+    )
+    assert len(selected[Strategy.KEEP_ALL]) == 3
+    assert len(selected[Strategy.RANDOM_CORRECT]) == 1
+    assert "c2" not in selected[Strategy.RANDOM_CORRECT][0]
 
 
 @pytest.mark.parametrize(

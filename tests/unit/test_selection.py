@@ -122,9 +122,9 @@ def test_every_unit_and_critique_is_used_or_dropped(
     selected = select(criticised, SelectionConfig(strategy=strategy, tau=tau, top_n=2))
     dropped_ids = {d.id for d in selected.dropped}
     assert bool(selected.records) != ("q0/p0" in dropped_ids)
-    kept = {e.id.removesuffix("/example") for e in selected.records if e.kind is ExampleKind.CRITIQUE}
-    assert kept | (dropped_ids - {"q0/p0"}) == {c.id for c in criticised.records}
-    assert not kept & dropped_ids
+    selected_ids = {e.id.removesuffix("/example") for e in selected.records if e.kind is ExampleKind.CRITIQUE}
+    assert selected_ids | (dropped_ids - {"q0/p0"}) == {c.id for c in criticised.records}
+    assert not selected_ids & dropped_ids
 
 
 def test_a_pair_without_critiques_keeps_its_reason() -> None:

@@ -24,8 +24,8 @@ def unit(id: str) -> Unit[Question]:
     return Unit(id=id, records=(factories.question(id),), num_tokens=2)
 
 
-def lost(id: str) -> Unit[Question]:
-    return Unit(id=id, dropped=(Dropped(stage="pool", id=id, reason=DropReason.IMAGE_MISSING, detail="gone"),))
+def dropped_unit(id: str) -> Unit[Question]:
+    return Unit(id=id, dropped=(Dropped(stage="pool", id=id, reason=DropReason.IMAGE_MISSING, detail="missing"),))
 
 
 def folder(path: Path, *shards: list[Unit[Question]]) -> StageFolder:
@@ -37,12 +37,12 @@ def folder(path: Path, *shards: list[Unit[Question]]) -> StageFolder:
 
 
 def test_units_survive_a_table() -> None:
-    units = [unit("a"), lost("b")]
+    units = [unit("a"), dropped_unit("b")]
     assert units_from_table(Question, units_table(Question, units)) == units
 
 
 def test_a_folder_counts_what_it_holds(tmp_path: Path) -> None:
-    stage = folder(tmp_path, [unit("a"), lost("b")], [unit("c")])
+    stage = folder(tmp_path, [unit("a"), dropped_unit("b")], [unit("c")])
     manifest = stage.finish(seconds=1.0, metrics={"x": 1})
     assert (manifest.rows_in, manifest.rows_out, manifest.num_tokens) == (3, 2, 4)
     assert manifest.dropped == {"image_missing": 1}
@@ -55,7 +55,7 @@ def test_a_folder_counts_what_it_holds(tmp_path: Path) -> None:
 def test_the_data_hash_ignores_order_and_sharding_but_not_content(tmp_path: Path) -> None:
     one = folder(tmp_path / "1", [unit("a"), unit("b")], [unit("c")]).finish(seconds=0)
     two = folder(tmp_path / "2", [unit("c"), unit("a")], [unit("b")]).finish(seconds=0)
-    three = folder(tmp_path / "3", [unit("c"), unit("a")], [lost("b")]).finish(seconds=0)
+    three = folder(tmp_path / "3", [unit("c"), unit("a")], [dropped_unit("b")]).finish(seconds=0)
     assert one.data_hash == two.data_hash != three.data_hash
 
 
@@ -107,7 +107,7 @@ def image_at(path: Path) -> Question:
 def test_shards_are_flat_rows_for_any_reader(tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    stage = folder(tmp_path, [unit("a"), lost("b")], [unit("c")], [lost("d")])
+    stage = folder(tmp_path, [unit("a"), dropped_unit("b")], [unit("c")], [dropped_unit("d")])
     rows = load_dataset(
         "parquet", data_files=str(stage.path / "shards" / "*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )
@@ -141,7 +141,7 @@ def test_uris_in_the_run_folder_follow_it(tmp_path: Path) -> None:
 
 
 def test_a_record_index_reads_single_records(tmp_path: Path) -> None:
-    stage = folder(tmp_path, [unit("a"), lost("b")], [unit("c"), unit("d")])
+    stage = folder(tmp_path, [unit("a"), dropped_unit("b")], [unit("c"), unit("d")])
     index = RecordIndex.build(stage)
     assert {id: q.id for id, q in index.read(Question, ["c", "a"]).items()} == {"a": "a", "c": "c"}
     assert index.read(Question, []) == {}
@@ -156,5 +156,6 @@ def test_a_folder_of_another_storage_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"storage format 1.*choose another run folder"):
         stage.begin("settings", {})
     pq.write_table(units_table(Question, [unit("b")]), stage.path / "shards" / "old.parquet")
-    with pytest.raises(InputError, match="another version"):
-        list(stage.dropped())
+    for read in (stage.dropped, lambda: stage.records(Question), lambda: stage.units(Question)):
+        with pytest.raises(InputError, match="another version"):
+            list(read())

@@ -46,9 +46,9 @@ def test_max_steps_cuts_the_training_short() -> None:
 def test_epochs_differ_in_order_and_contain_all_examples() -> None:
     data = measured(30)
     steps = list(plan_steps(data, CONFIG, 0))
-    seen = [[m for s in steps if s.epoch == epoch for m in s.plan.members()] for epoch in range(3)]
-    assert [sorted(e) for e in seen] == [list(range(30))] * 3
-    assert seen[0] != seen[1]
+    members_of_epochs = [[m for s in steps if s.epoch == epoch for m in s.plan.members()] for epoch in range(3)]
+    assert [sorted(e) for e in members_of_epochs] == [list(range(30))] * 3
+    assert members_of_epochs[0] != members_of_epochs[1]
 
 
 @pytest.mark.parametrize("normalise", ["tokens", "examples"])

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from event_files import visible_steps
+from interruptions import kill_a_worker, once_steps_are_done
 from policy_runs import read_log, served_reward, train, write_recipe
 from ports import free_port
 from processes import below
 
-from tests.integration.test_training import kill_a_worker, once_steps_are_done
 from vlgenrm_ray.errors import RemoteError
 
 WAIT_S = 400.0

@@ -33,6 +33,7 @@ from vlgenrm_ray.records import Dropped
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 R = TypeVar("R")
 
@@ -301,13 +302,8 @@ class StageFolder:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        metadata = pq.read_metadata(shard).metadata or {}
-        if _UNITS_KEY not in metadata:
-            raise InputError(
-                f"{shard} is no shard of storage format {FORMAT}: it was written by another version of vlgenrm-ray or "
-                "by another program; read the run with the version that made it, or make the run again"
-            )
-        return pa.ipc.open_stream(base64.b64decode(metadata[_UNITS_KEY])).read_all()
+        units = _serialised_units(pq.read_metadata(shard), shard)
+        return pa.ipc.open_stream(base64.b64decode(units)).read_all()
 
     def read_records(self, shard: Path, *, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
         """Read a shard's records, one row each.
@@ -361,14 +357,23 @@ class StageFolder:
 def _read_rows(shard: Path, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
     import pyarrow.parquet as pq
 
-    if columns is None:
-        table = pq.read_table(shard, filters=filters)
-    else:
-        # Unlike `read_table`, `ParquetFile` reads single columns inside nested ones.
-        with pq.ParquetFile(shard) as file:
-            table = file.read(columns=list(columns))
+    # Unlike `read_table`, `ParquetFile` reads single columns inside nested ones.
+    with pq.ParquetFile(shard) as file:
+        _serialised_units(file.metadata, shard)
+        table = file.read(columns=columns) if filters is None else pq.read_table(shard, filters=filters)
     # The footer's units would otherwise travel with every slice of the table.
     return table.replace_schema_metadata(None)
+
+
+def _serialised_units(metadata: "pq.FileMetaData", shard: Path) -> bytes:
+    """Return the units in a shard's footer. Raises InputError for a file of another storage format."""
+    if _UNITS_KEY not in (metadata.metadata or {}):
+        raise InputError(
+            f"{shard} is no shard of storage format {FORMAT}: it was written by another version of vlgenrm-ray or by "
+            "another program; read the run with the version that made it, or make the run again"
+        )
+    units: bytes = metadata.metadata[_UNITS_KEY]
+    return units
 
 
 def _serialise(table: "pa.Table") -> bytes:

@@ -1,1 +1,1 @@
-"""Does it judge well: held-out pairs, their metrics, and the quality of the evidence."""
+"""Evaluation of judges: held-out pairs, metrics, quality of the evidence, benchmarks."""

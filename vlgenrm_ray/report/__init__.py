@@ -1,1 +1,1 @@
-"""What a finished run tells a person."""
+"""Reports of runs: summary, lineage and trace, curves, exports."""

@@ -1,1 +1,1 @@
-"""Make the judge better: critiques, selection by margin, training, rounds."""
+"""Training of the generative reward model: critiques, selection, training, rounds."""
