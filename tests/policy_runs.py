@@ -21,7 +21,7 @@ policy:
     num_cpus: 0.5
     group_size: 4
     max_tokens: 32
-  engine: {{zero_stage: 0, learning_rate: 1.0e-4, freeze_vision: true}}
+  engine: {{zero_stage: 0, learning_rate: 1.0e-4, schedule: cosine, freeze_vision: true}}
   checkpoint_every: 1
   evaluation: {{every: 2, measure: "{TRUTH}"}}
   samples_every: 2

@@ -53,6 +53,7 @@ ALGORITHMS = {
         "policy.algorithm.kl.where=reward",
         "policy.algorithm.kl.estimator=k1",
         "policy.critic.learning_rate=3e-3",
+        "policy.critic.schedule=cosine",
         "policy.critic.precision=fp32",
     ),
 }
