@@ -54,7 +54,7 @@ def batches(base: Path, examples: list[Example], worker: int, cuts: tuple[int, .
     rows = []
     for e in examples[worker * ROWS :][:ROWS]:
         written = encoder.encode(e.image, e.prompt, e.completion)
-        rows.append((encoder.rollout(e.image, e.prompt, written.ids[written.num_prompt :]), e.image, 1.0))
+        rows.append((encoder.encode_rollout(e.image, e.prompt, written.ids[written.num_prompt :]), e.image, 1.0))
     ends = [sum(cuts[: i + 1]) for i in range(len(cuts))]
     return [encoder.batch(rows[end - size : end]) for size, end in zip(cuts, ends, strict=True)]
 
@@ -68,9 +68,9 @@ def shared_prompt_batch(base: Path, examples: list[Example], worker: int, *, sha
     for e in examples[worker * ROWS :][:ROWS]:
         written = encoder.encode(e.image, e.prompt, e.completion)
         ids = written.ids[written.num_prompt :]
-        rows += [(encoder.rollout(e.image, e.prompt, of), e.image, 1.0) for of in (ids, ids[1:4], ids[::-1])]
+        rows += [(encoder.encode_rollout(e.image, e.prompt, of), e.image, 1.0) for of in (ids, ids[1:4], ids[::-1])]
     together = [range(3), range(3, 5), range(5, 6), *(range(row, row + 3) for row in range(6, len(rows), 3))]
-    return encoder.batch(rows, families=together if shared else None)
+    return encoder.batch(rows, shared_rows=together if shared else None)
 
 
 def cross_entropy(_: int, batch: Any, tokens: Any) -> "torch.Tensor":

@@ -36,16 +36,16 @@ def rewards_in_transformers(folder: Path, examples: list[Example]) -> list[float
 
 def rewards_in_vllm(folder: Path, examples: list[Example]) -> list[float]:
     """Compute rewards with vLLM."""
-    from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
+    from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sampling
     from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 
     generator = VllmGenerator(VllmConfig(model=str(folder), dtype="float32", max_model_len=256, kv_cache_gib=0.25))
     prompts = [Prompt(images=(images.read(e.image, ImageLimits()),), text=e.prompt, prefix=prefix(e)) for e in examples]
-    answers = generator.generate(prompts, Sampling(temperature=0.0, max_tokens=1, watch=("Yes", "No")))
+    answers = generator.generate(prompts, Sampling(temperature=0.0, max_tokens=1, tracked_words=("Yes", "No")))
     generator.close()
     rewards = []
     for answer in answers:
-        assert not isinstance(answer, Refused), answer
-        probabilities = answer[0].tokens[0].watched
+        assert not isinstance(answer, Refusal), answer
+        probabilities = answer[0].tokens[0].tracked_probabilities
         rewards.append(probabilities["Yes"] / (probabilities["Yes"] + probabilities["No"]))
     return rewards

@@ -12,7 +12,7 @@ class FakeEncoder:
     NUM_PROMPT = 14
     IMAGE_TOKEN = 999
 
-    def rollout(self, image: ImageRef, prompt: str, ids: Sequence[int]) -> Tokens:
+    def encode_rollout(self, image: ImageRef, prompt: str, ids: Sequence[int]) -> Tokens:
         if self.IMAGE_TOKEN in ids:
             raise TextError("image token in a response")
         return Tokens((1,) * self.NUM_PROMPT + tuple(ids), self.NUM_PROMPT)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 
 
@@ -19,9 +19,9 @@ class FakeLiveGenerator:
         self.num_aborted = 0
         """Requests that were cancelled or closed before their last sample."""
 
-    async def as_finished(
+    async def generate_stream(
         self, prompt: Prompt, sampling: Sampling, seed: int
-    ) -> AsyncIterator[tuple[int, Sample | Refused]]:
+    ) -> AsyncIterator[tuple[int, Sample | Refusal]]:
         """Sample, see `contracts.LiveGenerator`."""
         self.num_asked += 1
         (outcome,) = self.generator.generate([prompt], sampling, [seed])
@@ -31,7 +31,7 @@ class FakeLiveGenerator:
                 delay = self.delay_s(prompt, place)
                 await asyncio.sleep(delay - elapsed)
                 elapsed = delay
-                yield place, outcome if isinstance(outcome, Refused) else outcome[place]
+                yield place, outcome if isinstance(outcome, Refusal) else outcome[place]
         except (asyncio.CancelledError, GeneratorExit):
             self.num_aborted += 1
             raise

@@ -10,7 +10,7 @@ def plain_inputs(batch: "Batch") -> "dict[str, Any]":
     """The batch's inputs with the pixels of every row, repeated where rows show one picture."""
     import torch
 
-    distinct = [batch.shown.index(picture) for picture in range(max(batch.shown) + 1)]
+    distinct = [batch.image_of_row.index(picture) for picture in range(max(batch.image_of_row) + 1)]
     patches = batch.inputs["image_grid_thw"][distinct].prod(-1).tolist()
     pictures = torch.split(batch.inputs["pixel_values"], patches)
-    return batch.inputs | {"pixel_values": torch.cat([pictures[picture] for picture in batch.shown])}
+    return batch.inputs | {"pixel_values": torch.cat([pictures[picture] for picture in batch.image_of_row])}

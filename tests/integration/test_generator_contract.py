@@ -1,12 +1,12 @@
 """The contract of `engines.contracts.Generator`, held by the scripted generator and by vLLM alike.
 
-1.  A call returns one outcome per prompt, in order; an outcome is `n` samples, or `Refused`.
+1.  A call returns one outcome per prompt, in order; an outcome is `n` samples, or `Refusal`.
 2.  A sample's token texts joined are its text; no special token is among them; there are at most `max_tokens`.
 3.  `finish` is `length` exactly where `max_tokens` came before the end of turn.
 4.  Seeds decide: equal seeds say the same in whatever batch; equal prompts of one call differ.
 5.  Temperature 0 is deterministic; several samples of it are a user's mistake.
 6.  A prompt that is too long is refused, and the others say what they say without it.
-7.  Every token carries every watched word's probability, in [0, 1]; a word just written has one above 0.
+7.  Every token carries every tracked word's probability, in [0, 1]; a word just written has one above 0.
 8.  A prompt may spell out control tokens, have no image, or begin the answer; an answer never repeats its beginning.
 9.  A prompt may show several images; one with more than the generator takes is refused, and the others are not harmed.
 10. What is finished can be had while the rest is written, each prompt once, and is what a call would return.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, StreamingGenerator
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling, StreamingGenerator
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import ConfigError, DropReason
@@ -46,8 +46,8 @@ def generator(request: pytest.FixtureRequest) -> Iterator[StreamingGenerator]:
     engine.close()
 
 
-def said(outcome: list[Sample] | Refused) -> list[str]:
-    assert not isinstance(outcome, Refused), outcome
+def said(outcome: list[Sample] | Refusal) -> list[str]:
+    assert not isinstance(outcome, Refusal), outcome
     return [sample.text for sample in outcome]
 
 
@@ -59,7 +59,7 @@ def test_outcomes_are_in_order_and_have_n_samples(generator: StreamingGenerator)
 
 def test_tokens_make_up_the_text(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt(shade=s) for s in range(8)], Sampling(n=2, max_tokens=5, seed=1))
-    samples = [s for o in outcomes if not isinstance(o, Refused) for s in o]
+    samples = [s for o in outcomes if not isinstance(o, Refusal) for s in o]
     for sample in samples:
         assert "".join(t.text for t in sample.tokens) == sample.text
         assert len(sample.tokens) <= 5
@@ -99,7 +99,7 @@ def test_a_prompt_too_long_is_refused_alone(generator: StreamingGenerator) -> No
     good = [prompt(shade=1), prompt(shade=2)]
     long = prompt("word " * 8_000)
     first, refused, second = generator.generate([good[0], long, good[1]], sampling, [1, 2, 3])
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert refused.reason is DropReason.PROMPT_TOO_LONG
     assert [first, second] == generator.generate(good, sampling, [1, 3])
 
@@ -109,7 +109,7 @@ def test_several_images_are_taken_and_too_many_refused_alone(generator: Streamin
     pictures = tuple(Image.new("RGB", (48, 48), (shade, 80, 120)) for shade in (0, 90, 180))
     one, two, three = (Prompt(images=pictures[:num], text=TEXT) for num in (1, 2, 3))
     first, refused, second = generator.generate([one, three, two], sampling, [1, 2, 3])
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert refused.reason is DropReason.TOO_MANY_IMAGES
     assert refused.detail == "3 images; the engine takes 2, see its setting engine.max_images"
     assert [len(said(outcome)) for outcome in (first, second)] == [1, 1]
@@ -118,19 +118,21 @@ def test_several_images_are_taken_and_too_many_refused_alone(generator: Streamin
 
 
 def test_watched_words_have_a_probability_at_every_token(generator: StreamingGenerator) -> None:
-    outcomes = generator.generate([prompt(shade=s) for s in range(8)], Sampling(n=2, max_tokens=8, watch=WATCH, seed=5))
-    tokens = [t for o in outcomes if not isinstance(o, Refused) for s in o for t in s.tokens]
+    outcomes = generator.generate(
+        [prompt(shade=s) for s in range(8)], Sampling(n=2, max_tokens=8, tracked_words=WATCH, seed=5)
+    )
+    tokens = [t for o in outcomes if not isinstance(o, Refusal) for s in o for t in s.tokens]
     assert tokens
     for token in tokens:
-        assert set(token.watched) == set(WATCH)
-        assert all(0.0 <= p <= 1.0 for p in token.watched.values())
-        assert sum(token.watched.values()) <= 1.0 + 1e-4
+        assert set(token.tracked_probabilities) == set(WATCH)
+        assert all(0.0 <= p <= 1.0 for p in token.tracked_probabilities.values())
+        assert sum(token.tracked_probabilities.values()) <= 1.0 + 1e-4
         for word in WATCH:
             if token.text.strip().casefold() == word.casefold():
-                assert token.watched[word] > 0.0
+                assert token.tracked_probabilities[word] > 0.0
     (unwatched,) = generator.generate([prompt()], Sampling(max_tokens=4))
-    assert not isinstance(unwatched, Refused)
-    assert all(not t.watched for t in unwatched[0].tokens)
+    assert not isinstance(unwatched, Refusal)
+    assert all(not t.tracked_probabilities for t in unwatched[0].tokens)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +159,14 @@ def test_odd_prompts_are_answered(generator: StreamingGenerator, odd: Prompt) ->
 def test_what_is_finished_is_handed_over(generator: StreamingGenerator) -> None:
     prompts = [prompt(shade=shade) for shade in range(6)] + [prompt("word " * 8_000)]
     sampling = Sampling(n=2, max_tokens=9, seed=5)
-    finished = list(generator.as_finished(prompts, sampling))
+    finished = list(generator.generate_stream(prompts, sampling))
     assert sorted(place for place, _ in finished) == list(range(7))
     assert [outcome for _, outcome in sorted(finished, key=lambda placed: placed[0])] == generator.generate(
         prompts, sampling
     )
-    given_up = generator.as_finished(prompts, sampling)
+    given_up = generator.generate_stream(prompts, sampling)
     next(given_up)
     del given_up
-    assert dict(generator.as_finished(prompts[:2], sampling)) == {
+    assert dict(generator.generate_stream(prompts[:2], sampling)) == {
         place: outcome for place, outcome in finished if place < 2
     }

@@ -190,7 +190,7 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
         written = [encoder.encode(image, asked, answer) for answer in answers]
         ids = [tokens.ids[tokens.num_prompt :] for tokens in written]
         ids[2] = ids[2][: len(ids[2]) // 2]
-        made = [encoder.rollout(image, asked, of) for of in ids]
+        made = [encoder.encode_rollout(image, asked, of) for of in ids]
         (values,) = learner.logprobs([encoder.batch([(tokens, image, 1.0) for tokens in made])])
         groups.append(
             tuple(

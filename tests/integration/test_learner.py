@@ -82,7 +82,7 @@ def _step(learner: Any, encoder: Any, made: list[Example], number: int, rank: in
 
 def _reward(learner: Any, encoder: Any, example: Example) -> float:
     tokens = encoder.encode_prefix(example.image, example.prompt, prefix(example))
-    forms = encoder.vocabulary.ids_of(("Yes", "No"))
+    forms = encoder.vocabulary.token_ids(("Yes", "No"))
     asked = learner.word_probabilities(encoder.batch([(tokens, example.image, 1.0)]), forms)[0]
     return float(asked["Yes"] / (asked["Yes"] + asked["No"]))
 

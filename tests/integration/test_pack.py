@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.judge.prompts import load
@@ -83,5 +83,5 @@ def test_vllm_answers_and_judges(tmp_path: Path) -> None:
     (outcome,) = generator.generate(
         [Prompt(images=(render(draw_item(2, "test", 0)[0]),), text="Hello?")], Sampling(max_tokens=8)
     )
-    assert not isinstance(outcome, Refused), "text outside the world's language is still text"
+    assert not isinstance(outcome, Refusal), "text outside the world's language is still text"
     generator.close()

@@ -8,7 +8,7 @@ from tests.tensors import assert_close
 from vlgenrm_ray.engines import shared_prompts
 from vlgenrm_ray.engines.shared_prompts import model_inputs
 from vlgenrm_ray.engines.vlm_batch import Batch, Tokens
-from vlgenrm_ray.engines.vlm_tower import Tower
+from vlgenrm_ray.engines.vlm_module import SharedVisionTower
 
 if TYPE_CHECKING:
     import torch
@@ -108,17 +108,17 @@ def test_samples_in_one_row_are_what_they_are_alone(family: str) -> None:
         ids = torch.tensor([tokens.ids])
         logits = made(**inputs(ids, torch.ones_like(ids)), use_cache=False).logits[0]
         expected.append(logits[tokens.num_prompt - 1 : -1])
-    rows = [shared_prompts.row(group) for group in groups]
+    rows = [shared_prompts.build_row(group) for group in groups]
     ids = torch.zeros((len(rows), max(len(row.ids) for row in rows)), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)], mask[i, : len(row.ids)] = torch.tensor(row.ids), 1
-    shared = shared_prompts.sharing(rows)
+    shared = shared_prompts.build_layout(rows)
     batch = Batch(inputs(ids, mask), (0, 0), torch.ones(4, 1), sharing=shared)
-    tower = Tower(made)
-    with tower.showing(batch.shown):
+    tower = SharedVisionTower(made)
+    with tower.sharing(batch.image_of_row):
         together = made(**model_inputs(batch, shared, tower.model), use_cache=False).logits
     assert shared.words.tolist() == [word for samples in SAMPLES for said in samples for word in said]
-    assert_close(together[shared.before], torch.cat(expected), atol=1e-5)
+    assert_close(together[shared.predictor_positions], torch.cat(expected), atol=1e-5)
     # What the test would not see of a model that is blind to order.
     assert float((expected[0] - expected[0].roll(1, 0)).detach().abs().max()) > 1e-2

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import pytest
 from PIL import Image
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.vllm_async import AsyncVllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
@@ -21,7 +21,7 @@ from vlgenrm_ray.shapes import pack_path
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
 CONFIG = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, threads=1, max_images=2)
-SAMPLING = Sampling(n=3, max_tokens=6, watch=("Yes", "No"))
+SAMPLING = Sampling(n=3, max_tokens=6, tracked_words=("Yes", "No"))
 
 
 def ask(shade: int, text: str = "Is there a red circle?") -> Prompt:
@@ -48,12 +48,12 @@ def generator(loop: asyncio.AbstractEventLoop) -> Iterator[AsyncVllmGenerator]:
     engine.close()
 
 
-async def _many(generator: AsyncVllmGenerator, shades: list[int]) -> list[list[Sample] | Refused]:
+async def _many(generator: AsyncVllmGenerator, shades: list[int]) -> list[list[Sample] | Refusal]:
     return await asyncio.gather(*(generator.generate_one(ask(s), SAMPLING, s) for s in shades))
 
 
-def texts(outcomes: list[list[Sample] | Refused]) -> list[list[str]]:
-    return [[sample.text for sample in outcome] for outcome in outcomes if not isinstance(outcome, Refused)]
+def texts(outcomes: list[list[Sample] | Refusal]) -> list[list[str]]:
+    return [[sample.text for sample in outcome] for outcome in outcomes if not isinstance(outcome, Refusal)]
 
 
 def test_seeds_decide_whatever_else_is_asked(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
@@ -79,9 +79,9 @@ def test_samples_of_several_images_see_them_all(generator: AsyncVllmGenerator, r
 
     async def chances(images: tuple[Image.Image, ...]) -> list[float]:
         asked = Prompt(images=images, text="Is there a red circle?")
-        outcome = await generator.generate_one(asked, Sampling(n=3, max_tokens=1, watch=("Yes", "No")), 1)
-        assert not isinstance(outcome, Refused), outcome
-        return [sample.tokens[0].watched["Yes"] for sample in outcome]
+        outcome = await generator.generate_one(asked, Sampling(n=3, max_tokens=1, tracked_words=("Yes", "No")), 1)
+        assert not isinstance(outcome, Refusal), outcome
+        return [sample.tokens[0].tracked_probabilities["Yes"] for sample in outcome]
 
     both, turned, alone = (run(chances(images)) for images in (pictures, pictures[::-1], pictures[:1]))
     for several in (both, turned, alone):
@@ -98,7 +98,7 @@ def test_what_is_given_up_is_aborted(generator: AsyncVllmGenerator, run: Run[Any
         task = asyncio.ensure_future(generator.generate_one(ask(3), sampling, 3))
         await asyncio.sleep(0.2)
         task.cancel()
-        samples = cast("AsyncIterator[Any]", generator.as_finished(ask(4), sampling, 4))
+        samples = cast("AsyncIterator[Any]", generator.generate_stream(ask(4), sampling, 4))
         async with aclosing(cast("Any", samples)):
             await anext(samples)
         for _ in range(100):

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
 from vlgenrm_ray.errors import DropReason, StageError
 from vlgenrm_ray.shapes import pack_path
 
-SAMPLING = Sampling(max_tokens=4, watch=("Yes", "No"), seed=1)
+SAMPLING = Sampling(max_tokens=4, tracked_words=("Yes", "No"), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def ask(text: str) -> Prompt:
 def test_a_failure_inside_a_step_harms_its_own_prompt(generator: VllmGenerator, steps: Any) -> None:
     prompts = [ask("Describe the image."), ask("How many stars are there?"), ask("Is there a red circle?")]
     alone = generator.generate([prompts[0], prompts[2]], SAMPLING, [1, 3])
-    (star,) = generator.vocabulary.ids_of(("stars",))["stars"]
+    (star,) = generator.vocabulary.token_ids(("stars",))["stars"]
 
     def fail(schedule: Any) -> None:
         if any(star in new.prompt_token_ids for new in schedule.scheduled_new_reqs):
@@ -53,7 +53,7 @@ def test_a_failure_inside_a_step_harms_its_own_prompt(generator: VllmGenerator, 
 
     steps(fail)
     outcomes = generator.generate(prompts, SAMPLING, [1, 2, 3])
-    assert outcomes[1] == Refused(reason=DropReason.ENGINE_ERROR, detail="RuntimeError: a kernel failed")
+    assert outcomes[1] == Refusal(reason=DropReason.ENGINE_ERROR, detail="RuntimeError: a kernel failed")
     assert [outcomes[0], outcomes[2]] == alone
 
 
@@ -85,21 +85,23 @@ def test_every_image_is_looked_at_and_in_its_order(generator: VllmGenerator) -> 
     red, blue = (Image.new("RGB", (48, 48), color) for color in ((200, 30, 30), (30, 30, 200)))
     strip = Image.new("RGB", (4000, 8))
     shown = [(red,), (red, blue), (blue, red), (red, red), (red, blue, red), (red, strip)]
-    sampling = Sampling(max_tokens=1, temperature=0.0, watch=("Yes", "No"))
+    sampling = Sampling(max_tokens=1, temperature=0.0, tracked_words=("Yes", "No"))
     *judged, refused = generator.generate([Prompt(images=s, text="Is there a red circle?") for s in shown], sampling)
-    chances = [outcome[0].tokens[0].watched["Yes"] for outcome in judged if not isinstance(outcome, Refused)]
+    chances = [
+        outcome[0].tokens[0].tracked_probabilities["Yes"] for outcome in judged if not isinstance(outcome, Refusal)
+    ]
     assert len(chances) == 5
     # Rounding in a batch of another shape is below 1e-4.
     assert all(abs(a - b) > 1e-4 for i, a in enumerate(chances) for b in chances[:i]), chances
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
 
 
 def test_an_image_it_cannot_take_is_refused_alone(generator: VllmGenerator) -> None:
     strip = Prompt(images=(Image.new("RGB", (4000, 8)),), text="What is this?")
     refused, good = generator.generate([strip, ask("Is there a star?")], SAMPLING, [1, 2])
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Refusal)
     assert refused.reason is DropReason.ENGINE_ERROR
-    assert not isinstance(good, Refused)
+    assert not isinstance(good, Refusal)
 
 
 def test_placeholders_are_never_sampled(generator: VllmGenerator) -> None:
@@ -118,12 +120,12 @@ def test_logits_that_are_no_numbers_become_no_numbers(generator: VllmGenerator) 
     """Last of this engine: it breaks the model, for prompts that have the word `purple` only."""
     good = ask("Is there a red circle?")
     (before,) = generator.generate([good], SAMPLING, [1])
-    purple = generator.vocabulary.ids_of(("purple",))["purple"]
+    purple = generator.vocabulary.token_ids(("purple",))["purple"]
 
     def breaks(model: Any) -> None:
         model.language_model.model.embed_tokens.weight.data[list(purple)] = math.nan
 
     generator._llm.apply_model(breaks)
     refused, after = generator.generate([ask("Is there a purple circle?"), good], SAMPLING, [2, 1])
-    assert refused == Refused(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
+    assert refused == Refusal(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
     assert after == before

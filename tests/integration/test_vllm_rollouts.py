@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import ConfigError, WeightSyncError
 from vlgenrm_ray.policy.rollout_worker import RolloutWorker
@@ -38,7 +38,7 @@ def prompt(shade: int, text: str = "Describe the image.") -> Prompt:
 
 def sampled(generator: VllmGenerator, sampling: Sampling, num_prompts: int = 4) -> list[Sample]:
     outcomes = generator.generate([prompt(shade) for shade in range(num_prompts)], sampling)
-    return [sample for outcome in outcomes if not isinstance(outcome, Refused) for sample in outcome]
+    return [sample for outcome in outcomes if not isinstance(outcome, Refusal) for sample in outcome]
 
 
 def test_every_sampled_token_is_returned_with_the_end_of_turn(generator: VllmGenerator) -> None:
@@ -64,7 +64,7 @@ def test_logprobs_are_those_of_the_distribution_at_the_temperature(generator: Vl
             [prompt(1, "Is there a red circle?")],
             Sampling(n=128, max_tokens=1, temperature=temperature, seed=1, logprobs=True),
         )
-        assert not isinstance(outcome, Refused)
+        assert not isinstance(outcome, Refusal)
         return {sample.ids[0]: sample.logprobs[0] for sample in outcome}
 
     plain, hot = first(1.0), first(2.0)
@@ -78,7 +78,7 @@ def test_logprobs_are_those_of_the_distribution_at_the_temperature(generator: Vl
 def test_sampling_that_the_engine_was_not_started_for_is_refused(generator: VllmGenerator) -> None:
     assert not sampled(generator, Sampling(max_tokens=2), num_prompts=1)[0].ids
     with pytest.raises(ConfigError, match=r"engine\.logprobs: raw"):
-        sampled(generator, Sampling(watch=("Yes",)))
+        sampled(generator, Sampling(tracked_words=("Yes",)))
 
 
 def weights() -> "dict[str, torch.Tensor]":

@@ -8,7 +8,7 @@ from tests.plain_inputs import plain_inputs
 from tests.world_examples import examples
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vlm_batch import Batch, VlmEncoder
-from vlgenrm_ray.engines.vlm_tower import Tower
+from vlgenrm_ray.engines.vlm_module import SharedVisionTower
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.shapes import pack_path
 
@@ -48,10 +48,10 @@ def answered(model: Any, inputs: dict[str, Any]) -> "tuple[torch.Tensor, list[to
 def test_rows_of_one_picture_share_its_way_through_the_tower(batch: Batch) -> None:
     import torch
 
-    assert batch.shown == SHOWN
+    assert batch.image_of_row == SHOWN
     logits, gradients, seen = answered(module(), plain_inputs(batch))
     shared = module()
-    with Tower(shared).showing(batch.shown):
+    with SharedVisionTower(shared).sharing(batch.image_of_row):
         same_logits, same_gradients, fewer = answered(shared, batch.inputs)
     assert (seen, fewer) == ([2 * len(batch.inputs["pixel_values"])], [len(batch.inputs["pixel_values"])])
     torch.testing.assert_close(same_logits, logits)
@@ -64,4 +64,4 @@ def test_a_module_without_such_a_tower_is_refused() -> None:
     import torch
 
     with pytest.raises(InputError, match="Linear"):
-        Tower(torch.nn.Linear(2, 2))
+        SharedVisionTower(torch.nn.Linear(2, 2))

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vlgenrm_ray.data.images import ImageLimits, probe
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
@@ -34,7 +34,7 @@ class RecordingGenerator(ScriptedGenerator):
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
-    ) -> list[list[Sample] | Refused]:
+    ) -> list[list[Sample] | Refusal]:
         self.prompts = list(prompts)
         self.sampling = sampling
         return super().generate(prompts, sampling, seeds)
@@ -123,12 +123,12 @@ def test_a_hinted_critique_is_reread_without_the_hint() -> None:
     engine = RecordingGenerator({"The verdict is No": "Nothing there.\nVerdict: No", "": " Yes"}, confidence=0.9)
     judge = Judge(CONFIG, engine)
     (outcome,) = judge.critique([item(hint="No")])
-    assert not isinstance(outcome, Refused)
+    assert not isinstance(outcome, Refusal)
     assert "The verdict is No." in engine.prompts[0].text
     verdicts = judge.reread([item(), item()], [outcome[0].text, "no end"])
     assert engine.prompts[0].prefix == "Nothing there.\nVerdict:"
     assert "The verdict is" not in engine.prompts[0].text
-    assert [v.p_yes for v in verdicts if not isinstance(v, Refused)] == [pytest.approx(0.9), None]
+    assert [v.p_yes for v in verdicts if not isinstance(v, Refusal)] == [pytest.approx(0.9), None]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def test_a_temperature_of_a_half_squares_the_odds() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 100])
-def test_pieces_change_neither_values_nor_gradient(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", rows)
+def test_chunks_change_neither_values_nor_gradient(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK_ROWS", rows)
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
     targets = torch.arange(6)
     found = log_probs(logits, targets, temperature=0.7, entropy="gradient")
@@ -59,7 +59,7 @@ def test_values_of_targets_stand_where_the_targets_are() -> None:
     weights = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, -1.0, 0.0, 0.0]])
     batch = Batch({}, (0, 0), weights)
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    spread = batch.spread(values)
+    spread = batch.scatter(values)
     assert spread.tolist() == [[0.0, 0.0, 1.0, 2.0], [0.0, 3.0, 0.0, 0.0]]
     assert torch.autograd.grad((spread * weights).sum(), values)[0].tolist() == [2.0, 1.0, -1.0]
     assert len(batch) == 2

@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, file: str) -> None:
             model_folder.check(folder)
     else:
         with pytest.raises(InputError, match=f"{file} cannot be read"):
-            model_folder.traits(folder)
+            model_folder.compatibility_traits(folder)
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +149,8 @@ def test_models_of_equal_traits_differ_in_weights_only(tmp_path: Path) -> None:
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"transformers_version": "0.0"}))
     (other / "model.safetensors").write_bytes(b"other weights")
-    assert model_folder.traits(one) == model_folder.traits(other)
+    assert model_folder.compatibility_traits(one) == model_folder.compatibility_traits(other)
     assert model_folder.version(one).startswith("one-")
     assert model_folder.version(one).removeprefix("one") != model_folder.version(other).removeprefix("other")
     (other / "tokenizer.json").write_text("{}")
-    assert model_folder.traits(one) != model_folder.traits(other)
+    assert model_folder.compatibility_traits(one) != model_folder.compatibility_traits(other)

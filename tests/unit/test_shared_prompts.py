@@ -13,31 +13,38 @@ WIDTH = 128
 def lengths_of(prompt: int, completions: list[int], *, width: int = WIDTH, most: int = 64) -> list[int]:
     return [
         len(run)
-        for run in shared_prompts.runs(prompt, completions, width=width, tokens_per_row=10_000, samples_per_row=most)
+        for run in shared_prompts.divide_into_rows(
+            prompt, completions, width=width, tokens_per_row=10_000, samples_per_row=most
+        )
     ]
 
 
 def test_a_row_by_hand() -> None:
-    row = shared_prompts.row([Tokens((1, 2, 3, 10, 11), 3), Tokens((1, 2, 3, 20), 3), Tokens((1, 2, 3, 30, 31), 3)])
+    row = shared_prompts.build_row(
+        [Tokens((1, 2, 3, 10, 11), 3), Tokens((1, 2, 3, 20), 3), Tokens((1, 2, 3, 30, 31), 3)]
+    )
     assert row.ids == (1, 2, 3, 10, 11, 20, 30, 31)
-    assert row.of == (0, 0, 0, 1, 1, 2, 3, 3)
-    assert row.back == (0, 0, 0, 0, 0, 2, 3, 3)
+    assert row.sample_of_token == (0, 0, 0, 1, 1, 2, 3, 3)
+    assert row.position_offset == (0, 0, 0, 0, 0, 2, 3, 3)
     # Each sample's first token comes after the prompt's last.
-    assert row.before == (2, 3, 2, 2, 6)
+    assert row.predictor_columns == (2, 3, 2, 2, 6)
 
 
 def test_samples_of_other_prompts_have_no_row_together() -> None:
     with pytest.raises(ValueError, match="one prompt"):
-        shared_prompts.row([Tokens((1, 2, 10), 2), Tokens((1, 3, 10), 2)])
+        shared_prompts.build_row([Tokens((1, 2, 10), 2), Tokens((1, 3, 10), 2)])
 
 
 def test_padding_belongs_to_no_sample() -> None:
-    rows = [shared_prompts.row([Tokens((1, 10, 11), 1), Tokens((1, 20), 1)]), shared_prompts.row([Tokens((2, 30), 1)])]
-    found = shared_prompts.sharing(rows)
-    assert found.of.tolist() == [[0, 1, 1, 2], [0, 1, -1, -1]]
-    assert found.back.tolist() == [[0, 0, 0, 2], [0, 0, 0, 0]]
-    assert found.words.tolist() == [10, 11, 20, 30]
-    assert [places.tolist() for places in found.before] == [[0, 0, 0, 1], [0, 1, 0, 0]]
+    rows = [
+        shared_prompts.build_row([Tokens((1, 10, 11), 1), Tokens((1, 20), 1)]),
+        shared_prompts.build_row([Tokens((2, 30), 1)]),
+    ]
+    layout = shared_prompts.build_layout(rows)
+    assert layout.sample_of_token.tolist() == [[0, 1, 1, 2], [0, 1, -1, -1]]
+    assert layout.position_offset.tolist() == [[0, 0, 0, 2], [0, 0, 0, 0]]
+    assert layout.target_ids.tolist() == [10, 11, 20, 30]
+    assert [places.tolist() for places in layout.predictor_positions] == [[0, 0, 0, 1], [0, 1, 0, 0]]
 
 
 def test_a_long_prompt_is_shared_by_all_and_short_ones_of_long_samples_by_none() -> None:
@@ -52,8 +59,8 @@ def test_between_them_some_share() -> None:
 
 def test_limits_of_a_row_are_kept() -> None:
     assert lengths_of(1000, [20] * 8, width=2560, most=3) == [2, 3, 3]
-    found = shared_prompts.runs(100, [10] * 8, width=2560, tokens_per_row=140, samples_per_row=64)
-    assert [len(run) for run in found] == [4, 4]
+    rows = shared_prompts.divide_into_rows(100, [10] * 8, width=2560, tokens_per_row=140, samples_per_row=64)
+    assert [len(row) for row in rows] == [4, 4]
 
 
 @given(
@@ -63,10 +70,10 @@ def test_limits_of_a_row_are_kept() -> None:
     st.integers(1, 16),
 )
 def test_every_sample_is_in_one_row_in_order(prompt: int, completions: list[int], width: int, most: int) -> None:
-    found = shared_prompts.runs(
+    rows = shared_prompts.divide_into_rows(
         prompt, completions, width=width, tokens_per_row=prompt + max(completions) + 200, samples_per_row=most
     )
-    assert [place for run in found for place in run] == list(range(len(completions)))
-    for run in found:
+    assert [place for run in rows for place in run] == list(range(len(completions)))
+    for run in rows:
         assert len(run) <= most
         assert prompt + sum(completions[place] for place in run) <= prompt + max(completions) + 200

@@ -5,49 +5,51 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from vlgenrm_ray.engines.tokens import Vocabulary
+from vlgenrm_ray.engines.tokens import TokenVocabulary
 from vlgenrm_ray.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def vocabulary() -> Vocabulary:
+def vocabulary() -> TokenVocabulary:
     words = ["Yes", "\u0120Yes", "yes", "\u0120YES", "No", "\u0120no", "Yesterday", "\u0120Yes."]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*alphabet, *words])}))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<|im_end|>", special=True), AddedToken("<|image_pad|>", special=True)])
-    return Vocabulary(tokenizer)
+    return TokenVocabulary(tokenizer)
 
 
-def test_all_forms_of_a_word_are_found_and_nothing_else(vocabulary: Vocabulary) -> None:
-    ids = vocabulary.ids_of(("Yes", "No"))
+def test_all_forms_of_a_word_are_found_and_nothing_else(vocabulary: TokenVocabulary) -> None:
+    ids = vocabulary.token_ids(("Yes", "No"))
     assert {vocabulary.text(i) for i in ids["Yes"]} == {"Yes", " Yes", "yes", " YES"}
     assert {vocabulary.text(i) for i in ids["No"]} == {"No", " no"}
 
 
-def test_a_word_without_a_token_is_named(vocabulary: Vocabulary) -> None:
+def test_a_word_without_a_token_is_named(vocabulary: TokenVocabulary) -> None:
     with pytest.raises(InputError, match="'Maybe'"):
-        vocabulary.ids_of(("Maybe",))
+        vocabulary.token_ids(("Maybe",))
 
 
 @given(text=st.text(alphabet="<|im_end>age_pad x", max_size=60))
-def test_no_special_token_can_be_spelt(vocabulary: Vocabulary, text: str) -> None:
-    shown = vocabulary.neutral(text)
+def test_no_special_token_can_be_spelt(vocabulary: TokenVocabulary, text: str) -> None:
+    shown = vocabulary.escape_special_tokens(text)
     assert "<|im_end|>" not in shown
     assert "<|image_pad|>" not in shown
     assert shown.replace(" ", "") == text.replace(" ", "")
 
 
-def test_plain_text_is_unchanged(vocabulary: Vocabulary) -> None:
-    assert vocabulary.neutral("a <b> | c") == "a <b> | c"
+def test_plain_text_is_unchanged(vocabulary: TokenVocabulary) -> None:
+    assert vocabulary.escape_special_tokens("a <b> | c") == "a <b> | c"
 
 
 @given(text=st.text(max_size=20))
-def test_pieces_join_to_the_text_even_where_a_character_takes_several_tokens(vocabulary: Vocabulary, text: str) -> None:
+def test_pieces_join_to_the_text_even_where_a_character_takes_several_tokens(
+    vocabulary: TokenVocabulary, text: str
+) -> None:
     byte_of = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     tokens = [byte_of[c] for c in (spelling[0][0] if spelling else "")]
-    whole, pieces = vocabulary.pieces(tokens)
+    whole, pieces = vocabulary.split_text(tokens)
     assert whole == text
     assert "".join(pieces) == text
     assert len(pieces) == len(tokens)

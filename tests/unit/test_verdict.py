@@ -25,7 +25,7 @@ def sample(text: str, *, yes: float = 0.6, no: float = 0.2, finish: str = "stop"
     """Split a text into tokens like a real vocabulary: words with the blank before, signs, line ends."""
     pieces = re.findall(r" ?\w+|\s|[^\w\s]+", text)
     assert "".join(pieces) == text
-    tokens = tuple(Token(id=i, text=p, watched={"Yes": yes, "No": no}) for i, p in enumerate(pieces))
+    tokens = tuple(Token(id=i, text=p, tracked_probabilities={"Yes": yes, "No": no}) for i, p in enumerate(pieces))
     return Sample(text=text, tokens=tokens, finish=finish)
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vlgenrm_ray.engines import environment, vllm_config
-from vlgenrm_ray.engines.vllm import VllmConfig, spread
+from vlgenrm_ray.engines.vllm import VllmConfig, mix_seed
 
 
 def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +62,6 @@ def test_settings_out_of_range_are_named(settings: dict[str, object]) -> None:
 
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_neighbouring_seeds_are_spread_far_apart(first: int, second: int) -> None:
-    assert 0 <= spread(first) < 2**62
+    assert 0 <= mix_seed(first) < 2**62
     if first != second:
-        assert abs(spread(first) - spread(second)) > 256, "the samples of two prompts must not share their seeds"
+        assert abs(mix_seed(first) - mix_seed(second)) > 256, "the samples of two prompts must not share their seeds"

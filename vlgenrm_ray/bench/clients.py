@@ -20,8 +20,8 @@ from vlgenrm_ray.bench.servers import SERVED_MODEL_NAME
 from vlgenrm_ray.data import images
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Sample, Token
-from vlgenrm_ray.engines.tokens import Vocabulary
-from vlgenrm_ray.engines.vllm_requests import IMAGE_TOKENS, spread
+from vlgenrm_ray.engines.tokens import TokenVocabulary
+from vlgenrm_ray.engines.vllm_requests import IMAGE_TOKENS, mix_seed
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.judge.verdict import TRACKED_WORDS
@@ -75,9 +75,9 @@ class VllmServeClient:
         folder = model_folder.locate(model)
         self.judge = judge
         self._judge = Judge(judge, None)
-        self._vocabulary = Vocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        self._vocabulary = TokenVocabulary(Tokenizer.from_file(str(folder / "tokenizer.json")))
         self._special = {self._vocabulary.text(token) for token in self._vocabulary.special}
-        tracked_ids = self._vocabulary.ids_of(TRACKED_WORDS)
+        tracked_ids = self._vocabulary.token_ids(TRACKED_WORDS)
         configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._settings = {
             "model": SERVED_MODEL_NAME,
@@ -97,14 +97,14 @@ class VllmServeClient:
             images=(stored,), question=item.question, response=item.response, config=self.judge, deadline_s=0.0
         )
         judge_input = JudgeInput(id=task.item_id(), images=(), question=item.question, response=item.response)
-        text = self._vocabulary.neutral(self._judge.prompt(judge_input, ()).text)
+        text = self._vocabulary.escape_special_tokens(self._judge.prompt(judge_input, ()).text)
         content = [
             {"type": "image_url", "image_url": {"url": images.data_url(item.image)}},
             {"type": "text", "text": text},
         ]
         body = self._settings | {
             "messages": [{"role": "user", "content": content}],
-            "seed": spread(self._judge.seed(judge_input)),
+            "seed": mix_seed(self._judge.seed(judge_input)),
         }
         return PostRequest("/v1/chat/completions", json.dumps(body).encode())
 
@@ -117,7 +117,7 @@ class VllmServeClient:
 
     def _sample(self, choice: Mapping[str, Any]) -> Sample:
         tokens = tuple(
-            Token(id=-1, text=position["token"], watched=_word_probabilities(position["top_logprobs"]))
+            Token(id=-1, text=position["token"], tracked_probabilities=_word_probabilities(position["top_logprobs"]))
             for position in choice["logprobs"]["content"]
             if position["token"] not in self._special
         )

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from vlgenrm_ray.engines.environment import end_with_this_process
+from vlgenrm_ray.engines.environment import kill_on_exit
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN
 
@@ -45,7 +45,7 @@ def running_process(command: Sequence[str], variables: Mapping[str, str]) -> Ite
             start_new_session=True,
         )
         # The whole process group ends if this process is killed: a survivor would take cores from the next measurement.
-        watchdog = end_with_this_process([-process.pid])
+        watchdog = kill_on_exit([-process.pid])
         try:
             yield RunningProcess(process, log)
         finally:

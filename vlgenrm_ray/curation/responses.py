@@ -17,7 +17,7 @@ from vlgenrm_ray.data.arrow import arrow_schema, from_row, from_table, to_row
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Generator, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Dropped, Question, Response
@@ -146,7 +146,7 @@ def generate_responses(
     question_images = [image_of[q.image.sha256] for q in questions]
     usable = [(q, i) for q, i in zip(questions, question_images, strict=True) if not isinstance(i, ImageError)]
     seeds = {q.id: question_seed(seed, q.id, config.name) for q, _ in usable}
-    outputs: dict[str, list[Sample] | Refused] = {}
+    outputs: dict[str, list[Sample] | Refusal] = {}
     if usable:
         prompts = [Prompt(images=(image,), text=q.text) for q, image in usable]
         generated = generator.generate(prompts, config.sampling(), list(seeds.values()))
@@ -155,7 +155,7 @@ def generate_responses(
     for question, image in zip(questions, question_images, strict=True):
         ids = [f"{question.id}/r{first + i}" for i in range(config.n)]
         output = image if isinstance(image, ImageError) else outputs[question.id]
-        if isinstance(output, (ImageError, Refused)):
+        if isinstance(output, (ImageError, Refusal)):
             dropped = (Dropped(stage=STAGE, id=id, reason=output.reason, detail=output.detail) for id in ids)
             units.append(Unit(id=question.id, dropped=tuple(dropped)))
         else:

@@ -33,7 +33,7 @@ class Sampling:
     max_tokens: int = 256
     seed: int | None = None
     """Seed of the first prompt of a call; prompt i uses seed + i, so that equal prompts differ."""
-    watch: tuple[str, ...] = ()
+    tracked_words: tuple[str, ...] = ()
     """Words whose probability is wanted at every position, summed over their token forms ("Yes", " yes", ...)."""
     logprobs: bool = False
     """Whether `Sample.ids` and `Sample.logprobs` are wanted, to learn from what was sampled."""
@@ -45,8 +45,8 @@ class Token:
 
     id: int
     text: str
-    watched: Mapping[str, float]
-    """Word of `Sampling.watch` -> its probability at this position, before temperature."""
+    tracked_probabilities: Mapping[str, float]
+    """Word of `Sampling.tracked_words` -> its probability at this position, before temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+class Refusal:
     """A prompt the engine would not take; the others of the call are not harmed."""
 
     reason: DropReason
@@ -88,12 +88,12 @@ class TensorSpec:
         return cls(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))
 
 
-def too_many(num_images: int, most: int) -> Refused | None:
+def refuse_extra_images(num_images: int, most: int) -> Refusal | None:
     """The refusal of a prompt with more images than an engine takes (`VllmConfig.max_images`); None where it may be."""
     if num_images <= most:
         return None
     detail = f"{num_images} images; the engine takes {most}, see its setting engine.max_images"
-    return Refused(reason=DropReason.TOO_MANY_IMAGES, detail=detail)
+    return Refusal(reason=DropReason.TOO_MANY_IMAGES, detail=detail)
 
 
 class Generator(Protocol):
@@ -101,7 +101,7 @@ class Generator(Protocol):
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
-    ) -> list[list[Sample] | Refused]:
+    ) -> list[list[Sample] | Refusal]:
         """For each prompt, in order, `sampling.n` samples, or why none.
 
         `seeds` (one per prompt) override `sampling.seed`.
@@ -112,9 +112,9 @@ class Generator(Protocol):
 class StreamingGenerator(Generator, Protocol):
     """A vision-language model that writes, and hands over what is finished while it writes the rest."""
 
-    def as_finished(
+    def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, list[Sample] | Refused]]:
+    ) -> Iterator[tuple[int, list[Sample] | Refusal]]:
         """What `generate` returns, each with its prompt's place, in the order in which prompts are finished.
 
         Closing the iterator gives up what is not finished. Raises EngineLostError where the engine is gone.
@@ -142,7 +142,9 @@ class PolicyGenerator(StreamingGenerator, Protocol):
 class LiveGenerator(Protocol):
     """A vision-language model that writes for many callers at once, as their requests come."""
 
-    def as_finished(self, prompt: Prompt, sampling: Sampling, seed: int) -> AsyncIterator[tuple[int, Sample | Refused]]:
+    def generate_stream(
+        self, prompt: Prompt, sampling: Sampling, seed: int
+    ) -> AsyncIterator[tuple[int, Sample | Refusal]]:
         """`sampling.n` samples of a prompt in the order they are finished, each with its number 0 ... n - 1.
 
         Sample k is the k-th that a `Generator` gives with that seed. Closing the iterator aborts what is not finished.

@@ -1,4 +1,4 @@
-"""A critic on DeepSpeed: a vision-language model that says, before each token, what the response will be worth."""
+"""Critic of PPO on DeepSpeed: a vision-language model that predicts the return before each token."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.engines.deepspeed_model import StepResult, TrainedModel, prepare_process
 from vlgenrm_ray.engines.vlm_batch import Batch
-from vlgenrm_ray.engines.vlm_module import load_module, with_adapters
+from vlgenrm_ray.engines.vlm_module import add_adapters, load_module
 
 if TYPE_CHECKING:
     import torch
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Critic(TrainedModel):
-    """Weights, optimizer and checkpoints of its own; every method but `lr` is collective, as a `Learner`'s are."""
+    """Value model with its own weights, optimizer and checkpoints. Every method except `lr` is collective."""
 
     def __init__(self, model: Path, config: DeepSpeedConfig, *, seed: int) -> None:
-        """Load `model` (a Hugging Face folder) and put a linear layer to one number in the place of its word head.
+        """Load `model` (a Hugging Face folder) with a linear value head in the place of its language-model head.
 
-        That layer begins as 0, and so do all values; with adapters it is trained as they are. Raises InputError for a
-        folder that cannot be loaded.
+        The head is initialised to 0, hence all values are. It is trained in addition to adapters, if there are any.
+        Raises InputError for a folder that cannot be loaded.
         """
         import torch
 
@@ -33,14 +33,18 @@ class Critic(TrainedModel):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
         module.set_output_embeddings(head)
-        module = with_adapters(module, config.lora)
+        module = add_adapters(module, config.lora)
         head.requires_grad_(True)
         super().__init__(module, config, settings)
 
     def values(self, batches: Sequence[Batch]) -> "list[torch.Tensor]":
-        """For each micro-batch, fillers too, the value of what stands before each token, [B, T] on the device.
+        """Predict the return before each token, without gradient and dropout.
 
-        0 where a token has no weight. No gradient, no dropout. All workers have equally many micro-batches.
+        Args:
+            batches: Micro-batches, fillers included; as many as every other worker has.
+
+        Returns:
+            For each micro-batch a tensor [B, T] on the device; 0 where a token has no weight.
         """
         import torch
 
@@ -49,12 +53,12 @@ class Critic(TrainedModel):
             return [self._values(batch.to(self.device)) for batch in batches]
 
     def learn(self, batches: Sequence[Batch], loss: "ValueLoss", *, lr: float) -> StepResult:
-        """One optimizer step: as `Learner.learn`, but `loss` gets values [B, T] where that one gets log-probabilities.
+        """Take one optimizer step as `Learner.learn` does; `loss` gets values [B, T] instead of log-probabilities.
 
-        Raises NonFiniteStep on all workers if loss or gradient are not finite on one.
+        Raises NonFiniteStep on all workers if loss or gradient is not finite on one.
         """
         return self.update(batches, lambda number, batch: loss(number, batch, self._values(batch)), lr=lr)
 
     def _values(self, batch: Batch) -> "torch.Tensor":
-        """Of a batch on the device, [B, T]."""
-        return batch.spread(self.outputs(batch, *batch.before).squeeze(-1).float())
+        """Return the values of a batch on the device, [B, T]."""
+        return batch.scatter(self.outputs(batch, *batch.predictor_positions).squeeze(-1).float())

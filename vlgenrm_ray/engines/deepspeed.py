@@ -1,7 +1,8 @@
-"""A vision-language model that learns, on DeepSpeed: ZeRO 0-3, LoRA or full, one worker per process.
+"""Training of a vision-language model on DeepSpeed: ZeRO 0-3, LoRA or full fine-tuning, one worker per process.
 
-It learns from any loss of its tokens' log-probabilities, tells those log-probabilities and the ones it began with, and
-hands out its weights. Every method but `lr` is collective: all workers call it together, or all wait.
+A `Learner` takes optimizer steps on any loss of token log-probabilities, computes log-probabilities of the present and
+the initial weights, and yields its weights for export and weight sync. Every method except `lr` is collective: all
+workers must call it together.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from vlgenrm_ray.engines.deepspeed_model import DeepSpeedModel, StepResult, Trai
 from vlgenrm_ray.engines.exported_weights import exported_specs, exported_weights
 from vlgenrm_ray.engines.log_probs import EntropyMode, LogProbs, log_probs
 from vlgenrm_ray.engines.vlm_batch import Batch
-from vlgenrm_ray.engines.vlm_module import load_module, with_adapters
+from vlgenrm_ray.engines.vlm_module import add_adapters, load_module
 
 if TYPE_CHECKING:
     import torch
@@ -24,17 +25,23 @@ if TYPE_CHECKING:
 
 
 class Learner(TrainedModel):
-    """A model under training in this worker's process; torch.distributed is initialised already."""
+    """A model under training in this worker's process, in which torch.distributed is initialised."""
 
     def __init__(self, model: Path, config: DeepSpeedConfig, *, seed: int, keep_reference: bool = False) -> None:
-        """Load `model` (a Hugging Face folder). Equal seeds on all workers: adapters begin equal.
+        """Load a model.
 
-        `keep_reference`: `logprobs` can then be asked of the weights in `model` as well. They are held beside those
-        that learn, frozen and shared out like them; with adapters nothing is held, the weights below are the reference.
-        Raises InputError for a folder that cannot be loaded.
+        Args:
+            model: Hugging Face folder.
+            config: Settings of the training.
+            seed: Seed of new adapters; equal on all workers.
+            keep_reference: Make `logprobs(reference=True)` available. A frozen copy of the initial weights is kept,
+                partitioned like the trained ones; with adapters none is needed, the weights below them are the copy.
+
+        Raises:
+            InputError: The folder cannot be loaded.
         """
         settings = prepare_process(config, seed)
-        super().__init__(with_adapters(load_module(model, config, settings), config.lora), config, settings)
+        super().__init__(add_adapters(load_module(model, config, settings), config.lora), config, settings)
         self.model_folder = model
         self._reference: DeepSpeedModel | None = None
         if keep_reference:
@@ -42,18 +49,17 @@ class Learner(TrainedModel):
 
     @property
     def shared_width(self) -> int | None:
-        """Hidden size of the decoder; None where samples cannot share a row, for some layer looks elsewhere than a mask
-        says."""
+        """Hidden size of the decoder; None if samples cannot share a row because some layer ignores the mask."""
         config = self._model().config.get_text_config()
-        whole = {"full_attention"}.issuperset(getattr(config, "layer_types", None) or ())
-        return int(config.hidden_size) if whole else None
+        all_full = {"full_attention"}.issuperset(getattr(config, "layer_types", None) or ())
+        return int(config.hidden_size) if all_full else None
 
-    # -- learning ----------------------------------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------------------------------
 
     def step(self, batches: Sequence[Batch], *, denominator: float, lr: float) -> StepResult:
-        """One optimizer step on the sum over all workers of weight x token cross-entropy, divided by `denominator`.
+        """Take one step on weighted token cross-entropy, summed over all workers and divided by `denominator`.
 
-        Batches and denominator as for `learn`. Raises NonFiniteStep as `learn` does.
+        Arguments and errors as for `learn`. `denominator` must be equal on all workers.
         """
 
         def cross_entropy(_: int, batch: Batch, tokens: LogProbs) -> "torch.Tensor":
@@ -70,42 +76,56 @@ class Learner(TrainedModel):
         temperature: float = 1.0,
         entropy: EntropyMode = "none",
     ) -> StepResult:
-        """One optimizer step on this worker's micro-batches, as many as every other worker has.
+        """Take one optimizer step on a loss of token log-probabilities.
 
-        `loss` gets a micro-batch's number, the micro-batch and its log-probabilities [B, T] at `temperature`, all on
-        the device, and gives its part of the step's loss: [], or [B] by example. The step's loss is the sum of all
-        parts of all workers, so what a loss divides by must be the same for all; parts of fillers are asked for, and
-        count 0. Raises NonFiniteLoss on all workers if the loss is not finite on one, with the examples of the parts at
-        fault, and NonFiniteGradient if the gradient is not.
+        Args:
+            batches: This worker's micro-batches, as many as every other worker has.
+            loss: Maps the index of a micro-batch, the micro-batch and its log-probabilities [B, T], all on the device,
+                to its part of the loss: [], or [B] per example. The loss of the step is the sum over all workers, so
+                a denominator must be equal on all; parts of fillers are computed and multiplied by 0.
+            lr: Learning rate.
+            temperature: Temperature of the log-probabilities.
+            entropy: Whether `loss` gets entropies, and whether they have a gradient.
+
+        Raises:
+            NonFiniteLoss: On all workers, if the loss is not finite on one.
+            NonFiniteGradient: On all workers, if the gradient is not finite.
         """
 
-        def of(number: int, batch: Batch) -> "torch.Tensor":
+        def batch_loss(number: int, batch: Batch) -> "torch.Tensor":
             return loss(number, batch, _log_probs(self, batch, temperature, entropy))
 
-        return self.update(batches, of, lr=lr)
+        return self.update(batches, batch_loss, lr=lr)
 
-    # -- asking ------------------------------------------------------------------------------------------------
+    # -- inference ---------------------------------------------------------------------------------------------
 
     def logprobs(
         self, batches: Sequence[Batch], *, reference: bool = False, temperature: float = 1.0
     ) -> "list[torch.Tensor]":
-        """For each micro-batch, fillers too, the log-probabilities of its tokens given those before, [B, T] on the
-        device: 0 where a token has no weight. No gradient, no dropout; of softmax(logits / temperature).
+        """Compute token log-probabilities under softmax(logits / temperature), without gradient and dropout.
 
-        All workers have equally many micro-batches. `reference`: of the weights in the folder it began with. Raises
-        ValueError for a reference that was not kept.
+        Args:
+            batches: Micro-batches, fillers included; as many as every other worker has.
+            reference: Use the initial weights instead of the present ones.
+            temperature: Temperature of the distribution.
+
+        Returns:
+            For each micro-batch a tensor [B, T] on the device; 0 where a token has no weight.
+
+        Raises:
+            ValueError: The reference was not kept.
         """
         import torch
 
         model = self._reference if reference else self
         if model is None:
-            raise ValueError("reference=True needs a learner that was made with keep_reference=True")
+            raise ValueError("reference=True needs a Learner created with keep_reference=True")
         model.engine.eval()
         with torch.no_grad(), self.module.disable_adapter() if reference and model is self else nullcontext():
             return [_log_probs(model, batch.to(self.device), temperature, "none").values for batch in batches]
 
     def word_probabilities(self, batch: Batch, words: Mapping[str, Sequence[int]]) -> list[dict[str, float]]:
-        """For each example, the probability that its next token is one of each word's token ids."""
+        """Return for each example the probability of each word, summed over its token ids, as the next token."""
         import torch
 
         self.engine.eval()
@@ -114,7 +134,7 @@ class Learner(TrainedModel):
             probabilities = self.outputs(batch, torch.arange(len(last)), last).float().softmax(-1).cpu()
         return [{word: float(row[list(ids)].sum()) for word, ids in words.items()} for row in probabilities]
 
-    # -- handing out -------------------------------------------------------------------------------------------
+    # -- weights -----------------------------------------------------------------------------------------------
 
     def weights(
         self, *, trained_only: bool = False, training_dtype: bool = False
@@ -134,13 +154,13 @@ class Learner(TrainedModel):
         )
 
     def close(self) -> None:
-        """Free what DeepSpeed holds."""
+        """Free the memory of DeepSpeed."""
         super().close()
         if self._reference not in (None, self):
             self._reference.close()
 
     def _model(self) -> Any:
-        """The transformers model, adapters within its layers."""
+        """Return the transformers model, which contains the adapters if there are any."""
         return self.module.get_base_model() if self.config.lora else self.module
 
 
@@ -151,6 +171,8 @@ def _frozen(model: Path, config: DeepSpeedConfig, settings: dict[str, Any]) -> D
 
 
 def _log_probs(model: DeepSpeedModel, batch: Batch, temperature: float, entropy: EntropyMode) -> LogProbs:
-    """Of a batch on the device, [B, T]."""
-    found = log_probs(model.outputs(batch, *batch.before), batch.words, temperature=temperature, entropy=entropy)
-    return LogProbs(batch.spread(found.values), None if found.entropy is None else batch.spread(found.entropy))
+    """Return the log-probabilities of a batch on the device, [B, T]."""
+    targets = log_probs(
+        model.outputs(batch, *batch.predictor_positions), batch.target_ids, temperature=temperature, entropy=entropy
+    )
+    return LogProbs(batch.scatter(targets.values), None if targets.entropy is None else batch.scatter(targets.entropy))

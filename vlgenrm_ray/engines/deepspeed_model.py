@@ -1,6 +1,7 @@
-"""A model on DeepSpeed, one worker per process: its forward pass, an optimizer step of any loss, its checkpoints.
+"""Models on DeepSpeed: forward pass, optimizer step on any loss, checkpoints. One worker per process.
 
-The caller owns batches, order, losses and denominators; the model owns weights, optimizer and collectives.
+The caller owns batches, their order, losses and denominators; the model owns weights, optimizer and collectives.
+`deepspeed.Learner` and `critic.Critic` build on `TrainedModel`.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, engine_settings, lr_factor
 from vlgenrm_ray.engines.shared_prompts import model_inputs
 from vlgenrm_ray.engines.vlm_batch import Batch
-from vlgenrm_ray.engines.vlm_tower import Tower
+from vlgenrm_ray.engines.vlm_module import SharedVisionTower
 
 if TYPE_CHECKING:
     import torch
@@ -21,48 +22,49 @@ _TAG = "state"
 
 
 class NonFiniteStep(ArithmeticError):
-    """What a step would be taken by is NaN or infinite; the weights were not touched."""
+    """Loss or gradient of a step is NaN or infinite. The weights were not changed."""
 
-    what: str
+    quantity: str
+    """`loss` or `gradient`."""
 
 
 class NonFiniteLoss(NonFiniteStep):
-    """Its loss is."""
+    """The loss of a step is not finite."""
 
-    what = "loss"
+    quantity = "loss"
 
     def __init__(self, examples: Sequence[tuple[int, int]]) -> None:
-        """`examples`: this worker's at fault, (batch, place in it); may be empty, the loss is the same for all."""
+        """`examples`: the examples of this worker with such a loss, as (batch, index in it); may be empty."""
         super().__init__(examples)
         self.examples = examples
 
 
 class NonFiniteGradient(NonFiniteStep):
-    """Its gradient is, though its loss is not."""
+    """The gradient of a step is not finite, though its loss is."""
 
-    what = "gradient"
+    quantity = "gradient"
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did, over all workers."""
+    """Result of one optimizer step, over all workers."""
 
     loss: float
     grad_norm: float
-    """Before clipping."""
+    """Global norm of the gradient, before clipping."""
 
 
 def prepare_process(config: DeepSpeedConfig, seed: int) -> dict[str, Any]:
-    """Make DeepSpeed ready in a process in which torch.distributed is initialised; return its settings.
+    """Initialise DeepSpeed in a process in which torch.distributed is initialised; return its configuration.
 
-    Equal seeds on all workers: what is added to a model begins equal.
+    With equal seeds on all workers, adapters and heads that are added to a model are initialised equally.
     """
     import deepspeed
     import torch
     import transformers
 
     transformers.logging.disable_progress_bar()
-    # A shared-memory all-reduce for CPUs, compiled when first used: half a minute to save microseconds.
+    # Disable a shared-memory all-reduce for CPUs, whose compilation takes half a minute and saves microseconds.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
     deepspeed.init_distributed()
@@ -71,40 +73,46 @@ def prepare_process(config: DeepSpeedConfig, seed: int) -> dict[str, Any]:
 
 
 class DeepSpeedModel:
-    """A module on this worker's device, whole or (ZeRO 3) in part. As it is, it does not learn."""
+    """A module on this worker's device, whole or (ZeRO 3) partitioned, for inference only."""
 
     def __init__(self, module: Any, settings: dict[str, Any], optimizer: "torch.optim.Optimizer | None" = None) -> None:
         import deepspeed
 
         self.module = module
-        self.tower = Tower(module)
-        # Over a vocabulary the head's is the widest tensor there is, and its product the largest.
-        module.get_output_embeddings().register_forward_pre_hook(self._at_places)
-        self._places: tuple[torch.Tensor, torch.Tensor]
+        self.tower = SharedVisionTower(module)
+        # The head's output is the largest tensor, so the head runs only on the positions that are needed.
+        module.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        self._positions: tuple[torch.Tensor, torch.Tensor]
         self.device = _device()
         self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
 
     def outputs(self, batch: Batch, rows: "torch.Tensor", columns: "torch.Tensor") -> "torch.Tensor":
-        """What the module's head says at K places of the batch's inputs, given by row and column, [K, width]."""
+        """Return the outputs of the head at K positions of the batch's inputs, [K, width].
+
+        Args:
+            batch: Batch, on any device.
+            rows: Row of each position, [K].
+            columns: Column of each position, [K].
+        """
         batch = batch.to(self.device)
-        shared = batch.sharing
-        inputs = batch.inputs if shared is None else model_inputs(batch, shared, self.tower.model)
-        self._places = rows.to(self.device), columns.to(self.device)
-        with self.tower.showing(batch.shown):
+        layout = batch.layout
+        inputs = batch.inputs if layout is None else model_inputs(batch, layout, self.tower.model)
+        self._positions = rows.to(self.device), columns.to(self.device)
+        with self.tower.sharing(batch.image_of_row):
             logits: torch.Tensor = self.engine(**inputs, use_cache=False).logits
         return logits
 
-    def _at_places(self, _: Any, hidden: "tuple[torch.Tensor]") -> "tuple[torch.Tensor]":
-        """Hidden states [R, L, H] on their way to the head: only those asked for, [K, H], go on."""
-        return (hidden[0][self._places],)
+    def _select_positions(self, _: Any, hidden: "tuple[torch.Tensor]") -> "tuple[torch.Tensor]":
+        """Replace the hidden states [R, L, H] in front of the head by those at the K positions, [K, H]."""
+        return (hidden[0][self._positions],)
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off and free what it holds."""
+        """Remove DeepSpeed's hooks and free its memory."""
         self.engine.destroy()
 
 
 class TrainedModel(DeepSpeedModel):
-    """A module that learns. Every method but `lr` is collective: all workers call it together, or all wait."""
+    """A module under training. Every method except `lr` is collective: all workers must call it together."""
 
     def __init__(self, module: Any, config: DeepSpeedConfig, settings: dict[str, Any]) -> None:
         import torch
@@ -120,18 +128,23 @@ class TrainedModel(DeepSpeedModel):
         super().__init__(module, settings, optimizer)
 
     def lr(self, step: int, total: int) -> float:
-        """Learning rate of a step; a pure function of its number, so nothing about it needs to be resumed."""
+        """Return the learning rate of a step. It depends on the step's number only, so a resumed run needs no state."""
         return self.config.learning_rate * lr_factor(step, total, self.config)
 
     def update(
         self, batches: Sequence[Batch], loss: "Callable[[int, Batch], torch.Tensor]", *, lr: float
     ) -> StepResult:
-        """One optimizer step on this worker's micro-batches, as many as every other worker has.
+        """Take one optimizer step.
 
-        `loss` gets a micro-batch's number and the micro-batch on the device, and gives its part of the step's loss, []
-        or [B] by example, with gradient. The loss is the sum of all parts of all workers but those of fillers. Raises
-        NonFiniteLoss on all workers if it is not finite on one; a part [] then accuses all of its examples.
-        Raises NonFiniteGradient, on all workers too, if the gradient's norm is not finite.
+        Args:
+            batches: This worker's micro-batches, as many as every other worker has.
+            loss: Maps the index of a micro-batch and the micro-batch, on the device, to its part of the loss: [], or
+                [B] per example. The loss of the step is the sum over the micro-batches of all workers, without fillers.
+            lr: Learning rate.
+
+        Raises:
+            NonFiniteLoss: On all workers, if the loss is not finite on one. A part of shape [] names all its examples.
+            NonFiniteGradient: On all workers, if the norm of the gradient is not finite.
         """
         import torch
 
@@ -142,24 +155,24 @@ class TrainedModel(DeepSpeedModel):
             part = loss(number, batch.to(self.device))
             losses.append(part.detach().expand(len(batch)))
             value = part.sum() if batch.counts else part.sum() * 0.0
-            # DeepSpeed averages gradients over the workers; the loss is a sum over them.
+            # DeepSpeed averages gradients over the workers, while the loss is their sum.
             self.engine.backward(value * torch.distributed.get_world_size(), scale_wrt_gas=False)
             total += value.detach()
         torch.distributed.all_reduce(total)
         if not torch.isfinite(total):
-            at = [(b, int(e)) for b, of_batch in enumerate(losses) for e in (~torch.isfinite(of_batch)).nonzero()]
-            raise NonFiniteLoss(at)
+            examples = [(b, int(e)) for b, of_batch in enumerate(losses) for e in (~torch.isfinite(of_batch)).nonzero()]
+            raise NonFiniteLoss(examples)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() if self.config.zero_stage else self._grad_norm)
         if not math.isfinite(norm):
-            # Such a step ZeRO leaves out by itself, and says nothing.
+            # ZeRO skips such a step silently.
             raise NonFiniteGradient
         return StepResult(loss=float(total), grad_norm=norm)
 
     def _clip(self, optimizer: "torch.optim.Optimizer", *_: object) -> None:
-        """ZeRO 0 only: DeepSpeed clips there as well, but does not say what the norm was, and learns from any."""
+        """Clip gradients with ZeRO 0, where DeepSpeed would not report the norm nor check that it is finite."""
         import torch
 
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -168,10 +181,7 @@ class TrainedModel(DeepSpeedModel):
             raise NonFiniteGradient
 
     def save(self, folder: Path) -> None:
-        """Write this worker's part of weights, optimizer and random state; the parts together are a checkpoint.
-
-        A folder holds one model's.
-        """
+        """Write this worker's part of a checkpoint: weights, optimizer and random state. One folder per model."""
         import torch
         from deepspeed.accelerator import get_accelerator
 
@@ -180,7 +190,7 @@ class TrainedModel(DeepSpeedModel):
         torch.save(states, folder / f"random-{torch.distributed.get_rank()}.pt")
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote; the same number of workers and the same configuration are needed."""
+        """Restore a checkpoint of `save`, with the same number of workers and the same configuration."""
         import torch
         from deepspeed.accelerator import get_accelerator
 

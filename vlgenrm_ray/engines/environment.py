@@ -1,8 +1,7 @@
-"""The process an engine lives in: is there a GPU, and how its CPU threads behave.
+"""Process environment of an engine: GPU detection, devices, CPU threads, and child processes.
 
-OpenMP workers spin while they wait. Two engines with two threads each on two cores then take the cores from each other:
-an engine start of 5 s was seen to take 200 s. So every engine on a CPU states how many threads it has, and they sleep
-while they wait.
+OpenMP threads spin while they wait. Two engines with two threads each on two cores then compete for the cores: one
+start took 200 s instead of 5 s. Hence every engine on a CPU has a fixed number of threads, which sleep while they wait.
 """
 
 import os
@@ -15,14 +14,14 @@ from vlgenrm_ray.errors import InputError
 
 
 def has_gpu() -> bool:
-    """True where this process may use a GPU, by the driver's files: importing torch would fix its threads."""
+    """Return True if this process may use a GPU. Checks the driver's files: importing torch would fix its threads."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles"):
         return False
     return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Environment of a process whose numeric libraries use `threads` CPU threads that sleep while they wait."""
+    """Return the environment of a process whose libraries use `threads` CPU threads that sleep while they wait."""
     count = str(threads)
     return {
         "OMP_NUM_THREADS": count,
@@ -31,13 +30,13 @@ def thread_variables(threads: int) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "0",
         "KMP_BLOCKTIME": "0",
-        # Tokenizers' own threads would come on top, and warn after every fork.
+        # Threads of tokenizers would add to these, and warn after every fork.
         "TOKENIZERS_PARALLELISM": "false",
     }
 
 
 def limit_threads(threads: int) -> None:
-    """Give this process `threads` CPU threads. Call before torch is imported; later only the count still counts."""
+    """Limit this process to `threads` CPU threads. After torch is imported, only the number still has an effect."""
     os.environ.update(thread_variables(threads))
     if "torch" in sys.modules:
         import torch
@@ -45,12 +44,12 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def end_with_this_process(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
-    """See to it that processes end with this one, even by SIGKILL, and when what is returned is closed.
+def kill_on_exit(pids: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """Kill processes when this one ends, even by SIGKILL, or when the returned process is closed.
 
-    An engine that outlives whoever asked it keeps its memory, and the next one on that GPU would not start.
+    An orphaned engine would keep its memory, and the next engine on that GPU could not start.
     """
-    # A shell that waits for the end of a pipe whose other side only this process holds.
+    # A shell waits for the end of a pipe whose other end only this process holds.
     script = 'read _; kill -9 "$@" 2>/dev/null'
     return subprocess.Popen(["/bin/sh", "-c", script, "sh", *map(str, pids)], stdin=subprocess.PIPE)
 

@@ -1,6 +1,6 @@
-"""A trained engine -> a plain Hugging Face folder that transformers and vLLM load.
+"""Export of a trained model to a Hugging Face folder that transformers and vLLM load.
 
-Everything that is not a weight is copied from the base folder unchanged.
+Files other than weights are copied from the base folder.
 """
 
 import os
@@ -18,9 +18,9 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
 def export(learner: Learner, target: Path) -> None:
-    """Write the learner's model to `target`, in the precision its base folder names. Collective; rank 0 writes.
+    """Write the learner's model to `target` in the precision of its base folder. Collective; rank 0 writes.
 
-    The folder appears under its name only when it is complete; an earlier one of that name is replaced.
+    The folder gets its name only when it is complete, and then replaces an earlier one.
     """
     import torch
 
@@ -32,7 +32,7 @@ def export(learner: Learner, target: Path) -> None:
 
 
 def write_folder(state: "dict[str, torch.Tensor]", *, base: Path, target: Path) -> None:
-    """Write weights `state`, with the other files of `base`, to `target`."""
+    """Write the weights `state` and the other files of `base` to `target`."""
     from huggingface_hub import save_torch_state_dict
 
     for left_over in target.parent.glob(f".{target.name}.*"):

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, and entropies, from logits, without a second tensor as wide as the vocabulary."""
+"""Token log-probabilities and entropies from logits, in chunks, without a second tensor of the logits' size."""
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -6,37 +6,47 @@ if TYPE_CHECKING:
     import torch
 
 EntropyMode = Literal["none", "value", "gradient"]
-"""Whether the entropy is wanted: not; as a figure, without gradient; or with its gradient, for a loss."""
+"""Entropy to compute: none, its value without gradient (a metric), or its value with gradient (part of a loss)."""
 
-_ROWS = 1024
-"""Rows computed at a time. In the backward pass they are computed again, so only their logits are kept."""
+_CHUNK_ROWS = 1024
+"""Rows per chunk. The backward pass recomputes them, so only their logits are kept."""
 
 
 class LogProbs(NamedTuple):
-    """Of one shape: [N], or [B, T] with 0 where a token has no weight."""
+    """Log-probabilities and entropies of one shape: [N], or [B, T] with 0 where a token has no weight."""
 
     values: "torch.Tensor"
-    """Natural logarithm of each token's probability given those before it."""
+    """Natural logarithm of the probability of each token given the tokens before it."""
     entropy: "torch.Tensor | None"
-    """Of the distribution the token was drawn from, nats; None unless asked for."""
+    """Entropy of the distribution at each token, in nats; None unless requested."""
 
 
 def log_probs(
     logits: "torch.Tensor", targets: "torch.Tensor", *, temperature: float = 1.0, entropy: EntropyMode = "none"
 ) -> LogProbs:
-    """Log-probabilities [N] of `targets` [N] under softmax(logits / temperature), logits [N, V], in fp32."""
+    """Compute log-probabilities in fp32.
+
+    Args:
+        logits: [N, V].
+        targets: Token ids, [N].
+        temperature: Divisor of the logits.
+        entropy: Entropy to compute as well.
+
+    Returns:
+        Log-probabilities [N] of the targets under softmax(logits / temperature), and entropies [N] or None.
+    """
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    pieces = [
-        checkpoint(_piece, *rows, temperature, entropy, use_reentrant=False, preserve_rng_state=False)
-        for rows in zip(torch.split(logits, _ROWS), torch.split(targets, _ROWS), strict=True)
+    chunks = [
+        checkpoint(_chunk, *rows, temperature, entropy, use_reentrant=False, preserve_rng_state=False)
+        for rows in zip(torch.split(logits, _CHUNK_ROWS), torch.split(targets, _CHUNK_ROWS), strict=True)
     ]
-    values, entropies = zip(*pieces, strict=True)
+    values, entropies = zip(*chunks, strict=True)
     return LogProbs(torch.cat(values), None if entropy == "none" else torch.cat(entropies))
 
 
-def _piece(
+def _chunk(
     logits: "torch.Tensor", targets: "torch.Tensor", temperature: float, entropy: EntropyMode
 ) -> "tuple[torch.Tensor, torch.Tensor | None]":
     import torch

@@ -128,7 +128,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", read)
 
 
-def traits(folder: Path) -> dict[str, Any]:
+def compatibility_traits(folder: Path) -> dict[str, Any]:
     """What decides a model's shapes and tokens, by name; models of equal traits can exchange their weights."""
     found = {name: value for name, value in _configuration(folder).items() if name not in _INCIDENTAL}
     files = (folder / name for name in _TOKENIZERS)

@@ -1,7 +1,7 @@
 """A deterministic generator whose texts come from a function or a table, instead of a model.
 
 For tests, and to try a run's data flow without a model. It keeps the contract of a real generator (the same tests hold
-both): samples per prompt, seeds, the cut at `max_tokens`, refusals, and probabilities of watched words.
+both): samples per prompt, seeds, the cut at `max_tokens`, refusals, and probabilities of tracked words.
 """
 
 import math
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token, too_many
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling, Token, refuse_extra_images
 from vlgenrm_ray.errors import ConfigError, DropReason
 
 Script = Callable[[Prompt, random.Random], str]
@@ -37,8 +37,8 @@ class ScriptedGenerator:
 
         Args:
             script: A function, or a table from a part of the prompt's text to the response (the first match counts).
-            confidence: Probability of every written token. A watched word that is written has this probability, and
-                the other watched words share the rest; at other tokens they have 0.
+            confidence: Probability of every written token. A tracked word that is written has this probability, and
+                the other tracked words share the rest; at other tokens they have 0.
             max_chars: Prompts with more characters are refused.
             max_images: Prompts with more images are refused.
         """
@@ -49,7 +49,7 @@ class ScriptedGenerator:
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
-    ) -> list[list[Sample] | Refused]:
+    ) -> list[list[Sample] | Refusal]:
         """Sample, see `contracts.Generator`. Raises ConfigError for several samples at temperature 0."""
         if sampling.n > 1 and sampling.temperature == 0:
             raise ConfigError(f"n = {sampling.n} at temperature 0 would be {sampling.n} times the same text; use n = 1")
@@ -57,18 +57,18 @@ class ScriptedGenerator:
             seeds = [(sampling.seed or 0) + i for i in range(len(prompts))]
         return [self._generate_one(p, sampling, s) for p, s in zip(prompts, seeds, strict=True)]
 
-    def as_finished(
+    def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, list[Sample] | Refused]]:
+    ) -> Iterator[tuple[int, list[Sample] | Refusal]]:
         """Sample, see `contracts.StreamingGenerator`. The shortest texts come first."""
         outcomes = list(enumerate(self.generate(prompts, sampling, seeds)))
-        return iter(sorted(outcomes, key=lambda placed: 0 if isinstance(placed[1], Refused) else _length(placed[1])))
+        return iter(sorted(outcomes, key=lambda placed: 0 if isinstance(placed[1], Refusal) else _length(placed[1])))
 
-    def _generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refused:
+    def _generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refusal:
         length = len(prompt.text) + len(prompt.prefix)
         if length > self.max_chars:
-            return Refused(reason=DropReason.PROMPT_TOO_LONG, detail=f"{length} characters, limit {self.max_chars}")
-        if refused := too_many(len(prompt.images), self.max_images):
+            return Refusal(reason=DropReason.PROMPT_TOO_LONG, detail=f"{length} characters, limit {self.max_chars}")
+        if refused := refuse_extra_images(len(prompt.images), self.max_images):
             return refused
         greedy = sampling.temperature == 0
         return [self._sample(prompt, sampling, f"{0 if greedy else seed}/{k}") for k in range(sampling.n)]
@@ -77,7 +77,7 @@ class ScriptedGenerator:
         text = self.script(prompt, random.Random(seed))
         pieces = _TOKEN.findall(text)
         written = pieces[: sampling.max_tokens]
-        tokens = tuple(self._token(piece, sampling.watch) for piece in written)
+        tokens = tuple(self._token(piece, sampling.tracked_words) for piece in written)
         # The end of turn is a token too: a text of exactly `max_tokens` tokens was cut before it.
         ended = len(pieces) < sampling.max_tokens
         sample = Sample(text="".join(written), tokens=tokens, finish="stop" if ended else "length")
@@ -88,12 +88,12 @@ class ScriptedGenerator:
 
     def _token(self, piece: str, watch: tuple[str, ...]) -> Token:
         word = piece.strip().casefold()
-        watched = dict.fromkeys(watch, 0.0)
+        tracked = dict.fromkeys(watch, 0.0)
         if word in {w.casefold() for w in watch}:
             rest = (1.0 - self.confidence) / max(len(watch) - 1, 1)
-            watched = {w: self.confidence if w.casefold() == word else rest for w in watch}
+            tracked = {w: self.confidence if w.casefold() == word else rest for w in watch}
         # Not `hash`, which differs between processes.
-        return Token(id=int.from_bytes(piece.encode()[-4:], "big"), text=piece, watched=watched)
+        return Token(id=int.from_bytes(piece.encode()[-4:], "big"), text=piece, tracked_probabilities=tracked)
 
 
 def _length(samples: Sequence[Sample]) -> int:

@@ -10,11 +10,11 @@ from vlgenrm_ray.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_WATCHED = 128
+MAX_TRACKED = 128
 """Most token ids whose probability vLLM returns at every position."""
 
 
-class Vocabulary:
+class TokenVocabulary:
     """A fast tokenizer's vocabulary, with each token's text kept once decoded."""
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
@@ -27,7 +27,7 @@ class Vocabulary:
         self._texts: dict[int, str] = {}
         self._forms = lru_cache(maxsize=64)(self._find_forms)
 
-    def neutral(self, text: str) -> str:
+    def escape_special_tokens(self, text: str) -> str:
         """`text` in which no special token is spelt out: `<|im_end|>` becomes `< |im_end|>`.
 
         The tokenizer would take the spelling for the token itself, and a text could end its turn or add an image.
@@ -36,10 +36,10 @@ class Vocabulary:
             text = self._spelling.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
         return text
 
-    def ids_of(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    def token_ids(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """For each word the ids whose text is that word, whatever its case and the blanks around it.
 
-        Raises InputError where the tokenizer has no such token, or there are more than `MAX_WATCHED` in all.
+        Raises InputError where the tokenizer has no such token, or there are more than `MAX_TRACKED` in all.
         """
         ids = {word: self._forms(word) for word in words}
         for word, found in ids.items():
@@ -47,9 +47,9 @@ class Vocabulary:
                 raise InputError(
                     f"the model's tokenizer has no token for the word {word!r}; its probability cannot be read"
                 )
-        if (total := sum(map(len, ids.values()))) > MAX_WATCHED:
+        if (total := sum(map(len, ids.values()))) > MAX_TRACKED:
             raise InputError(
-                f"the words {list(words)} have {total} token forms, limit {MAX_WATCHED}; watch fewer words"
+                f"the words {list(words)} have {total} token forms, limit {MAX_TRACKED}; watch fewer words"
             )
         return ids
 
@@ -66,7 +66,7 @@ class Vocabulary:
             found = self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
         return found
 
-    def pieces(self, tokens: Sequence[int]) -> tuple[str, list[str]]:
+    def split_text(self, tokens: Sequence[int]) -> tuple[str, list[str]]:
         """The text of `tokens` (none of them special) and each one's share of it; the shares joined are the text."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         pieces = [self.text(t) for t in tokens]

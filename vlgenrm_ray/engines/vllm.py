@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment, versions
-from vlgenrm_ray.engines.vllm_requests import Requests, refusal, spread, summary
+from vlgenrm_ray.engines.vllm_requests import VllmRequests, error_summary, mix_seed, refusal
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, StageError, WeightSyncError
 
 if TYPE_CHECKING:
     import torch
     from vllm import LLM, RequestOutput, SamplingParams
 
-    _Requests = Mapping[int, tuple[dict[str, Any] | Refused, SamplingParams]]
+    _Requests = Mapping[int, tuple[dict[str, Any] | Refusal, SamplingParams]]
 
 __all__ = ["VllmConfig", "VllmGenerator", "versions"]
 
@@ -26,7 +26,7 @@ class VllmGenerator:
     """A `contracts.PolicyGenerator` on `vllm.LLM`, for the chat models that vLLM knows (Qwen2-VL to Qwen3-VL).
 
     Samples of one prompt share its prefill. A seed decides a prompt's samples whatever else is in the batch (up to
-    rounding, which a batch's shape can change). What is asked, and how answers are read: `vllm_requests.Requests`.
+    rounding, which a batch's shape can change). What is asked, and how answers are read: `vllm_requests.VllmRequests`.
     """
 
     def __init__(self, config: VllmConfig) -> None:
@@ -44,30 +44,30 @@ class VllmGenerator:
         try:
             self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config, model_folder.max_positions(folder)))
         except ValueError as error:
-            raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(self._llm, folder.name, config)
+            raise ConfigError(f"vLLM does not start with model folder {folder}: {error_summary(error)}") from error
+        self.requests = VllmRequests(self._llm, folder.name, config)
         self.vocabulary = self.requests.vocabulary
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
-    ) -> list[list[Sample] | Refused]:
+    ) -> list[list[Sample] | Refusal]:
         """See `contracts.Generator`. Raises ConfigError for sampling that this engine cannot do."""
-        outcomes = dict(self.as_finished(prompts, sampling, seeds))
+        outcomes = dict(self.generate_stream(prompts, sampling, seeds))
         return [outcomes[place] for place in range(len(prompts))]
 
-    def as_finished(
+    def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, list[Sample] | Refused]]:
+    ) -> Iterator[tuple[int, list[Sample] | Refusal]]:
         """See `contracts.StreamingGenerator`. One such iterator at a time."""
-        watched = self.requests.watched(sampling)
+        tracked = self.requests.tracked_ids(sampling)
         if seeds is None:
             seeds = [(sampling.seed or 0) + i for i in range(len(prompts))]
         requests = {
-            place: (self.requests.request(prompt), self.requests.params(sampling, watched, spread(seed)))
+            place: (self.requests.request(prompt), self.requests.params(sampling, tracked, mix_seed(seed)))
             for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         }
         for place, outcome in self._run_isolated(requests):
-            yield place, outcome if isinstance(outcome, Refused) else self._samples(outcome, sampling, watched)
+            yield place, outcome if isinstance(outcome, Refusal) else self._samples(outcome, sampling, tracked)
 
     def load_weights(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
         """See `contracts.PolicyGenerator`. Of a linear layer that vLLM fuses from several (q, k, v), all or none."""
@@ -83,7 +83,7 @@ class VllmGenerator:
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
         except Exception as error:
-            raise WeightSyncError(f"vLLM does not take the weights: {summary(error)}") from error
+            raise WeightSyncError(f"vLLM does not take the weights: {error_summary(error)}") from error
         if missing := missing_fused_layers(names):
             raise WeightSyncError(f"weights of a fused layer come together; {missing[0]} did not come")
         reset_caches(self._llm)
@@ -108,7 +108,7 @@ class VllmGenerator:
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def _run_isolated(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refused]]":
+    def _run_isolated(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refusal]]":
         """Run all together; if the engine fails on them, each alone, so that only the culprits are refused."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -119,30 +119,30 @@ class VllmGenerator:
                 yield place, outcome
         except EngineDeadError as error:
             # Nothing can be asked of it any more: whoever holds this generator must start another.
-            raise EngineLostError(summary(error)) from error
+            raise EngineLostError(error_summary(error)) from error
         except Exception as error:
             self._forget_unfinished()
             for place, request in left.items():
                 try:
                     ((_, outcome),) = self._run({place: request})
                 except EngineDeadError as death:
-                    raise EngineLostError(summary(death)) from death
+                    raise EngineLostError(error_summary(death)) from death
                 except Exception as again:
                     self._forget_unfinished()
                     failed += 1
-                    outcome = Refused(reason=DropReason.ENGINE_ERROR, detail=summary(again))
+                    outcome = Refusal(reason=DropReason.ENGINE_ERROR, detail=error_summary(again))
                 yield place, outcome
             if failed == len(requests) > 1:
-                raise StageError(f"vLLM fails on every prompt: {summary(error)}") from error
+                raise StageError(f"vLLM fails on every prompt: {error_summary(error)}") from error
         except GeneratorExit:
             self._forget_unfinished()
             raise
 
-    def _run(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refused]]":
+    def _run(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refusal]]":
         places: dict[str, int] = {}
-        refused: list[tuple[int, Refused]] = []
+        refused: list[tuple[int, Refusal]] = []
         for place, (request, params) in requests.items():
-            if isinstance(request, Refused):
+            if isinstance(request, Refusal):
                 refused.append((place, request))
                 continue
             try:
@@ -170,12 +170,12 @@ class VllmGenerator:
     # -- results -----------------------------------------------------------------------------------------------
 
     def _samples(
-        self, output: "RequestOutput", sampling: Sampling, watched: Mapping[str, Sequence[int]]
-    ) -> list[Sample] | Refused:
+        self, output: "RequestOutput", sampling: Sampling, tracked: Mapping[str, Sequence[int]]
+    ) -> list[Sample] | Refusal:
         samples = []
         for completion in output.outputs:
-            sample = self.requests.sample(completion, sampling, watched)
-            if isinstance(sample, Refused):
+            sample = self.requests.sample(completion, sampling, tracked)
+            if isinstance(sample, Refusal):
                 return sample
             samples.append(sample)
         return samples

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling
-from vlgenrm_ray.engines.environment import end_with_this_process
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
+from vlgenrm_ray.engines.environment import kill_on_exit
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment
-from vlgenrm_ray.engines.vllm_requests import Requests, refusal, spread, summary
+from vlgenrm_ray.engines.vllm_requests import VllmRequests, error_summary, mix_seed, refusal
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class AsyncVllmGenerator:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._traits = model_folder.traits(folder)
+        self._traits = model_folder.compatibility_traits(folder)
         arguments = engine_arguments(config, model_folder.max_positions(folder))
         # Where `vllm.LLM` takes None for its default, this takes no argument.
         arguments = {name: value for name, value in arguments.items() if value is not None}
@@ -51,40 +51,40 @@ class AsyncVllmGenerator:
                 AsyncEngineArgs(model=str(folder), disable_log_stats=True, **arguments)
             )
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"vLLM does not start with model folder {folder}: {summary(error)}") from error
-        self.requests = Requests(self._llm, folder.name, config)
+            raise ConfigError(f"vLLM does not start with model folder {folder}: {error_summary(error)}") from error
+        self.requests = VllmRequests(self._llm, folder.name, config)
         self._numbers = itertools.count()
         self._processes = self._llm.engine_core.resources.engine_manager.processes
-        self._watch = end_with_this_process([process.pid for process in self._processes])
+        self._watch = kill_on_exit([process.pid for process in self._processes])
         self._closed = False
         self._loss: asyncio.Future[None] | None = None
 
-    async def generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refused:
+    async def generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refusal:
         """The n samples of a prompt, or why there are none. Cancelled, it aborts what is still running."""
         found: dict[int, Sample] = {}
-        async for place, outcome in self.as_finished(prompt, sampling, seed):
-            if isinstance(outcome, Refused):
+        async for place, outcome in self.generate_stream(prompt, sampling, seed):
+            if isinstance(outcome, Refusal):
                 return outcome
             found[place] = outcome
         return [found[place] for place in range(sampling.n)]
 
-    async def as_finished(
+    async def generate_stream(
         self, prompt: Prompt, sampling: Sampling, seed: int
-    ) -> AsyncIterator[tuple[int, Sample | Refused]]:
+    ) -> AsyncIterator[tuple[int, Sample | Refusal]]:
         """See `contracts.LiveGenerator`."""
-        watched = self.requests.watched(sampling)
-        params = self.requests.params(sampling, watched, spread(seed))
-        running: list[asyncio.Task[tuple[int, Sample | Refused]]] = []
+        tracked = self.requests.tracked_ids(sampling)
+        params = self.requests.params(sampling, tracked, mix_seed(seed))
+        running: list[asyncio.Task[tuple[int, Sample | Refusal]]] = []
         # Not to be cancelled half-way: vLLM would believe its engine to have an image that never went there.
         submitting = asyncio.ensure_future(self._or_lost(self._submit(prompt, params)))
         try:
             submitted = await asyncio.shield(submitting)
-            if isinstance(submitted, Refused):
+            if isinstance(submitted, Refusal):
                 for place in range(sampling.n):
                     yield place, submitted
                 return
             running = [
-                asyncio.ensure_future(self._wait(place, queue, sampling, watched))
+                asyncio.ensure_future(self._wait(place, queue, sampling, tracked))
                 for place, queue in enumerate(submitted)
             ]
             for finished in asyncio.as_completed(running):
@@ -106,7 +106,7 @@ class AsyncVllmGenerator:
         EngineLostError.
         """
         model_folder.check(folder)
-        traits = model_folder.traits(folder)
+        traits = model_folder.compatibility_traits(folder)
         if names := sorted(n for n in traits.keys() | self._traits.keys() if traits.get(n) != self._traits.get(n)):
             raise InputError(f"model folder {folder}: not the same {names[0]} as now; it needs an engine of its own")
         await self._or_lost(self._reload(folder))
@@ -148,12 +148,12 @@ class AsyncVllmGenerator:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    async def _submit(self, prompt: Prompt, params: "SamplingParams") -> "list[RequestOutputCollector] | Refused":
+    async def _submit(self, prompt: Prompt, params: "SamplingParams") -> "list[RequestOutputCollector] | Refusal":
         """Hand a prompt to the engine, once per sample."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         request = self.requests.request(prompt)
-        if isinstance(request, Refused):
+        if isinstance(request, Refusal):
             return request
         number = next(self._numbers)
         queues: list[RequestOutputCollector] = []
@@ -167,7 +167,7 @@ class AsyncVllmGenerator:
                 if not place and params.n > 1:
                     rendered = self._without_pixels(rendered)
         except EngineDeadError as error:
-            raise EngineLostError(summary(error)) from error
+            raise EngineLostError(error_summary(error)) from error
         # vLLM's own refusals, and whatever the model's image processor raises for an image it cannot take.
         except Exception as error:
             if queues:
@@ -192,21 +192,21 @@ class AsyncVllmGenerator:
         return rendered | {"mm_kwargs": {kind: [None] * len(several) for kind, several in hashes.items()}}
 
     async def _wait(
-        self, place: int, queue: "RequestOutputCollector", sampling: Sampling, watched: Mapping[str, Sequence[int]]
-    ) -> tuple[int, Sample | Refused]:
+        self, place: int, queue: "RequestOutputCollector", sampling: Sampling, tracked: Mapping[str, Sequence[int]]
+    ) -> tuple[int, Sample | Refusal]:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             output: Any = await queue.get()
         except EngineDeadError as error:
-            raise EngineLostError(summary(error)) from error
+            raise EngineLostError(error_summary(error)) from error
         except Exception as error:
-            return place, Refused(reason=DropReason.ENGINE_ERROR, detail=summary(error))
-        return place, self.requests.sample(output.outputs[0], sampling, watched)
+            return place, Refusal(reason=DropReason.ENGINE_ERROR, detail=error_summary(error))
+        return place, self.requests.sample(output.outputs[0], sampling, tracked)
 
-    async def _abort(self, submitting: "asyncio.Future[list[RequestOutputCollector] | Refused]") -> None:
+    async def _abort(self, submitting: "asyncio.Future[list[RequestOutputCollector] | Refusal]") -> None:
         submitted = await submitting
-        if not isinstance(submitted, Refused):
+        if not isinstance(submitted, Refusal):
             await self._llm.abort([queue.request_id for queue in submitted], internal=True)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.engines.contracts import Prompt, Refused, Sample, Sampling, Token, too_many
-from vlgenrm_ray.engines.tokens import Vocabulary
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling, Token, refuse_extra_images
+from vlgenrm_ray.engines.tokens import TokenVocabulary
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError
 
@@ -19,7 +19,7 @@ IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vi
 _MARK = "vlgenrm text goes here"
 
 
-class Requests:
+class VllmRequests:
     """Writes vLLM's requests for one model, and reads its completions.
 
     A prompt is one user turn: the images, then the text, in the model's own chat template. Image placeholders are
@@ -31,35 +31,35 @@ class Requests:
 
         Raises InputError where the model's chat template does not write the user's text as it is.
         """
-        self.vocabulary = Vocabulary(llm.get_tokenizer().backend_tokenizer)
+        self.vocabulary = TokenVocabulary(llm.get_tokenizer().backend_tokenizer)
         configuration = llm.model_config.hf_config.to_dict()
         processor = llm.renderer.get_mm_processor().info.get_hf_processor()
         self._banned = {configuration[k]: -math.inf for k in IMAGE_TOKENS if isinstance(configuration.get(k), int)}
         self._config = config
         self._turns = [_turn(processor, name, num_images) for num_images in range(config.max_images + 1)]
 
-    def request(self, prompt: Prompt) -> dict[str, Any] | Refused:
-        """A prompt in vLLM's form; Refused where it has too many images."""
-        if refused := too_many(len(prompt.images), self._config.max_images):
+    def request(self, prompt: Prompt) -> dict[str, Any] | Refusal:
+        """A prompt in vLLM's form; Refusal where it has too many images."""
+        if refused := refuse_extra_images(len(prompt.images), self._config.max_images):
             return refused
         before, after = self._turns[len(prompt.images)]
-        neutral = self.vocabulary.neutral
+        neutral = self.vocabulary.escape_special_tokens
         text = f"{before}{neutral(prompt.text)}{after}{neutral(prompt.prefix)}"
         if not prompt.images:
             return {"prompt": text}
         return {"prompt": text, "multi_modal_data": {"image": list(prompt.images)}}
 
-    def watched(self, sampling: Sampling) -> dict[str, tuple[int, ...]]:
-        """Token forms of the words to watch. Raises ConfigError for sampling that this engine cannot do."""
+    def tracked_ids(self, sampling: Sampling) -> dict[str, tuple[int, ...]]:
+        """Token forms of the words to track. Raises ConfigError for sampling that this engine cannot do."""
         check_sampling(sampling, self._config)
-        return self.vocabulary.ids_of(sampling.watch)
+        return self.vocabulary.token_ids(sampling.tracked_words)
 
-    def params(self, sampling: Sampling, watched: Mapping[str, Sequence[int]], seed: int) -> "SamplingParams":
-        """How vLLM is to sample `sampling.n` completions; `seed` as vLLM is to have it (see `spread`)."""
+    def params(self, sampling: Sampling, tracked: Mapping[str, Sequence[int]], seed: int) -> "SamplingParams":
+        """How vLLM is to sample `sampling.n` completions; `seed` as vLLM is to have it (see `mix_seed`)."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        ids = sorted({i for forms in watched.values() for i in forms})
+        ids = sorted({i for forms in tracked.values() for i in forms})
         return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
@@ -76,25 +76,25 @@ class Requests:
         )
 
     def sample(
-        self, completion: "CompletionOutput", sampling: Sampling, watched: Mapping[str, Sequence[int]]
-    ) -> Sample | Refused:
-        """A finished completion as a sample; Refused where the engine gave up on it or its numbers are none."""
+        self, completion: "CompletionOutput", sampling: Sampling, tracked: Mapping[str, Sequence[int]]
+    ) -> Sample | Refusal:
+        """A finished completion as a sample; Refusal where the engine gave up on it or its numbers are none."""
         if completion.finish_reason not in ("stop", "length"):
-            return Refused(reason=DropReason.ENGINE_ERROR, detail=f"vLLM ended with {completion.finish_reason!r}")
+            return Refusal(reason=DropReason.ENGINE_ERROR, detail=f"vLLM ended with {completion.finish_reason!r}")
         found = completion.logprobs
         sampled = tuple(found.logprobs[start] for start in found.start_indices)
         if any(map(math.isnan, sampled)):
-            return Refused(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
+            return Refusal(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
         special = self.vocabulary.special
         kept = [(at, token) for at, token in enumerate(completion.token_ids) if token not in special]
-        text, pieces = self.vocabulary.pieces([token for _, token in kept])
+        text, pieces = self.vocabulary.split_text([token for _, token in kept])
         tokens = []
         for (at, token), piece in zip(kept, pieces, strict=True):
-            # First comes the sampled token, then the watched ones.
+            # First comes the sampled token, then the tracked ones.
             start, end = found.start_indices[at] + 1, found.end_indices[at]
             logprob = dict(zip(found.token_ids[start:end], found.logprobs[start:end], strict=True))
-            chances = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in watched.items()}
-            tokens.append(Token(id=token, text=piece, watched=chances))
+            chances = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in tracked.items()}
+            tokens.append(Token(id=token, text=piece, tracked_probabilities=chances))
         sample = Sample(text=text, tokens=tuple(tokens), finish=completion.finish_reason)
         return replace(sample, ids=tuple(completion.token_ids), logprobs=sampled) if sampling.logprobs else sample
 
@@ -102,19 +102,19 @@ class Requests:
 def check_sampling(sampling: Sampling, config: VllmConfig) -> None:
     """Raise ConfigError for several samples at temperature 0, and for probabilities that are not the engine's to give.
 
-    An engine has one kind of log-probabilities. A watched word's is that before temperature.
+    An engine has one kind of log-probabilities. A tracked word's is that before temperature.
     """
     if sampling.n > 1 and sampling.temperature == 0:
         raise ConfigError(f"n = {sampling.n} at temperature 0 would be {sampling.n} times the same text; use n = 1")
     if sampling.logprobs and config.logprobs == "raw":
         raise ConfigError("log-probabilities as sampled need an engine with the setting engine.logprobs: sampled")
-    if sampling.watch and config.logprobs == "sampled":
+    if sampling.tracked_words and config.logprobs == "sampled":
         raise ConfigError(
-            f"the words {list(sampling.watch)} can be watched by an engine with engine.logprobs: raw only"
+            f"the words {list(sampling.tracked_words)} can be tracked by an engine with engine.logprobs: raw only"
         )
 
 
-def spread(seed: int) -> int:
+def mix_seed(seed: int) -> int:
     """A prompt's seed -> a number in [0, 2^62) far from those of its neighbours (the finaliser of splitmix64).
 
     vLLM gives the k-th sample of a prompt its seed + k; with neighbouring seeds, sample 1 of one prompt and sample 0 of
@@ -127,7 +127,7 @@ def spread(seed: int) -> int:
     return (value ^ (value >> 31)) >> 2
 
 
-def refusal(error: Exception) -> Refused:
+def refusal(error: Exception) -> Refusal:
     """Why a prompt was not taken, from what vLLM or the model's image processor raised for it."""
     from vllm.exceptions import VLLMValidationError
 
@@ -135,10 +135,10 @@ def refusal(error: Exception) -> Refused:
         error.parameter in ("input_text", "input_tokens") or "maximum model length" in str(error)
     )
     reason = DropReason.PROMPT_TOO_LONG if too_long else DropReason.ENGINE_ERROR
-    return Refused(reason=reason, detail=summary(error))
+    return Refusal(reason=reason, detail=error_summary(error))
 
 
-def summary(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """An error on one line of moderate length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.engines.contracts import Generator, LiveGenerator, Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Generator, LiveGenerator, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.verdict import (
@@ -131,10 +131,10 @@ class Judge(Generic[_G_co]):
             temperature=0.0 if direct else config.temperature,
             top_p=config.top_p,
             max_tokens=DIRECT_MAX_TOKENS if direct else config.max_tokens,
-            watch=TRACKED_WORDS,
+            tracked_words=TRACKED_WORDS,
         )
         """Sampling of critiques."""
-        self._verdict_sampling = Sampling(temperature=0.0, max_tokens=DIRECT_MAX_TOKENS, watch=TRACKED_WORDS)
+        self._verdict_sampling = Sampling(temperature=0.0, max_tokens=DIRECT_MAX_TOKENS, tracked_words=TRACKED_WORDS)
 
     @staticmethod
     def check(config: JudgeConfig) -> None:
@@ -161,16 +161,16 @@ class Judge(Generic[_G_co]):
             for item, several in zip(inputs, units, strict=True)
         ]
 
-    def critique(self: "Judge[Generator]", inputs: Sequence[JudgeInput]) -> list[tuple[JudgeCritique, ...] | Refused]:
-        """Write K critiques of each input as a whole (one in the `direct` mode), in order; `Refused` where none."""
+    def critique(self: "Judge[Generator]", inputs: Sequence[JudgeInput]) -> list[tuple[JudgeCritique, ...] | Refusal]:
+        """Write K critiques of each input as a whole (one in the `direct` mode), in order; `Refusal` where none."""
         seeds = [self.seed(item) for item in inputs]
         outcomes = self._generate(self._prompts(inputs, [""] * len(inputs)), self.sampling, seeds)
         return [
-            outcome if isinstance(outcome, Refused) else self._critiques(item, dict(enumerate(outcome)))
+            outcome if isinstance(outcome, Refusal) else self._critiques(item, dict(enumerate(outcome)))
             for item, outcome in zip(inputs, outcomes, strict=True)
         ]
 
-    def reread(self: "Judge[Generator]", inputs: Sequence[JudgeInput], texts: Sequence[str]) -> list[Verdict | Refused]:
+    def reread(self: "Judge[Generator]", inputs: Sequence[JudgeInput], texts: Sequence[str]) -> list[Verdict | Refusal]:
         """Read the judge's verdict after given critiques, each cut off before its own verdict.
 
         Args:
@@ -186,9 +186,9 @@ class Judge(Generic[_G_co]):
             self._verdict_sampling,
             [self.seed(item) for item in inputs],
         )
-        verdicts: list[Verdict | Refused] = []
+        verdicts: list[Verdict | Refusal] = []
         for prefix, outcome in zip(prefixes, outcomes, strict=True):
-            if isinstance(outcome, Refused):
+            if isinstance(outcome, Refusal):
                 verdicts.append(outcome)
             elif prefix is None:
                 verdicts.append(Verdict(word=None, p_yes=None, mass=0.0, problem="no marker"))
@@ -197,30 +197,30 @@ class Judge(Generic[_G_co]):
         return verdicts
 
     def _generate(
-        self: "Judge[Generator]", batch: Sequence[Prompt | Refused], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[list[Sample] | Refused]:
+        self: "Judge[Generator]", batch: Sequence[Prompt | Refusal], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Sample] | Refusal]:
         """Sample the prompts of a batch; refusals in it stay at their places."""
         accepted = [(i, prompt) for i, prompt in enumerate(batch) if isinstance(prompt, Prompt)]
         samples = iter(self.generator.generate([p for _, p in accepted], sampling, [seeds[i] for i, _ in accepted]))
-        return [prompt if isinstance(prompt, Refused) else next(samples) for prompt in batch]
+        return [prompt if isinstance(prompt, Refusal) else next(samples) for prompt in batch]
 
-    def _prompts(self, inputs: Sequence[JudgeInput], prefixes: Sequence[str]) -> list[Prompt | Refused]:
+    def _prompts(self, inputs: Sequence[JudgeInput], prefixes: Sequence[str]) -> list[Prompt | Refusal]:
         """Build the prompts of a batch. An image that several inputs share is opened once."""
         refs = {image for item in inputs for image in item.images if isinstance(image, ImageRef)}
         opened = {ref: self._open(ref) for ref in refs}
-        batch: list[Prompt | Refused] = []
+        batch: list[Prompt | Refusal] = []
         for item, prefix in zip(inputs, prefixes, strict=True):
             pixels = [opened[image] if isinstance(image, ImageRef) else image for image in item.images]
-            refused = next((image for image in pixels if isinstance(image, Refused)), None)
-            readable = tuple(image for image in pixels if not isinstance(image, Refused))
+            refused = next((image for image in pixels if isinstance(image, Refusal)), None)
+            readable = tuple(image for image in pixels if not isinstance(image, Refusal))
             batch.append(refused or self.prompt(item, readable, prefix))
         return batch
 
-    def _open(self, ref: ImageRef) -> "PIL.Image.Image | Refused":
+    def _open(self, ref: ImageRef) -> "PIL.Image.Image | Refusal":
         try:
             return images.read(ref, self.limits)
         except ImageError as error:
-            return Refused(reason=error.reason, detail=error.detail)
+            return Refusal(reason=error.reason, detail=error.detail)
 
     # -- one response, by a deadline ---------------------------------------------------------------------------
 
@@ -257,12 +257,12 @@ class Judge(Generic[_G_co]):
     ) -> Judgement:
         begin = time.monotonic()
         finished: dict[int, Sample] = {}
-        refused: Refused | None = None
-        stream = self.generator.as_finished(self.prompt(item, pixels), self.sampling, self.seed(item))
+        refused: Refusal | None = None
+        stream = self.generator.generate_stream(self.prompt(item, pixels), self.sampling, self.seed(item))
         try:
             async with asyncio.timeout_at(deadline), aclosing(cast("Any", stream)) as samples:
                 async for place, outcome in samples:
-                    if isinstance(outcome, Refused):
+                    if isinstance(outcome, Refusal):
                         refused = outcome
                         break
                     finished[place] = outcome
@@ -298,13 +298,13 @@ class Judge(Generic[_G_co]):
             seed=seed,
         )
 
-    def judgement(self, id: str, critiques: Sequence[JudgeCritique] | Refused) -> Judgement:
+    def judgement(self, id: str, critiques: Sequence[JudgeCritique] | Refusal) -> Judgement:
         """Compute the reward of one input from its critiques. Unreadable critiques abstain.
 
         Returns:
             A judgement whose reward is None if the engine refused the prompt or no critique is readable.
         """
-        if isinstance(critiques, Refused):
+        if isinstance(critiques, Refusal):
             return Judgement(
                 id=id,
                 reward=None,

@@ -18,7 +18,7 @@ from vlgenrm_ray.records import JudgeCritique
 YES = "Yes"
 NO = "No"
 TRACKED_WORDS = (YES, NO)
-"""Words whose probabilities the engine must return (`Sampling.watch`) for a verdict to be readable."""
+"""Words whose probabilities the engine must return (`Sampling.tracked_words`) for a verdict to be readable."""
 
 # The label as models write it: `Verdict: Yes`, `**Verdict:** Yes`, `verdict : no`.
 _MARKER = re.compile(r"\bverdict\b[\s*_]*:[\s*_]*", re.IGNORECASE)
@@ -63,7 +63,7 @@ def read_direct(sample: Sample, *, min_mass: float = 0.0) -> Verdict:
 
 def read_verdict_token(token: Token, *, min_mass: float = 0.0) -> Verdict:
     """Read the verdict at one token."""
-    p_yes, p_no = token.watched[YES], token.watched[NO]
+    p_yes, p_no = token.tracked_probabilities[YES], token.tracked_probabilities[NO]
     mass = p_yes + p_no
     if not math.isfinite(mass):
         return Verdict(word=None, p_yes=None, mass=0.0, problem="not a number")

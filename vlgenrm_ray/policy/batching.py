@@ -131,7 +131,7 @@ def _advantages(
 def _encode(rollout: Rollout, encoder: VlmEncoder, max_tokens: int) -> Tokens | None:
     """Return prompt and response as tokens; None if they are too many or cannot be encoded."""
     try:
-        tokens = encoder.rollout(rollout.question.image, rollout.question.text, rollout.ids)
+        tokens = encoder.encode_rollout(rollout.question.image, rollout.question.text, rollout.ids)
     # An engine may sample image tokens, which would change the prompt when read back.
     except TextError:
         return None
@@ -232,7 +232,7 @@ def _plan_update(
     max_samples = max(map(len, parts)) if width else 1
     while max_samples:
         rows = [row for part in parts for row in _share_rows(part, tokens, width, budget, max_samples)]
-        lengths = [shared_prompts.num_tokens([tokens[position] for position in row]) for row in rows]
+        lengths = [shared_prompts.row_length([tokens[position] for position in row]) for row in rows]
         step = plan_step(range(len(rows)), lengths, tokens_per_batch=budget, workers=num_workers)
         # Workers run the micro-batches of one entry at the same time, and wait for the slowest.
         cost = sum(max(_cost(micro, rows, lengths, width or 1) for micro in parallel) for parallel in step.rows)
@@ -249,7 +249,7 @@ def _share_rows(
     """Divide samples of one prompt into rows."""
     if width is None:
         return [(position,) for position in part]
-    runs = shared_prompts.runs(
+    runs = shared_prompts.divide_into_rows(
         tokens[part[0]].num_prompt,
         [tokens[position].num_targets for position in part],
         width=width,
@@ -262,7 +262,7 @@ def _share_rows(
 def _cost(micro: MicroBatch, rows: Sequence[tuple[int, ...]], lengths: Sequence[int], width: int) -> int:
     """Return the cost of a micro-batch whose members are rows."""
     longest, shared = max(lengths[row] for row in micro.members), any(len(rows[row]) > 1 for row in micro.members)
-    return len(micro.members) * shared_prompts.cost(longest, shared=shared, width=width)
+    return len(micro.members) * shared_prompts.row_cost(longest, shared=shared, width=width)
 
 
 def _expand_rows(step: Step, rows: Sequence[tuple[int, ...]]) -> Step:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlgenrm_ray.cluster import connection, ray_compat
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.engines.contracts import PolicyGenerator, Prompt, Refused, Sample, Sampling
+from vlgenrm_ray.engines.contracts import PolicyGenerator, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.vllm_config import VllmConfig, stay_in_process
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
 from vlgenrm_ray.policy.rollouts import UNSCORED, RolloutGroup, RolloutRequest, RolloutsConfig
@@ -73,12 +73,12 @@ class RolloutWorker:
             pictures = list(threads.map(self._open_image, [request.question for request in requests]))
         prompts: list[tuple[int, Prompt]] = []
         for index, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
-            if isinstance(picture, Refused):
+            if isinstance(picture, Refusal):
                 yield index, self._group(request, picture, sampling.n)
             else:
                 prompts.append((index, Prompt(images=(picture,), text=request.question.text)))
         seeds = [requests[index].seed for index, _ in prompts]
-        for position, outcome in self.generator.as_finished([prompt for _, prompt in prompts], sampling, seeds):
+        for position, outcome in self.generator.generate_stream([prompt for _, prompt in prompts], sampling, seeds):
             index = prompts[position][0]
             yield index, self._group(requests[index], outcome, sampling.n)
 
@@ -105,14 +105,14 @@ class RolloutWorker:
             self.version = info["version"]
         return answer
 
-    def _open_image(self, question: Question) -> "PIL.Image.Image | Refused":
+    def _open_image(self, question: Question) -> "PIL.Image.Image | Refusal":
         try:
             return images.read(question.image, self.limits)
         except ImageError as error:
-            return Refused(reason=error.reason, detail=error.detail)
+            return Refusal(reason=error.reason, detail=error.detail)
 
-    def _group(self, request: RolloutRequest, outcome: Sequence[Sample] | Refused, num_samples: int) -> RolloutGroup:
-        if isinstance(outcome, Refused):
+    def _group(self, request: RolloutRequest, outcome: Sequence[Sample] | Refusal, num_samples: int) -> RolloutGroup:
+        if isinstance(outcome, Refusal):
             return tuple(self._rollout(request, index, None, outcome.reason.value) for index in range(num_samples))
         return tuple(self._rollout(request, index, sample, UNSCORED) for index, sample in enumerate(outcome))
 

@@ -85,8 +85,9 @@ class PolicyUpdater:
             return self._update(batch, step)
         except NonFiniteStep as error:
             raise StageError(
-                f"stage 'policy': the {error.what} of step {step + 1} is not finite; lower policy.engine.learning_rate"
-                f"{' or policy.critic.learning_rate' if self.critic else ''}, or use precision: fp32"
+                f"stage 'policy': the {error.quantity} of step {step + 1} is not finite; lower "
+                f"policy.engine.learning_rate{' or policy.critic.learning_rate' if self.critic else ''}, or use "
+                "precision: fp32"
             ) from error
 
     def _update(self, batch: TrainingBatch, step: int) -> dict[str, float]:
@@ -113,7 +114,7 @@ class PolicyUpdater:
         inputs = self.encoder.batch(
             [(sample.tokens, sample.rollout.question.image, 1.0) for sample in samples],
             counts=micro.counts,
-            families=batch.shared_rows(micro),
+            shared_rows=batch.shared_rows(micro),
         )
         sampled = torch.zeros_like(inputs.weights)
         for i, sample in enumerate(samples):

@@ -16,7 +16,7 @@ from vlgenrm_ray.data.arrow import from_table
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.contracts import Generator, Refused
+from vlgenrm_ray.engines.contracts import Generator, Refusal
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
@@ -134,7 +134,7 @@ def write_critiques(
         items_to_hint = [item for item in items if needs_hint(outcomes[item.id], sides[item.id])]
         for id, hinted in _write_with_hint(judge, items_to_hint, sides).items():
             unhinted = outcomes[id]
-            assert not isinstance(unhinted, Refused)
+            assert not isinstance(unhinted, Refusal)
             outcomes[id] = (*unhinted, *hinted)
     return [_build_unit(p, {s: outcomes[f"{p.id}/{s}"] for s in Side}, round) for p in preferences]
 
@@ -145,9 +145,9 @@ def judge_item(preference: Preference, side: Side) -> JudgeInput:
     return JudgeInput(id=f"{preference.id}/{side}", images=(question.image,), question=question.text, response=response)
 
 
-def needs_hint(outcome: Sequence[JudgeCritique] | Refused, side: Side) -> bool:
+def needs_hint(outcome: Sequence[JudgeCritique] | Refusal, side: Side) -> bool:
     """Return True if critiques were written and none has the right verdict."""
-    if isinstance(outcome, Refused):
+    if isinstance(outcome, Refusal):
         return False
     return all(r.verdict != _RIGHT_VERDICT[side].casefold() for r in outcome)
 
@@ -160,13 +160,13 @@ def _write_with_hint(
     written = [
         (item, rationale)
         for item, outcome in zip(items, judge.critique(hinted_items), strict=True)
-        if not isinstance(outcome, Refused)
+        if not isinstance(outcome, Refusal)
         for rationale in outcome
     ]
     verdicts = judge.reread([item for item, _ in written], [rationale.text for _, rationale in written])
     rationales: dict[str, list[JudgeCritique]] = {item.id: [] for item in items}
     for (item, rationale), verdict in zip(written, verdicts, strict=True):
-        if not isinstance(verdict, Refused):
+        if not isinstance(verdict, Refusal):
             # The word is the one in the text; the probability is that of the judge without the hint.
             word = rationale.verdict if verdict.p_yes is not None else None
             rationales[item.id].append(replace(rationale, verdict=word, p_yes=verdict.p_yes, verdict_mass=verdict.mass))
@@ -174,13 +174,13 @@ def _write_with_hint(
 
 
 def _build_unit(
-    preference: Preference, outcomes: Mapping[Side, Sequence[JudgeCritique] | Refused], round: int
+    preference: Preference, outcomes: Mapping[Side, Sequence[JudgeCritique] | Refusal], round: int
 ) -> Unit[Critique]:
     """Build the unit with all critiques of a preference, or with its `Dropped` if a side was refused."""
     critiques: list[Critique] = []
-    num_tokens = sum(r.num_tokens for o in outcomes.values() if not isinstance(o, Refused) for r in o)
+    num_tokens = sum(r.num_tokens for o in outcomes.values() if not isinstance(o, Refusal) for r in o)
     for side, outcome in outcomes.items():
-        if isinstance(outcome, Refused):
+        if isinstance(outcome, Refusal):
             dropped = Dropped(stage=STAGE, id=preference.id, reason=outcome.reason, detail=f"{side}: {outcome.detail}")
             return Unit(id=preference.id, dropped=(dropped,), num_tokens=num_tokens)
         critiques += [_build_critique(preference, side, k, r, round) for k, r in enumerate(outcome)]

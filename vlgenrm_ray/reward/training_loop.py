@@ -253,7 +253,7 @@ class _TrainingWorker:
 
     def _probe(self, learner: "Learner", measured: Sequence[MeasuredExample]) -> list[dict[str, Any]]:
         """Compute rewards of some training examples with the trained model, before the export."""
-        words = self.encoder.vocabulary.ids_of((YES, NO)) if self.config.num_probes else {}
+        words = self.encoder.vocabulary.token_ids((YES, NO)) if self.config.num_probes else {}
         probes: list[dict[str, Any]] = []
         for m in measured:
             example = self.examples[m.index]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.engines.contracts import too_many
+from vlgenrm_ray.engines.contracts import refuse_extra_images
 from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.judge.conversation import image_urls, message_text, to_openai_messages
 from vlgenrm_ray.judge.judge import JudgeConfig
@@ -134,7 +134,7 @@ class Service:
 
     async def _reply(self, item: ScoreItem, deadline: float) -> ScoreReply:
         question, references = build_question(item)
-        if refusal := too_many(len(references), self.config.engine.max_images):
+        if refusal := refuse_extra_images(len(references), self.config.engine.max_images):
             return _failure(Status.TOO_LARGE, refusal.detail)
         # The wire bounds each text; a conversation has many, and a reference is added.
         if len(question) > MAX_TEXT:

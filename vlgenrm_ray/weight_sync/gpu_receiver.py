@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines.vllm import reset_caches
-from vlgenrm_ray.engines.vllm_requests import summary
+from vlgenrm_ray.engines.vllm_requests import error_summary
 from vlgenrm_ray.errors import EngineLostError, WeightSyncError
 from vlgenrm_ray.weight_sync.coordinator import GpuBackend, TransferPhase
 from vlgenrm_ray.weight_sync.versions import WeightChecksum, checksum_error
@@ -96,9 +96,9 @@ def execute_phase(llm: "LLM", phase: TransferPhase, info: Mapping[str, Any]) -> 
     except WeightSyncError:
         raise
     except EngineDeadError as error:
-        raise EngineLostError(summary(error)) from error
+        raise EngineLostError(error_summary(error)) from error
     except Exception as error:
-        raise WeightSyncError(f"vLLM refuses the {phase} phase of new weights: {summary(error)}") from error
+        raise WeightSyncError(f"vLLM refuses the {phase} phase of new weights: {error_summary(error)}") from error
 
 
 def _execute(llm: "LLM", phase: TransferPhase, info: Mapping[str, Any]) -> Any:

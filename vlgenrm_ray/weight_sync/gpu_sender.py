@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlgenrm_ray.engines.contracts import TensorSpec
 from vlgenrm_ray.engines.vllm import missing_fused_layers
-from vlgenrm_ray.engines.vllm_requests import summary
+from vlgenrm_ray.engines.vllm_requests import error_summary
 from vlgenrm_ray.errors import WeightSyncError
 from vlgenrm_ray.weight_sync.coordinator import GpuBackend, TransferGroup, TransferPhase
 from vlgenrm_ray.weight_sync.object_store import PART_BYTES
@@ -149,7 +149,9 @@ class GpuWeightSender:
                 with self._device.entered():
                     result = work()
             except Exception as error:
-                failure = WeightSyncError(f"weights of version {bridge.version}: {phase} failed: {summary(error)}")
+                failure = WeightSyncError(
+                    f"weights of version {bridge.version}: {phase} failed: {error_summary(error)}"
+                )
                 _set_outcome(outcome, error=failure)
             else:
                 _set_outcome(outcome, result)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlgenrm_ray.data.images import ImageLimits, read
-from vlgenrm_ray.engines.contracts import Generator, Prompt, Refused, Sampling
+from vlgenrm_ray.engines.contracts import Generator, Prompt, Refusal, Sampling
 from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.records import PairResult, Preference, Question
 from vlgenrm_ray.shapes.pairs import gold_pairs
@@ -20,7 +20,7 @@ def evaluate_policy(generator: Generator, folder: Path, *, seed: int, count: int
     prompts = [Prompt(images=(read(q.image, ImageLimits()),), text=q.text) for q in drawn]
     outcomes = generator.generate(prompts, Sampling(temperature=1.0, max_tokens=MAX_ANSWER_TOKENS, seed=seed))
     return [
-        (question, not isinstance(samples, Refused) and response_is_true(question, samples[0].text))
+        (question, not isinstance(samples, Refusal) and response_is_true(question, samples[0].text))
         for question, samples in zip(drawn, outcomes, strict=True)
     ]
 
