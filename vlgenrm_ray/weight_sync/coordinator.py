@@ -125,7 +125,7 @@ class WeightTransferCoordinator:
         self._engines: tuple[TransferEngine, ...] = ()
         self._group = TransferGroup(engines=(), gpus=())
         self._started = False
-        """Whether a phase after the rendezvous has run: engines then are in an undefined state until the last."""
+        """True once a phase after the rendezvous has run: the engines' weights are undefined until the last phase."""
         self._num_transfers = 0
 
     async def begin(self) -> TransferGroup:

@@ -34,7 +34,7 @@ class WeightVersion(Generic[Part]):
     parts: tuple[Part, ...]
     """The tensors: references to `object_store.WeightPart` in Ray's object store, or the parts themselves."""
     is_stored: bool = True
-    """Whether `parts` hold the weights. False after a transfer between GPUs: engines cannot load them again."""
+    """True if `parts` hold the weights. False after a transfer between GPUs: engines cannot load them again."""
 
 
 class WeightChecksum:
