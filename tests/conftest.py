@@ -1,4 +1,4 @@
-"""Fixtures that several tests share. Nothing here imports Ray or torch before a test asks for it."""
+"""Fixtures shared by all tests. Ray and torch are imported only by the fixtures that need them."""
 
 import os
 from collections.abc import Iterator
@@ -7,23 +7,20 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Ray workers and subprocesses import the doubles by the same names as the tests.
+# Ray workers and subprocesses import the helpers of this folder by the same names as the tests.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
-# A test that fails because the machine is busy tells nothing.
+# A deadline would fail tests on a busy machine.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """One local Ray for all integration tests of a session."""
+    """Start one local Ray for all integration tests of a session."""
     from vlgenrm_ray.cluster import connection
 
-    with pytest.MonkeyPatch.context() as environment:
-        # Ray's workers import the fakes of this folder by the same names as pytest does.
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        connection.connect("local")
+    connection.connect("local")
     yield
     import ray
 
@@ -32,5 +29,5 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """An empty run folder."""
+    """Return the path of a run folder that does not exist yet."""
     return tmp_path / "run"

@@ -1,4 +1,4 @@
-"""A model for exact comparisons."""
+"""A copy of the embedded model in fp32, for exact comparisons."""
 
 import json
 import shutil
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 
-def in_fp32(pack: Path, target: Path) -> Path:
-    """A copy of the pack's model in fp32, so that an export rounds nothing and tolerances can be tight."""
+def copy_in_fp32(pack: Path, target: Path) -> Path:
+    """Copy a model folder with weights in fp32: an export then rounds nothing, and tolerances can be tight."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(pack, target)
     weights = load_file(target / "model.safetensors")
     save_file({k: v.float() for k, v in weights.items()}, target / "model.safetensors", {"format": "pt"})
     config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(_renamed(config)))
+    (target / "config.json").write_text(json.dumps(_with_fp32_dtype(config)))
     return target
 
 
-def _renamed(value: Any) -> Any:
+def _with_fp32_dtype(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: "float32" if k == "dtype" else _renamed(v) for k, v in value.items()}
+        return {k: "float32" if k == "dtype" else _with_fp32_dtype(v) for k, v in value.items()}
     return value

@@ -6,31 +6,31 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from processes import below
+from processes import descendants
 
 
 @contextmanager
-def once_steps_are_done(target: Path, steps: int, then: Callable[[], None]) -> Iterator[None]:
-    """Call `then` from another thread when the metrics have that many lines; raise its errors here."""
-    over = threading.Event()
+def when_steps_are_done(target: Path, num_steps: int, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` from another thread once `target/metrics.jsonl` has `num_steps` lines; raise its errors here."""
+    stopped = threading.Event()
 
     def watch() -> bool:
         path = target / "metrics.jsonl"
-        while not over.wait(0.02):
-            if path.exists() and len(path.read_text().splitlines()) >= steps:
-                then()
+        while not stopped.wait(0.02):
+            if path.exists() and len(path.read_text().splitlines()) >= num_steps:
+                action()
                 return True
         return False
 
     with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
+        done = pool.submit(watch)
         try:
             yield
         finally:
-            over.set()
-        assert watching.result(), f"step {steps} was never reached"
+            stopped.set()
+        assert done.result(), f"step {num_steps} was not reached"
 
 
-def kill_a_worker() -> None:
-    """Kill one training worker of Ray Train."""
-    below("RayTrainWorker")[0].kill()
+def kill_training_worker() -> None:
+    """Kill a worker process of Ray Train."""
+    descendants("RayTrainWorker")[0].kill()

@@ -1,4 +1,4 @@
-"""A batch as a model takes it that knows nothing of shared pictures."""
+"""Model inputs in which rows do not share images."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +7,10 @@ if TYPE_CHECKING:
 
 
 def plain_inputs(batch: "Batch") -> "dict[str, Any]":
-    """The batch's inputs with the pixels of every row, repeated where rows show one picture."""
+    """Return the inputs of a batch with the pixels of every row, repeated where rows show the same image."""
     import torch
 
-    distinct = [batch.image_of_row.index(picture) for picture in range(max(batch.image_of_row) + 1)]
-    patches = batch.inputs["image_grid_thw"][distinct].prod(-1).tolist()
-    pictures = torch.split(batch.inputs["pixel_values"], patches)
-    return batch.inputs | {"pixel_values": torch.cat([pictures[picture] for picture in batch.image_of_row])}
+    first_rows = [batch.image_of_row.index(image) for image in range(max(batch.image_of_row) + 1)]
+    num_patches = batch.inputs["image_grid_thw"][first_rows].prod(-1).tolist()
+    pixels = torch.split(batch.inputs["pixel_values"], num_patches)
+    return batch.inputs | {"pixel_values": torch.cat([pixels[image] for image in batch.image_of_row])}

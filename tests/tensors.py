@@ -1,4 +1,4 @@
-"""Comparing tensors. `torch.testing.assert_close` imports sympy for it, which takes longer than the tests that ask."""
+"""Comparison of tensors without `torch.testing`, whose import of sympy takes longer than the tests that compare."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,6 @@ if TYPE_CHECKING:
 
 
 def assert_close(actual: "torch.Tensor", expected: "torch.Tensor", *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    """Of one shape and dtype, and nearly the same numbers."""
+    """Assert that two tensors have the same shape and dtype, and nearly the same values."""
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
     assert_allclose(actual.detach().numpy(), expected.detach().numpy(), rtol=rtol, atol=atol)

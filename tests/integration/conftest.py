@@ -1,4 +1,4 @@
-"""A running service shared by several test files, and the grouping of tests into processes."""
+"""The running service that several test files share, and the grouping of tests into processes."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ _SERVICE_FILES = ("test_trl.py", "test_playground.py", "test_serving.py")
 # Before xdist's own hook, which turns these marks into groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run each file's tests in one process, because they share what they start; all users of the service in one."""
+    """Run the tests of a file in one process, because they share fixtures, and all users of the service in one."""
     items.sort(key=lambda item: _SERVICE_FILES.index(item.path.name) if item.path.name in _SERVICE_FILES else -1)
     for item in items:
         name = item.path.name
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def http(ray_local: None) -> Iterator[httpx.Client]:
-    """A client of the shared service with the user's token."""
+    """Yield a client of the shared service with the user's token."""
     from running_service import service
 
     with service() as client:

@@ -15,10 +15,10 @@ from typing import Any
 
 import policy_runs
 import pytest
+from factories import rollout
+from workers import run_on_workers
+from world_examples import draw_examples, write_stage_folder
 
-from tests.factories import rollout
-from tests.workers import run_on_workers
-from tests.world_examples import examples, stage_folder
 from vlgenrm_ray import config
 from vlgenrm_ray.engines.environment import has_gpu
 from vlgenrm_ray.entrypoints import shipped_recipe
@@ -110,7 +110,7 @@ def test_losses_of_a_training(ray_local: None, tmp_path: Path) -> None:
     from vlgenrm_ray.reward.training import run
 
     settings = config.load(shipped_recipe("shapes"), TRAINING)
-    selection = stage_folder(tmp_path / "selection", examples(tmp_path / "images", 6))
+    selection = write_stage_folder(tmp_path / "selection", draw_examples(tmp_path / "images", 6))
     run(settings.training, base=pack_path("vlm"), examples=selection, target=tmp_path / "training", round=1)
     compare("training", by_metric(policy_runs.read_log(tmp_path / "training" / "metrics.jsonl"), "loss"), 1e-5)
 

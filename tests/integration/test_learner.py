@@ -1,6 +1,6 @@
 """The learner: ZeRO 1, 2, 3 and LoRA with two workers learn, resume, export, and give the same rewards everywhere.
 
-1. After a checkpoint is loaded into a new learner, the next steps have the losses of the learner that went on.
+1. A new learner that loads a checkpoint has, in the next steps, the losses of the learner that was not interrupted.
 2. All ZeRO stages compute the same losses: they share out the same arithmetic.
 3. The exported folder's reward p(Yes) / (p(Yes) + p(No)) is the training engine's, in transformers and in vLLM.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from export_rewards import prefix, rewards_in_transformers, rewards_in_vllm
-from fp32_model import in_fp32
-from world_examples import examples
+from fp32_model import copy_in_fp32
+from world_examples import draw_examples
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig, worker_environment
@@ -34,22 +34,24 @@ CONFIGS = {
 TOLERANCE = 1e-3
 
 
-def laboratory(told: dict[str, Any]) -> None:
-    """Runs on both workers: every configuration in turn, in one process, since imports take longer than learning."""
+def run_experiments(arguments: dict[str, Any]) -> None:
+    """Run every configuration in turn, on both workers: in one process, because imports take longer than learning."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     rank = dist.get_rank()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, config in CONFIGS.items():
-        found[name] = _experiment(told["base"], config, told["folder"] / name, told["examples"], rank)
-    found["nan"] = _poisoned(told["base"], told["examples"])
+        results[name] = _experiment(arguments["base"], config, arguments["folder"] / name, arguments["examples"], rank)
+    results["nan"] = _rows_of_a_loss_that_is_not_finite(arguments["base"], arguments["examples"])
     if rank == 0:
-        (told["folder"] / "found.json").write_text(json.dumps(found))
+        (arguments["folder"] / "results.json").write_text(json.dumps(results))
 
 
-def _experiment(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Example], rank: int) -> dict[str, Any]:
+def _experiment(
+    base: Path, config: DeepSpeedConfig, folder: Path, examples: list[Example], rank: int
+) -> dict[str, Any]:
     from vlgenrm_ray.engines.deepspeed import Learner
     from vlgenrm_ray.engines.export import export
     from vlgenrm_ray.engines.vlm_batch import VlmEncoder
@@ -57,24 +59,24 @@ def _experiment(base: Path, config: DeepSpeedConfig, folder: Path, made: list[Ex
     encoder = VlmEncoder(base, ImageLimits())
     folder.mkdir(parents=True, exist_ok=True)
     learner = Learner(base, config, seed=0)
-    first = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT)]
+    first = [_step(learner, encoder, examples, step, rank) for step in range(RESUMED_AT)]
     learner.save(folder)
-    went_on = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT, STEPS)]
+    uninterrupted = [_step(learner, encoder, examples, step, rank) for step in range(RESUMED_AT, STEPS)]
     learner.close()
     learner = Learner(base, config, seed=1)
     learner.load(folder)
-    resumed = [_step(learner, encoder, made, step, rank) for step in range(RESUMED_AT, STEPS)]
-    rewards = [_reward(learner, encoder, e) for e in judgements(made)]
+    resumed = [_step(learner, encoder, examples, step, rank) for step in range(RESUMED_AT, STEPS)]
+    rewards = [_reward(learner, encoder, e) for e in judgements(examples)]
     export(learner, folder / "model")
     learner.close()
-    return {"first": first, "went_on": went_on, "resumed": resumed, "rewards": rewards}
+    return {"first": first, "uninterrupted": uninterrupted, "resumed": resumed, "rewards": rewards}
 
 
-def _step(learner: Any, encoder: Any, made: list[Example], number: int, rank: int) -> list[float]:
-    """Loss and gradient norm of a step on eight examples, four on each worker, in micro-batches of three and one."""
-    mine = made[8 * number + 4 * rank :][:4]
+def _step(learner: Any, encoder: Any, examples: list[Example], number: int, rank: int) -> list[float]:
+    """Return loss and gradient norm of a step on eight examples, four per worker, in micro-batches of three and one."""
+    mine = examples[8 * number + 4 * rank :][:4]
     rows = [(encoder.encode(e.image, e.prompt, e.completion), e.image, e.weight) for e in mine]
-    total = sum(encoder.encode(e.image, e.prompt, e.completion).num_targets for e in made[8 * number :][:8])
+    total = sum(encoder.encode(e.image, e.prompt, e.completion).num_targets for e in examples[8 * number :][:8])
     batches = [encoder.batch(rows[:3]), encoder.batch(rows[3:]), encoder.batch(rows[:1], counts=False)]
     result = learner.step(batches, denominator=float(total), lr=LEARNING_RATE)
     return [result.loss, result.grad_norm]
@@ -83,12 +85,12 @@ def _step(learner: Any, encoder: Any, made: list[Example], number: int, rank: in
 def _reward(learner: Any, encoder: Any, example: Example) -> float:
     tokens = encoder.encode_prefix(example.image, example.prompt, prefix(example))
     forms = encoder.vocabulary.token_ids(("Yes", "No"))
-    asked = learner.word_probabilities(encoder.batch([(tokens, example.image, 1.0)]), forms)[0]
-    return float(asked["Yes"] / (asked["Yes"] + asked["No"]))
+    probabilities = learner.word_probabilities(encoder.batch([(tokens, example.image, 1.0)]), forms)[0]
+    return float(probabilities["Yes"] / (probabilities["Yes"] + probabilities["No"]))
 
 
-def _poisoned(base: Path, made: list[Example]) -> list[tuple[int, int]]:
-    """Rows a learner names when an example's weight is not a number; the same on all workers or they would hang."""
+def _rows_of_a_loss_that_is_not_finite(base: Path, examples: list[Example]) -> list[tuple[int, int]]:
+    """Return the rows that a learner names if a weight is NaN; equal on all workers, which would hang otherwise."""
     from vlgenrm_ray.engines.deepspeed import Learner
     from vlgenrm_ray.engines.deepspeed_model import NonFiniteLoss
     from vlgenrm_ray.engines.vlm_batch import VlmEncoder
@@ -97,36 +99,36 @@ def _poisoned(base: Path, made: list[Example]) -> list[tuple[int, int]]:
     learner = Learner(base, CONFIGS["zero-2"], seed=0)
     rows = [
         (encoder.encode(e.image, e.prompt, e.completion), e.image, w)
-        for e, w in zip(made[:2], (1.0, float("nan")), strict=True)
+        for e, w in zip(examples[:2], (1.0, float("nan")), strict=True)
     ]
     with pytest.raises(NonFiniteLoss) as caught:
         learner.step([encoder.batch(rows)], denominator=10.0, lr=LEARNING_RATE)
     return list(caught.value.examples)
 
 
-def judgements(made: list[Example]) -> list[Example]:
-    """The fixed set whose rewards are compared."""
-    return [e for e in made if e.kind is ExampleKind.CRITIQUE][:6] + [e for e in made if e.kind is ExampleKind.DIRECT][
-        :2
-    ]
+def judgements(examples: list[Example]) -> list[Example]:
+    """Return the examples whose rewards are compared."""
+    return [e for e in examples if e.kind is ExampleKind.CRITIQUE][:6] + [
+        e for e in examples if e.kind is ExampleKind.DIRECT
+    ][:2]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    return examples(tmp_path_factory.mktemp("images"), 2 * STEPS)
+def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    return draw_examples(tmp_path_factory.mktemp("images"), 2 * STEPS)
 
 
 @pytest.fixture(scope="module")
-def exports(ray_local: None, made: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of what the laboratory found, with an export of each configuration."""
+def exports(ray_local: None, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder with the results and an export of each configuration."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    folder = tmp_path_factory.mktemp("laboratory")
-    base = in_fp32(pack_path("vlm"), folder / "base")
+    folder = tmp_path_factory.mktemp("experiments")
+    base = copy_in_fp32(pack_path("vlm"), folder / "base")
     TorchTrainer(
-        laboratory,
-        train_loop_config={"base": base, "folder": folder, "examples": made},
+        run_experiments,
+        train_loop_config={"base": base, "folder": folder, "examples": examples},
         scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(
             name="ray",
@@ -138,22 +140,25 @@ def exports(ray_local: None, made: list[Example], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def found(exports: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((exports / "found.json").read_text())
+def results(exports: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((exports / "results.json").read_text())
     return values
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_resumed_learner_goes_on_as_if_never_stopped(found: dict[str, Any], name: str) -> None:
-    one, other = found[name]["went_on"], found[name]["resumed"]
-    assert [x for step in other for x in step] == pytest.approx([x for step in one for x in step], rel=1e-4)
+def test_a_resumed_learner_has_the_losses_of_an_uninterrupted_one(results: dict[str, Any], name: str) -> None:
+    expected, resumed = results[name]["uninterrupted"], results[name]["resumed"]
+    assert [x for step in resumed for x in step] == pytest.approx([x for step in expected for x in step], rel=1e-4)
 
 
-def test_all_stages_compute_the_same(found: dict[str, Any]) -> None:
-    losses = {n: [loss for loss, _ in found[n]["first"] + found[n]["went_on"]] for n in ("zero-1", "zero-2", "zero-3")}
+def test_all_stages_compute_the_same(results: dict[str, Any]) -> None:
+    losses = {
+        n: [loss for loss, _ in results[n]["first"] + results[n]["uninterrupted"]]
+        for n in ("zero-1", "zero-2", "zero-3")
+    }
     assert losses["zero-2"] == pytest.approx(losses["zero-1"], rel=1e-4)
     assert losses["zero-3"] == pytest.approx(losses["zero-1"], rel=1e-4)
-    norms = {n: [norm for _, norm in found[n]["first"]] for n in ("zero-1", "zero-3")}
+    norms = {n: [norm for _, norm in results[n]["first"]] for n in ("zero-1", "zero-3")}
     assert norms["zero-3"] == pytest.approx(norms["zero-1"], rel=1e-3)
 
 
@@ -163,29 +168,33 @@ def log_odds(p: float) -> float:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_learning_changes_the_rewards(found: dict[str, Any], made: list[Example], exports: Path, name: str) -> None:
-    before = rewards_in_transformers(exports / "base", judgements(made))
-    after = found[name]["rewards"]
+def test_learning_changes_the_rewards(
+    results: dict[str, Any], examples: list[Example], exports: Path, name: str
+) -> None:
+    before = rewards_in_transformers(exports / "base", judgements(examples))
+    after = results[name]["rewards"]
     # In log-odds: some rewards are so near 0 or 1 that no learning shows in them.
     assert max(abs(log_odds(a) - log_odds(b)) for a, b in zip(before, after, strict=True)) > 2e-3
 
 
-def test_a_loss_that_is_not_finite_names_its_rows(found: dict[str, Any]) -> None:
-    assert found["nan"] == [[0, 1]]
+def test_a_loss_that_is_not_finite_names_its_rows(results: dict[str, Any]) -> None:
+    assert results["nan"] == [[0, 1]]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_gives_the_engines_rewards(
-    exports: Path, found: dict[str, Any], made: list[Example], name: str
+    exports: Path, results: dict[str, Any], examples: list[Example], name: str
 ) -> None:
-    rewards = rewards_in_transformers(exports / name / "model", judgements(made))
-    assert rewards == pytest.approx(found[name]["rewards"], abs=TOLERANCE)
+    rewards = rewards_in_transformers(exports / name / "model", judgements(examples))
+    assert rewards == pytest.approx(results[name]["rewards"], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["zero-1", "zero-2", "zero-3", "lora"])
-def test_vllm_gives_the_engines_rewards(exports: Path, found: dict[str, Any], made: list[Example], name: str) -> None:
-    rewards = rewards_in_vllm(exports / name / "model", judgements(made))
-    assert rewards == pytest.approx(found[name]["rewards"], abs=TOLERANCE)
+def test_vllm_gives_the_engines_rewards(
+    exports: Path, results: dict[str, Any], examples: list[Example], name: str
+) -> None:
+    rewards = rewards_in_vllm(exports / name / "model", judgements(examples))
+    assert rewards == pytest.approx(results[name]["rewards"], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["zero-3", "lora"])

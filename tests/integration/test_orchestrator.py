@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from processes import below
+from processes import descendants
 
 from vlgenrm_ray.data.images import ImageLimits, keep
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
@@ -94,7 +94,7 @@ def weights(factor: float) -> dict[str, Any]:
 
 def engine_process() -> psutil.Process:
     """Return the process of the running rollout worker."""
-    (process,) = below("ray::RolloutWorker")
+    (process,) = descendants("ray::RolloutWorker")
     return process
 
 

@@ -20,11 +20,11 @@ from distributed_learner_worker import (
     batches,
     run_learner_checks,
 )
-from fp32_model import in_fp32
+from fp32_model import copy_in_fp32
 from plain_inputs import plain_inputs
 from tensors import assert_close
 from workers import NUM_WORKERS, run_on_workers
-from world_examples import examples
+from world_examples import draw_examples
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.records import Example
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
-    return examples(tmp_path_factory.mktemp("images"), 2)
+    return draw_examples(tmp_path_factory.mktemp("images"), 2)
 
 
 @pytest.fixture(scope="module")
 def folder(samples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the results."""
     folder = tmp_path_factory.mktemp("results")
-    run_on_workers(run_learner_checks, folder, in_fp32(pack_path("vlm"), folder / "base"), folder, samples)
+    run_on_workers(run_learner_checks, folder, copy_in_fp32(pack_path("vlm"), folder / "base"), folder, samples)
     return folder
 
 

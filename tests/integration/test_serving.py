@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from processes import below
+from processes import descendants
 from running_service import CANARY, OPERATOR, START_S, USER, until_ready
 from serving_examples import png
 
@@ -167,7 +167,7 @@ def test_after_kill_9_the_ingress_restarts_with_the_active_model(http: httpx.Cli
 
 def process(name: str) -> psutil.Process:
     """The one process of the service with `name` in its title."""
-    (process,) = below(name)
+    (process,) = descendants(name)
     return process
 
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tensors import assert_close
 
-from tests.tensors import assert_close
 from vlgenrm_ray.engines import shared_prompts
 from vlgenrm_ray.engines.shared_prompts import model_inputs
 from vlgenrm_ray.engines.vlm_batch import Batch, Tokens

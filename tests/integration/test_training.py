@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from export_rewards import rewards_in_transformers
-from interruptions import kill_a_worker, once_steps_are_done
-from world_examples import examples, stage_folder
+from interruptions import kill_training_worker, when_steps_are_done
+from world_examples import draw_examples, write_stage_folder
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
@@ -39,10 +39,10 @@ NO_IMAGE = "p-no-image"
 def selection(tmp_path_factory: pytest.TempPathFactory) -> StageFolder:
     """Thirty valid examples, one that is too long and one without its image."""
     folder = tmp_path_factory.mktemp("selection")
-    valid = examples(folder / "images", 6)
-    too_long = replace(valid[0], id=TOO_LONG, completion=valid[0].completion * 40)
-    no_image = replace(valid[1], id=NO_IMAGE, image=replace(valid[1].image, uri=str(folder / "gone.png")))
-    return stage_folder(folder / "selection", [*valid, too_long, no_image])
+    examples = draw_examples(folder / "images", 6)
+    too_long = replace(examples[0], id=TOO_LONG, completion=examples[0].completion * 40)
+    no_image = replace(examples[1], id=NO_IMAGE, image=replace(examples[1].image, uri=str(folder / "gone.png")))
+    return write_stage_folder(folder / "selection", [*examples, too_long, no_image])
 
 
 def train(selection: StageFolder, target: Path) -> TrainingResult:
@@ -94,17 +94,17 @@ def test_the_export_gives_the_probes_rewards(uninterrupted: Path) -> None:
     )
 
 
-def test_ctrl_c_then_a_killed_worker_then_the_same_result(
+def test_results_are_the_same_after_ctrl_c_and_a_killed_worker(
     uninterrupted: Path, selection: StageFolder, tmp_path: Path
 ) -> None:
     target = tmp_path / "training"
     handler = signal.getsignal(signal.SIGINT)
-    with once_steps_are_done(target, 3, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+    with when_steps_are_done(target, 3, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         train(selection, target)
     assert not (target / "manifest.json").exists()
     assert signal.getsignal(signal.SIGINT) is handler
     # Beyond the first run's steps, so that a worker of the second is killed.
-    with once_steps_are_done(target, len(metrics(target)) + 2, kill_a_worker):
+    with when_steps_are_done(target, len(metrics(target)) + 2, kill_training_worker):
         train(selection, target)
     whole, pieces = metrics(uninterrupted), metrics(target)
     assert [s["step"] for s in pieces] == [s["step"] for s in whole]
@@ -113,7 +113,7 @@ def test_ctrl_c_then_a_killed_worker_then_the_same_result(
 
 
 def weights(target: Path) -> list[float]:
-    """Some of the exported weights."""
+    """Return some of the exported weights."""
     from safetensors.torch import load_file
 
     tensors = load_file(target / "model" / "model.safetensors")

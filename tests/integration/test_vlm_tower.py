@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from plain_inputs import plain_inputs
+from world_examples import draw_examples
 
-from tests.plain_inputs import plain_inputs
-from tests.world_examples import examples
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vlm_batch import Batch, VlmEncoder
 from vlgenrm_ray.engines.vlm_module import SharedVisionTower
@@ -21,7 +21,7 @@ SHOWN = (0, 1, 0, 2, 1, 0)
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     """Six rows of three pictures, one of which four prompts are about."""
-    made = examples(tmp_path_factory.mktemp("world"), 10)
+    made = draw_examples(tmp_path_factory.mktemp("world"), 10)
     different = {example.image.sha256: example for example in made}
     pictures = [example.image for example in different.values()][:3]
     encoder = VlmEncoder(pack_path("vlm"), ImageLimits())

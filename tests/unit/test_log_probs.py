@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from tensors import assert_close
 
-from tests.tensors import assert_close
 from vlgenrm_ray.engines import log_probs as module
 from vlgenrm_ray.engines.log_probs import EntropyMode, log_probs
 from vlgenrm_ray.engines.vlm_batch import Batch

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from event_files import visible_steps
-from interruptions import kill_a_worker, once_steps_are_done
+from interruptions import kill_training_worker, when_steps_are_done
 from policy_runs import read_log, served_reward, train, write_recipe
 from ports import free_port
-from processes import below
+from processes import descendants
 
 from vlgenrm_ray.errors import RemoteError
 
@@ -39,8 +39,8 @@ def test_steps_are_equal_after_kills_of_driver_engine_and_trainer(whole: Path, r
         process.kill()
     assert not (target / "result.json").exists()
     with ExitStack() as interruptions:
-        interruptions.enter_context(once_steps_are_done(target, 2, kill_the_engine))
-        interruptions.enter_context(once_steps_are_done(target, 3, kill_a_worker))
+        interruptions.enter_context(when_steps_are_done(target, 2, kill_the_engine))
+        interruptions.enter_context(when_steps_are_done(target, 3, kill_training_worker))
         done = train(recipe, tmp_path)
     assert done["samples"] == 64
     pieces, expected = read_log(target / "metrics.jsonl"), read_log(whole / "metrics.jsonl")
@@ -66,7 +66,7 @@ def test_a_lost_reward_stops_the_run_which_then_resumes(recipe: Path, ray_local:
     target = tmp_path / "policy"
     with (
         service(port) as process,
-        once_steps_are_done(target, 1, process.kill),
+        when_steps_are_done(target, 1, process.kill),
         pytest.raises(RemoteError, match=r"no reward for \d+ s \(limit 3 s\)"),
     ):
         train(recipe, tmp_path, *settings)
@@ -129,4 +129,4 @@ def wait_for_steps(target: Path, number: int, process: "subprocess.Popen[str]") 
 
 
 def kill_the_engine() -> None:
-    below("ray::RolloutWorker")[0].kill()
+    descendants("ray::RolloutWorker")[0].kill()

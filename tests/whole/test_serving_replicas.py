@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 from ports import free_port
-from processes import below
+from processes import descendants
 from running_service import CANARY, START_S, until_ready
 
 _SETTINGS = {
@@ -50,7 +50,7 @@ def served() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 def engines(service: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The processes of the engine replicas."""
-    return below("ServeReplica:vlgenrm:engine", service.pid)
+    return descendants("ServeReplica:vlgenrm:engine", service.pid)
 
 
 def body(seed: int) -> dict[str, object]:
