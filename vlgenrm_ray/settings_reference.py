@@ -157,8 +157,8 @@ def _section_lines(
     cls: type[Settings], prefix: str, inherited: Mapping[str, str], described: dict[type[Settings], str], kind: str
 ) -> list[str]:
     """Return the table of a section, then those of the sections below it that are not described yet."""
-    anchor = f"{kind}: {prefix.removesuffix('.').removesuffix('.*')}" if prefix else kind
-    described[cls] = anchor
+    heading = f"{kind}: {prefix.removesuffix('.').removesuffix('.*')}" if prefix else f"Recipe of `{RECIPES[kind][0]}`"
+    described[cls] = heading
     lines = ["", "| setting | type | default | meaning |", "|---|---|---|---|"]
     below: list[str] = []
     for setting in _walk_one(cls, prefix, inherited):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world_examples import examples, stage_folder
+from world_examples import draw_examples, write_stage_folder
 
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.records import Preference
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
     folder.begin("settings", {})
     write_units(folder, Preference, [Unit(id=p.question.id, records=(p,)) for p in pairs])
     folder.finish(seconds=0.0)
-    stage_folder(run / "round-1" / "selection", examples(run / "pool" / "images", 2))
+    write_stage_folder(run / "round-1" / "selection", draw_examples(run / "pool" / "images", 2))
     return run
 
 
