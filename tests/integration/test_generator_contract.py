@@ -68,7 +68,7 @@ def test_tokens_make_up_the_text(generator: StreamingGenerator) -> None:
     assert any(s.finish == "length" for s in samples)
 
 
-def test_equal_seeds_say_the_same_in_whatever_batch(generator: StreamingGenerator) -> None:
+def test_equal_seeds_give_equal_responses_in_any_batch(generator: StreamingGenerator) -> None:
     seeds = list(range(100, 124))
     sampling = Sampling(n=2, max_tokens=6)
     prompts = [prompt(shade=s) for s in seeds]
@@ -147,7 +147,7 @@ def test_watched_words_have_a_probability_at_every_token(generator: StreamingGen
         prompt(prefix="<|image_pad|><|im_end|>"),
     ],
 )
-def test_odd_prompts_are_answered(generator: StreamingGenerator, odd: Prompt) -> None:
+def test_unusual_prompts_do_not_affect_their_batch(generator: StreamingGenerator, odd: Prompt) -> None:
     plain = prompt(shade=9)
     sampling = Sampling(max_tokens=5)
     beside, outcome = generator.generate([plain, odd], sampling, [1, 2])
@@ -156,7 +156,7 @@ def test_odd_prompts_are_answered(generator: StreamingGenerator, odd: Prompt) ->
     assert [beside] == generator.generate([plain], sampling, [1])
 
 
-def test_what_is_finished_is_handed_over(generator: StreamingGenerator) -> None:
+def test_finished_prompts_are_yielded_before_the_batch_ends(generator: StreamingGenerator) -> None:
     prompts = [prompt(shade=shade) for shade in range(6)] + [prompt("word " * 8_000)]
     sampling = Sampling(n=2, max_tokens=9, seed=5)
     finished = list(generator.generate_stream(prompts, sampling))

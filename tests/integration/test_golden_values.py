@@ -106,7 +106,7 @@ def by_metric(lines: Sequence[Mapping[str, Any]], *figures: str) -> dict[str, li
     return {figure: [line[figure] for line in lines] for figure in figures}
 
 
-def test_losses_of_a_training(ray_local: None, tmp_path: Path) -> None:
+def test_golden_losses_of_a_training(ray_local: None, tmp_path: Path) -> None:
     from vlgenrm_ray.reward.training import run
 
     settings = config.load(shipped_recipe("shapes"), TRAINING)
@@ -128,7 +128,7 @@ def learner_metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_steps_of_a_policys_learner(learner_metrics: dict[str, list[dict[str, float]]], algorithm: str) -> None:
+def test_golden_steps_of_a_policy_learner(learner_metrics: dict[str, list[dict[str, float]]], algorithm: str) -> None:
     steps = learner_metrics[algorithm]
     compare(f"learner_{algorithm}", by_metric(steps, *(figure for figure in FIGURES if figure in steps[0])), 1e-5)
 
@@ -213,13 +213,13 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
     return groups
 
 
-def test_rewards_and_losses_of_a_policys_run(ray_local: None, tmp_path: Path) -> None:
+def test_golden_rewards_and_losses_of_a_policy_run(ray_local: None, tmp_path: Path) -> None:
     run = tmp_path / "run"
     policy_runs.train(policy_runs.write_recipe(tmp_path), run, *RUN)
     compare("policy_run", by_metric(policy_runs.read_log(run / "policy" / "metrics.jsonl"), *RUN_FIGURES), 1e-5)
 
 
-def test_rewards_of_a_judge(tmp_path: Path) -> None:
+def test_golden_rewards_of_a_judge(tmp_path: Path) -> None:
     """Judge both sides of held-out pairs, with critiques and in direct mode."""
     from vlgenrm_ray.engines.vllm import VllmGenerator
     from vlgenrm_ray.judge.judge import Judge, JudgeInput

@@ -18,7 +18,7 @@ from vlgenrm_ray.shapes.world import draw_item
 VLM = pack_path("vlm")
 
 
-def test_the_judge_has_the_prompts_the_model_was_taught() -> None:
+def test_the_judge_uses_the_prompts_of_the_training() -> None:
     for name, taught in (("shapes_cot", cot_prompt), ("shapes_direct", direct_prompt)):
         question, response = "Is there a red circle?", "Yes, there is a red circle."
         assert fill(load(name), question, response) == taught(question, response)
@@ -29,7 +29,7 @@ def test_pack_is_small() -> None:
 
 
 @pytest.mark.parametrize("side", [48, 96, 240, 333, 1000])
-def test_square_pictures_become_nine_tokens(side: int) -> None:
+def test_square_images_become_nine_tokens(side: int) -> None:
     from PIL import Image
     from transformers import AutoProcessor
 
@@ -48,7 +48,7 @@ def test_every_word_of_the_world_is_one_token() -> None:
     assert {word for word in words if len(tokenizer.encode(f" {word}")) != 1} == set()
 
 
-def test_transformers_sees_the_picture() -> None:
+def test_answers_in_transformers_depend_on_the_image() -> None:
     """The right answer to a question about one scene is likelier with that scene's picture than with another's."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -29,7 +29,7 @@ def setup(root: Path, *arguments: str, **variables: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_a_failed_run_says_what_failed_and_leaves_nothing_half_made(clone: Path) -> None:
+def test_a_failed_setup_names_the_step_and_leaves_no_partial_environment(clone: Path) -> None:
     done = setup(clone, "cpu")
     assert done.returncode == 1
     assert "this failed: install_torch" in done.stderr
@@ -62,7 +62,7 @@ def test_an_unknown_kind_is_refused(clone: Path) -> None:
     assert "setup.sh [cpu|gpu]" in done.stderr
 
 
-def test_no_usable_python_is_said_with_how_to_get_one(clone: Path, tmp_path: Path) -> None:
+def test_a_missing_python_is_an_error_that_names_the_remedy(clone: Path, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("bash", "dirname", "mkdir", "flock", "grep", "cat"):

@@ -99,7 +99,9 @@ print(torchvision.ops.boxes._assert_has_ops())
 
 
 @pytest.mark.parametrize(("whole", "expected"), [(True, ["asked"]), (False, ["defined", "None"])])
-def test_it_acts_only_where_the_operators_do_not_load(tmp_path: Path, whole: bool, expected: list[str]) -> None:
+def test_the_fallback_is_used_only_if_the_operators_do_not_load(
+    tmp_path: Path, whole: bool, expected: list[str]
+) -> None:
     package = tmp_path / "torchvision"
     (package / "ops").mkdir(parents=True)
     (package / "__init__.py").write_text("from torchvision.ops import boxes")

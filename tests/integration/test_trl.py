@@ -78,7 +78,7 @@ def picture(item: BenchItem) -> Image.Image:
     return Image.open(io.BytesIO(item.image)).convert("RGB")
 
 
-def test_every_completion_has_the_reward_of_its_picture(http: httpx.Client, tmp_path: Path) -> None:
+def test_every_completion_has_the_reward_of_its_image(http: httpx.Client, tmp_path: Path) -> None:
     rows = train(tmp_path, ITEMS)
     assert len(rows) == STEPS * 2 * GROUP
     rewards = [row["vlgenrm_reward"] for row in rows]
@@ -106,7 +106,7 @@ def text(messages: Sequence[dict[str, Any]]) -> str:
     return "".join(part.get("text") or "" for part in content)
 
 
-def test_what_has_no_reward_is_masked_not_zero(tmp_path: Path) -> None:
+def test_samples_without_a_reward_are_masked_and_not_zero(tmp_path: Path) -> None:
     rows = train(tmp_path, ITEMS[:2], vlgenrm_reward_async, reference=[None, ENDLESS])
     found = {name: [row for row in rows if text(row["prompt"]) == ITEMS[i].question] for i, name in enumerate("ab")}
     assert [len(group) for group in found.values()] == [GROUP, GROUP]

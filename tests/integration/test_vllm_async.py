@@ -56,7 +56,7 @@ def texts(outcomes: list[list[Sample] | Refusal]) -> list[list[str]]:
     return [[sample.text for sample in outcome] for outcome in outcomes if not isinstance(outcome, Refusal)]
 
 
-def test_seeds_decide_whatever_else_is_asked(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+def test_responses_depend_on_the_seed_and_not_on_the_batch(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
     together = texts(run(_many(generator, list(range(12)))))
     assert len(together) == 12
     assert together[:2] == texts(run(_many(generator, [0, 1])))
@@ -92,7 +92,7 @@ def test_samples_of_several_images_see_them_all(generator: AsyncVllmGenerator, r
     assert refused.reason is DropReason.TOO_MANY_IMAGES
 
 
-def test_what_is_given_up_is_aborted(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+def test_cancelled_requests_are_aborted(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
     async def give_up() -> int:
         sampling = Sampling(n=8, max_tokens=300)
         task = asyncio.ensure_future(generator.generate_one(ask(3), sampling, 3))
@@ -110,7 +110,9 @@ def test_what_is_given_up_is_aborted(generator: AsyncVllmGenerator, run: Run[Any
     assert run(give_up()) == 0
 
 
-def test_weights_are_exchanged_if_they_suit(generator: AsyncVllmGenerator, run: Run[Any], tmp_path: Path) -> None:
+def test_weights_of_the_same_architecture_can_be_reloaded(
+    generator: AsyncVllmGenerator, run: Run[Any], tmp_path: Path
+) -> None:
     before = texts(run(_many(generator, [7])))
     shutil.copytree(pack_path("vlm"), tmp_path / "next")
     run(generator.reload(tmp_path / "next"))
@@ -121,7 +123,7 @@ def test_weights_are_exchanged_if_they_suit(generator: AsyncVllmGenerator, run: 
         run(generator.reload(tmp_path / "next"))
 
 
-def test_an_engine_that_is_gone_is_said_so(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
+def test_a_killed_engine_is_a_lost_engine(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
     """Last of this engine."""
     run(_many(generator, [1]))
     (process,) = generator._llm.engine_core.resources.engine_manager.processes
@@ -136,7 +138,7 @@ def test_an_engine_that_is_gone_is_said_so(generator: AsyncVllmGenerator, run: R
     assert not generator.is_alive()
 
 
-def test_who_waits_at_an_engine_that_is_closed_is_told(run: Run[Any]) -> None:
+def test_closing_an_engine_fails_its_waiting_requests(run: Run[Any]) -> None:
     generator = AsyncVllmGenerator(CONFIG)
     (process,) = generator._llm.engine_core.resources.engine_manager.processes
 

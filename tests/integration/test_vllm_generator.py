@@ -42,7 +42,7 @@ def ask(text: str) -> Prompt:
     return Prompt(images=(Image.new("RGB", (48, 48), (200, 30, 30)),), text=text)
 
 
-def test_a_failure_inside_a_step_harms_its_own_prompt(generator: VllmGenerator, steps: Any) -> None:
+def test_a_failure_inside_a_step_affects_its_own_prompt_only(generator: VllmGenerator, steps: Any) -> None:
     prompts = [ask("Describe the image."), ask("How many stars are there?"), ask("Is there a red circle?")]
     alone = generator.generate([prompts[0], prompts[2]], SAMPLING, [1, 3])
     (star,) = generator.vocabulary.token_ids(("stars",))["stars"]
@@ -81,7 +81,7 @@ def test_samples_of_a_prompt_share_its_prefill(generator: VllmGenerator, steps: 
     assert cost(8, 20) < 3 * once
 
 
-def test_every_image_is_looked_at_and_in_its_order(generator: VllmGenerator) -> None:
+def test_images_are_examined_in_order(generator: VllmGenerator) -> None:
     red, blue = (Image.new("RGB", (48, 48), color) for color in ((200, 30, 30), (30, 30, 200)))
     strip = Image.new("RGB", (4000, 8))
     shown = [(red,), (red, blue), (blue, red), (red, red), (red, blue, red), (red, strip)]

@@ -45,7 +45,7 @@ def answered(model: Any, inputs: dict[str, Any]) -> "tuple[torch.Tensor, list[to
     return logits.detach(), [p.grad for p in model.parameters() if p.grad is not None], seen
 
 
-def test_rows_of_one_picture_share_its_way_through_the_tower(batch: Batch) -> None:
+def test_rows_of_one_image_share_its_encoding(batch: Batch) -> None:
     import torch
 
     assert batch.image_of_row == SHOWN

@@ -215,7 +215,7 @@ def test_a_restarted_engine_joins_with_all_others(communicators: dict[int, FakeC
     assert all(model.weights["b.bias"].equal(weights(0.5)["b.bias"]) for model in models(coordinator))
 
 
-def test_damage_is_detected(communicators: dict[int, FakeCommunicator]) -> None:
+def test_damaged_weights_are_detected_by_their_checksum(communicators: dict[int, FakeCommunicator]) -> None:
     coordinator = InProcessCoordinator({"one": llm()})
     sender = make_sender(coordinator)
     sender.send(weights().items(), 1)

@@ -16,7 +16,7 @@ FILES = [
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "ultralytics", "open_clip", "peft")
 
 
-def test_no_file_is_a_drawer() -> None:
+def test_no_module_is_named_utils_or_helpers() -> None:
     drawers = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [str(path.relative_to(ROOT)) for path in FILES if drawers & {path.stem, path.parent.name}]
 

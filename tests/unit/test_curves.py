@@ -34,7 +34,7 @@ def training(folder: Path) -> Path:
     return folder
 
 
-def test_a_figure_of_two_seeds(tmp_path: Path) -> None:
+def test_two_seeds_are_drawn_in_one_picture(tmp_path: Path) -> None:
     runs = [training(tmp_path / "a"), training(tmp_path / "b")]
     target = tmp_path / "new" / "picture.svg"
     draw_curves({"GRPO": runs, "PPO": runs[:1]}, target)

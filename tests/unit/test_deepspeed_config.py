@@ -29,7 +29,7 @@ def test_constant_schedule_by_hand() -> None:
 
 
 @given(st.integers(1, 300), st.floats(0, 0.99), st.floats(0, 1), st.sampled_from(["cosine", "constant"]))
-def test_the_learning_rate_is_never_zero_nor_above_its_highest(
+def test_the_learning_rate_is_never_zero_nor_above_its_maximum(
     total: int, warmup: float, least: float, schedule: str
 ) -> None:
     config = DeepSpeedConfig.model_validate({"schedule": schedule, "warmup_ratio": warmup, "min_lr_ratio": least})
@@ -68,7 +68,7 @@ def test_zero_3_offloads_weights_as_well() -> None:
     assert engine_settings(nvme, gpu=True)["zero_optimization"]["offload_param"]["nvme_path"] == "/fast"
 
 
-def test_a_cpu_worker_is_told_so_and_its_threads_sleep() -> None:
+def test_a_cpu_worker_has_the_cpu_accelerator_and_sleeping_threads() -> None:
     there = worker_environment(2, gpu=False)
     assert there["DS_ACCELERATOR"] == "cpu"
     assert (there["OMP_NUM_THREADS"], there["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
@@ -83,7 +83,7 @@ def test_precision_follows_the_device_unless_named() -> None:
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_a_frozen_model_is_shared_out_only_as_weights_are(gpu: bool) -> None:
+def test_a_frozen_model_is_sharded_only_in_zero_3(gpu: bool) -> None:
     for stage in (0, 1, 2):
         settings = engine_settings(DeepSpeedConfig.model_validate({"zero_stage": stage}), gpu=gpu)
         frozen = frozen_settings(settings)

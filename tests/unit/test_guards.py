@@ -48,7 +48,7 @@ def test_the_best_window_is_compared_however_long_ago() -> None:
     assert check_reward_hacking(evaluations(rising, falling), HACKING)
 
 
-def test_one_bad_evaluation_or_a_fall_of_both_is_not_hacking() -> None:
+def test_one_bad_evaluation_or_a_fall_of_both_is_not_reward_hacking() -> None:
     rising = [0.5, 0.6, 0.7, 0.8, 0.9]
     assert check_reward_hacking(evaluations(rising, [0.6, 0.6, 0.6, 0.6, 0.52]), HACKING) is None
     assert check_reward_hacking(evaluations(rising[::-1], [0.6, 0.6, 0.6, 0.3, 0.2]), HACKING) is None
@@ -61,7 +61,7 @@ def test_a_measure_that_never_falls_is_never_hacking(values: list[float], window
 
 
 @given(st.integers(0, 7), st.integers(1, 4))
-def test_fewer_than_two_windows_are_no_reason(number: int, window: int) -> None:
+def test_fewer_than_two_windows_never_stop_a_training(number: int, window: int) -> None:
     rule = RewardHackingRule(window=window, min_rise=0.0, min_fall=0.0)
     history = evaluations([float(i) for i in range(number)], [-float(i) for i in range(number)])
     assert (check_reward_hacking(history, rule) is not None) == (number >= 2 * window)

@@ -101,7 +101,7 @@ def test_probes_need_no_token(path: str, tokens: ApiTokens) -> None:
         ("POST", "/judge/v1/model", "operator-secret", 200),
     ],
 )
-def test_a_route_prefix_changes_no_permission(
+def test_permissions_do_not_depend_on_the_route_prefix(
     method: str, path: str, token: str, status: int, tokens: ApiTokens
 ) -> None:
     body = {"json": {"model": "/new"}} if method == "POST" else {}

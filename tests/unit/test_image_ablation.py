@@ -42,7 +42,7 @@ def test_a_blank_image_has_the_size_of_the_original() -> None:
     assert [r.id for r in blank_rollouts] == [r.id for r in originals], "so that the judge samples with the same seeds"
 
 
-def test_the_answers_scored_again_are_spread_evenly() -> None:
+def test_the_answers_of_the_ablation_are_spread_evenly() -> None:
     chosen: list[str] = []
 
     def score_one(rollout: Rollout) -> RewardOutput:

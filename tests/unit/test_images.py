@@ -73,7 +73,7 @@ def test_a_size_is_read_within_limits_and_without_the_pixels() -> None:
         images.size(b"no image", LIMITS)
 
 
-def test_other_decoders_stay_shut(tmp_path: Path) -> None:
+def test_unlisted_image_formats_are_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "a.eps"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
     assert reason(str(path)) == DropReason.IMAGE_UNREADABLE

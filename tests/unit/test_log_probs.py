@@ -11,7 +11,7 @@ from vlgenrm_ray.engines.log_probs import EntropyMode, log_probs
 from vlgenrm_ray.engines.vlm_batch import Batch
 
 
-def test_by_hand() -> None:
+def test_log_probs_and_entropy_by_hand() -> None:
     found = log_probs(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([1]), entropy="value")
     assert float(found.values) == pytest.approx(math.log(0.75))
     assert found.entropy is not None
@@ -48,14 +48,14 @@ def test_an_entropy_has_a_gradient_only_where_asked_for(entropy: EntropyMode, ha
     assert found.values.requires_grad
 
 
-def test_no_target_is_no_row() -> None:
+def test_no_targets_give_empty_values() -> None:
     logits = torch.randn(0, 3, requires_grad=True)
     found = log_probs(logits, torch.zeros(0, dtype=torch.long), entropy="gradient")
     assert found.values.shape == (0,)
     assert found.values.requires_grad
 
 
-def test_values_of_targets_stand_where_the_targets_are() -> None:
+def test_values_are_at_the_positions_of_their_targets() -> None:
     weights = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, -1.0, 0.0, 0.0]])
     batch = Batch({}, (0, 0), weights)
     values = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)

@@ -79,13 +79,13 @@ def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "header", [b"[]", b'{"w": 3}', b'{"w": {"data_offsets": []}}', b'{"w": {"data_offsets": [0, "9"]}}']
 )
-def test_a_header_of_weights_that_is_none_is_named(tmp_path: Path, header: bytes) -> None:
+def test_a_malformed_header_of_weights_is_named(tmp_path: Path, header: bytes) -> None:
     (whole(tmp_path / "m") / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(InputError, match=r"model\.safetensors is cut short"):
         model_folder.locate(str(tmp_path / "m"))
 
 
-def test_a_name_too_long_is_no_folder() -> None:
+def test_a_path_that_is_too_long_is_an_input_error() -> None:
     for name in ("a" * 4000, "/" + "a" * 300, "a/" * 2500):
         for use in (model_folder.locate, lambda name: model_folder.check(Path(name))):
             with pytest.raises(InputError, match="cannot be read") as error:
@@ -121,7 +121,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
             use(folder)
 
 
-def test_how_long_a_sequence_may_be(tmp_path: Path) -> None:
+def test_the_length_limit_is_that_of_the_model(tmp_path: Path) -> None:
     assert model_folder.max_positions(whole(tmp_path / "m")) == 512
 
 
@@ -142,7 +142,7 @@ def test_the_digest_tells_models_apart(tmp_path: Path) -> None:
     assert model_folder.digest(folder) != first
 
 
-def test_models_of_equal_traits_differ_in_weights_only(tmp_path: Path) -> None:
+def test_traits_ignore_the_weights_and_the_version_does_not(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
         shutil.copytree(pack_path("vlm"), folder)

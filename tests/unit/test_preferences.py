@@ -304,6 +304,6 @@ def test_an_image_without_responses_is_dropped() -> None:
     assert [(d.id, d.reason) for d in unit.dropped] == [("i", "no_evidence")]
 
 
-def test_gold_is_not_a_way_of_making_pairs() -> None:
+def test_gold_is_refused_as_an_origin_of_pairs() -> None:
     with pytest.raises(ValidationError, match="'gold' is not a way of making pairs; choose from imported, verified"):
         PreferencesConfig(origins=(Origin.GOLD,))

@@ -71,7 +71,7 @@ def test_overrides_reach_into_sections_and_lists(path: Path) -> None:
     assert (run.selection.tau, run.seed) == (0.5, 7)
 
 
-def test_what_is_dumped_reads_back_equal(path: Path, tmp_path: Path) -> None:
+def test_a_dumped_value_reads_back_equal(path: Path, tmp_path: Path) -> None:
     run = recipe.load(Run, path)
     again = tmp_path / "again.yaml"
     again.write_text(recipe.dump(run))
@@ -90,7 +90,7 @@ def test_a_bad_value_names_field_value_and_remedy(path: Path) -> None:
     assert message == "selection.tau: got 1.5; input should be less than or equal to 1"
 
 
-def test_all_mistakes_are_told_at_once(path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(path: Path) -> None:
     assert len(fails(path, "selection.tau=7", "seed=x").splitlines()) == 2
 
 

@@ -42,13 +42,13 @@ def test_an_empty_table_keeps_its_schema() -> None:
 
 
 @given(text=st.text(), seed=st.none() | st.integers(-(2**63), 2**63 - 1))
-def test_any_text_and_seed_survive(text: str, seed: int | None) -> None:
+def test_any_text_and_seed_are_stored_unchanged(text: str, seed: int | None) -> None:
     text = text.encode("utf-8", "ignore").decode()
     response = factories.response(text=text, seed=seed)
     assert arrow.from_table(Response, arrow.to_table(Response, [response])) == [response]
 
 
-def test_an_abstaining_critique_survives() -> None:
+def test_an_abstaining_critique_is_stored_unchanged() -> None:
     silent = factories.critique(verdict=None, p_yes=None, verdict_mass=0.0)
     assert arrow.from_table(Critique, arrow.to_table(Critique, [silent])) == [silent]
 

@@ -132,7 +132,7 @@ def test_swapping_the_sides_mirrors_the_selection(critiques: list[Critique], tau
     assert here.failure == there.failure
 
 
-def test_mirroring_names_the_same_critiques() -> None:
+def test_a_selection_names_critiques_of_the_right_sides() -> None:
     critiques = [critique(Side.CHOSEN, 0, "yes", 0.75), critique(Side.CHOSEN, 1, "yes", 0.875)]
     critiques += [critique(Side.REJECTED, 0, "no", 0.0625), critique(Side.REJECTED, 1, "no", 0.5)]
     (selected,) = apply(critiques).selected

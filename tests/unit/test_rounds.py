@@ -77,7 +77,7 @@ def test_retraining_from_base_uses_the_newest_critiques(tmp_path: Path) -> None:
     assert ("training", BASE, 2) in stages.calls
 
 
-def test_patience_ends_the_loop(tmp_path: Path) -> None:
+def test_rounds_stop_after_patience_without_improvement(tmp_path: Path) -> None:
     done = run(FakeStages([0.6, 0.8, 0.7, 0.75, 0.9]), tmp_path, num_rounds=4, patience=2)
     assert [r.round for r in done] == [0, 1, 2, 3]
     assert rounds.best_round(done).round == 1

@@ -200,7 +200,7 @@ def test_without_critiques_there_is_no_column_for_them() -> None:
     assert (head.split(), row.split()) == (["reward", "answer", "(1", "of", "1)"], ["1.000", "A", "star."])
 
 
-def test_of_many_answers_the_best_and_the_worst_are_shown() -> None:
+def test_the_best_and_the_worst_of_many_answers_are_shown() -> None:
     answers = [answer(f"{i}", i / 16) for i in range(16)]
     *_, first, second, third, last = format_samples(SAMPLES | {"answers": answers}).splitlines()
     assert [row.split()[1] for row in (first, second, third, last)] == ["15", "10", "5", "0"]

@@ -54,7 +54,7 @@ def test_answers_are_no_likelier_true_for_their_wording() -> None:
     assert abs(share(wins) - 0.5) < 0.06
 
 
-def test_gold_pairs_are_records_with_pictures(tmp_path: Path) -> None:
+def test_gold_pairs_are_records_with_images(tmp_path: Path) -> None:
     made = list(gold_pairs(tmp_path, seed=5, split="heldout", count=10))
     assert all(isinstance(p, Preference) and p.origin == Origin.GOLD and p.kind == p.question.kind for p in made)
     assert len({p.id for p in made}) == 10

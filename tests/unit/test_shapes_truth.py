@@ -135,7 +135,7 @@ def test_reference_critiques(question: str, response: str, lines: str) -> None:
     assert reference_critique(SCENE, question, response) == lines
 
 
-def test_an_answer_beside_the_question_is_wrong_though_true() -> None:
+def test_a_true_answer_to_another_question_is_wrong() -> None:
     assert reference_critique(SCENE, "How many stars are there?", "There is one circle.").endswith(
         "Right.\nVerdict: No"
     )
@@ -147,7 +147,7 @@ def test_foreign_text_has_no_critique(text: str) -> None:
         reference_critique(SCENE, "Describe the image.", text)
 
 
-def test_claims_of_others_can_be_judged() -> None:
+def test_claims_of_other_extractors_can_be_checked() -> None:
     """Claims need not come from `claims`: a negated place, "any shape" and a count of all are understood."""
 
     def claim(kind: ClaimKind, subject: str, **fields: object) -> Claim:
@@ -160,6 +160,6 @@ def test_claims_of_others_can_be_judged() -> None:
     assert holds(SCENE, claim(ClaimKind.SPATIAL, "star", value="below", other="circle"))
 
 
-def test_kinds_name_the_claims_they_ask_for() -> None:
+def test_question_kinds_are_those_of_claims_and_describe() -> None:
     assert set(KINDS) == {"describe", *ClaimKind}
     assert ShapesQuestion(kind="count", text="", reference="").subject == ""

@@ -38,7 +38,7 @@ def test_split_ignores_how_a_scene_looks() -> None:
 
 
 @given(SEEDS)
-def test_things_lie_in_their_cells_and_in_order(seed: int) -> None:
+def test_objects_lie_in_their_cells_and_in_order(seed: int) -> None:
     scene = draw_scene(random.Random(seed))
     cells = [t.cell for t in scene.objects]
     assert cells == sorted(set(cells))
@@ -51,7 +51,7 @@ def test_things_lie_in_their_cells_and_in_order(seed: int) -> None:
         assert box.x1 - box.x0 > 20
 
 
-def test_true_boxes_hold_the_ink() -> None:
+def test_true_boxes_contain_all_drawn_pixels() -> None:
     """A scene's picture differs from its background inside the true boxes and nowhere else."""
     from PIL import ImageChops
 
@@ -69,7 +69,7 @@ def test_true_boxes_hold_the_ink() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_equal_seeds_give_equal_questions_and_pictures(tmp_path: Path, split: str) -> None:
+def test_equal_seeds_give_equal_questions_and_images(tmp_path: Path, split: str) -> None:
     one = list(world.questions(tmp_path / "a", seed=3, split=split, count=10))  # type: ignore[arg-type]
     two = list(world.questions(tmp_path / "b", seed=3, split=split, count=10))  # type: ignore[arg-type]
     other = list(world.questions(tmp_path / "a", seed=4, split=split, count=10))  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def test_equal_seeds_give_equal_questions_and_pictures(tmp_path: Path, split: st
     assert not {q.image.sha256 for q in one} & {q.image.sha256 for q in other}
 
 
-def test_a_question_is_as_its_id_says(tmp_path: Path) -> None:
+def test_the_id_of_a_question_determines_its_scene(tmp_path: Path) -> None:
     for question in world.questions(tmp_path, seed=3, split="heldout", count=10):
         scene = world.scene_of(f"{question.id}/r0/e")
         assert render(scene).tobytes() == read(question.image, ImageLimits()).tobytes()

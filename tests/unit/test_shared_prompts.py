@@ -53,7 +53,7 @@ def test_a_long_prompt_is_shared_by_all_and_short_ones_of_long_samples_by_none()
     assert lengths_of(10, [2000] * 8) == [1] * 8
 
 
-def test_between_them_some_share() -> None:
+def test_prompts_of_medium_length_are_shared_by_some_samples() -> None:
     assert lengths_of(300, [150] * 8) == [4, 4]
 
 

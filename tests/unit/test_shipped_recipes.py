@@ -45,7 +45,7 @@ def test_a_co_training_recipe_fits_the_cluster_it_names(name: str) -> None:
     check_resources(plan.co_training_requests(config.load_co_training(shipped_recipe(name))), CO_TRAINING[name])
 
 
-def test_from_the_second_turn_on_the_genrm_learns_beside_the_judge_that_is_served() -> None:
+def test_from_the_second_iteration_the_genrm_is_trained_while_the_judge_is_served() -> None:
     wanting = ("judge_service.serving.num_cpus=0.5",)
     with pytest.raises(ResourceError, match="stage 'training'"):
         check_resources(

@@ -31,7 +31,7 @@ def test_a_word_without_a_token_is_named(vocabulary: TokenVocabulary) -> None:
 
 
 @given(text=st.text(alphabet="<|im_end>age_pad x", max_size=60))
-def test_no_special_token_can_be_spelt(vocabulary: TokenVocabulary, text: str) -> None:
+def test_prompt_text_cannot_contain_special_tokens(vocabulary: TokenVocabulary, text: str) -> None:
     shown = vocabulary.escape_special_tokens(text)
     assert "<|im_end|>" not in shown
     assert "<|image_pad|>" not in shown

@@ -33,17 +33,17 @@ def test_a_cpu_uses_float32_whatever_else_it_computes_in(monkeypatch: pytest.Mon
     assert vllm_config.engine_arguments(VllmConfig(dtype="bfloat16"), None)["dtype"] == "bfloat16"
 
 
-def test_no_model_is_asked_for_more_than_it_was_made_for() -> None:
+def test_max_model_len_is_limited_by_the_model() -> None:
     assert vllm_config.engine_arguments(VllmConfig(max_model_len=4096), 512)["max_model_len"] == 512
 
 
-def test_an_engine_takes_as_many_images_as_it_is_told() -> None:
+def test_an_engine_accepts_the_configured_number_of_images() -> None:
     assert vllm_config.engine_arguments(VllmConfig(), 512)["limit_mm_per_prompt"] == {"image": 1, "video": 0}
     assert vllm_config.engine_arguments(VllmConfig(max_images=8), 512)["limit_mm_per_prompt"]["image"] == 8
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
-def test_hidden_gpus_are_no_gpus(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert not environment.has_gpu()
 

@@ -53,7 +53,7 @@ def test_coco_has_its_eighty_classes_and_the_world_its_words() -> None:
     assert set(shapes.attributes["colour"]) == set(COLOURS)
 
 
-def test_articles() -> None:
+def test_the_article_fits_the_next_word() -> None:
     assert with_article("orange star") == "an orange star"
     assert with_article("red star") == "a red star"
 
