@@ -65,7 +65,7 @@ class _Loader(SourceFileLoader):
 
 
 def has_operators(torchvision: "ModuleType") -> bool:
-    """Whether the compiled operators in torchvision's folder can be loaded into this process."""
+    """Return whether the compiled operators in torchvision's folder can be loaded into this process."""
     import torch
 
     operators: Any = torch.ops

@@ -18,8 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-benches = typer.Typer(help="Measure speed as ratios within one run.", no_args_is_help=True)
-app.add_typer(benches, name="bench")
+bench_app = typer.Typer(help="Measure speed as ratios within one run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Recipe = Annotated[Path, typer.Option("--config", help="Recipe (YAML); see jobs/recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
@@ -258,7 +258,7 @@ def settings(
             typer.echo(line)
 
 
-@benches.command("critiques")
+@bench_app.command("critiques")
 def bench_critiques(
     run: Annotated[Path, typer.Option("--run", help="Run whose preferences are used as prompts.")],
     config: Annotated[Path | None, typer.Option("--config", help="Recipe; default: shapes.")] = None,
@@ -271,7 +271,7 @@ def bench_critiques(
     critiques.run(config, run_folder=run, overrides=tuple(set_ or ()), pairs=pairs)
 
 
-@benches.command("serving")
+@bench_app.command("serving")
 def bench_serving(
     model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")] = "pack:vlm",
     config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
@@ -301,7 +301,7 @@ def bench_serving(
     )
 
 
-@benches.command("policy")
+@bench_app.command("policy")
 def bench_policy(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe; default: shapes_grpo.")] = None,
     set_: Overrides = None,

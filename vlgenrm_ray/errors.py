@@ -1,4 +1,4 @@
-"""What can go wrong, by name.
+"""Exceptions and drop reasons.
 
     VlGenRMError
     |-- ConfigError        a setting is unknown or out of range; names the field, the value and the remedy

@@ -57,7 +57,7 @@ ALGORITHMS = {
         "policy.critic.precision=fp32",
     ),
 }
-FIGURES = (
+METRICS = (
     "loss",
     "grad_norm",
     "reference_kl",
@@ -86,7 +86,7 @@ RUN = (
     "policy.trackers=[]",
 )
 """Two updates per step: the loss of the first is close to 0. A high temperature makes the answers of a group differ."""
-RUN_FIGURES = ("reward", "length", "loss", "grad_norm", "reference_kl", "entropy")
+RUN_METRICS = ("reward", "length", "loss", "grad_norm", "reference_kl", "entropy")
 
 JUDGE = ("judge.num_critiques=2", "evaluation.engine.kv_cache_gib=0.05", "evaluation.engine.threads=1")
 
@@ -101,9 +101,9 @@ def compare(name: str, found: Mapping[str, Any], tolerance: float) -> None:
     assert found == {part: pytest.approx(numbers, rel=0.0, abs=tolerance) for part, numbers in golden.items()}
 
 
-def by_metric(lines: Sequence[Mapping[str, Any]], *figures: str) -> dict[str, list[float]]:
+def by_metric(lines: Sequence[Mapping[str, Any]], *names: str) -> dict[str, list[float]]:
     """Collect each metric over the steps."""
-    return {figure: [line[figure] for line in lines] for figure in figures}
+    return {name: [line[name] for line in lines] for name in names}
 
 
 def test_golden_losses_of_a_training(ray_local: None, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def learner_metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_golden_steps_of_a_policy_learner(learner_metrics: dict[str, list[dict[str, float]]], algorithm: str) -> None:
     steps = learner_metrics[algorithm]
-    compare(f"learner_{algorithm}", by_metric(steps, *(figure for figure in FIGURES if figure in steps[0])), 1e-5)
+    compare(f"learner_{algorithm}", by_metric(steps, *(name for name in METRICS if name in steps[0])), 1e-5)
 
 
 def learn(target: Path, settings: Mapping[str, Any], pairs: Sequence[Preference]) -> None:
@@ -216,7 +216,7 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
 def test_golden_rewards_and_losses_of_a_policy_run(ray_local: None, tmp_path: Path) -> None:
     run = tmp_path / "run"
     policy_runs.train(policy_runs.write_recipe(tmp_path), run, *RUN)
-    compare("policy_run", by_metric(policy_runs.read_log(run / "policy" / "metrics.jsonl"), *RUN_FIGURES), 1e-5)
+    compare("policy_run", by_metric(policy_runs.read_log(run / "policy" / "metrics.jsonl"), *RUN_METRICS), 1e-5)
 
 
 def test_golden_rewards_of_a_judge(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ VLM = pack_path("vlm")
 
 
 def test_the_judge_uses_the_prompts_of_the_training() -> None:
-    for name, taught in (("shapes_cot", cot_prompt), ("shapes_direct", direct_prompt)):
+    for name, training_prompt in (("shapes_cot", cot_prompt), ("shapes_direct", direct_prompt)):
         question, response = "Is there a red circle?", "Yes, there is a red circle."
-        assert fill(load(name), question, response) == taught(question, response)
+        assert fill(load(name), question, response) == training_prompt(question, response)
 
 
 def test_pack_is_small() -> None:

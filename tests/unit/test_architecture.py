@@ -1,5 +1,6 @@
-"""What the code base promises of itself. The order of imports is held by import-linter (see pyproject.toml)."""
+"""Structure of the code base. The order of imports is checked by import-linter (see pyproject.toml)."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -19,6 +20,23 @@ HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "ultralytics", "op
 def test_no_module_is_named_utils_or_helpers() -> None:
     drawers = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [str(path.relative_to(ROOT)) for path in FILES if drawers & {path.stem, path.parent.name}]
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        if path.is_relative_to(ROOT / "vlgenrm_ray"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name.strip("_"), []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+
+
+def test_test_files_do_not_import_each_other() -> None:
+    """Shared code is a helper in tests/, imported by its bare name; Ray's workers know it by the same name."""
+    wrong = re.compile(r"^\s*(?:from|import) (?:tests\b|.*\btest_\w+)", re.MULTILINE)
+    tests = [path for path in FILES if path.is_relative_to(ROOT / "tests")]
+    assert not [str(path.relative_to(ROOT)) for path in tests if wrong.search(path.read_text())]
 
 
 def test_jobs_are_short() -> None:

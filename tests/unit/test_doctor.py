@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from vlgenrm_ray.cluster.doctor import Check, Status, diagnose, report
+from vlgenrm_ray.cluster.doctor import Check, CheckStatus, diagnose, report
 from vlgenrm_ray.cluster.machine import Machine
 from vlgenrm_ray.cluster.resources import ResourceRequest
 
@@ -52,7 +52,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems(machine: Machine, *requests: ResourceRequest) -> list[Check]:
-    return [check for check in diagnose(requests, machine=machine) if check.status is not Status.OK]
+    return [check for check in diagnose(requests, machine=machine) if check.status is not CheckStatus.OK]
 
 
 def test_a_healthy_machine_passes() -> None:
@@ -66,7 +66,7 @@ def test_an_old_python_fails() -> None:
             return (3, 10)
 
     (check,) = problems(Old())
-    assert (check.status, check.result) == (Status.FAIL, "3.10")
+    assert (check.status, check.result) == (CheckStatus.FAIL, "3.10")
     assert "setup.sh" in check.remedy
 
 
@@ -80,7 +80,7 @@ def test_missing_packages_fail_and_other_versions_warn() -> None:
             return "" if package == "ray" else super().installed(package)
 
     (drifted,), (gone,) = problems(Drifted()), problems(Gone())
-    assert (drifted.status, gone.status) == (Status.WARN, Status.FAIL)
+    assert (drifted.status, gone.status) == (CheckStatus.WARN, CheckStatus.FAIL)
     assert "ray 2.59.0 (pinned 2.60.0)" in drifted.result
     assert "missing: ray" in gone.result
 
@@ -103,8 +103,8 @@ def test_gpus_without_their_torch_warn() -> None:
     assert check.remedy == "bash cluster/setup.sh gpu"
 
 
-@pytest.mark.parametrize(("free", "status"), [(5.0, Status.WARN), (1.0, Status.FAIL)])
-def test_a_full_disk_warns_or_fails(free: float, status: Status) -> None:
+@pytest.mark.parametrize(("free", "status"), [(5.0, CheckStatus.WARN), (1.0, CheckStatus.FAIL)])
+def test_a_full_disk_warns_or_fails(free: float, status: CheckStatus) -> None:
     class Full(Healthy):
         def disk_free_gb(self, folder: str) -> float:
             return free
@@ -123,13 +123,13 @@ def test_the_small_shared_memory_of_docker_warns() -> None:
 
 def test_a_gpu_recipe_on_a_laptop_fails_by_its_stage() -> None:
     (check,) = problems(Healthy(), ResourceRequest(stage="critiques", num_gpus=1), ResourceRequest(stage="pool"))
-    assert (check.name, check.status) == ("stage critiques", Status.FAIL)
+    assert (check.name, check.status) == ("stage critiques", CheckStatus.FAIL)
     assert report([check]) == 1
 
 
 def test_a_cluster_that_does_not_answer_is_a_failed_check() -> None:
     checks = diagnose(address="127.0.0.1:1", machine=Healthy())
-    assert checks[-1].status is Status.FAIL
+    assert checks[-1].status is CheckStatus.FAIL
     assert "127.0.0.1:1" in checks[-1].result
 
 

@@ -107,7 +107,7 @@ def test_a_computation_is_cancelled_with_its_last_waiter() -> None:
         return after_one, served.generator.num_aborted
 
     assert asyncio.run(run()) == (0, 1)
-    assert served.flights.num_running == 0
+    assert served.single_flight.num_running == 0
 
 
 def test_a_full_queue_is_overloaded_at_once() -> None:

@@ -31,7 +31,7 @@ from rich.console import Console
 from vlgenrm_ray import config, recipe
 from vlgenrm_ray.bench import processes
 from vlgenrm_ray.bench.statistics import median_metrics, ratio_per_turn
-from vlgenrm_ray.bench.table import Row, run_and_report, select_parts
+from vlgenrm_ray.bench.table import ReportRow, run_and_report, select_parts
 from vlgenrm_ray.bench.trl_side import GENERATION_BACKENDS, GenerationBackend, grpo_arguments
 from vlgenrm_ray.cluster import ray_compat
 from vlgenrm_ray.config import PolicyRunConfig
@@ -357,20 +357,20 @@ def phase_shares(turns: Sequence[Throughput]) -> dict[str, float]:
 # -- table -------------------------------------------------------------------------------------------------------------
 
 
-def build_rows(results: Mapping[str, Any]) -> Iterator[Row]:
+def build_rows(results: Mapping[str, Any]) -> Iterator[ReportRow]:
     """Build the rows of the table, part by part."""
     if comparison := results.get("trl"):
         sides = {"ours": comparison["ours"]} | {f"TRL, {name}": side for name, side in comparison["others"].items()}
         label = "samples/s over TRL's GRPOTrainer"
-        yield Row(label=label, measured=comparison["ratio"], minimum=2.0, details=_format_sides(sides))
+        yield ReportRow(label=label, measured=comparison["ratio"], minimum=2.0, details=_format_sides(sides))
     if shares := results.get("phases"):
         for name, phase in _PHASE_LABELS.items():
             maximum = 5.0 if name == "sync" else None
-            yield Row(label=f"share of a step: {phase}", measured=shares[name], unit="%", maximum=maximum)
+            yield ReportRow(label=f"share of a step: {phase}", measured=shares[name], unit="%", maximum=maximum)
     if comparison := results.get("one_step_off"):
         sides = {"one-step-off": comparison["ours"], "synchronous": comparison["others"]["synchronous"]}
         label = "samples/s, one-step-off to synchronous"
-        yield Row(label=label, measured=comparison["ratio"], minimum=1.2, details=_format_sides(sides))
+        yield ReportRow(label=label, measured=comparison["ratio"], minimum=1.2, details=_format_sides(sides))
 
 
 def _format_sides(sides: Mapping[str, Mapping[str, float]]) -> str:

@@ -24,7 +24,7 @@ from vlgenrm_ray.bench.clients import RewardReading, ServiceClient, VllmServeCli
 from vlgenrm_ray.bench.items import BenchItem
 from vlgenrm_ray.bench.load import LoadResult, PostRequest
 from vlgenrm_ray.bench.statistics import fit_slope, median_metrics, percentile, ratio_per_turn
-from vlgenrm_ray.bench.table import Row, run_and_report, select_parts
+from vlgenrm_ray.bench.table import ReportRow, run_and_report, select_parts
 from vlgenrm_ray.entrypoints import serving_config
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.judge.judge import JudgeConfig
@@ -438,7 +438,7 @@ def _command_line(process: psutil.Process) -> str:
 # -- table -------------------------------------------------------------------------------------------------------------
 
 
-def build_rows(results: Mapping[str, Any]) -> Iterator[Row]:
+def build_rows(results: Mapping[str, Any]) -> Iterator[ReportRow]:
     """Build the rows of the table, part by part."""
     if comparison := results.get("vllm"):
         for level, metrics in comparison["levels"].items():
@@ -447,29 +447,29 @@ def build_rows(results: Mapping[str, Any]) -> Iterator[Row]:
                 for name, side in (("the service", metrics["ours"]), ("vllm serve", metrics["vllm"]))
             )
             label = f"scores/s over vllm serve, {level} at a time"
-            yield Row(label=label, measured=metrics["ratio"], minimum=0.95, details=details)
+            yield ReportRow(label=label, measured=metrics["ratio"], minimum=0.95, details=details)
     if cache := results.get("cache"):
         base = f"{cache['without']['scores_per_s']:.4g}/s"
         for name, case, minimum in (("half_repeated", "half repeated", 1.8), ("fully_cached", "all cached", 10.0)):
             details = f"{cache[name]['scores_per_s']:.4g}/s, without cache {base}"
             label = f"scores/s by the cache, {case}"
-            yield Row(label=label, measured=cache[name]["ratio"], minimum=minimum, details=details)
+            yield ReportRow(label=label, measured=cache[name]["ratio"], minimum=minimum, details=details)
     for level, metrics in results.get("critiques", {}).items():
         one, many = metrics["k1"], metrics[f"k{_MANY_CRITIQUES}"]
         latencies = f"{many['p50_ms']:.0f} / {one['p50_ms']:.0f} ms"
         rates = f"{one['scores_per_s']:.4g} / {many['scores_per_s']:.4g} per s"
         for name, details in (("latency", latencies), ("cost", rates)):
             label = f"{name} of K = 8 to K = 1, {level} at a time"
-            yield Row(label=label, measured=metrics[f"{name}_ratio"], maximum=2.5, details=details)
+            yield ReportRow(label=label, measured=metrics[f"{name}_ratio"], maximum=2.5, details=details)
     if overhead := results.get("overhead"):
         details = f"p99 {overhead['known_p99_ms']:g} ms; the engine's own {overhead['engine_p50_ms']:g}"
         label = "p50 beyond the engine's time"
-        yield Row(label=label, measured=overhead["known_p50_ms"], unit="ms", maximum=5.0, details=details)
+        yield ReportRow(label=label, measured=overhead["known_p50_ms"], unit="ms", maximum=5.0, details=details)
         details = f"p99 {overhead['new_p99_ms']:g} ms"
-        yield Row(label="    with an image new to it", measured=overhead["new_p50_ms"], unit="ms", details=details)
+        yield ReportRow(label="    with a new image", measured=overhead["new_p50_ms"], unit="ms", details=details)
     if soak := results.get("soak"):
         for name, metrics in soak["memory"].items():
             rise = metrics["mib_per_min"]
             details = f"95 %: {rise['low']:.2f} to {rise['high']:.2f}; {metrics['mib']:.0f} MiB"
             label = f"memory of {name} over {soak['seconds']:.0f} s"
-            yield Row(label=label, measured=rise["value"], unit="MiB/min", details=details)
+            yield ReportRow(label=label, measured=rise["value"], unit="MiB/min", details=details)

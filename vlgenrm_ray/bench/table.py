@@ -14,7 +14,7 @@ from vlgenrm_ray.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ReportRow:
     """One measured value with its target."""
 
     label: str
@@ -42,7 +42,7 @@ class Row:
         return None if self.maximum is None else self.measured <= self.maximum
 
 
-def format_rows(rows: Iterable[Row]) -> Iterator[str]:
+def format_rows(rows: Iterable[ReportRow]) -> Iterator[str]:
     """Format rows as lines of at most 80 columns: each value with its target, its details below it."""
     for row in rows:
         verdict = {True: "met", False: "MISSED", None: ""}[row.met]
@@ -64,7 +64,7 @@ def select_parts(chosen: Sequence[str], *, default: Sequence[str], known: Sequen
 def run_and_report(
     measure: Callable[[], Any],
     results: Mapping[str, Any],
-    build_rows: Callable[[Mapping[str, Any]], Iterable[Row]],
+    build_rows: Callable[[Mapping[str, Any]], Iterable[ReportRow]],
     *,
     console: Console,
     settings: Mapping[str, Any],

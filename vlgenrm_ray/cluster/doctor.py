@@ -19,7 +19,7 @@ PORTS = {
 _SETUP = "bash cluster/setup.sh"
 
 
-class Status(StrEnum):
+class CheckStatus(StrEnum):
     OK = "ok"
     WARN = "warn"
     """Works, but slower or with less than usual."""
@@ -31,7 +31,7 @@ class Check:
     """One row of the doctor's table."""
 
     name: str
-    status: Status
+    status: CheckStatus
     result: str
     """What was measured, for the user to read."""
     remedy: str = ""
@@ -71,7 +71,7 @@ def report(checks: Sequence[Check]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    colours = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
+    colours = {CheckStatus.OK: "green", CheckStatus.WARN: "yellow", CheckStatus.FAIL: "bold red"}
     table = Table(pad_edge=False, show_edge=False)
     for column in ("check", "", "result and remedy"):
         table.add_column(column, overflow="fold")
@@ -79,7 +79,7 @@ def report(checks: Sequence[Check]) -> int:
         advice = f"\n-> {check.remedy}" if check.remedy else ""
         table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", f"{_escape(check.result + advice)}")
     Console(highlight=False).print(table)
-    return int(any(check.status is Status.FAIL for check in checks))
+    return int(any(check.status is CheckStatus.FAIL for check in checks))
 
 
 def _escape(text: str) -> str:
@@ -93,7 +93,7 @@ def _python(machine: Machine) -> Check:
     good = (3, 11) <= version < (3, 13)
     return Check(
         name="python",
-        status=Status.OK if good else Status.FAIL,
+        status=CheckStatus.OK if good else CheckStatus.FAIL,
         result=".".join(map(str, version)),
         remedy="" if good else f"install Python 3.11 or 3.12, then: {_SETUP}",
     )
@@ -104,7 +104,7 @@ def _packages(machine: Machine) -> Check:
     if not pins:
         return Check(
             name="packages",
-            status=Status.WARN,
+            status=CheckStatus.WARN,
             result="no list of pinned versions beside the package",
             remedy="work in a clone of the repository to have them compared",
         )
@@ -112,10 +112,13 @@ def _packages(machine: Machine) -> Check:
     missing = [name for name, version in versions.items() if not version]
     other = [f"{name} {versions[name]} (pinned {pin})" for name, pin in pins.items() if _differs(versions[name], pin)]
     if not missing and not other:
-        return Check(name="packages", status=Status.OK, result=f"all {len(pins)} as pinned")
+        return Check(name="packages", status=CheckStatus.OK, result=f"all {len(pins)} as pinned")
     parts = [f"missing: {_shortened(missing)}"] * bool(missing) + [f"other versions: {_shortened(other)}"] * bool(other)
     return Check(
-        name="packages", status=Status.FAIL if missing else Status.WARN, result="; ".join(parts), remedy=_SETUP
+        name="packages",
+        status=CheckStatus.FAIL if missing else CheckStatus.WARN,
+        result="; ".join(parts),
+        remedy=_SETUP,
     )
 
 
@@ -133,7 +136,7 @@ def _engines(machine: Machine) -> Iterator[Check]:
     for module, error in machine.import_errors(ENGINES).items():
         yield Check(
             name=f"import {module}",
-            status=Status.FAIL if error else Status.OK,
+            status=CheckStatus.FAIL if error else CheckStatus.OK,
             result=error or f"version {_version(module, machine)}",
             remedy=f"{_SETUP}; if it stays, see the whole error: python -c 'import {module}'" if error else "",
         )
@@ -151,25 +154,25 @@ def _gpus(machine: Machine) -> Check:
     if gpus and on_cpu:
         return Check(
             name="gpus",
-            status=Status.WARN,
+            status=CheckStatus.WARN,
             result=f"{'; '.join(gpus)}, and torch is built for CPUs",
             remedy=f"{_SETUP} gpu",
         )
     if not gpus and not on_cpu:
         return Check(
             name="gpus",
-            status=Status.WARN,
+            status=CheckStatus.WARN,
             result="none seen (nvidia-smi), and torch is built for GPUs",
             remedy=f"install the NVIDIA driver, or: {_SETUP} cpu",
         )
-    return Check(name="gpus", status=Status.OK, result="; ".join(gpus) or "none; the engines run on the CPU")
+    return Check(name="gpus", status=CheckStatus.OK, result="; ".join(gpus) or "none; the engines run on the CPU")
 
 
 def _compiler(machine: Machine) -> Check:
     path = machine.compiler()
     return Check(
         name="c++ compiler",
-        status=Status.OK if path else Status.FAIL,
+        status=CheckStatus.OK if path else CheckStatus.FAIL,
         result=path or "none; vLLM and DeepSpeed compile some of their code at first use",
         remedy="" if path else "install one (Debian, Ubuntu: apt-get install build-essential)",
     )
@@ -179,7 +182,7 @@ def _memory(machine: Machine) -> Check:
     size = machine.memory_gb()
     return Check(
         name="memory",
-        status=Status.OK if size >= 8 else Status.WARN,
+        status=CheckStatus.OK if size >= 8 else CheckStatus.WARN,
         result=f"{size:.0f} GB",
         remedy="" if size >= 8 else "the demo needs 8 GB; close other programs, or it may be killed",
     )
@@ -189,7 +192,7 @@ def _shared_memory(machine: Machine) -> Check:
     size, needed = machine.shared_memory_gb(), min(2.0, 0.2 * machine.memory_gb())
     return Check(
         name="object store",
-        status=Status.OK if size >= needed else Status.WARN,
+        status=CheckStatus.OK if size >= needed else CheckStatus.WARN,
         result=f"/dev/shm has {size:.1f} GB",
         remedy="" if size >= needed else "Ray will use slow files instead; in Docker: --shm-size=8g",
     )
@@ -197,12 +200,12 @@ def _shared_memory(machine: Machine) -> Check:
 
 def _disk(machine: Machine, folder: str) -> Check:
     free = machine.disk_free_gb(folder)
-    status = Status.OK if free >= 10 else Status.WARN if free >= 2 else Status.FAIL
+    status = CheckStatus.OK if free >= 10 else CheckStatus.WARN if free >= 2 else CheckStatus.FAIL
     return Check(
         name=f"disk {folder}",
         status=status,
         result=f"{free:.0f} GB free",
-        remedy="" if status is Status.OK else "free some: Ray stops writing objects when a disk is 95 % full",
+        remedy="" if status is CheckStatus.OK else "free some: Ray stops writing objects when a disk is 95 % full",
     )
 
 
@@ -211,7 +214,7 @@ def _ports(machine: Machine) -> Iterator[Check]:
         free = machine.port_free(port)
         yield Check(
             name=f"port {port}",
-            status=Status.OK if free else Status.WARN,
+            status=CheckStatus.OK if free else CheckStatus.WARN,
             result=f"{'free' if free else 'in use'}; {use}",
             remedy="" if free else "no problem if that service listens there; a local run does not need the port",
         )
@@ -223,17 +226,17 @@ def _cluster(requests: Sequence[ResourceRequest], address: str | None, machine: 
         try:
             cluster = connection.connect(address)
         except ResourceError as error:
-            yield Check(name=name, status=Status.FAIL, result=str(error))
+            yield Check(name=name, status=CheckStatus.FAIL, result=str(error))
             return
     else:
         # A local Ray has the resources of the machine; starting one only to read them would take seconds.
         name = "local cluster"
         cluster = Cluster(nodes=(Node(num_cpus=machine.cpus(), num_gpus=len(machine.gpus())),))
-    yield Check(name=name, status=Status.OK, result=str(cluster))
+    yield Check(name=name, status=CheckStatus.OK, result=str(cluster))
     for stage in dict.fromkeys(request.stage for request in requests):
         problems = resources.unmet_requests([r for r in requests if r.stage == stage], cluster)
         yield Check(
             name=f"stage {stage}",
-            status=Status.FAIL if problems else Status.OK,
+            status=CheckStatus.FAIL if problems else CheckStatus.OK,
             result=problems[0] if problems else "fits",
         )

@@ -122,7 +122,7 @@ class _Examine:
 
 
 @dataclass(frozen=True)
-class _Check:
+class _ClaimChecker:
     config: ExpertsConfig
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
@@ -149,7 +149,7 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
         for i, (expert, pool) in enumerate(zip(experts, config.actor_pools(), strict=True)):
             arguments = (config, expert, i == len(experts) - 1)
             rows = rows.map_batches(_Examine, fn_constructor_args=arguments, **pool.map_batches_args())
-        return rows.map_batches(_Check(config), **flow.LIGHT)
+        return rows.map_batches(_ClaimChecker(config), **flow.LIGHT)
 
     return flow.run(
         target,

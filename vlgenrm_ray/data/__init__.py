@@ -1,1 +1,1 @@
-"""What lies on disk, and how it streams: stage folders, images, Arrow records, progress."""
+"""Data on disk and how it streams: stage folders, images, Arrow records, progress."""

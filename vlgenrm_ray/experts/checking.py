@@ -45,7 +45,7 @@ class Thresholds(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdict:
+class _Decision:
     truth: Truth
     score: float
     boxes: tuple[Box, ...] = ()
@@ -106,7 +106,7 @@ _NEGATED = {
     Truth.CONTRADICTED: Truth.SUPPORTED,
     Truth.UNKNOWN: Truth.UNKNOWN,
 }
-_UNKNOWN = _Verdict(Truth.UNKNOWN, 0.0)
+_UNKNOWN = _Decision(Truth.UNKNOWN, 0.0)
 
 
 class _Checker:
@@ -123,7 +123,7 @@ class _Checker:
                 attributes[detection.attribute] = detection.attribute_score
         self.objects = tuple(_Object(box, attributes) for box, attributes in attributes_of.items())
 
-    def decide(self, claim: Claim) -> _Verdict:
+    def decide(self, claim: Claim) -> _Decision:
         """Decide the claim as if it were neither negated nor hedged."""
         phrase = self.vocabulary.phrase(claim.subject)
         if phrase is None:
@@ -172,44 +172,44 @@ class _Checker:
 
     def _check_absence(
         self, subject: str, candidates: _Candidates, windows: Sequence[WindowMatch] | None = None
-    ) -> _Verdict:
+    ) -> _Decision:
         """Decide a claim without sure candidates: contradicted if no window shows the phrase, else unknown."""
         windows = self.evidence.window_matches if windows is None else windows
         probability = self._max_probability(subject, (), windows)
         if candidates.possible or probability is None or probability >= self.thresholds.absent_below:
-            return _Verdict(Truth.UNKNOWN, 0.0, _boxes(candidates.possible), probability is not None)
-        return _Verdict(Truth.CONTRADICTED, 1.0 - probability, (), used_matcher=True)
+            return _Decision(Truth.UNKNOWN, 0.0, _boxes(candidates.possible), probability is not None)
+        return _Decision(Truth.CONTRADICTED, 1.0 - probability, (), used_matcher=True)
 
     # -- one rule per kind of claim ------------------------------------------------------------------------------
 
-    def _check_existence(self, subject: str, phrase: Phrase) -> _Verdict:
+    def _check_existence(self, subject: str, phrase: Phrase) -> _Decision:
         candidates = self._find_candidates(phrase)
         if candidates.sure:
-            return _Verdict(Truth.SUPPORTED, candidates.score, _boxes(candidates.sure), bool(phrase.attributes))
+            return _Decision(Truth.SUPPORTED, candidates.score, _boxes(candidates.sure), bool(phrase.attributes))
         return self._check_absence(subject, candidates)
 
-    def _check_count(self, subject: str, phrase: Phrase, number: int) -> _Verdict:
+    def _check_count(self, subject: str, phrase: Phrase, number: int) -> _Decision:
         candidates = self._find_candidates(phrase)
         at_least = len(candidates.sure)
         at_most = at_least + len(candidates.possible)
         boxes = _boxes(candidates.sure)
         if number < at_least:
-            return _Verdict(Truth.CONTRADICTED, candidates.score, boxes, bool(phrase.attributes))
+            return _Decision(Truth.CONTRADICTED, candidates.score, boxes, bool(phrase.attributes))
         if number <= at_most and candidates.possible:
-            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+            return _Decision(Truth.UNKNOWN, 0.0, boxes)
         objects = (*candidates.sure, *candidates.possible)
         probability = self._max_probability(subject, objects, self.evidence.window_matches)
         if probability is not None and probability >= self.thresholds.absent_below:
-            return _Verdict(Truth.UNKNOWN, 0.0, boxes, used_matcher=True)
+            return _Decision(Truth.UNKNOWN, 0.0, boxes, used_matcher=True)
         if number == at_most and number > 0:
             used_matcher = probability is not None or bool(phrase.attributes)
-            return _Verdict(Truth.SUPPORTED, candidates.score, boxes, used_matcher)
+            return _Decision(Truth.SUPPORTED, candidates.score, boxes, used_matcher)
         if probability is None:
-            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+            return _Decision(Truth.UNKNOWN, 0.0, boxes)
         truth = Truth.SUPPORTED if number == at_most else Truth.CONTRADICTED
-        return _Verdict(truth, min(candidates.score, 1.0 - probability), boxes, used_matcher=True)
+        return _Decision(truth, min(candidates.score, 1.0 - probability), boxes, used_matcher=True)
 
-    def _check_attribute(self, subject: str, phrase: Phrase, attribute: str) -> _Verdict:
+    def _check_attribute(self, subject: str, phrase: Phrase, attribute: str) -> _Decision:
         candidates = self._find_candidates(phrase)
         if not candidates.sure:
             return self._check_absence(subject, candidates)
@@ -217,20 +217,20 @@ class _Checker:
         boxes = _boxes(candidates.sure)
         if all(scores):
             score = min([candidates.score, *(s or 0.0 for s in scores)])
-            return _Verdict(Truth.SUPPORTED, score, boxes, used_matcher=True)
+            return _Decision(Truth.SUPPORTED, score, boxes, used_matcher=True)
         if set(scores) == {0.0}:
             matched = [score for item in candidates.sure for score in item.attributes.values()]
-            return _Verdict(Truth.CONTRADICTED, min(candidates.score, *matched), boxes, used_matcher=True)
-        return _Verdict(Truth.UNKNOWN, 0.0, boxes, used_matcher=True)
+            return _Decision(Truth.CONTRADICTED, min(candidates.score, *matched), boxes, used_matcher=True)
+        return _Decision(Truth.UNKNOWN, 0.0, boxes, used_matcher=True)
 
-    def _check_position(self, subject: str, phrase: Phrase, place: str) -> _Verdict:
+    def _check_position(self, subject: str, phrase: Phrase, place: str) -> _Decision:
         if place not in self.vocabulary.places:
             return _UNKNOWN
         candidates = self._find_candidates(phrase)
         inside = [item for item in candidates.sure if self._side_of_border(item.box, place) > 0]
         if inside:
             scores = [item.box.score for item in inside]
-            return _Verdict(Truth.SUPPORTED, min(candidates.score, *scores), _boxes(inside), bool(phrase.attributes))
+            return _Decision(Truth.SUPPORTED, min(candidates.score, *scores), _boxes(inside), bool(phrase.attributes))
         undecided = [
             item
             for item in (*candidates.sure, *candidates.possible)
@@ -238,14 +238,14 @@ class _Checker:
         ]
         nearby = [item for item in undecided if self._side_of_border(item.box, place) >= 0]
         if nearby:
-            return _Verdict(Truth.UNKNOWN, 0.0, _boxes(nearby))
+            return _Decision(Truth.UNKNOWN, 0.0, _boxes(nearby))
         others = [
             item
             for item in self.objects
             if self._side_of_border(item.box, place) > 0 and item.box.score >= self.thresholds.sure_box
         ]
         if others and self.vocabulary.exclusive_places:
-            return _Verdict(Truth.CONTRADICTED, others[0].box.score, _boxes(others), bool(phrase.attributes))
+            return _Decision(Truth.CONTRADICTED, others[0].box.score, _boxes(others), bool(phrase.attributes))
         windows = [w for w in self.evidence.window_matches if self._side_of_border(w.box, place) > 0]
         return self._check_absence(subject, replace(candidates, possible=()), windows)
 
@@ -258,7 +258,7 @@ class _Checker:
         gap = min((distance for distance, has_neighbour in distances if has_neighbour), default=1.0)
         return 1 if gap > self.thresholds.edge else -1 if gap < -self.thresholds.edge else 0
 
-    def _check_relation(self, claim: Claim, phrase: Phrase) -> _Verdict:
+    def _check_relation(self, claim: Claim, phrase: Phrase) -> _Decision:
         other_phrase = self.vocabulary.phrase(claim.other)
         if other_phrase is None:
             return _UNKNOWN
@@ -268,13 +268,13 @@ class _Checker:
                 return self._check_absence(name, candidates)
         boxes = _boxes((*subjects.sure, *others.sure))
         if subjects.possible or others.possible:
-            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+            return _Decision(Truth.UNKNOWN, 0.0, boxes)
         holds = {self._relation_holds(a.box, claim.value, b.box) for a in subjects.sure for b in others.sure if a != b}
         if len(holds) != 1 or holds == {None}:
-            return _Verdict(Truth.UNKNOWN, 0.0, boxes)
+            return _Decision(Truth.UNKNOWN, 0.0, boxes)
         truth = Truth.SUPPORTED if holds == {True} else Truth.CONTRADICTED
         used_matcher = bool(phrase.attributes or other_phrase.attributes)
-        return _Verdict(truth, min(subjects.score, others.score), boxes, used_matcher)
+        return _Decision(truth, min(subjects.score, others.score), boxes, used_matcher)
 
     def _relation_holds(self, a: Box, relation: str, b: Box) -> bool | None:
         """Decide if `a` stands in a relation to `b`. None: too close to call, or not decidable from boxes."""

@@ -1,1 +1,1 @@
-"""How (image, question, response) becomes critiques and a reward. One implementation for every caller."""
+"""The judge: critiques and a reward for (image, question, response), the same for every caller."""

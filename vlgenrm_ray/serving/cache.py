@@ -65,18 +65,18 @@ class SingleFlight:
 
     def __init__(self) -> None:
         self.num_running = 0
-        self._flights: dict[str, Flight] = {}
+        self._by_key: dict[str, Flight] = {}
 
     def find(self, key: str, deadline: float) -> Flight | None:
         """Return the running computation of `key` if it ends by `deadline`."""
-        flight = self._flights.get(key)
+        flight = self._by_key.get(key)
         return flight if flight is not None and flight.deadline <= deadline and not flight.task.done() else None
 
     def start(self, key: str, deadline: float, compute: Callable[[], Awaitable[ScoreReply]]) -> Flight:
         """Start a computation. `find` returns it until it ends."""
         flight = Flight(key, asyncio.ensure_future(compute()), deadline)
         self.num_running += 1
-        self._flights[key] = flight
+        self._by_key[key] = flight
         flight.task.add_done_callback(lambda _: self._end(flight))
         return flight
 
@@ -100,5 +100,5 @@ class SingleFlight:
             flight.task.exception()
 
     def _remove(self, flight: Flight) -> None:
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+        if self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]

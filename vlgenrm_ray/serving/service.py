@@ -79,7 +79,7 @@ class Service:
         limits = config.limits
         self.images = ImageStore(config.images, max_bytes=int(limits.images_mib * 2**20), roots=config.image_roots)
         self.cache = ResultCache(int(limits.cache_mib * 2**20))
-        self.flights = SingleFlight()
+        self.single_flight = SingleFlight()
         self.dispatcher = Dispatcher(engine, metrics, max_chunk=limits.max_chunk)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
@@ -148,13 +148,13 @@ class Service:
             key = task.cache_key(model.name)
             if (cached := self.cache.get(key)) is not None:
                 return cached.model_copy(update={"cached": True, "timings": Timings()})
-            flight = self.flights.find(key, deadline)
+            flight = self.single_flight.find(key, deadline)
             if flight is None:
-                if self.flights.num_running >= self.config.limits.max_queue:
+                if self.single_flight.num_running >= self.config.limits.max_queue:
                     return _failure(Status.OVERLOADED, "the queue is full; ask again later")
-                flight = self.flights.start(key, deadline, partial(self._compute, task, key, model, deadline))
-                return await self.flights.wait(flight)
-            reply = await self.flights.wait(flight)
+                flight = self.single_flight.start(key, deadline, partial(self._compute, task, key, model, deadline))
+                return await self.single_flight.wait(flight)
+            reply = await self.single_flight.wait(flight)
             # If the other request's deadline cut it short and ours is later, compute again.
             if _is_complete(reply) or _now() >= deadline:
                 return reply

@@ -132,7 +132,7 @@ def build_matcher(folder: Path, seed: int, steps: int = 1000) -> dict[str, float
     return measure_matcher(folder, seed) | {"steps": steps, "seed": seed}
 
 
-Window = tuple[float, float, float, float]
+Rectangle = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the image."""
 _INSIDE, _OUTSIDE = 0.6, 0.15
 """Shares of an object's box within a window: at least `_INSIDE` counts as shown, at most `_OUTSIDE` as not shown.
@@ -161,7 +161,7 @@ def _named_boxes(scene: Scene) -> list[tuple[str, Box]]:
     return [(o.name, box) for o, box in zip(scene.objects, boxes(scene), strict=True)]
 
 
-def _around_object(rng: random.Random, objects: Sequence[Box]) -> Window:
+def _around_object(rng: random.Random, objects: Sequence[Box]) -> Rectangle:
     box = rng.choice(objects)
     width, height = box.x1 - box.x0, box.y1 - box.y0
     x0, x1 = (x + rng.uniform(-0.1, 0.1) * width for x in (box.x0, box.x1))
@@ -169,20 +169,20 @@ def _around_object(rng: random.Random, objects: Sequence[Box]) -> Window:
     return max(x0, 0.0), max(y0, 0.0), min(x1, float(SIDE)), min(y1, float(SIDE))
 
 
-def _grid_tile(rng: random.Random, objects: Sequence[Box]) -> Window:
+def _grid_tile(rng: random.Random, objects: Sequence[Box]) -> Rectangle:
     parts = rng.choice((2, 3, 3, 3))
     side = SIDE / parts
     column, row = rng.randrange(parts), rng.randrange(parts)
     return column * side, row * side, (column + 1) * side, (row + 1) * side
 
 
-def _random_window(rng: random.Random, objects: Sequence[Box]) -> Window:
+def _random_window(rng: random.Random, objects: Sequence[Box]) -> Rectangle:
     width, height = (rng.uniform(0.15, 1.0) * SIDE for _ in range(2))
     x0, y0 = rng.uniform(0, SIDE - width), rng.uniform(0, SIDE - height)
     return x0, y0, x0 + width, y0 + height
 
 
-def _share(box: Box, window: Window) -> float:
+def _share(box: Box, window: Rectangle) -> float:
     """Return the share of a box's area that lies in a window."""
     width = max(min(box.x1, window[2]) - max(box.x0, window[0]), 0.0)
     height = max(min(box.y1, window[3]) - max(box.y0, window[1]), 0.0)
