@@ -19,7 +19,7 @@ from serving_examples import png
 
 from vlgenrm_ray.shapes import pack_path
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "vlgenrm_ray" / "serving" / "README.md"
 
 
 def item(response: str = CANARY.better[0], **more: object) -> dict[str, object]:
