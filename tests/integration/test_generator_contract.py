@@ -46,14 +46,14 @@ def generator(request: pytest.FixtureRequest) -> Iterator[StreamingGenerator]:
     engine.close()
 
 
-def said(outcome: list[Sample] | Refusal) -> list[str]:
+def texts_of(outcome: list[Sample] | Refusal) -> list[str]:
     assert not isinstance(outcome, Refusal), outcome
     return [sample.text for sample in outcome]
 
 
 def test_outcomes_are_in_order_and_have_n_samples(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt(shade=s) for s in range(5)], Sampling(n=3, max_tokens=6, seed=7))
-    assert [len(said(o)) for o in outcomes] == [3] * 5
+    assert [len(texts_of(o)) for o in outcomes] == [3] * 5
     assert generator.generate([], Sampling()) == []
 
 
@@ -72,23 +72,23 @@ def test_equal_seeds_give_equal_responses_in_any_batch(generator: StreamingGener
     seeds = list(range(100, 124))
     sampling = Sampling(n=2, max_tokens=6)
     prompts = [prompt(shade=s) for s in seeds]
-    together = [said(o) for o in generator.generate(prompts, sampling, seeds)]
-    backwards = [said(o) for o in generator.generate(prompts[::-1], sampling, seeds[::-1])]
-    alone = [said(generator.generate([p], sampling, [s])[0]) for p, s in zip(prompts[:3], seeds, strict=False)]
+    together = [texts_of(o) for o in generator.generate(prompts, sampling, seeds)]
+    backwards = [texts_of(o) for o in generator.generate(prompts[::-1], sampling, seeds[::-1])]
+    alone = [texts_of(generator.generate([p], sampling, [s])[0]) for p, s in zip(prompts[:3], seeds, strict=False)]
     assert together == backwards[::-1]
     assert together[:3] == alone
-    assert together == [said(o) for o in generator.generate(prompts, Sampling(n=2, max_tokens=6, seed=100))]
+    assert together == [texts_of(o) for o in generator.generate(prompts, Sampling(n=2, max_tokens=6, seed=100))]
 
 
 def test_equal_prompts_differ(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt() for _ in range(12)], Sampling(n=2, max_tokens=8, seed=3))
-    texts = [text for o in outcomes for text in said(o)]
+    texts = [text for o in outcomes for text in texts_of(o)]
     assert len(set(texts)) > 1
 
 
 def test_temperature_zero_is_deterministic(generator: StreamingGenerator) -> None:
     sampling = Sampling(temperature=0.0, max_tokens=8)
-    first, second = (said(generator.generate([prompt()], sampling, [seed])[0]) for seed in (1, 2))
+    first, second = (texts_of(generator.generate([prompt()], sampling, [seed])[0]) for seed in (1, 2))
     assert first == second
     with pytest.raises(ConfigError, match="n = 2"):
         generator.generate([prompt()], Sampling(n=2, temperature=0.0))
@@ -112,7 +112,7 @@ def test_several_images_are_taken_and_too_many_refused_alone(generator: Streamin
     assert isinstance(refused, Refusal)
     assert refused.reason is DropReason.TOO_MANY_IMAGES
     assert refused.detail == "3 images; the engine takes 2, see its setting engine.max_images"
-    assert [len(said(outcome)) for outcome in (first, second)] == [1, 1]
+    assert [len(texts_of(outcome)) for outcome in (first, second)] == [1, 1]
     assert [first, second] == generator.generate([one, two], sampling, [1, 3])
     assert generator.generate([three], sampling) == [refused]
 
@@ -150,10 +150,10 @@ def test_watched_words_have_a_probability_at_every_token(generator: StreamingGen
 def test_unusual_prompts_do_not_affect_their_batch(generator: StreamingGenerator, odd: Prompt) -> None:
     plain = prompt(shade=9)
     sampling = Sampling(max_tokens=5)
-    beside, outcome = generator.generate([plain, odd], sampling, [1, 2])
-    (text,) = said(outcome)
+    neighbour, outcome = generator.generate([plain, odd], sampling, [1, 2])
+    (text,) = texts_of(outcome)
     assert not (odd.prefix and text.startswith(odd.prefix))
-    assert [beside] == generator.generate([plain], sampling, [1])
+    assert [neighbour] == generator.generate([plain], sampling, [1])
 
 
 def test_finished_prompts_are_yielded_before_the_batch_ends(generator: StreamingGenerator) -> None:

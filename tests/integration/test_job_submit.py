@@ -85,15 +85,15 @@ def test_the_shapes_recipe_runs_as_a_job_and_is_not_run_twice(head: str, tmp_pat
     assert first.returncode == 0, first.stdout + first.stderr
     for said in ("base: held-out pairwise accuracy", "round 1: held-out pairwise accuracy", "succeeded"):
         assert said in first.stdout
-    found = json.loads((run / "summary.json").read_text())
-    assert [r["round"] for r in found["rounds"]] == [0, 1]
-    assert all(r["num_pairs"] == 10 for r in found["rounds"])
+    summary = json.loads((run / "summary.json").read_text())
+    assert [r["round"] for r in summary["rounds"]] == [0, 1]
+    assert all(r["num_pairs"] == 10 for r in summary["rounds"])
     assert (run / "best" / "config.json").exists()
 
     written = (run / "round-1" / "evaluation" / "manifest.json").stat().st_mtime_ns
     second = submit(head, *small(run))
     assert second.returncode == 0, second.stdout + second.stderr
-    assert json.loads((run / "summary.json").read_text())["rounds"] == found["rounds"]
+    assert json.loads((run / "summary.json").read_text())["rounds"] == summary["rounds"]
     assert (run / "round-1" / "evaluation" / "manifest.json").stat().st_mtime_ns == written
 
 

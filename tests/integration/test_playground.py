@@ -56,9 +56,9 @@ def test_the_example_is_scored_and_the_experts_draw_boxes(page: Any) -> None:
     for letter in ("A", "B"):
         card = page.get_by_role("article", name=f"Response {letter}")
         assert card.locator("details").count() == 4
-        said = card.locator("output").all_text_contents()
-        assert all(re.fullmatch(r"p\(Yes\) [01]\.\d\d|no verdict", text) for text in said)
-        assert len(set(said)) > 1 or said[0] != "no verdict"
+        outputs = card.locator("output").all_text_contents()
+        assert all(re.fullmatch(r"p\(Yes\) [01]\.\d\d|no verdict", text) for text in outputs)
+        assert len(set(outputs)) > 1 or outputs[0] != "no verdict"
         assert card.get_by_text("4 of 4").is_visible()
     page.locator(".box.supported").wait_for()
     assert page.locator(".box.supported").inner_text().startswith("\u2713 yellow circle")

@@ -50,9 +50,9 @@ def test_a_real_image_is_scored(http: httpx.Client) -> None:
 
 def test_the_curl_commands_of_the_readme_work(http: httpx.Client, tmp_path: Path) -> None:
     (block,) = re.findall(r"```bash\nvlgenrm serve .*?\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    pictures = tmp_path / "runs/demo/pool/images"
-    pictures.mkdir(parents=True)
-    (pictures / "one.png").write_bytes(CANARY.data)
+    image_folder = tmp_path / "runs/demo/pool/images"
+    image_folder.mkdir(parents=True)
+    (image_folder / "one.png").write_bytes(CANARY.data)
     # The README's service needs no token.
     (tmp_path / ".curlrc").write_text(f'header = "Authorization: {USER["Authorization"]}"\n')
     script = block.replace("localhost:8000", http.base_url.netloc.decode())

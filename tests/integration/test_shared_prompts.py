@@ -98,15 +98,15 @@ def inputs(ids: "torch.Tensor", mask: "torch.Tensor") -> "dict[str, torch.Tensor
 def test_samples_in_one_row_are_what_they_are_alone(family: str) -> None:
     import torch
 
-    made = model(family)
+    vlm = model(family)
     groups = [
-        [Tokens(prompt + said, len(prompt)) for said in samples]
+        [Tokens(prompt + sample, len(prompt)) for sample in samples]
         for prompt, samples in zip(PROMPTS, SAMPLES, strict=True)
     ]
     expected = []
     for tokens in (tokens for group in groups for tokens in group):
         ids = torch.tensor([tokens.ids])
-        logits = made(**inputs(ids, torch.ones_like(ids)), use_cache=False).logits[0]
+        logits = vlm(**inputs(ids, torch.ones_like(ids)), use_cache=False).logits[0]
         expected.append(logits[tokens.num_prompt - 1 : -1])
     rows = [shared_prompts.build_row(group) for group in groups]
     ids = torch.zeros((len(rows), max(len(row.ids) for row in rows)), dtype=torch.long)
@@ -115,10 +115,10 @@ def test_samples_in_one_row_are_what_they_are_alone(family: str) -> None:
         ids[i, : len(row.ids)], mask[i, : len(row.ids)] = torch.tensor(row.ids), 1
     shared = shared_prompts.build_layout(rows)
     batch = Batch(inputs(ids, mask), (0, 0), torch.ones(4, 1), sharing=shared)
-    tower = SharedVisionTower(made)
+    tower = SharedVisionTower(vlm)
     with tower.sharing(batch.image_of_row):
-        together = made(**model_inputs(batch, shared, tower.model), use_cache=False).logits
-    assert shared.words.tolist() == [word for samples in SAMPLES for said in samples for word in said]
+        together = vlm(**model_inputs(batch, shared, tower.model), use_cache=False).logits
+    assert shared.words.tolist() == [word for samples in SAMPLES for sample in samples for word in sample]
     assert_close(together[shared.predictor_positions], torch.cat(expected), atol=1e-5)
     # What the test would not see of a model that is blind to order.
     assert float((expected[0] - expected[0].roll(1, 0)).detach().abs().max()) > 1e-2

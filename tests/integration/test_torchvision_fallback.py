@@ -33,11 +33,11 @@ def brute_force(boxes: Any, scores: Any, limit: float) -> list[int]:
         height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
         return width * height / (area(a) + area(b) - width * height)
 
-    kept: list[int] = []
+    indices: list[int] = []
     for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
-        if all(overlap(boxes[i], boxes[k]) <= limit for k in kept):
-            kept.append(i)
-    return kept
+        if all(overlap(boxes[i], boxes[k]) <= limit for k in indices):
+            indices.append(i)
+    return indices
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -49,16 +49,16 @@ def test_nms_equals_brute_force(fallback: ModuleType, seed: int, limit: float) -
     corners = torch.rand(60, 2, generator=generator) * 20
     boxes = torch.cat([corners, corners + 20 + torch.rand(60, 2, generator=generator) * 10], dim=1)
     scores = torch.rand(60, generator=generator)
-    kept = fallback.nms(boxes, scores, limit).tolist()
-    assert 0 < len(kept) < 60
-    assert kept == brute_force(boxes.double().tolist(), scores.tolist(), limit)
+    indices = fallback.nms(boxes, scores, limit).tolist()
+    assert 0 < len(indices) < 60
+    assert indices == brute_force(boxes.double().tolist(), scores.tolist(), limit)
 
 
 def test_nms_of_nothing(fallback: ModuleType) -> None:
     import torch
 
-    kept = fallback.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
-    assert (kept.shape, kept.dtype) == ((0,), torch.int64)
+    indices = fallback.nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
+    assert (indices.shape, indices.dtype) == ((0,), torch.int64)
 
 
 def run(code: str) -> str:

@@ -42,7 +42,7 @@ def train(folder: Path, items: Sequence[BenchItem], reward: Any = vlgenrm_reward
 
     rows = {
         "prompt": [[{"role": "user", "content": item.question}] for item in items],
-        "image": [picture(item) for item in items],
+        "image": [open_image(item) for item in items],
     }
     trainer = GRPOTrainer(
         model=str(pack_path("vlm")),
@@ -74,7 +74,7 @@ def train(folder: Path, items: Sequence[BenchItem], reward: Any = vlgenrm_reward
     return [row for table in tables for row in table.to_pylist()]
 
 
-def picture(item: BenchItem) -> Image.Image:
+def open_image(item: BenchItem) -> Image.Image:
     return Image.open(io.BytesIO(item.image)).convert("RGB")
 
 
@@ -95,7 +95,7 @@ def test_every_completion_has_the_reward_of_its_image(http: httpx.Client, tmp_pa
 def ask(row: dict[str, Any]) -> ScoreInput:
     question = text(row["prompt"])
     (item,) = [item for item in ITEMS if item.question == question]
-    return ScoreInput(image=picture(item), question=question, response=text(row["completion"]))
+    return ScoreInput(image=open_image(item), question=question, response=text(row["completion"]))
 
 
 def text(messages: Sequence[dict[str, Any]]) -> str:
@@ -108,12 +108,12 @@ def text(messages: Sequence[dict[str, Any]]) -> str:
 
 def test_samples_without_a_reward_are_masked_and_not_zero(tmp_path: Path) -> None:
     rows = train(tmp_path, ITEMS[:2], vlgenrm_reward_async, reference=[None, ENDLESS])
-    found = {name: [row for row in rows if text(row["prompt"]) == ITEMS[i].question] for i, name in enumerate("ab")}
-    assert [len(group) for group in found.values()] == [GROUP, GROUP]
-    assert all(0.0 <= row["vlgenrm_reward_async"] <= 1.0 for row in found["a"])
+    groups = {name: [row for row in rows if text(row["prompt"]) == ITEMS[i].question] for i, name in enumerate("ab")}
+    assert [len(group) for group in groups.values()] == [GROUP, GROUP]
+    assert all(0.0 <= row["vlgenrm_reward_async"] <= 1.0 for row in groups["a"])
     # NaN in the trainer, nothing in its table.
-    assert all(row["vlgenrm_reward_async"] is None for row in found["b"])
-    assert all(row["advantage"] == 0.0 for row in found["b"])
+    assert all(row["vlgenrm_reward_async"] is None for row in groups["b"])
+    assert all(row["advantage"] == 0.0 for row in groups["b"])
 
 
 def test_a_service_that_is_not_there_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,8 @@ def test_samples_of_several_images_see_them_all(generator: AsyncVllmGenerator, r
     pictures = tuple(image for shade in (10, 240) for image in ask(shade).images)
 
     async def chances(images: tuple[Image.Image, ...]) -> list[float]:
-        asked = Prompt(images=images, text="Is there a red circle?")
-        outcome = await generator.generate_one(asked, Sampling(n=3, max_tokens=1, tracked_words=("Yes", "No")), 1)
+        prompt = Prompt(images=images, text="Is there a red circle?")
+        outcome = await generator.generate_one(prompt, Sampling(n=3, max_tokens=1, tracked_words=("Yes", "No")), 1)
         assert not isinstance(outcome, Refusal), outcome
         return [sample.tokens[0].tracked_probabilities["Yes"] for sample in outcome]
 

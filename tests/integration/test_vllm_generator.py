@@ -73,8 +73,8 @@ def test_samples_of_a_prompt_share_its_prefill(generator: VllmGenerator, steps: 
 
     def cost(n: int, shade: int) -> int:
         scheduled.clear()
-        picture = Image.new("RGB", (48, 48), (shade, shade, shade))
-        generator.generate([Prompt(images=(picture,), text=text)], Sampling(n=n, max_tokens=1))
+        image = Image.new("RGB", (48, 48), (shade, shade, shade))
+        generator.generate([Prompt(images=(image,), text=text)], Sampling(n=n, max_tokens=1))
         return sum(scheduled)
 
     once = cost(1, 10)
@@ -84,15 +84,15 @@ def test_samples_of_a_prompt_share_its_prefill(generator: VllmGenerator, steps: 
 def test_images_are_examined_in_order(generator: VllmGenerator) -> None:
     red, blue = (Image.new("RGB", (48, 48), color) for color in ((200, 30, 30), (30, 30, 200)))
     strip = Image.new("RGB", (4000, 8))
-    shown = [(red,), (red, blue), (blue, red), (red, red), (red, blue, red), (red, strip)]
+    lists = [(red,), (red, blue), (blue, red), (red, red), (red, blue, red), (red, strip)]
     sampling = Sampling(max_tokens=1, temperature=0.0, tracked_words=("Yes", "No"))
-    *judged, refused = generator.generate([Prompt(images=s, text="Is there a red circle?") for s in shown], sampling)
-    chances = [
+    *judged, refused = generator.generate([Prompt(images=s, text="Is there a red circle?") for s in lists], sampling)
+    probabilities = [
         outcome[0].tokens[0].tracked_probabilities["Yes"] for outcome in judged if not isinstance(outcome, Refusal)
     ]
-    assert len(chances) == 5
+    assert len(probabilities) == 5
     # Rounding in a batch of another shape is below 1e-4.
-    assert all(abs(a - b) > 1e-4 for i, a in enumerate(chances) for b in chances[:i]), chances
+    assert all(abs(a - b) > 1e-4 for i, a in enumerate(probabilities) for b in probabilities[:i]), probabilities
     assert isinstance(refused, Refusal)
 
 

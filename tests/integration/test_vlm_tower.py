@@ -21,11 +21,11 @@ SHOWN = (0, 1, 0, 2, 1, 0)
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     """Six rows of three pictures, one of which four prompts are about."""
-    made = draw_examples(tmp_path_factory.mktemp("world"), 10)
-    different = {example.image.sha256: example for example in made}
+    examples = draw_examples(tmp_path_factory.mktemp("world"), 10)
+    different = {example.image.sha256: example for example in examples}
     pictures = [example.image for example in different.values()][:3]
     encoder = VlmEncoder(pack_path("vlm"), ImageLimits())
-    rows = [(pictures[shown], made[number]) for number, shown in enumerate(SHOWN)]
+    rows = [(pictures[index], examples[number]) for number, index in enumerate(SHOWN)]
     return encoder.batch([(encoder.encode(p, e.prompt, e.completion), p, 1.0) for p, e in rows])
 
 

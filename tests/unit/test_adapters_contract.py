@@ -220,8 +220,8 @@ def test_verifiers_traces_and_rubrics(service: FakeService) -> None:
     assert asyncio.run(verifiers.reward(task=task, trace=SimpleNamespace(last_reply="0.75"))) == 0.75
     assert asyncio.run(verifiers.reward(SimpleNamespace(prompt="What?"), SimpleNamespace(last_reply="1"))) == 1.0
     completion = [{"role": "assistant", "content": "0.5"}]
-    asked = {"prompt": [user("What?")], "completion": completion, "answer": "a star", "info": {"image": URL}}
-    assert asyncio.run(verifiers.rubric_reward(**asked, state={})) == 0.5
+    arguments = {"prompt": [user("What?")], "completion": completion, "answer": "a star", "info": {"image": URL}}
+    assert asyncio.run(verifiers.rubric_reward(**arguments, state={})) == 0.5
     assert [item.reference for item in service.items] == ["a star", None, "a star"]
     with pytest.raises(RemoteError):
         asyncio.run(verifiers.reward(task, SimpleNamespace(last_reply="fails:unreadable_verdict")))

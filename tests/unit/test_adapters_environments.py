@@ -116,13 +116,13 @@ def test_roll_scores_a_batch_in_one_call(service: FakeService) -> None:
 
 def fake_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace torch by lists: unit tests import no torch."""
-    made = SimpleNamespace(
+    lists = SimpleNamespace(
         tensor=list,
         ones=lambda n: [1.0] * n,
         zeros_like=lambda x, dtype: [[0.0] * len(row) for row in x],
         float32="f32",
     )
-    monkeypatch.setitem(sys.modules, "torch", made)
+    monkeypatch.setitem(sys.modules, "torch", lists)
 
 
 def test_roll_worker_returns_three_reward_tensors(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +161,11 @@ def test_nemo_rl_scores_a_batch_per_step(service: FakeService, monkeypatch: pyte
 
 
 def test_nemo_rl_creates_its_actor_on_access(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    ray = SimpleNamespace(remote=lambda **how: lambda cls: made.append((how, cls)) or "actor")
+    calls: list[Any] = []
+    ray = SimpleNamespace(remote=lambda **how: lambda cls: calls.append((how, cls)) or "actor")
     monkeypatch.setitem(sys.modules, "ray", ray)
     assert nemo_rl.JudgeEnvironment == "actor"
-    assert made == [({"max_restarts": 3}, nemo_rl.Environment)]
+    assert calls == [({"max_restarts": 3}, nemo_rl.Environment)]
     with pytest.raises(AttributeError):
         _ = nemo_rl.Another
 

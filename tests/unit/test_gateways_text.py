@@ -21,14 +21,14 @@ HTTP = {
 }
 
 
-def said(response: str) -> str:
+def query_text(response: str) -> str:
     return f"{PROMPT}{response}<|im_end|>"
 
 
 def test_openrlhf_sends_one_sample_with_question_and_image_in_the_label() -> None:
     gateway = FakeGateway(openrlhf.router)
     label = write_label(question="What is drawn?", images=["/pictures/a.png"], reference="a cat")
-    reply = gateway.post("/get_reward", {"query": [said("0.25")], "prompts": [PROMPT], "labels": [label]}).json()
+    reply = gateway.post("/get_reward", {"query": [query_text("0.25")], "prompts": [PROMPT], "labels": [label]}).json()
     assert reply["rewards"] == reply["scores"] == [0.25]
     assert reply["extra_logs"] == {"verdict_mass": [0.9], "num_critiques": [1]}
     (item,) = gateway.items
@@ -43,8 +43,8 @@ def test_openrlhf_leaves_servers_beyond_the_first_without_a_query() -> None:
 
 def test_openrlhf_without_labels_takes_the_question_from_the_prompt() -> None:
     gateway = FakeGateway(openrlhf.router)
-    assert gateway.post("/get_reward", {"query": [said("1")], "prompts": [PROMPT]}).json()["rewards"] == [1.0]
-    assert gateway.post("/get_reward", {"query": [said("1")]}).json()["rewards"] == [1.0]
+    assert gateway.post("/get_reward", {"query": [query_text("1")], "prompts": [PROMPT]}).json()["rewards"] == [1.0]
+    assert gateway.post("/get_reward", {"query": [query_text("1")]}).json()["rewards"] == [1.0]
     assert [i.question for i in gateway.items] == ["What is it?"] * 2
 
 
@@ -57,7 +57,11 @@ def test_openrlhf_m_and_lmm_r1_send_the_conversation_as_text() -> None:
         )
         for i in images
     ]
-    body = {"query": [said("0"), said("0.5"), said("1")], "prompts": prompts, "labels": ["a", "b", "c"]}
+    body = {
+        "query": [query_text("0"), query_text("0.5"), query_text("1")],
+        "prompts": prompts,
+        "labels": ["a", "b", "c"],
+    }
     reply = gateway.post("/get_reward", body).json()
     assert reply["rewards"] == [0.0, 0.5, 1.0]
     # Each value becomes a tensor there: lists of numbers only.
@@ -71,10 +75,10 @@ def test_several_images_come_in_a_label_or_in_the_conversation() -> None:
     gateway = FakeGateway(openrlhf.router)
     paths = ["/pictures/a.png", "/pictures/b.png"]
     parts = [*({"type": "image", "image": path} for path in paths), {"type": "text", "text": "Which?"}]
-    body = {"query": [said("1")], "prompts": [json.dumps([{"role": "user", "content": parts}])], "labels": ["a"]}
+    body = {"query": [query_text("1")], "prompts": [json.dumps([{"role": "user", "content": parts}])], "labels": ["a"]}
     assert gateway.post("/get_reward", body).json()["rewards"] == [1.0]
     label = write_label(question="Which?", images=paths)
-    assert gateway.post("/get_reward", {"query": [said("1")], "labels": [label]}).json()["rewards"] == [1.0]
+    assert gateway.post("/get_reward", {"query": [query_text("1")], "labels": [label]}).json()["rewards"] == [1.0]
     assert [image_references(item) for item in gateway.items] == [paths, paths]
     slimes = FakeGateway(slime.router)
     assert slimes.post("/rm", {"prompt": PROMPT, "response": "1", "label": label}).json() == 1.0
@@ -83,11 +87,11 @@ def test_several_images_come_in_a_label_or_in_the_conversation() -> None:
 
 @pytest.mark.parametrize(("status", "code"), HTTP.items())
 def test_no_reward_is_an_http_error_never_a_number(status: str, code: int) -> None:
-    query = {"query": [said("0.5"), said(f"fails:{status}")], "prompts": [PROMPT] * 2}
+    query = {"query": [query_text("0.5"), query_text(f"fails:{status}")], "prompts": [PROMPT] * 2}
     for answer in (
         FakeGateway(openrlhf.router).post("/get_reward", query),
         FakeGateway(slime.router).post("/rm", {"prompt": PROMPT, "response": f"fails:{status}", "label": None}),
-        FakeGateway(llama_factory.router).post("/v1/score/evaluation", {"messages": [said(f"fails:{status}")]}),
+        FakeGateway(llama_factory.router).post("/v1/score/evaluation", {"messages": [query_text(f"fails:{status}")]}),
     ):
         assert answer.status_code == code
         assert status in answer.json()["detail"]
@@ -101,8 +105,8 @@ def test_no_reward_is_an_http_error_never_a_number(status: str, code: int) -> No
     [
         ({"query": ["x"], "prompts": ["a", "b"]}, "prompts"),
         ({"query": ["x"], "prompts": ["a"], "labels": []}, "query[0]"),
-        ({"query": [said("1")], "labels": [{"images": 3}]}, "labels[0]"),
-        ({"query": [said("1")], "labels": [{"image": {"bytes": "x"}}]}, "images"),
+        ({"query": [query_text("1")], "labels": [{"images": 3}]}, "labels[0]"),
+        ({"query": [query_text("1")], "labels": [{"image": {"bytes": "x"}}]}, "images"),
         ({"query": ["1" * 70_000], "prompts": ["1"]}, "response"),
         ({"query": "x"}, "query"),
     ],
@@ -127,7 +131,7 @@ def test_slime_reads_the_whole_reply_as_the_reward() -> None:
 
 def test_llama_factory_sends_transcripts() -> None:
     gateway = FakeGateway(llama_factory.router)
-    texts = [said(str(i % 3)) for i in range(MAX_ITEMS + 2)]
+    texts = [query_text(str(i % 3)) for i in range(MAX_ITEMS + 2)]
     reply = gateway.post("/v1/score/evaluation", {"model": "model", "messages": texts}).json()
     assert reply == {"scores": [float(i % 3) for i in range(MAX_ITEMS + 2)]}
     assert gateway.items[0].images == []

@@ -130,13 +130,13 @@ def test_without_an_operator_token_swaps_are_forbidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "status", "said"),
+    ("folder", "status", "message"),
     [("/new", 200, "first-0"), ("/blind", 409, "does not look"), ("/none", 422, "model:"), ("/lost", 503, "ask again")],
 )
-def test_an_operator_swaps_the_model(folder: str, status: int, said: str, tokens: ApiTokens) -> None:
+def test_an_operator_swaps_the_model(folder: str, status: int, message: str, tokens: ApiTokens) -> None:
     reply = call("POST", "/v1/model", json={"model": folder}, tokens=tokens, token="operator-secret")
     assert reply.status_code == status
-    assert said in reply.text
+    assert message in reply.text
 
 
 def test_a_body_is_bounded_with_or_without_content_length() -> None:

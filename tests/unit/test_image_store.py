@@ -118,10 +118,10 @@ def test_impossible_paths_are_refused_without_touching_the_disk(
         raise AssertionError("the disk")
 
     monkeypatch.setattr("vlgenrm_ray.serving.images.os.path.realpath", fail)
-    said = "the file is not below a folder that the operator allowed"
+    message = "the file is not below a folder that the operator allowed"
     for reference in (f"{tmp_path}/a.b/{'a/' * 1_000_000}c.png", f"{tmp_path}/a/../b.png"):
-        assert refusal(images, reference).detail == said
-    assert refusal(without, f"{tmp_path}/a.png").detail == said
+        assert refusal(images, reference).detail == message
+    assert refusal(without, f"{tmp_path}/a.png").detail == message
 
 
 def test_a_root_may_be_a_link(tmp_path: Path) -> None:

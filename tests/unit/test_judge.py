@@ -91,8 +91,8 @@ def test_several_images_keep_their_order_and_a_missing_one_affects_its_input_onl
     there = probe(str(path), ImageLimits())
     gone = ImageRef(uri=str(tmp_path / "b.png"), sha256="0", width=16, height=16)
     engine = RecordingGenerator({"": "Verdict: Yes"}, max_images=2)
-    shown = [(IMAGE, there), (there, IMAGE), (there, gone), (there, there, there)]
-    judgements = Judge(CONFIG, engine).score([item(images=images) for images in shown])
+    image_lists = [(IMAGE, there), (there, IMAGE), (there, gone), (there, there, there)]
+    judgements = Judge(CONFIG, engine).score([item(images=images) for images in image_lists])
     assert [j.status for j in judgements] == ["ok", "ok", "image_missing", "too_many_images"]
     assert [j.reward is None for j in judgements] == [False, False, True, True]
     reds = [[image.getpixel((0, 0))[0] for image in prompt.images] for prompt in engine.prompts]  # type: ignore[index]
@@ -132,7 +132,7 @@ def test_a_hinted_critique_is_reread_without_the_hint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"num_critiques": 0}, "num_critiques"),
         ({"temperature": -0.1}, "temperature"),
@@ -143,8 +143,8 @@ def test_a_hinted_critique_is_reread_without_the_hint() -> None:
         ({"temperature": 0.0, "num_critiques": 4}, "set num_critiques to 1, or temperature above 0"),
     ],
 )
-def test_invalid_settings_name_the_field(settings: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_invalid_settings_name_the_field(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         JudgeConfig.model_validate(settings)
 
 

@@ -12,16 +12,16 @@ from vlgenrm_ray.engines.vlm_batch import Batch
 
 
 def test_log_probs_and_entropy_by_hand() -> None:
-    found = log_probs(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([1]), entropy="value")
-    assert float(found.values) == pytest.approx(math.log(0.75))
-    assert found.entropy is not None
-    assert float(found.entropy) == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
+    result = log_probs(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([1]), entropy="value")
+    assert float(result.values) == pytest.approx(math.log(0.75))
+    assert result.entropy is not None
+    assert float(result.entropy) == pytest.approx(-0.25 * math.log(0.25) - 0.75 * math.log(0.75))
 
 
 def test_a_temperature_of_a_half_squares_the_odds() -> None:
-    found = log_probs(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([1]), temperature=0.5)
-    assert float(found.values) == pytest.approx(math.log(0.9))
-    assert found.entropy is None
+    result = log_probs(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([1]), temperature=0.5)
+    assert float(result.values) == pytest.approx(math.log(0.9))
+    assert result.entropy is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 100])
@@ -29,30 +29,30 @@ def test_chunks_change_neither_values_nor_gradient(rows: int, monkeypatch: pytes
     monkeypatch.setattr(module, "_CHUNK_ROWS", rows)
     logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
     targets = torch.arange(6)
-    found = log_probs(logits, targets, temperature=0.7, entropy="gradient")
+    result = log_probs(logits, targets, temperature=0.7, entropy="gradient")
     every = torch.distributions.Categorical(logits=logits / 0.7)
-    assert found.entropy is not None
-    assert_close(found.values, every.log_prob(targets))
-    assert_close(found.entropy, every.entropy())
+    assert result.entropy is not None
+    assert_close(result.values, every.log_prob(targets))
+    assert_close(result.entropy, every.entropy())
     weights = torch.arange(6.0)
-    (gradient,) = torch.autograd.grad((weights * (found.values + 2 * found.entropy)).sum(), logits)
+    (gradient,) = torch.autograd.grad((weights * (result.values + 2 * result.entropy)).sum(), logits)
     (expected,) = torch.autograd.grad((weights * (every.log_prob(targets) + 2 * every.entropy())).sum(), logits)
     assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize(("entropy", "has"), [("value", False), ("gradient", True)])
 def test_an_entropy_has_a_gradient_only_where_asked_for(entropy: EntropyMode, has: bool) -> None:
-    found = log_probs(torch.randn(2, 3, requires_grad=True), torch.tensor([0, 1]), entropy=entropy)
-    assert found.entropy is not None
-    assert found.entropy.requires_grad is has
-    assert found.values.requires_grad
+    result = log_probs(torch.randn(2, 3, requires_grad=True), torch.tensor([0, 1]), entropy=entropy)
+    assert result.entropy is not None
+    assert result.entropy.requires_grad is has
+    assert result.values.requires_grad
 
 
 def test_no_targets_give_empty_values() -> None:
     logits = torch.randn(0, 3, requires_grad=True)
-    found = log_probs(logits, torch.zeros(0, dtype=torch.long), entropy="gradient")
-    assert found.values.shape == (0,)
-    assert found.values.requires_grad
+    result = log_probs(logits, torch.zeros(0, dtype=torch.long), entropy="gradient")
+    assert result.values.shape == (0,)
+    assert result.values.requires_grad
 
 
 def test_values_are_at_the_positions_of_their_targets() -> None:

@@ -33,7 +33,7 @@ def test_a_whole_folder_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "said"),
+    ("lost", "message"),
     [
         ("config.json", "no config.json"),
         ("model.safetensors", "no weights"),
@@ -41,9 +41,9 @@ def test_a_whole_folder_is_found(tmp_path: Path) -> None:
         ("processor_config.json", "no image processor"),
     ],
 )
-def test_a_missing_part_is_named(tmp_path: Path, lost: str, said: str) -> None:
+def test_a_missing_part_is_named(tmp_path: Path, lost: str, message: str) -> None:
     (whole(tmp_path / "m") / lost).unlink()
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         model_folder.locate(str(tmp_path / "m"))
     assert str(tmp_path / "m") in str(error.value)
 
@@ -55,9 +55,9 @@ def test_an_unreadable_configuration_is_named(tmp_path: Path, text: str) -> None
         model_folder.locate(str(tmp_path / "m"))
 
 
-@pytest.mark.parametrize("kept", [4, 20, 1000])
-def test_weights_cut_short_are_named(tmp_path: Path, kept: int) -> None:
-    (whole(tmp_path / "m") / "model.safetensors").write_bytes(weights()[:kept])
+@pytest.mark.parametrize("num_bytes", [4, 20, 1000])
+def test_weights_cut_short_are_named(tmp_path: Path, num_bytes: int) -> None:
+    (whole(tmp_path / "m") / "model.safetensors").write_bytes(weights()[:num_bytes])
     with pytest.raises(InputError, match=r"model\.safetensors is cut short"):
         model_folder.locate(str(tmp_path / "m"))
 

@@ -76,12 +76,12 @@ def check_all(
 
 
 def draw_world(index: int) -> tuple[Scene, ShapesQuestion, Question]:
-    scene, asked = world.draw_item(5, "train", index)
+    scene, item = world.draw_item(5, "train", index)
     image = ImageRef(uri=f"{index}.png", sha256=f"{index}", width=SIDE, height=SIDE)
     return (
         scene,
-        asked,
-        Question(id=f"q{index}", image=image, text=asked.text, source="shapes", kind=asked.kind),
+        item,
+        Question(id=f"q{index}", image=image, text=item.text, source="shapes", kind=item.kind),
     )
 
 
@@ -95,8 +95,8 @@ def question_evidence(
 
 
 def wrong_answers(index: int, count: int) -> list[str]:
-    scene, asked, _ = draw_world(index)
-    return [corrupt_answer(scene, asked, random.Random(i)) for i in range(count)]
+    scene, item, _ = draw_world(index)
+    return [corrupt_answer(scene, item, random.Random(i)) for i in range(count)]
 
 
 def right_answer(index: int) -> str:
@@ -111,7 +111,7 @@ INDEX = st.integers(0, 20_000)
 def test_every_label_is_true_and_every_question_has_a_pair_or_a_drop(
     index: int, num_wrong: int, with_right: bool, rng: random.Random
 ) -> None:
-    scene, asked, question = draw_world(index)
+    scene, item, question = draw_world(index)
     foreign = world.draw_item(6, "train", rng.randrange(1000))[1].reference
     texts = [
         *wrong_answers(index, num_wrong),
@@ -131,8 +131,8 @@ def test_every_label_is_true_and_every_question_has_a_pair_or_a_drop(
     assert all(d.reason and d.detail for d in built.dropped)
     for pair in built.records:
         assert pair.chosen != pair.rejected
-        assert is_true(scene, asked.text, pair.chosen), pair
-        assert not is_true(scene, asked.text, pair.rejected), pair
+        assert is_true(scene, item.text, pair.chosen), pair
+        assert not is_true(scene, item.text, pair.rejected), pair
         assert pair.evidence
         assert pair.detections == checked[0].detections
     backwards = Unit(id="image", records=tuple(reversed(checked)))
@@ -153,11 +153,11 @@ def test_edits_do_not_favour_one_direction() -> None:
     """Counts go up as well as down, and every colour comes up: or the text alone would tell the sides apart."""
     more, less, colours = 0, 0, Counter[str]()
     for index in range(400):
-        _, asked, _ = draw_world(index)
-        if asked.kind not in ("count", "attribute"):
+        _, item, _ = draw_world(index)
+        if item.kind not in ("count", "attribute"):
             continue
-        (pair,) = edited_pairs(question_evidence(index, [("policy", asked.reference)]), BALANCE)
-        if asked.kind == "count":
+        (pair,) = edited_pairs(question_evidence(index, [("policy", item.reference)]), BALANCE)
+        if item.kind == "count":
             (was,), (now,) = extract_claims(pair.chosen, VOCABULARY), extract_claims(pair.rejected, VOCABULARY)
             more, less = more + (now.value > was.value), less + (now.value < was.value)
         else:
@@ -171,24 +171,24 @@ def test_edits_do_not_favour_one_direction() -> None:
 @given(INDEX)
 def test_a_wrong_answer_to_a_plain_question_is_repaired(index: int) -> None:
     (wrong,) = wrong_answers(index, 1)
-    _, asked, _ = draw_world(index)
-    pairs = list(repaired_pairs(question_evidence(index, [("policy", wrong), ("policy", asked.reference)]), BALANCE))
-    if asked.kind == "describe":
+    _, item, _ = draw_world(index)
+    pairs = list(repaired_pairs(question_evidence(index, [("policy", wrong), ("policy", item.reference)]), BALANCE))
+    if item.kind == "describe":
         return  # the one wrong thing may be all there is to describe
     (pair,) = pairs
     assert (pair.rejected, pair.chosen_id, pair.rejected_id) == (wrong, f"q{index}/r0/e", f"q{index}/r0")
-    assert pair.chosen == asked.reference
+    assert pair.chosen == item.reference
 
 
 def test_descriptions_are_repaired_or_shortened() -> None:
     repairs = Counter[str]()
     for index in range(0, 300, 5):
-        scene, asked, _ = draw_world(index)
+        scene, item, _ = draw_world(index)
         if len(scene.objects) < 2:
             continue
         (wrong,) = wrong_answers(index, 1)
         for pair in repaired_pairs(question_evidence(index, [("policy", wrong)]), BALANCE):
-            assert is_true(scene, asked.text, pair.chosen)
+            assert is_true(scene, item.text, pair.chosen)
             assert pair.chosen.count(".") <= wrong.count(".")
             repairs["shortened" if pair.chosen.count(".") < wrong.count(".") else "mended"] += 1
     assert repairs["mended"] > 15
@@ -273,10 +273,10 @@ def test_limits_per_question_and_kind() -> None:
 
 def test_pairs_of_unequal_length_are_dropped() -> None:
     index = next(i for i in range(200) if draw_world(i)[1].kind == "describe" and len(draw_world(i)[0].objects) > 4)
-    scene, asked, question = draw_world(index)
-    short = corrupt_answer(scene, asked, random.Random(0)).split(". ")
-    wrong = next(s for s in short if f"{s.removesuffix('.')}." not in asked.reference)
-    texts = [("policy", asked.reference), ("policy", f"{wrong.removesuffix('.')}.")]
+    scene, item, question = draw_world(index)
+    short = corrupt_answer(scene, item, random.Random(0)).split(". ")
+    wrong = next(s for s in short if f"{s.removesuffix('.')}." not in item.reference)
+    texts = [("policy", item.reference), ("policy", f"{wrong.removesuffix('.')}.")]
     unit = Unit(id="i", records=tuple(check_all(scene, question, texts)))
     built = build_image_pairs(unit, PreferencesConfig(origins=(Origin.VERIFIED,)), VOCABULARY, THRESHOLDS, 0)
     assert [(d.id, d.reason) for d in built.dropped] == [(f"q{index}", "length_unbalanced")]

@@ -42,9 +42,9 @@ def test_a_terminal_shows_messages_above_the_bar() -> None:
     with Progress("policy", total=4, console=console) as counter:
         counter.advance(1)
         counter.print("one\ntwo [not markup]")
-    shown = terminal.getvalue()
-    assert "1/4" in shown
-    assert shown.index("one") < shown.index("two [not markup]") < shown.rindex("policy")
+    output = terminal.getvalue()
+    assert "1/4" in output
+    assert output.index("one") < output.index("two [not markup]") < output.rindex("policy")
 
 
 def test_a_log_shows_messages_on_lines_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,13 +21,13 @@ from vlgenrm_ray.judge.remote import AsyncRemoteJudge, RemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import MAX_ITEMS, MAX_TEXT, Status
 
 
-def picture(shade: int = 0) -> Image.Image:
+def draw_image(shade: int = 0) -> Image.Image:
     return Image.new("RGB", (16, 16), (shade, 0, 0))
 
 
 def png(shade: int = 0) -> bytes:
     target = io.BytesIO()
-    picture(shade).save(target, "PNG", compress_level=1)
+    draw_image(shade).save(target, "PNG", compress_level=1)
     return target.getvalue()
 
 
@@ -59,7 +59,7 @@ def test_each_image_is_uploaded_once(shades: list[list[int]]) -> None:
     service = FakeService()
     with client(service) as judge:
         for call in shades:
-            inputs = [item(str(shade / 4), image=picture(shade)) for shade in call]
+            inputs = [item(str(shade / 4), image=draw_image(shade)) for shade in call]
             assert [r.reward for r in judge.score(inputs)] == [shade / 4 for shade in call]
     assert len(service.uploads) == len({shade for call in shades for shade in call})
     assert set(service.uploads.values()) <= {1}
@@ -69,7 +69,7 @@ def test_all_forms_of_one_image_are_one_upload(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png())
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
-    forms = [picture(), png(), path, str(path), f"file://{path}", url, {"bytes": png(), "path": None}]
+    forms = [draw_image(), png(), path, str(path), f"file://{path}", url, {"bytes": png(), "path": None}]
     service = FakeService()
     replies = client(service).score([item(image=form) for form in forms] + [item(images=[png(), png(1)])])
     assert {r.status for r in replies} == {Status.OK}
@@ -78,7 +78,7 @@ def test_all_forms_of_one_image_are_one_upload(tmp_path: Path) -> None:
 
 def test_images_in_a_conversation_become_references() -> None:
     service = FakeService()
-    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "What is it?"}]
+    content = [{"type": "image", "image": draw_image()}, {"type": "text", "text": "What is it?"}]
     (reply,) = client(service).score([ScoreInput(messages=[{"role": "user", "content": content}], response="1")])
     assert reply.reward == 1.0
     (part, text) = service.items[0].messages[0]["content"]

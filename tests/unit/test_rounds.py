@@ -20,9 +20,9 @@ BASE = Path("/base")
 class FakeStages:
     """Stages that record their calls and report given accuracies."""
 
-    def __init__(self, accuracies: Sequence[float], kept: int = 4) -> None:
+    def __init__(self, accuracies: Sequence[float], num_selected: int = 4) -> None:
         self.accuracies = dict(enumerate(accuracies))
-        self.kept = kept
+        self.num_selected = num_selected
         self.calls: list[tuple[Any, ...]] = []
 
     def stages(self) -> RoundStages:
@@ -35,7 +35,7 @@ class FakeStages:
         return manifest("critiques")
 
     def selection(self, number: int, source: StageFolder, target: StageFolder) -> Manifest:
-        return manifest("selection", self.kept, kept_share=self.kept / 4)
+        return manifest("selection", self.num_selected, kept_share=self.num_selected / 4)
 
     def training(self, model: Path, number: int, examples: StageFolder, target: Path) -> TrainingResult:
         self.calls.append(("training", model, number))
@@ -89,4 +89,4 @@ def test_of_equal_rounds_the_earliest_is_best(tmp_path: Path) -> None:
 
 def test_a_round_without_examples_is_an_error_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"kept none of 4 pairs.*wrong_verdict.*selection\.tau"):
-        run(FakeStages([0.6, 0.7], kept=0), tmp_path)
+        run(FakeStages([0.6, 0.7], num_selected=0), tmp_path)

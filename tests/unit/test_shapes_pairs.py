@@ -14,13 +14,13 @@ COUNT = 2000
 
 @cache
 def pairs() -> list[tuple[str, str, str, str]]:
-    """(kind, question, chosen, rejected), without the cost of pictures."""
-    found = []
+    """Draw (kind, question, chosen, rejected) without rendering images."""
+    rows = []
     for index in range(COUNT):
-        scene, asked = draw_item(5, "heldout", index)
-        wrong = corrupt_answer(scene, asked, rng_of(5, "heldout", index, "wrong"))
-        found.append((asked.kind, asked.text, asked.reference, wrong))
-    return found
+        scene, item = draw_item(5, "heldout", index)
+        wrong = corrupt_answer(scene, item, rng_of(5, "heldout", index, "wrong"))
+        rows.append((item.kind, item.text, item.reference, wrong))
+    return rows
 
 
 def share(wins: list[float]) -> float:
@@ -40,13 +40,13 @@ def test_blind_baselines_are_at_chance() -> None:
 
 def test_answers_are_no_likelier_true_for_their_wording() -> None:
     """The best guess from question and answers alone, learned on half the pairs, stays near chance on the others."""
-    made = pairs()
+    drawn = pairs()
     times: defaultdict[tuple[str, ...], int] = defaultdict(int)
-    for kind, _, chosen, rejected in made[::2]:
+    for kind, _, chosen, rejected in drawn[::2]:
         words_c, words_r = set(chosen.split()), set(rejected.split())
         times[kind, *sorted(words_c - words_r), "<", *sorted(words_r - words_c)] += 1
     wins = []
-    for kind, _, chosen, rejected in made[1::2]:
+    for kind, _, chosen, rejected in drawn[1::2]:
         words_c, words_r = set(chosen.split()), set(rejected.split())
         right = times[kind, *sorted(words_c - words_r), "<", *sorted(words_r - words_c)]
         wrong = times[kind, *sorted(words_r - words_c), "<", *sorted(words_c - words_r)]
@@ -55,11 +55,11 @@ def test_answers_are_no_likelier_true_for_their_wording() -> None:
 
 
 def test_gold_pairs_are_records_with_images(tmp_path: Path) -> None:
-    made = list(gold_pairs(tmp_path, seed=5, split="heldout", count=10))
-    assert all(isinstance(p, Preference) and p.origin == Origin.GOLD and p.kind == p.question.kind for p in made)
-    assert len({p.id for p in made}) == 10
-    assert all(Path(p.question.image.uri).is_file() for p in made)
-    for pair in made:
+    drawn = list(gold_pairs(tmp_path, seed=5, split="heldout", count=10))
+    assert all(isinstance(p, Preference) and p.origin == Origin.GOLD and p.kind == p.question.kind for p in drawn)
+    assert len({p.id for p in drawn}) == 10
+    assert all(Path(p.question.image.uri).is_file() for p in drawn)
+    for pair in drawn:
         assert world.response_is_true(pair.question, pair.chosen)
         assert not world.response_is_true(pair.question, pair.rejected)
-    assert made == list(gold_pairs(tmp_path, seed=5, split="heldout", count=10))
+    assert drawn == list(gold_pairs(tmp_path, seed=5, split="heldout", count=10))

@@ -19,11 +19,11 @@ INDEX = st.integers(0, 100_000)
 
 def scene(*things: tuple[str, str]) -> Scene:
     """A scene from (name, cell name) pairs."""
-    found = [(name.split(), CELLS.index(cell)) for name, cell in things]
+    placed = [(name.split(), CELLS.index(cell)) for name, cell in things]
     return Scene(
         objects=tuple(
             SceneObject(colour=c, shape=s, cell=cell, dx=0.0, dy=0.0, size=0.3, rotation=0.0, brightness=1.0)
-            for (c, s), cell in sorted(found, key=lambda f: f[1])
+            for (c, s), cell in sorted(placed, key=lambda f: f[1])
         ),
         background=(0.0, 0.9, 0.0, 0.05),
     )
@@ -34,39 +34,39 @@ SCENE = scene(("red circle", "top left"), ("blue star", "centre"), ("red square"
 
 @given(INDEX, INDEX)
 def test_references_are_true_and_corruptions_false(index: int, chance: int) -> None:
-    here, asked = world.draw_item(0, "train", index)
-    wrong = corrupt_answer(here, asked, random.Random(chance))
-    assert is_true(here, asked.text, asked.reference)
-    assert not is_true(here, asked.text, wrong)
+    here, item = world.draw_item(0, "train", index)
+    wrong = corrupt_answer(here, item, random.Random(chance))
+    assert is_true(here, item.text, item.reference)
+    assert not is_true(here, item.text, wrong)
     assert claims(wrong), "a corruption stays in the language"
-    assert reference_critique(here, asked.text, asked.reference).endswith("\nVerdict: Yes")
-    assert reference_critique(here, asked.text, wrong).endswith("\nVerdict: No")
+    assert reference_critique(here, item.text, item.reference).endswith("\nVerdict: Yes")
+    assert reference_critique(here, item.text, wrong).endswith("\nVerdict: No")
 
 
 @given(INDEX, INDEX)
 def test_a_corruption_changes_one_claim(index: int, chance: int) -> None:
-    here, asked = world.draw_item(0, "train", index)
-    wrong = corrupt_answer(here, asked, random.Random(chance))
-    said, known = wrong.split(". "), asked.reference.split(". ")
-    assert len(said) == len(known)
-    assert sum(a != b for a, b in zip(said, known, strict=True)) == 1
-    assert abs(len(wrong) - len(asked.reference)) <= 8
+    here, item = world.draw_item(0, "train", index)
+    wrong = corrupt_answer(here, item, random.Random(chance))
+    sentences, known = wrong.split(". "), item.reference.split(". ")
+    assert len(sentences) == len(known)
+    assert sum(a != b for a, b in zip(sentences, known, strict=True)) == 1
+    assert abs(len(wrong) - len(item.reference)) <= 8
 
 
 @given(INDEX, INDEX)
 def test_verdict_is_truth_for_answers_of_another_scene(index: int, seed: int) -> None:
     """Whatever is answered, the reference critique's verdict is `is_true`, and each line's own says if it holds."""
-    _, asked = world.draw_item(0, "train", index)
+    _, item = world.draw_item(0, "train", index)
     there = draw_scene(random.Random(seed))
-    text = reference_critique(there, asked.text, asked.reference)
-    assert text.endswith("Verdict: Yes") == is_true(there, asked.text, asked.reference)
-    assert (" Wrong." in text) == (not all(holds(there, c) for c in claims(asked.reference) or ()))
+    text = reference_critique(there, item.text, item.reference)
+    assert text.endswith("Verdict: Yes") == is_true(there, item.text, item.reference)
+    assert (" Wrong." in text) == (not all(holds(there, c) for c in claims(item.reference) or ()))
 
 
 @given(INDEX)
 def test_questions_can_be_read(index: int) -> None:
-    _, asked = world.draw_item(0, "test", index)
-    assert parse(asked.text) == (asked.kind, asked.subject, asked.other)
+    _, item = world.draw_item(0, "test", index)
+    assert parse(item.text) == (item.kind, item.subject, item.other)
 
 
 @pytest.mark.parametrize(

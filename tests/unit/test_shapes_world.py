@@ -61,9 +61,9 @@ def test_true_boxes_contain_all_drawn_pixels() -> None:
         difference = ImageChops.difference(render(scene), render(empty)).convert("L")
         for box in boxes(scene):
             corners = (int(box.x0) - 1, int(box.y0) - 1, int(box.x1) + 2, int(box.y1) + 2)
-            found = difference.crop(corners).getbbox()
-            assert found is not None
-            assert found[2] - found[0] >= box.x1 - box.x0 - 2
+            bounds = difference.crop(corners).getbbox()
+            assert bounds is not None
+            assert bounds[2] - bounds[0] >= box.x1 - box.x0 - 2
             difference.paste(0, (max(corners[0], 0), max(corners[1], 0), *corners[2:]))
         assert difference.getbbox() is None
 
@@ -95,16 +95,16 @@ def test_foreign_ids_are_refused(id: str) -> None:
 
 
 def test_questions_and_answers_are_evenly_spread() -> None:
-    asked = [world.draw_item(11, "train", i)[1] for i in range(5 * 400)]
-    assert Counter(a.kind for a in asked) == dict.fromkeys(KINDS, 400)
-    yes = sum(a.reference.startswith("Yes") for a in asked if a.kind == "existence")
+    items = [world.draw_item(11, "train", i)[1] for i in range(5 * 400)]
+    assert Counter(a.kind for a in items) == dict.fromkeys(KINDS, 400)
+    yes = sum(a.reference.startswith("Yes") for a in items if a.kind == "existence")
     assert 160 <= yes <= 240
-    counts = Counter(a.reference.split()[2] for a in asked if a.kind == "count")
+    counts = Counter(a.reference.split()[2] for a in items if a.kind == "count")
     assert len(counts) == MAX_COUNT + 1
     assert min(counts.values()) >= 70
-    sides = Counter(a.reference.split()[4] for a in asked if a.kind == "spatial")
+    sides = Counter(a.reference.split()[4] for a in items if a.kind == "spatial")
     assert min(sides.values()) >= 70
-    colours = Counter(a.reference.split()[-1] for a in asked if a.kind == "attribute")
+    colours = Counter(a.reference.split()[-1] for a in items if a.kind == "attribute")
     assert len(colours) == 6
     assert min(colours.values()) >= 40
 

@@ -32,10 +32,10 @@ def test_a_word_without_a_token_is_named(vocabulary: TokenVocabulary) -> None:
 
 @given(text=st.text(alphabet="<|im_end>age_pad x", max_size=60))
 def test_prompt_text_cannot_contain_special_tokens(vocabulary: TokenVocabulary, text: str) -> None:
-    shown = vocabulary.escape_special_tokens(text)
-    assert "<|im_end|>" not in shown
-    assert "<|image_pad|>" not in shown
-    assert shown.replace(" ", "") == text.replace(" ", "")
+    escaped = vocabulary.escape_special_tokens(text)
+    assert "<|im_end|>" not in escaped
+    assert "<|image_pad|>" not in escaped
+    assert escaped.replace(" ", "") == text.replace(" ", "")
 
 
 def test_plain_text_is_unchanged(vocabulary: TokenVocabulary) -> None:

@@ -142,9 +142,9 @@ def test_transfer_and_sampling_wait_for_each_other() -> None:
         await transfer(coordinator, 2)
         return await sampling
 
-    found = asyncio.run(scenario())
-    assert len(found) == 20
-    assert set(found) == {1, 2}
+    versions = asyncio.run(scenario())
+    assert len(versions) == 20
+    assert set(versions) == {1, 2}
 
 
 def test_an_engine_that_does_not_stop_sampling_is_named_and_all_continue() -> None:
@@ -250,9 +250,9 @@ def test_a_restarted_engine_leaves_the_work_to_others_until_the_next_weights() -
 
     async def scenario() -> list[int]:
         await transfer(coordinator, 4)
-        found = await sampled_versions(engines, 20)
+        versions = await sampled_versions(engines, 20)
         assert (await transfer(coordinator, 5)).engines == ("fake engine 0", "fake engine 2")
-        return found + await sampled_versions(engines, 6)
+        return versions + await sampled_versions(engines, 6)
 
     assert asyncio.run(scenario()) == [4] * 20 + [5] * 6
     assert len(engines.started) == 3

@@ -67,9 +67,9 @@ def test_two_iterations_with_a_kill_between(tmp_path: Path, settings: list[str])
     assert len(first) == 1
 
     process = start(tmp_path, settings)
-    said, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, said
-    assert "iteration 2: judge's held-out pairwise accuracy" in said
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, output
+    assert "iteration 2: judge's held-out pairwise accuracy" in output
     results: list[dict[str, Any]] = json.loads((tmp_path / "summary.json").read_text())["iterations"]
     # Work finished before the kill is not repeated.
     assert results[0] == first[0]
