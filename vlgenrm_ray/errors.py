@@ -1,87 +1,101 @@
-"""Exceptions and drop reasons.
+"""Exceptions of this package, and the reasons for which rows are dropped.
 
     VlGenRMError
-    |-- ConfigError        a setting is unknown or out of range; names the field, the value and the remedy
-    |-- InputError         a file or model folder the user named cannot be used
-    |-- ResourceError      the cluster cannot give what a stage asks for
-    |-- StageError         a stage cannot go on (empty input, too many rows dropped)
-    |-- EngineLostError    an engine died; whoever holds it must start another and ask that one
-    |-- WeightSyncError    an engine did not get a policy's new weights; it keeps those it has
-        |-- TransferBrokenError    an engine was lost while it got them straight from the learner; send them again
-    |-- RemoteError        a served judge cannot be reached, or does not answer as it should
-        |-- RemoteRefusalError   it refuses the request, and would again
+    |-- ConfigError                a setting is unknown, out of range, or does not fit another one
+    |-- InputError                 a file or model folder that the user named cannot be used
+    |-- ResourceError              the cluster does not have the resources that a stage requests
+    |-- StageError                 a stage cannot continue, such as for lack of input
+    |-- EngineLostError            an engine died; its requests can be repeated on another engine
+    |-- WeightSyncError            new weights did not reach an engine; it keeps those it has
+    |   `-- TransferBrokenError    an engine was lost during a transfer from GPU to GPU; start it again and repeat
+    `-- RemoteError                a served judge cannot be reached, or its reply is not valid
+        `-- RemoteRefusalError     a served judge rejects the request, and would reject it again
 
-A user's mistake raises one of these. A row that cannot be used never raises: it becomes a `Dropped` record
-whose reason is one of `DropReason`, and the run goes on.
+Messages name the field or file, its value and a remedy. A row that cannot be used raises none of these: it becomes a
+`Dropped` record with a `DropReason`, and the run continues.
 """
 
 from enum import StrEnum
 
 
 class VlGenRMError(Exception):
-    """Root of every error this package raises on purpose; the command line prints it without a traceback."""
+    """Base of all exceptions that this package raises on purpose. The command line prints them without a traceback."""
 
 
 class ConfigError(VlGenRMError, ValueError):
-    """A configuration the run must not start with."""
+    """A configuration that a run must not start with."""
 
 
 class InputError(VlGenRMError, ValueError):
-    """A path the user named does not hold what it should."""
+    """A file or folder named by the user that is missing or cannot be used."""
 
 
 class ResourceError(VlGenRMError, RuntimeError):
-    """The cluster lacks a resource that a stage asks for, now and for good."""
+    """Resources requested by a stage that the cluster will never have."""
 
 
 class StageError(VlGenRMError, RuntimeError):
-    """A stage ended without what the next one needs."""
+    """A stage that failed, or ended without the input of the next one."""
 
 
 class RemoteError(VlGenRMError, RuntimeError):
-    """A served judge did not answer, refused the request, or gave no reward where one is needed."""
+    """A served judge that cannot be reached, replies with an error, or returns no reward where one is required."""
 
 
 class RemoteRefusalError(RemoteError):
-    """A served judge refused the request (4xx): a wrong token, address or setting. It would again."""
+    """A request that a served judge rejects (4xx): a wrong token, address or setting."""
 
 
 class WeightSyncError(VlGenRMError, RuntimeError):
-    """New weights did not come to an engine, or not as they were sent."""
+    """New weights that did not reach an engine, or arrived damaged."""
 
 
 class TransferBrokenError(WeightSyncError):
-    """A transfer of weights from GPU to GPU broke off with an engine; its engines start again and can be sent to."""
+    """A transfer of weights from GPU to GPU that was interrupted by the loss of an engine, which is restarted."""
 
 
 class EngineLostError(VlGenRMError, RuntimeError):
-    """An engine's process died or failed beyond repair. What it was asked may be asked again, of another."""
+    """An engine whose process died or failed permanently. Its requests can be repeated on another engine."""
 
 
 class DropReason(StrEnum):
-    """The one vocabulary of reasons a row leaves the flow. Counted per stage in each manifest."""
+    """Reasons for which a row is dropped. Each manifest counts them per stage."""
 
     IMAGE_MISSING = "image_missing"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_OUTSIDE_ROOT = "image_outside_root"
+    """The image is outside `pool.image_root`."""
     MALFORMED_ROW = "malformed_row"
     DUPLICATE_ID = "duplicate_id"
     EMPTY_TEXT = "empty_text"
     DUPLICATE_TEXT = "duplicate_text"
+    """Another response of the question has the same text."""
     PROMPT_TOO_LONG = "prompt_too_long"
     TOO_MANY_IMAGES = "too_many_images"
+    """The prompt has more images than `engine.max_images`."""
     ENGINE_ERROR = "engine_error"
     NO_RESPONSE = "no_response"
-    NO_CLAIM = "no_claim"
+    """No generator was assigned to the question."""
     NO_EVIDENCE = "no_evidence"
+    """The experts know too little about the claims."""
     NO_CONTRAST = "no_contrast"
+    """The two sides of a pair are equal, or no responses differ in a checked claim."""
     LENGTH_UNBALANCED = "length_unbalanced"
+    """The two sides of a pair differ too much in length."""
     OVER_LIMIT = "over_limit"
+    """More pairs of a question, or combinations of critiques, than allowed."""
     CONTRADICTED_CHOSEN = "contradicted_chosen"
+    """The experts contradict the chosen response."""
     UNREADABLE_VERDICT = "unreadable_verdict"
+    """The critique has no verdict with enough probability."""
     WRONG_VERDICT = "wrong_verdict"
+    """The verdict of the critique is wrong."""
     SMALL_MARGIN = "small_margin"
+    """The margin between the two sides is below `selection.tau`."""
     CONTRADICTED_CRITIQUE = "contradicted_critique"
+    """The experts contradict the critique's statements about the image."""
     UNFAITHFUL_CRITIQUE = "unfaithful_critique"
+    """The critique attributes claims to the response that it does not make."""
     EXAMPLE_TOO_LONG = "example_too_long"
+    """The example has more tokens than a micro-batch."""

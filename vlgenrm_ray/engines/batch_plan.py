@@ -1,10 +1,9 @@
-"""Which examples share a micro-batch, an optimizer step and a worker. Pure, and the same on every worker.
+"""Assignment of examples to optimizer steps, micro-batches and workers. Deterministic, and equal on every worker.
 
 An epoch is shuffled from (seed, epoch) and cut into optimizer steps of nearly equal size, so a step's examples are a
 random sample and its gradient is unbiased. Inside a step examples are sorted by length, cut into micro-batches that
-keep the token budget once padded and waste little of it on padding, and dealt to the workers so that micro-batches of
-like cost run at the same time.
-Workers meet in collectives, so each gets the same number of micro-batches; where there is nothing left for one, it
+stay within the token budget with little padding, and distributed so that the workers run micro-batches of similar cost
+at the same time. Because workers meet in collectives, each gets the same number of micro-batches; a worker without one
 runs a filler whose loss is multiplied by 0.
 """
 
@@ -14,45 +13,56 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PADDING = 1 / 16
-"""What a micro-batch costs beside its tokens, as a share of its token budget: for less padding none is added."""
+"""Fixed cost of a micro-batch as a fraction of its token budget. Less padding than this is no reason to add one."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Positions in the epoch's list of entries that go through the model together."""
+    """Positions in the list of entries of an epoch that form one forward pass."""
 
     members: tuple[int, ...]
     counts: bool = True
-    """False for a filler: run to keep step with the other workers, with weight 0."""
+    """False for a filler, which is computed with weight 0 so that all workers run equally many micro-batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: `rows[i][w]` is what worker w runs at micro-step i."""
+    """One optimizer step: worker w runs micro-batch `rows[i][w]` at micro-step i."""
 
     rows: tuple[tuple[MicroBatch, ...], ...]
 
     def of(self, worker: int) -> list[MicroBatch]:
-        """One worker's micro-batches, in order."""
+        """Return the micro-batches of one worker, in order."""
         return [row[worker] for row in self.rows]
 
     def members(self) -> list[int]:
-        """All positions of the step, over all workers, fillers left out."""
+        """Return all positions of the step, over all workers, without fillers."""
         return [m for row in self.rows for batch in row if batch.counts for m in batch.members]
 
 
 def num_steps(num_entries: int, examples_per_step: int) -> int:
-    """Optimizer steps of one epoch; the last one is not smaller than the others by more than one example."""
+    """Return the number of optimizer steps of an epoch; their sizes differ by at most one example."""
     return -(-num_entries // examples_per_step)
 
 
 def plan_epoch(
     lengths: Sequence[int], *, epoch: int, seed: int, examples_per_step: int, tokens_per_batch: int, workers: int
 ) -> list[Step]:
-    """The steps of one epoch. `lengths[i]` is the number of tokens of entry i, image tokens counted.
+    """Plan the steps of one epoch.
 
-    Every entry stands in exactly one micro-batch. Longest length times rows of a micro-batch is at most
-    `tokens_per_batch`. Raises ValueError for an entry that is longer than the budget by itself.
+    Args:
+        lengths: Tokens of each entry, image tokens included.
+        epoch: Number of the epoch, which decides the order together with `seed`.
+        seed: Seed of the order.
+        examples_per_step: Entries of one optimizer step, over all workers.
+        tokens_per_batch: Largest size of a micro-batch: its rows times its longest entry.
+        workers: Number of workers.
+
+    Returns:
+        Steps in which every entry is in exactly one micro-batch.
+
+    Raises:
+        ValueError: An entry is longer than `tokens_per_batch`.
     """
     if lengths and max(lengths) > tokens_per_batch:
         raise ValueError(f"an entry of {max(lengths)} tokens does not fit tokens_per_batch = {tokens_per_batch}")
@@ -71,17 +81,17 @@ def plan_epoch(
 
 
 def plan_step(members: Sequence[int], lengths: Sequence[int], *, tokens_per_batch: int, workers: int) -> Step:
-    """One optimizer step on some entries, as `plan_epoch` plans each of an epoch's."""
-    # The position breaks ties, so that equal lengths cannot make two workers plan differently.
+    """Plan one optimizer step on the entries `members`; arguments as for `plan_epoch`."""
+    # Ties are broken by position, so that all workers make the same plan.
     ordered = sorted(members, key=lambda m: (-lengths[m], m))
     packings = (_pack(ordered, lengths, tokens_per_batch, padding) for padding in (math.inf, _PADDING))
-    planned = [_dealt(batches, lengths, workers) for batches in packings]
+    candidates = [_distribute(batches, lengths, workers) for batches in packings]
     overhead = _PADDING * tokens_per_batch
-    return min(planned, key=lambda step: sum(overhead + _cost(row[0].members, lengths) for row in step.rows))
+    return min(candidates, key=lambda step: sum(overhead + _cost(row[0].members, lengths) for row in step.rows))
 
 
-def _dealt(batches: list[list[int]], lengths: Sequence[int], workers: int) -> Step:
-    """Micro-batches, some of them cut in two, with those at the same time of like cost, the costliest first."""
+def _distribute(batches: list[list[int]], lengths: Sequence[int], workers: int) -> Step:
+    """Distribute micro-batches to workers by falling cost, after splitting some so that their number is a multiple."""
     while len(batches) % workers:
         costliest = max(batches, key=lambda b: _cost(b, lengths) if len(b) > 1 else 0)
         if len(costliest) == 1:
@@ -96,22 +106,22 @@ def _dealt(batches: list[list[int]], lengths: Sequence[int], workers: int) -> St
 
 
 def _pack(ordered: Sequence[int], lengths: Sequence[int], budget: int, padding: float) -> list[list[int]]:
-    """Cut a list sorted by falling length into runs that keep the budget once padded to their first, of which padding
-    is at most this share."""
+    """Split a list sorted by falling length into batches within the token budget, of which at most the fraction
+    `padding` is padding."""
     batches: list[list[int]] = []
-    wasted = 0
+    num_padding = 0
     for member in ordered:
         if batches:
             longest = lengths[batches[-1][0]]
-            wasted += longest - lengths[member]
-            if (len(batches[-1]) + 1) * longest <= budget and wasted <= padding * budget:
+            num_padding += longest - lengths[member]
+            if (len(batches[-1]) + 1) * longest <= budget and num_padding <= padding * budget:
                 batches[-1].append(member)
                 continue
         batches.append([member])
-        wasted = 0
+        num_padding = 0
     return batches
 
 
 def _cost(batch: Sequence[int], lengths: Sequence[int]) -> int:
-    """Tokens once padded."""
+    """Return the number of tokens with padding."""
     return len(batch) * max(lengths[m] for m in batch)

@@ -1,4 +1,8 @@
-"""The verbs the other rooms depend on. A vendor's engine and the scripted one are held to the same contract tests."""
+"""Protocols of generators, detectors and matchers, and the types of their arguments and results.
+
+Other rooms depend on these only. The vLLM engines and the scripted one pass the same contract tests
+(`tests/integration/test_generator_contract.py`).
+"""
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,26 +21,27 @@ class Prompt:
     """One user turn: images in order, then text. The engine applies the model's own chat template."""
 
     images: "tuple[PIL.Image.Image, ...]"
-    """None to several, see `too_many`."""
+    """Any number up to the engine's `max_images`."""
     text: str
     prefix: str = ""
-    """Beginning of the assistant's turn, already written (for instance a rationale, to read the verdict after it)."""
+    """Beginning of the assistant's turn, such as a rationale after which the verdict is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to sample from one prompt."""
+    """Sampling parameters of one prompt."""
 
     n: int = 1
+    """Number of samples."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
     seed: int | None = None
-    """Seed of the first prompt of a call; prompt i uses seed + i, so that equal prompts differ."""
+    """Seed of the first prompt of a call; prompt i uses seed + i, so that equal prompts get different samples."""
     tracked_words: tuple[str, ...] = ()
-    """Words whose probability is wanted at every position, summed over their token forms ("Yes", " yes", ...)."""
+    """Words whose probability is returned at every position, summed over their token forms ("Yes", " yes", ...)."""
     logprobs: bool = False
-    """Whether `Sample.ids` and `Sample.logprobs` are wanted, to learn from what was sampled."""
+    """Return `Sample.ids` and `Sample.logprobs`, for training on the sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,19 +60,19 @@ class Sample:
 
     text: str
     tokens: tuple[Token, ...]
-    """Without special tokens such as the end of turn."""
+    """Tokens without special ones such as the end of turn."""
     finish: str
     """`stop` (end of turn) or `length` (cut at `max_tokens`)."""
     ids: tuple[int, ...] = ()
-    """Every generated token, special ones and the end of turn included; empty unless `Sampling.logprobs`."""
+    """All generated tokens, with special ones and the end of turn; empty unless `Sampling.logprobs`."""
     logprobs: tuple[float, ...] = ()
-    """Of each of `ids`, in the distribution it was drawn from: with temperature, without what is never sampled. At
-    temperature 0 that of temperature 1. Empty unless `Sampling.logprobs`."""
+    """Log-probability of each of `ids` in the distribution it was sampled from (after temperature and banned tokens; at
+    temperature 0 that of temperature 1). Empty unless `Sampling.logprobs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A prompt the engine would not take; the others of the call are not harmed."""
+    """Result of a prompt that the engine does not accept. The other prompts of the call are not affected."""
 
     reason: DropReason
     detail: str
@@ -88,48 +93,54 @@ class TensorSpec:
         return cls(name=name, dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))
 
 
-def refuse_extra_images(num_images: int, most: int) -> Refusal | None:
-    """The refusal of a prompt with more images than an engine takes (`VllmConfig.max_images`); None where it may be."""
-    if num_images <= most:
+def refuse_extra_images(num_images: int, limit: int) -> Refusal | None:
+    """Return a refusal if a prompt has more images than `VllmConfig.max_images`, else None."""
+    if num_images <= limit:
         return None
-    detail = f"{num_images} images; the engine takes {most}, see its setting engine.max_images"
+    detail = f"{num_images} images; the engine accepts {limit}; raise its setting engine.max_images"
     return Refusal(reason=DropReason.TOO_MANY_IMAGES, detail=detail)
 
 
 class Generator(Protocol):
-    """A vision-language model that writes."""
+    """A vision-language model that generates text."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
     ) -> list[list[Sample] | Refusal]:
-        """For each prompt, in order, `sampling.n` samples, or why none.
+        """Generate samples.
 
-        `seeds` (one per prompt) override `sampling.seed`.
+        Args:
+            prompts: Prompts of one call.
+            sampling: Sampling parameters of all of them.
+            seeds: One seed per prompt, in place of `sampling.seed`.
+
+        Returns:
+            For each prompt, in order, `sampling.n` samples or a refusal.
         """
         ...
 
 
 class StreamingGenerator(Generator, Protocol):
-    """A vision-language model that writes, and hands over what is finished while it writes the rest."""
+    """A generator that returns finished prompts while others are still generated."""
 
     def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, list[Sample] | Refusal]]:
-        """What `generate` returns, each with its prompt's place, in the order in which prompts are finished.
+        """Yield the result of each prompt with the prompt's index, in the order in which they finish.
 
-        Closing the iterator gives up what is not finished. Raises EngineLostError where the engine is gone.
+        Closing the iterator aborts the others. Raises EngineLostError if the engine died.
         """
         ...
 
 
 class PolicyGenerator(StreamingGenerator, Protocol):
-    """A vision-language model that writes while its weights are learnt elsewhere."""
+    """A generator whose weights are replaced while it runs, by those of a trainer."""
 
     def load_weights(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        """Take new weights by the names of the Hugging Face folder; what is not among them stays as it is.
+        """Load new weights, named as in the Hugging Face folder; others stay unchanged.
 
-        No sample may be under way. Raises WeightSyncError where they do not fit; until a whole set comes, what is then
-        sampled means nothing.
+        No request may be running. Raises WeightSyncError if they do not fit; samples are then meaningless until a
+        complete set is loaded.
         """
         ...
 
@@ -140,15 +151,15 @@ class PolicyGenerator(StreamingGenerator, Protocol):
 
 
 class LiveGenerator(Protocol):
-    """A vision-language model that writes for many callers at once, as their requests come."""
+    """A generator for concurrent requests."""
 
     def generate_stream(
         self, prompt: Prompt, sampling: Sampling, seed: int
     ) -> AsyncIterator[tuple[int, Sample | Refusal]]:
-        """`sampling.n` samples of a prompt in the order they are finished, each with its number 0 ... n - 1.
+        """Yield `sampling.n` samples of a prompt as they finish, each with its number 0 ... n - 1.
 
-        Sample k is the k-th that a `Generator` gives with that seed. Closing the iterator aborts what is not finished.
-        Raises EngineLostError where the engine is gone.
+        Sample k equals the k-th sample of a `Generator` with the same seed. Closing the iterator aborts the others.
+        Raises EngineLostError if the engine died.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: is it whole, and which one is it."""
+"""Hugging Face model folders: located, checked for completeness, identified by a digest."""
 
 import hashlib
 import json
@@ -12,16 +12,16 @@ from vlgenrm_ray.errors import InputError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _INCIDENTAL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
-"""Entries of a configuration that change with who saved it, not with what it is."""
+"""Entries of a configuration that do not describe the model."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PIECES = 16
 _PIECE_BYTES = 64 * 1024
 
 
 def locate(model: str) -> Path:
-    """The folder of a model named by its path, or by its name on the Hugging Face hub (fetched if need be).
+    """Return the folder of a model, given its path or its name on the Hugging Face hub (downloaded if needed).
 
-    Raises InputError, naming the folder and the remedy, where there is none or a part of it is missing.
+    Raises InputError if there is no such model or a part of it is missing.
     """
     folder = Path(model)
     if not model:
@@ -77,7 +77,7 @@ def _check(folder: Path) -> None:
 
 
 def _indexed(folder: Path) -> set[str]:
-    """The files that the weights' index names; none without an index."""
+    """Return the files that the index of the weights names; none without an index."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         return set()
@@ -91,7 +91,7 @@ def _indexed(folder: Path) -> set[str]:
 
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """What the operating system says of a folder or a file in it (no right, a name too long) is an InputError."""
+    """Turn errors of the operating system (permissions, a name too long) into an InputError."""
     try:
         yield
     except OSError as error:
@@ -108,11 +108,11 @@ def _shortened(text: str) -> str:
 
 
 def max_positions(folder: Path) -> int | None:
-    """Longest sequence, in tokens, that the model was made for; None if its configuration does not say."""
+    """Return the longest sequence that the model supports, in tokens; None if its configuration does not state it."""
     configuration = _configuration(folder)
     text = configuration.get("text_config") or configuration
-    found = text.get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    positions = text.get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
 
 
 def _configuration(folder: Path) -> dict[str, Any]:
@@ -129,21 +129,21 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def compatibility_traits(folder: Path) -> dict[str, Any]:
-    """What decides a model's shapes and tokens, by name; models of equal traits can exchange their weights."""
-    found = {name: value for name, value in _configuration(folder).items() if name not in _INCIDENTAL}
+    """Return the settings that decide a model's shapes and tokens. Models with equal traits can exchange weights."""
+    traits = {name: value for name, value in _configuration(folder).items() if name not in _INCIDENTAL}
     files = (folder / name for name in _TOKENIZERS)
     with _readable(folder):
         tokenizer = next(file for file in files if file.exists())
-        return found | {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
+        return traits | {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
 
 
 def version(folder: Path, name: str | None = None) -> str:
-    """What these weights are called: the folder's name, or another, and the first 8 digits of its digest."""
+    """Return the version of a model: its name (default: the folder's) and the first 8 digits of its digest."""
     return f"{name or folder.name}-{digest(folder)[:8]}"
 
 
 def _is_whole(file: Path) -> bool:
-    """A safetensors file begins with its header's length, and the header says where its last tensor ends."""
+    """Return whether a safetensors file is complete. Its header states where the last tensor ends."""
     with file.open("rb") as stream:
         size = file.stat().st_size
         length = int.from_bytes(stream.read(8), "little")
@@ -154,16 +154,16 @@ def _is_whole(file: Path) -> bool:
         header = json.loads(text)
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         return bool(8 + length + max(ends, default=0) <= size)
-    # A header that is none: no JSON, or JSON of another kind.
+    # The header is not JSON, or has another structure.
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return False
 
 
 def digest(folder: Path) -> str:
-    """Which model this is: 16 hexadecimal digits over the files' names, sizes and evenly spread pieces of them.
+    """Return 16 hexadecimal digits that identify a model: a hash of names, sizes and evenly spaced parts of its files.
 
-    Reads at most a megabyte per file, so it is quick for any model; trained weights differ everywhere. Raises
-    InputError for what cannot be read.
+    Reads at most a megabyte per file, so it is fast for large models; training changes weights everywhere. Raises
+    InputError if a file cannot be read.
     """
     total = hashlib.sha256()
     with _readable(folder):

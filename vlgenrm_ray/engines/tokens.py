@@ -1,4 +1,4 @@
-"""What a generator must know of its tokenizer: special tokens, the forms of a word, the text of each token."""
+"""Vocabulary of a tokenizer: special tokens, the token forms of a word, the text of each token."""
 
 import re
 from collections.abc import Sequence
@@ -11,39 +11,39 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_TRACKED = 128
-"""Most token ids whose probability vLLM returns at every position."""
+"""Largest number of token ids whose probability vLLM returns at every position."""
 
 
 class TokenVocabulary:
-    """A fast tokenizer's vocabulary, with each token's text kept once decoded."""
+    """Vocabulary of a fast tokenizer, with a cache of decoded tokens."""
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self.special = frozenset(i for i, token in added.items() if token.special)
-        """Ids that are structure, not text: end of turn, image placeholders."""
+        """Ids of special tokens: end of turn, image placeholders, ..."""
         spellings = sorted((added[i].content for i in self.special), key=len, reverse=True)
         self._spelling = re.compile("|".join(map(re.escape, spellings))) if spellings else None
         self._texts: dict[int, str] = {}
         self._forms = lru_cache(maxsize=64)(self._find_forms)
 
     def escape_special_tokens(self, text: str) -> str:
-        """`text` in which no special token is spelt out: `<|im_end|>` becomes `< |im_end|>`.
+        """Return `text` with a blank inside the spelling of every special token: `<|im_end|>` becomes `< |im_end|>`.
 
-        The tokenizer would take the spelling for the token itself, and a text could end its turn or add an image.
+        Otherwise the tokenizer would produce the special token, and a text could end its turn or add an image.
         """
         while self._spelling is not None and self._spelling.search(text):
             text = self._spelling.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
         return text
 
     def token_ids(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """For each word the ids whose text is that word, whatever its case and the blanks around it.
+        """Return for each word the ids whose text is that word, ignoring case and surrounding blanks.
 
-        Raises InputError where the tokenizer has no such token, or there are more than `MAX_TRACKED` in all.
+        Raises InputError if the tokenizer has no such token, or if there are more than `MAX_TRACKED` ids in all.
         """
         ids = {word: self._forms(word) for word in words}
-        for word, found in ids.items():
-            if not found:
+        for word, forms in ids.items():
+            if not forms:
                 raise InputError(
                     f"the model's tokenizer has no token for the word {word!r}; its probability cannot be read"
                 )
@@ -54,25 +54,27 @@ class TokenVocabulary:
         return ids
 
     def _find_forms(self, word: str) -> tuple[int, ...]:
-        wanted = word.strip().casefold()
-        # The raw spelling of a token holds its letters, so decoding only those that hold the word is enough.
-        likely = (i for raw, i in self._tokenizer.get_vocab().items() if wanted in raw.casefold())
-        return tuple(sorted(i for i in likely if i not in self.special and self.text(i).strip().casefold() == wanted))
+        target = word.strip().casefold()
+        # A token's raw spelling contains its letters, so only tokens whose spelling contains the word are decoded.
+        candidates = (i for raw, i in self._tokenizer.get_vocab().items() if target in raw.casefold())
+        return tuple(
+            sorted(i for i in candidates if i not in self.special and self.text(i).strip().casefold() == target)
+        )
 
     def text(self, token: int) -> str:
-        """The text of one token."""
-        found = self._texts.get(token)
-        if found is None:
-            found = self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
-        return found
+        """Return the text of one token."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = self._tokenizer.decode([token], skip_special_tokens=False)
+        return text
 
     def split_text(self, tokens: Sequence[int]) -> tuple[str, list[str]]:
-        """The text of `tokens` (none of them special) and each one's share of it; the shares joined are the text."""
+        """Return the text of `tokens` (none of them special), and the part of it that each token adds."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         pieces = [self.text(t) for t in tokens]
         if "".join(pieces) == text:
             return text, pieces
-        # A character spread over several tokens: its whole text goes to the last of them.
+        # A character made of several tokens belongs to the last of them.
         pieces, written = [], 0
         for end in range(1, len(tokens) + 1):
             so_far: str = self._tokenizer.decode(tokens[:end], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""The generator on vLLM, on GPUs or on the CPU: one engine inside the calling process (or, on GPUs, below it)."""
+"""Generator on vLLM for batches, on GPUs or CPUs. The engine runs in the calling process or, on GPUs, in a child."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,17 +23,18 @@ _FUSED_LAYERS = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
 
 class VllmGenerator:
-    """A `contracts.PolicyGenerator` on `vllm.LLM`, for the chat models that vLLM knows (Qwen2-VL to Qwen3-VL).
+    """A `contracts.PolicyGenerator` on `vllm.LLM`, for chat models that vLLM supports (Qwen2-VL to Qwen3-VL).
 
-    Samples of one prompt share its prefill. A seed decides a prompt's samples whatever else is in the batch (up to
-    rounding, which a batch's shape can change). What is asked, and how answers are read: `vllm_requests.VllmRequests`.
+    Samples of one prompt share its prefill. They depend on the prompt's seed, not on the batch, except for rounding.
+    `vllm_requests.VllmRequests` builds requests and reads completions.
     """
 
     def __init__(self, config: VllmConfig) -> None:
         """Start the engine.
 
-        Raises InputError, before it starts, for a model folder that cannot be used; ConfigError where vLLM will not
-        start on that folder with these settings.
+        Raises:
+            InputError: The model folder cannot be used.
+            ConfigError: vLLM does not start with these settings.
         """
         folder = model_folder.locate(config.model)
         set_environment(config)
@@ -51,14 +52,14 @@ class VllmGenerator:
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
     ) -> list[list[Sample] | Refusal]:
-        """See `contracts.Generator`. Raises ConfigError for sampling that this engine cannot do."""
+        """See `contracts.Generator`. Raises ConfigError for sampling parameters that the engine does not support."""
         outcomes = dict(self.generate_stream(prompts, sampling, seeds))
         return [outcomes[place] for place in range(len(prompts))]
 
     def generate_stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int] | None = None
     ) -> Iterator[tuple[int, list[Sample] | Refusal]]:
-        """See `contracts.StreamingGenerator`. One such iterator at a time."""
+        """See `contracts.StreamingGenerator`. Only one such iterator may be open."""
         tracked = self.requests.tracked_ids(sampling)
         if seeds is None:
             seeds = [(sampling.seed or 0) + i for i in range(len(prompts))]
@@ -70,7 +71,7 @@ class VllmGenerator:
             yield place, outcome if isinstance(outcome, Refusal) else self._samples(outcome, sampling, tracked)
 
     def load_weights(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:
-        """See `contracts.PolicyGenerator`. Of a linear layer that vLLM fuses from several (q, k, v), all or none."""
+        """See `contracts.PolicyGenerator`. Layers that vLLM fuses (q, k, v) must come together."""
         names: list[str] = []
 
         def passing() -> "Iterator[tuple[str, torch.Tensor]]":
@@ -78,12 +79,12 @@ class VllmGenerator:
                 names.append(name)
                 yield name, tensor
 
-        # Several GPUs' workers are processes, to which an iterator does not go.
-        given = passing() if self.config.tensor_parallel_size == 1 else list(passing())
+        # With several GPUs the workers are processes, to which an iterator cannot be passed.
+        iterator = passing() if self.config.tensor_parallel_size == 1 else list(passing())
         try:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": given})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iterator})
         except Exception as error:
-            raise WeightSyncError(f"vLLM does not take the weights: {error_summary(error)}") from error
+            raise WeightSyncError(f"vLLM does not accept the weights: {error_summary(error)}") from error
         if missing := missing_fused_layers(names):
             raise WeightSyncError(f"weights of a fused layer come together; {missing[0]} did not come")
         reset_caches(self._llm)
@@ -94,11 +95,11 @@ class VllmGenerator:
         return self._llm
 
     def versions(self) -> dict[str, str]:
-        """Versions of the engine and of what it stands on."""
+        """Return the versions of vLLM, torch and transformers."""
         return versions()
 
     def close(self) -> None:
-        """Stop the engine and give back its memory. The generator is of no use afterwards."""
+        """Stop the engine and free its memory. The generator cannot be used afterwards."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
@@ -109,7 +110,7 @@ class VllmGenerator:
     # -- running -----------------------------------------------------------------------------------------------
 
     def _run_isolated(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refusal]]":
-        """Run all together; if the engine fails on them, each alone, so that only the culprits are refused."""
+        """Run all requests together. If the engine fails, run each alone, so that only failing ones are refused."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         left, failed = dict(requests), 0
@@ -118,7 +119,7 @@ class VllmGenerator:
                 del left[place]
                 yield place, outcome
         except EngineDeadError as error:
-            # Nothing can be asked of it any more: whoever holds this generator must start another.
+            # The generator cannot be used any more; its owner must start another one.
             raise EngineLostError(error_summary(error)) from error
         except Exception as error:
             self._forget_unfinished()
@@ -147,14 +148,14 @@ class VllmGenerator:
                 continue
             try:
                 (internal,) = self._llm.enqueue(request, params, use_tqdm=False)
-            # vLLM's own refusals, and whatever the model's image processor raises for an image it cannot take.
+                # Refusals of vLLM, and any error of the model's image processor.
             except Exception as error:
                 refused.append((place, refusal(error)))
             else:
-                # vLLM appends a random part to the number by which it will name the output.
+                # vLLM appends a random part to the request id.
                 places[internal.split("-")[0]] = place
         yield from refused
-        # As `LLM.wait_for_completion`, which keeps what is finished until all is.
+        # Like `LLM.wait_for_completion`, which would return finished outputs only when all are finished.
         engine = self._llm.llm_engine
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -164,7 +165,7 @@ class VllmGenerator:
     def _forget_unfinished(self) -> None:
         engine = self._llm.llm_engine
         engine.abort_request(list(engine.output_processor.request_states), internal=True)
-        # Blocks of the failed step count as computed, and are not.
+        # Blocks of the failed step are marked as computed, which they are not.
         engine.reset_prefix_cache(reset_running_requests=True)
 
     # -- results -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The generator on vLLM for requests that come one by one: its engine runs in a process of its own and batches them."""
+"""Generator on vLLM for concurrent requests. The engine runs in a process of its own and batches them."""
 
 import asyncio
 import itertools
@@ -18,23 +18,24 @@ if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
 _T = TypeVar("_T")
-_LOOK_S = 0.5
-"""How often it is looked whether the engine's process lives."""
+_POLL_S = 0.5
+"""Interval between checks that the engine's process is alive."""
 
 
 class AsyncVllmGenerator:
     """A `contracts.LiveGenerator` on vLLM's `AsyncLLM`.
 
-    The n samples of a prompt are n requests of vLLM, as they would be inside its own n > 1 as well: rendered once,
-    sharing the images and, through the prefix cache, the prefill. So each can be had, and given up, by itself. Seeds
-    are those of `VllmGenerator`: both say the same.
+    The n samples of a prompt are n vLLM requests, as they are inside vLLM for n > 1: rendered once, sharing images and,
+    by the prefix cache, the prefill. Hence each sample can be returned or aborted by itself. Seeds and samples equal
+    those of `VllmGenerator`.
     """
 
     def __init__(self, config: VllmConfig) -> None:
-        """Start the engine; seconds to minutes.
+        """Start the engine, which takes seconds to minutes.
 
-        Raises InputError, before it starts, for a model folder that cannot be used; ConfigError where vLLM will not
-        start on that folder with these settings.
+        Raises:
+            InputError: The model folder cannot be used.
+            ConfigError: vLLM does not start with these settings.
         """
         folder = model_folder.locate(config.model)
         set_environment(config)
@@ -44,7 +45,7 @@ class AsyncVllmGenerator:
 
         self._traits = model_folder.compatibility_traits(folder)
         arguments = engine_arguments(config, model_folder.max_positions(folder))
-        # Where `vllm.LLM` takes None for its default, this takes no argument.
+        # `vllm.LLM` takes None for a default; here the argument must be left out.
         arguments = {name: value for name, value in arguments.items() if value is not None}
         try:
             self._llm: AsyncLLM = AsyncLLM.from_engine_args(
@@ -60,13 +61,13 @@ class AsyncVllmGenerator:
         self._loss: asyncio.Future[None] | None = None
 
     async def generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refusal:
-        """The n samples of a prompt, or why there are none. Cancelled, it aborts what is still running."""
-        found: dict[int, Sample] = {}
+        """Return the n samples of a prompt, or a refusal. Cancelling it aborts the running samples."""
+        samples: dict[int, Sample] = {}
         async for place, outcome in self.generate_stream(prompt, sampling, seed):
             if isinstance(outcome, Refusal):
                 return outcome
-            found[place] = outcome
-        return [found[place] for place in range(sampling.n)]
+            samples[place] = outcome
+        return [samples[place] for place in range(sampling.n)]
 
     async def generate_stream(
         self, prompt: Prompt, sampling: Sampling, seed: int
@@ -75,7 +76,7 @@ class AsyncVllmGenerator:
         tracked = self.requests.tracked_ids(sampling)
         params = self.requests.params(sampling, tracked, mix_seed(seed))
         running: list[asyncio.Task[tuple[int, Sample | Refusal]]] = []
-        # Not to be cancelled half-way: vLLM would believe its engine to have an image that never went there.
+        # Shielded from cancellation: otherwise vLLM might assume that its engine has an image that was never sent.
         submitting = asyncio.ensure_future(self._or_lost(self._submit(prompt, params)))
         try:
             submitted = await asyncio.shield(submitting)
@@ -96,37 +97,42 @@ class AsyncVllmGenerator:
                 _keep(asyncio.ensure_future(self._abort(submitting)))
 
     def is_alive(self) -> bool:
-        """Whether the engine's process runs and has not failed."""
+        """Return whether the engine's process runs and has not failed."""
         return not (self._closed or self._llm.errored) and all(process.is_alive() for process in self._processes)
 
     async def reload(self, folder: Path) -> None:
-        """Take the weights of another model folder of the same architecture and vocabulary.
+        """Load the weights of another model folder with the same architecture and vocabulary.
 
-        No sample may be under way. Raises InputError, and leaves all as it is, for a folder that is not such;
-        EngineLostError.
+        No request may be running.
+
+        Raises:
+            InputError: The folder is of another architecture or vocabulary; nothing was changed.
+            EngineLostError: The engine died.
         """
         model_folder.check(folder)
         traits = model_folder.compatibility_traits(folder)
         if names := sorted(n for n in traits.keys() | self._traits.keys() if traits.get(n) != self._traits.get(n)):
-            raise InputError(f"model folder {folder}: not the same {names[0]} as now; it needs an engine of its own")
+            raise InputError(
+                f"model folder {folder}: its {names[0]} differs from the present model's; start a new engine for it"
+            )
         await self._or_lost(self._reload(folder))
 
     def close(self) -> None:
-        """Stop the engine and its process; whoever waits for it gets EngineLostError."""
+        """Stop the engine and its process; waiting requests raise EngineLostError."""
         self._closed = True
         self._llm.shutdown()
         self._watch.communicate()
 
     async def _reload(self, folder: Path) -> None:
         await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        # What the old weights computed of prompts and images is of no use to the new ones.
+        # Cached prefills and image embeddings belong to the old weights.
         await self._llm.reset_prefix_cache()
         await self._llm.reset_encoder_cache()
 
     # -- loss --------------------------------------------------------------------------------------------------
 
     async def _or_lost(self, work: Awaitable[_T]) -> _T:
-        """What `work` gives. Raises EngineLostError when the engine ends first: vLLM lets calls to it wait for ever."""
+        """Await `work`. Raises EngineLostError if the engine ends first; vLLM would wait forever."""
         if self._loss is None:
             self._loss = asyncio.ensure_future(self._until_lost())
         working = asyncio.ensure_future(work)
@@ -142,14 +148,14 @@ class AsyncVllmGenerator:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         while self.is_alive():
-            await asyncio.sleep(_LOOK_S)
-        # To those who wait for samples; vLLM tells them only if it notices before it is shut down.
+            await asyncio.sleep(_POLL_S)
+        # Wake waiting requests; vLLM does it only if it notices the death before it is shut down.
         self._llm.output_processor.propagate_error(EngineDeadError())
 
     # -- requests ----------------------------------------------------------------------------------------------
 
     async def _submit(self, prompt: Prompt, params: "SamplingParams") -> "list[RequestOutputCollector] | Refusal":
-        """Hand a prompt to the engine, once per sample."""
+        """Submit a prompt to the engine, once per sample."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         request = self.requests.request(prompt)
@@ -161,14 +167,14 @@ class AsyncVllmGenerator:
             (rendered,) = await self._llm.renderer.render_cmpl_async([request])
             for place in range(params.n):
                 one = params.clone()
-                # As vLLM seeds the samples of one request.
+                # vLLM seeds the samples of one request in this way.
                 one.n, one.seed = 1, params.seed + place
                 queues.append(await self._llm.add_request(f"{number}-{place}", rendered, one))
                 if not place and params.n > 1:
                     rendered = self._without_pixels(rendered)
         except EngineDeadError as error:
             raise EngineLostError(error_summary(error)) from error
-        # vLLM's own refusals, and whatever the model's image processor raises for an image it cannot take.
+        # Refusals of vLLM, and any error of the model's image processor.
         except Exception as error:
             if queues:
                 await self._llm.abort([queue.request_id for queue in queues], internal=True)
@@ -176,10 +182,10 @@ class AsyncVllmGenerator:
         return queues
 
     def _without_pixels(self, rendered: Any) -> Any:
-        """The same input for further samples: the engine has the images by then, and takes their hashes for them.
+        """Return the input of further samples, with hashes instead of pixels: the engine has the images by then.
 
-        As vLLM itself does for a prompt that comes again; otherwise each sample would carry the images' pixels to the
-        engine's process.
+        vLLM does the same for a repeated prompt. Otherwise the pixels would be sent to the engine's process once per
+        sample.
         """
         from vllm.multimodal.cache import MultiModalProcessorSenderCache
 
@@ -214,13 +220,13 @@ _background: set[asyncio.Future[None]] = set()
 
 
 def _keep(task: "asyncio.Future[None]") -> None:
-    """Hold a task that nobody awaits until it is done; asyncio itself would let it be collected."""
+    """Keep a reference to a task that is not awaited; asyncio itself keeps only a weak one."""
     _background.add(task)
     task.add_done_callback(_done)
 
 
 def _done(task: "asyncio.Future[None]") -> None:
     _background.discard(task)
-    # Nobody is left to hear of an engine that died while a request was taken back.
+    # An engine that died while a request was aborted is reported by other requests.
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""What both vLLM engines ask and read alike: prompt -> vLLM's request, vLLM's completion -> sample."""
+"""Requests and completions of both vLLM engines: prompt -> vLLM request, vLLM completion -> sample."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,21 +15,27 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
 IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-"""Where a model's configuration names its image placeholders."""
-_MARK = "vlgenrm text goes here"
+"""Entries of a model's configuration that name its image placeholders."""
+_TEXT_MARKER = "vlgenrm text goes here"
 
 
 class VllmRequests:
-    """Writes vLLM's requests for one model, and reads its completions.
+    """Builder of vLLM requests for one model, and reader of its completions.
 
-    A prompt is one user turn: the images, then the text, in the model's own chat template. Image placeholders are
-    never sampled.
+    A prompt is one user turn in the model's own chat template: the images, then the text. Image placeholders are banned
+    from sampling.
     """
 
     def __init__(self, llm: Any, name: str, config: VllmConfig) -> None:
-        """Of a started engine (`LLM` or `AsyncLLM`) with its model's name, for messages, and its settings.
+        """Read tokenizer and chat template from a started engine.
 
-        Raises InputError where the model's chat template does not write the user's text as it is.
+        Args:
+            llm: `LLM` or `AsyncLLM`.
+            name: Name of the model, for messages.
+            config: Settings of the engine.
+
+        Raises:
+            InputError: The chat template changes the user's text.
         """
         self.vocabulary = TokenVocabulary(llm.get_tokenizer().backend_tokenizer)
         configuration = llm.model_config.hf_config.to_dict()
@@ -39,23 +45,23 @@ class VllmRequests:
         self._turns = [_turn(processor, name, num_images) for num_images in range(config.max_images + 1)]
 
     def request(self, prompt: Prompt) -> dict[str, Any] | Refusal:
-        """A prompt in vLLM's form; Refusal where it has too many images."""
+        """Return a prompt as vLLM takes it, or a refusal if it has too many images."""
         if refused := refuse_extra_images(len(prompt.images), self._config.max_images):
             return refused
         before, after = self._turns[len(prompt.images)]
-        neutral = self.vocabulary.escape_special_tokens
-        text = f"{before}{neutral(prompt.text)}{after}{neutral(prompt.prefix)}"
+        escape = self.vocabulary.escape_special_tokens
+        text = f"{before}{escape(prompt.text)}{after}{escape(prompt.prefix)}"
         if not prompt.images:
             return {"prompt": text}
         return {"prompt": text, "multi_modal_data": {"image": list(prompt.images)}}
 
     def tracked_ids(self, sampling: Sampling) -> dict[str, tuple[int, ...]]:
-        """Token forms of the words to track. Raises ConfigError for sampling that this engine cannot do."""
+        """Return the token ids of the tracked words. Raises ConfigError for sampling that is not supported."""
         check_sampling(sampling, self._config)
         return self.vocabulary.token_ids(sampling.tracked_words)
 
     def params(self, sampling: Sampling, tracked: Mapping[str, Sequence[int]], seed: int) -> "SamplingParams":
-        """How vLLM is to sample `sampling.n` completions; `seed` as vLLM is to have it (see `mix_seed`)."""
+        """Return vLLM's sampling parameters; `seed` must be mixed by `mix_seed`."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -66,7 +72,7 @@ class VllmRequests:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             seed=seed,
-            # The sampled token's own log-probability comes with either; NaN there means broken logits.
+            # Both include the log-probability of the sampled token; NaN there means broken logits.
             logprobs=None if ids else 0,
             logprob_token_ids=ids or None,
             flat_logprobs=True,
@@ -78,47 +84,45 @@ class VllmRequests:
     def sample(
         self, completion: "CompletionOutput", sampling: Sampling, tracked: Mapping[str, Sequence[int]]
     ) -> Sample | Refusal:
-        """A finished completion as a sample; Refusal where the engine gave up on it or its numbers are none."""
+        """Return a finished completion as a sample, or a refusal if it failed or has NaN log-probabilities."""
         if completion.finish_reason not in ("stop", "length"):
             return Refusal(reason=DropReason.ENGINE_ERROR, detail=f"vLLM ended with {completion.finish_reason!r}")
-        found = completion.logprobs
-        sampled = tuple(found.logprobs[start] for start in found.start_indices)
+        logprobs = completion.logprobs
+        sampled = tuple(logprobs.logprobs[start] for start in logprobs.start_indices)
         if any(map(math.isnan, sampled)):
             return Refusal(reason=DropReason.ENGINE_ERROR, detail="the model's logits are not numbers (NaN)")
         special = self.vocabulary.special
-        kept = [(at, token) for at, token in enumerate(completion.token_ids) if token not in special]
-        text, pieces = self.vocabulary.split_text([token for _, token in kept])
+        text_tokens = [(at, token) for at, token in enumerate(completion.token_ids) if token not in special]
+        text, pieces = self.vocabulary.split_text([token for _, token in text_tokens])
         tokens = []
-        for (at, token), piece in zip(kept, pieces, strict=True):
+        for (at, token), piece in zip(text_tokens, pieces, strict=True):
             # First comes the sampled token, then the tracked ones.
-            start, end = found.start_indices[at] + 1, found.end_indices[at]
-            logprob = dict(zip(found.token_ids[start:end], found.logprobs[start:end], strict=True))
-            chances = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in tracked.items()}
-            tokens.append(Token(id=token, text=piece, tracked_probabilities=chances))
+            start, end = logprobs.start_indices[at] + 1, logprobs.end_indices[at]
+            logprob = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
+            probabilities = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in tracked.items()}
+            tokens.append(Token(id=token, text=piece, tracked_probabilities=probabilities))
         sample = Sample(text=text, tokens=tuple(tokens), finish=completion.finish_reason)
         return replace(sample, ids=tuple(completion.token_ids), logprobs=sampled) if sampling.logprobs else sample
 
 
 def check_sampling(sampling: Sampling, config: VllmConfig) -> None:
-    """Raise ConfigError for several samples at temperature 0, and for probabilities that are not the engine's to give.
+    """Raise ConfigError for several samples at temperature 0, and for probabilities that the engine does not return.
 
-    An engine has one kind of log-probabilities. A tracked word's is that before temperature.
+    An engine returns one kind of log-probabilities; those of tracked words are the ones before temperature.
     """
     if sampling.n > 1 and sampling.temperature == 0:
-        raise ConfigError(f"n = {sampling.n} at temperature 0 would be {sampling.n} times the same text; use n = 1")
+        raise ConfigError(f"n = {sampling.n} at temperature 0 would repeat the same text; use n = 1")
     if sampling.logprobs and config.logprobs == "raw":
-        raise ConfigError("log-probabilities as sampled need an engine with the setting engine.logprobs: sampled")
+        raise ConfigError("log-probabilities as sampled need an engine with engine.logprobs: sampled")
     if sampling.tracked_words and config.logprobs == "sampled":
-        raise ConfigError(
-            f"the words {list(sampling.tracked_words)} can be tracked by an engine with engine.logprobs: raw only"
-        )
+        raise ConfigError(f"the words {list(sampling.tracked_words)} can be tracked only with engine.logprobs: raw")
 
 
 def mix_seed(seed: int) -> int:
-    """A prompt's seed -> a number in [0, 2^62) far from those of its neighbours (the finaliser of splitmix64).
+    """Map a prompt's seed to [0, 2^62), such that neighbouring seeds are far apart (the finaliser of splitmix64).
 
-    vLLM gives the k-th sample of a prompt its seed + k; with neighbouring seeds, sample 1 of one prompt and sample 0 of
-    the next would draw the same chances.
+    vLLM seeds the k-th sample of a prompt with its seed + k. With neighbouring seeds, sample 1 of one prompt and sample
+    0 of the next would use the same random numbers.
     """
     mask = (1 << 64) - 1
     value = (seed + 0x9E3779B97F4A7C15) & mask
@@ -128,7 +132,7 @@ def mix_seed(seed: int) -> int:
 
 
 def refusal(error: Exception) -> Refusal:
-    """Why a prompt was not taken, from what vLLM or the model's image processor raised for it."""
+    """Return the refusal of a prompt from the error of vLLM or of the model's image processor."""
     from vllm.exceptions import VLLMValidationError
 
     too_long = isinstance(error, VLLMValidationError) and (
@@ -139,17 +143,17 @@ def refusal(error: Exception) -> Refusal:
 
 
 def error_summary(error: Exception) -> str:
-    """An error on one line of moderate length."""
+    """Return an error on one line of at most about 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _turn(processor: Any, name: str, num_images: int) -> tuple[str, str]:
-    """What the chat template writes before and after the user's text, a placeholder for each image included."""
-    content = [{"type": "image"}] * num_images + [{"type": "text", "text": _MARK}]
+    """Return the chat template's text before and after the user's text, with a placeholder for each image."""
+    content = [{"type": "image"}] * num_images + [{"type": "text", "text": _TEXT_MARKER}]
     rendered = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    parts = rendered.split(_MARK)
+    parts = rendered.split(_TEXT_MARKER)
     if len(parts) != 2:
         raise InputError(
             f"model {name}: its chat template does not write the user's text once, as it is; fix the template"
