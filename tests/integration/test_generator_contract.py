@@ -111,7 +111,7 @@ def test_several_images_are_taken_and_too_many_refused_alone(generator: Streamin
     first, refused, second = generator.generate([one, three, two], sampling, [1, 2, 3])
     assert isinstance(refused, Refusal)
     assert refused.reason is DropReason.TOO_MANY_IMAGES
-    assert refused.detail == "3 images; the engine takes 2, see its setting engine.max_images"
+    assert refused.detail == "3 images; the engine accepts 2; raise its setting engine.max_images"
     assert [len(texts_of(outcome)) for outcome in (first, second)] == [1, 1]
     assert [first, second] == generator.generate([one, two], sampling, [1, 3])
     assert generator.generate([three], sampling) == [refused]

@@ -186,7 +186,7 @@ def test_failures_stay_with_their_items() -> None:
     assert all((r.reward is None) == (r.status is not Status.OK) for r in replies)
     assert replies[4].detail.startswith(UNKNOWN_IMAGE), "clients know by it that they must send the image again"
     assert "(image 2 of 2)" in replies[7].detail
-    assert replies[8].detail == "3 images; the engine takes 2, see its setting engine.max_images"
+    assert replies[8].detail == "3 images; the engine accepts 2; raise its setting engine.max_images"
     assert "vlgenrm_items_total" in served.metrics.render().decode()
 
 
