@@ -53,7 +53,7 @@ ALGORITHMS = {
         "policy.algorithm.kl.where=reward",
         "policy.algorithm.kl.estimator=k1",
         "policy.critic.learning_rate=3e-3",
-        "policy.critic.schedule=cosine",
+        "policy.critic.freeze_vision=false",
         "policy.critic.precision=fp32",
     ),
 }
