@@ -4,6 +4,7 @@ Heavy packages are imported inside the commands, so `vlgenrm --help` is immediat
 """
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; defau
 
 def main() -> None:
     """Run the command line. An error of this package is printed as one message, with exit code 1."""
+    # Old names of settings are reported as warnings; a user needs their text, not the line of code.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(standalone_mode=True)
     except VlGenRMError as error:
