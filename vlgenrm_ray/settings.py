@@ -31,7 +31,7 @@ class Settings(BaseModel):
     """Path of a setting -> path of the setting it inherits from, both below this section; applied in order.
 
     `*` stands for every entry of a list. A section inherits setting by setting, a plain setting as a whole. A section
-    that is None by default is not created.
+    that is None by default is not created, nor is a required one of which only a part inherits.
     """
 
     @model_validator(mode="before")
@@ -146,8 +146,10 @@ def _fill(cls: type[BaseModel], values: Mapping[str, Any], path: Sequence[str], 
         entries = [_plain(section, entry) for entry in stated]
         filled = [_fill(section, e, rest[1:], inherited) if isinstance(e, Mapping) else e for e in entries]
         return dict(values) | {name: filled}
-    if stated is _UNSET and (field.is_required() or field.get_default(call_default_factory=True) is not None):
-        stated = {}
+    if stated is _UNSET:
+        # A required section below which something inherits is still the user's to state.
+        create = not rest if field.is_required() else field.get_default(call_default_factory=True) is not None
+        stated = {} if create else None
     if not isinstance(stated, Mapping):
         return dict(values)
     return dict(values) | {name: _fill(section, stated, rest, inherited) if rest else _over(section, inherited, stated)}

@@ -105,6 +105,18 @@ def test_an_optional_section_inherits_only_where_it_is_stated() -> None:
     assert stated.engine.max_len == 7
 
 
+def test_a_required_section_of_which_a_part_inherits_must_be_stated() -> None:
+    class Outer(Settings):
+        inherits: ClassVar = {"stage.engine": "engine"}
+
+        engine: Engine = Engine()
+        stage: Stage
+
+    with pytest.raises(ValidationError, match="stage\n  Field required"):
+        Outer.model_validate({"engine": {"max_len": 7}})
+    assert Outer.model_validate({"engine": {"max_len": 7}, "stage": {}}).stage.engine.max_len == 7
+
+
 def test_an_old_name_takes_precedence_over_what_is_inherited() -> None:
     with pytest.warns(FutureWarning, match="'length' is now 'max_len'"):
         run = recipe(engine={"max_len": 7}, first={"engine": {"length": 3}})
