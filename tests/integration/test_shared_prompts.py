@@ -27,7 +27,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
-SIGHT = {
+VISION = {
     "depth": 2,
     "num_heads": 2,
     "patch_size": 4,
@@ -62,15 +62,15 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def model(family: str) -> Any:
-    """A tiny one, of random weights."""
+    """Build a tiny model with random weights."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    rope, sight = FAMILIES[family]
+    rope, vision = FAMILIES[family]
     config = AutoConfig.for_model(
         family,
         text_config=TEXT | {"rope_parameters": SECTIONS | rope},
-        vision_config=SIGHT | sight,
+        vision_config=VISION | vision,
         image_token_id=IMAGE,
         vision_start_token_id=START,
         video_token_id=62,
@@ -81,7 +81,7 @@ def model(family: str) -> Any:
 
 
 def inputs(ids: "torch.Tensor", mask: "torch.Tensor") -> "dict[str, torch.Tensor]":
-    """Of rows that show the same picture."""
+    """Build the inputs of rows that show the same image."""
     import torch
 
     patches = torch.randn(GRID[1] * GRID[2], 3 * 2 * 4 * 4, generator=torch.Generator().manual_seed(1))
@@ -114,7 +114,7 @@ def test_samples_in_one_row_are_what_they_are_alone(family: str) -> None:
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)], mask[i, : len(row.ids)] = torch.tensor(row.ids), 1
     shared = shared_prompts.build_layout(rows)
-    batch = Batch(inputs(ids, mask), (0, 0), torch.ones(4, 1), sharing=shared)
+    batch = Batch(inputs(ids, mask), (0, 0), torch.ones(4, 1), layout=shared)
     tower = SharedVisionTower(vlm)
     with tower.sharing(batch.image_of_row):
         together = vlm(**model_inputs(batch, shared, tower.model), use_cache=False).logits

@@ -1,4 +1,4 @@
-"""What only the real engine can get wrong: failures in its middle, broken weights, its cost per sample."""
+"""The real vLLM engine: failures in its middle, broken weights, its cost per sample."""
 
 import math
 from collections.abc import Callable, Iterator

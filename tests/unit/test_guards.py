@@ -163,12 +163,12 @@ def test_the_history_applies_each_rule() -> None:
     assert history.check_reward_failures(failures) is None
     history.add_step(None, {"timeout": 8})
     assert "8 timeout" in (history.check_reward_failures(failures) or "")
-    hacking = RewardHackingRule(window=1, min_rise=0.1, min_fall=0.1)
+    reward_hacking = RewardHackingRule(window=1, min_rise=0.1, min_fall=0.1)
     history.add_evaluation(2, held_out=0.8, reward=0.5, image_reward_gain=None)
-    assert history.check_reward_hacking(hacking) is None
+    assert history.check_reward_hacking(reward_hacking) is None
     history.add_step(0.9, {"ok": 8})
     history.add_evaluation(3, held_out=0.5, reward=0.5, image_reward_gain=None)
-    assert "since step 2" in (history.check_reward_hacking(hacking) or "")
+    assert "since step 2" in (history.check_reward_hacking(reward_hacking) or "")
     ablation = ImageAblationRule(window=1, min_rise=0.1, floor=0.05)
     assert history.check_image_ablation(ablation) is None
     for step, reward, gain in ((4, 0.5, 0.3), (5, 0.9, 0.01)):

@@ -1,4 +1,4 @@
-"""What a generator reads off a byte-level vocabulary like Qwen's."""
+"""Token ids, texts and special tokens of a byte-level vocabulary like Qwen's."""
 
 import pytest
 from hypothesis import given

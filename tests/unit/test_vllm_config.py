@@ -1,4 +1,4 @@
-"""What follows from an engine's settings, without the engine."""
+"""Arguments and environment that follow from an engine's settings, without the engine."""
 
 import pytest
 from hypothesis import given
