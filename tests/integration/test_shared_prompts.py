@@ -118,7 +118,7 @@ def test_samples_in_one_row_are_what_they_are_alone(family: str) -> None:
     tower = SharedVisionTower(vlm)
     with tower.sharing(batch.image_of_row):
         together = vlm(**model_inputs(batch, shared, tower.model), use_cache=False).logits
-    assert shared.words.tolist() == [word for samples in SAMPLES for sample in samples for word in sample]
+    assert shared.target_ids.tolist() == [word for samples in SAMPLES for sample in samples for word in sample]
     assert_close(together[shared.predictor_positions], torch.cat(expected), atol=1e-5)
     # What the test would not see of a model that is blind to order.
     assert float((expected[0] - expected[0].roll(1, 0)).detach().abs().max()) > 1e-2

@@ -47,11 +47,6 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TOP_FOLDERS = ("vlgenrm_ray/", "jobs/", "tests/", "cluster/")
-PENDING = {
-    "cluster/README.md",
-    "jobs/README.md",
-}
-"""Files and commands that documents name already and the repository does not have yet. Remove what was added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +108,7 @@ def commands(document: Path) -> Iterator[tuple[str, list[str]]]:
             yield place, words
     for span in CODE_SPAN.findall(prose(document)):
         is_command = re.match(r"(?:vlgenrm|python jobs/\S+) [\w-]", span)
-        if is_command and "..." not in span and span not in PENDING:
+        if is_command and "..." not in span:
             yield f"{document.relative_to(ROOT)}: `{span}`", shlex.split(span.partition(" > ")[0])
 
 
@@ -198,7 +193,7 @@ def test_files_named_in_commands_and_prose_exist(document: Path) -> None:
     # Prose may name a file from the package or from the document's folder.
     roots = (ROOT, ROOT / "vlgenrm_ray", document.parent)
     missing = [path for path in paths if not re.search(r"[<$]|\.\.\.", path) and not exists(path, roots)]
-    assert not set(missing) - PENDING
+    assert not missing
 
 
 def exists(path: str, roots: tuple[Path, ...]) -> bool:
@@ -298,7 +293,7 @@ def test_links_lead_to_files_and_headings_of_the_repository(document: Path) -> N
     for target in LINK.findall(prose(document)):
         path, _, heading = target.partition("#")
         linked = (document.parent / path).resolve() if path else document
-        if "://" in target or str(linked.relative_to(ROOT)) in PENDING:
+        if "://" in target:
             continue
         assert linked.exists(), target
         assert not heading or heading in heading_anchors(linked), target

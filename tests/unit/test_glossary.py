@@ -117,12 +117,6 @@ RETIRED_NAMES = {
 RETIRED_PREFIXES = ("straw_", "own_judge_")
 
 
-DOCSTRING_EXCEPTIONS = {
-    f"vlgenrm_ray/engines/{name}.py" for name in ("contracts", "model_folder", "tokens", "vllm_async", "vllm_requests")
-}
-"""Files whose docstrings still start otherwise. Remove those that were rewritten."""
-
-
 def definitions(path: Path) -> Iterator[str]:
     """Yield all names that a file defines."""
     yield path.stem
@@ -171,8 +165,6 @@ def test_docstrings_start_with_their_subject() -> None:
     opening = re.compile(r"(?:What|Of|Who|Where|How|Whether|So that)\b")
     places = []
     for path in [*CODE, *TESTS]:
-        if str(path.relative_to(ROOT)) in DOCSTRING_EXCEPTIONS:
-            continue
         for node in ast.walk(ast.parse(path.read_text())):
             has_docstring = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
             if has_docstring and opening.match(ast.get_docstring(node) or ""):
