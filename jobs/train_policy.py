@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/train_policy.py --config jobs/recipes/qwen3_vl_4b_grpo.yaml
 
-The same command after an interruption continues from the last checkpoint. `--dry-run` prints the resolved recipe, the resources
-of the training and those of the cluster.
+The same command after an interruption continues from the last checkpoint. `--dry-run` prints the resolved
+recipe, the resources of the training and those of the cluster.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/train_reward.py --config jobs/recipes/qwen3_vl_4b.yaml
 
-The same command after an interruption continues the run. `--dry-run` prints the resolved recipe, the resources of each
-stage and those of the cluster.
+The same command after an interruption continues the run. `--dry-run` prints the resolved recipe, the
+resources of each stage and those of the cluster.
 """
 
 import argparse
