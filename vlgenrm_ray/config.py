@@ -60,14 +60,12 @@ class RunConfig(Settings):
         "heldout.seed": "seed",
         "responses.seed": "seed",
         "preferences.seed": "seed",
-        "selection.seed": "seed",
-        "training.seed": "seed",
     }
 
     base: str = Field(min_length=1)
     """GenRM to start from: a model folder, a Hugging Face hub name, or `pack:vlm`."""
     seed: int = Field(default=0, ge=0)
-    """Seed of data, sampling of responses, pairs, selection and training."""
+    """Seed of data, sampling of responses and pairs. `selection.seed` and `training.seed` are stated by themselves."""
     engine: VllmConfig = VllmConfig()
     """vLLM engine of responses, critiques, evaluation and serving. `engine.model` is `base` unless stated."""
     actors: ActorPoolConfig = ActorPoolConfig()
