@@ -1,3 +1,3 @@
-"""VL-GenRM on Ray: a vision-language generative reward model, made, improved and put to work."""
+"""VL-GenRM on Ray: training, serving and use of a vision-language generative reward model."""
 
 __version__ = "0.1.0"

@@ -123,7 +123,7 @@ def co_train_by_old_name(
     address: Address = None,
     dry_run: bool = False,
 ) -> None:
-    """Run `co-train`, the present name of this command."""
+    """Run `co-train`, the new name of this command."""
     typer.secho("warning: `vlgenrm circle` is now `vlgenrm co-train`; the old name will be removed", err=True)
     co_train(config, run, set_, address, dry_run)
 

@@ -154,5 +154,5 @@ def _reward_config(reward: RunConfig, judge: str, policy: str) -> RunConfig:
 
 
 def _without_outcomes(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Return an evaluation without its single outcomes."""
+    """Return an evaluation without the outcomes of single questions."""
     return {name: value for name, value in evaluation.items() if name != "outcomes"}

@@ -1,7 +1,7 @@
 """Configuration of a run: one section per stage, each defined beside its stage, filled in by a recipe.
 
-Settings that several stages share are said once: `engine`, `actors`, `images`, `columns`, `judge` and `seed`. A stage's
-own section inherits what it leaves out (`Settings.inherits`), so the resolved configuration is complete.
+Settings that several stages share are stated once: `engine`, `actors`, `images`, `columns`, `judge` and `seed`. The
+section of a stage inherits what it leaves out (`Settings.inherits`), so the resolved configuration is complete.
 """
 
 from pathlib import Path
@@ -110,7 +110,7 @@ class RunConfig(Settings):
 
 
 class ManagedJudgeService(Settings):
-    """A judge that the run serves itself, on this machine, for as long as it lasts."""
+    """A judge service that the run starts on this machine, and stops when it ends."""
 
     model: str = ""
     """GenRM to serve: a model folder, a hub name, or `pack:vlm`. Co-training sets it to each iteration's judge."""

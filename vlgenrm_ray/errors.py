@@ -35,7 +35,7 @@ class ResourceError(VlGenRMError, RuntimeError):
 
 
 class StageError(VlGenRMError, RuntimeError):
-    """A stage that failed, or ended without the input of the next one."""
+    """A stage that failed, or produced no input for the next one."""
 
 
 class RemoteError(VlGenRMError, RuntimeError):

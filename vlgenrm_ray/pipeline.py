@@ -50,7 +50,7 @@ class RewardRun:
 def run(
     config: RunConfig, folder: Path, *, on_round: Callable[[RoundResult], None] = lambda result: None
 ) -> dict[str, Any]:
-    """Make the run in `folder`, or continue it where it stopped.
+    """Execute the run in `folder`, or continue it where it stopped.
 
     Args:
         config: Configuration of the run.

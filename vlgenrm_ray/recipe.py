@@ -47,7 +47,7 @@ def load(cls: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
 
 
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
-    """Return the configuration of plain values. Raises ConfigError with one line per mistake."""
+    """Build the configuration from plain values. Raises ConfigError with one line per mistake."""
     try:
         return cls.model_validate(resolve(values))
     except ValidationError as error:
@@ -117,7 +117,7 @@ def _replace(cls: type[BaseModel] | None, node: Any, keys: Sequence[str], value:
 
 
 def _distinct(mistakes: Sequence[Any]) -> list[Any]:
-    """Return one of all mistakes that several sections inherited from one: that with the shortest path."""
+    """Merge equal mistakes of sections that inherit from one setting: keep the mistake with the shortest path."""
     distinct: dict[tuple[str, str, str], Any] = {}
     for mistake in sorted(mistakes, key=lambda m: len(m["loc"])):
         last = str(mistake["loc"][-1]) if mistake["loc"] else ""

@@ -137,7 +137,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """One object detected in an image, whatever the texts claim, with the attribute matched on its crop."""
+    """One object detected in an image, independent of any claim, with the attribute matched on its crop."""
 
     box: Box
     attribute: str
@@ -157,7 +157,7 @@ class WindowScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedResponse:
-    """A response with the experts' finding on each of its claims. It has the response's id."""
+    """A response with the experts' finding on each of its claims. `id` is the response's id."""
 
     id: str
     response: Response
@@ -342,7 +342,7 @@ class PairResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """A row that leaves the pipeline. Every input id gets a child record or a `Dropped`: never neither, never both."""
+    """A row that leaves the pipeline. Every input id gets either child records or a `Dropped`."""
 
     stage: str
     id: str

@@ -37,7 +37,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        """Read old names, then complete sections by the defaults of their place and by what they inherit."""
+        """Translate old names, then complete sections by the defaults of their field and by inherited settings."""
         if not isinstance(values, Mapping):
             return values
         completed = cls.present_names(values)
@@ -92,7 +92,7 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
 
 @cache
 def _defaults_of_place(cls: type[BaseModel]) -> dict[str, tuple[type[BaseModel], dict[str, Any]]]:
-    """Return the sections that have other defaults as fields of `cls` than by themselves, with those defaults."""
+    """Return the fields of `cls` that override defaults of their section's class, with section and overrides."""
     places = {}
     for name, field in cls.model_fields.items():
         section = type(field.default)
@@ -134,7 +134,7 @@ def _value_at(cls: type[BaseModel], values: Mapping[str, Any], path: Sequence[st
 
 
 def _fill(cls: type[BaseModel], values: Mapping[str, Any], path: Sequence[str], inherited: Any) -> dict[str, Any]:
-    """Return `values` in which the setting at a path takes what it leaves out from `inherited`."""
+    """Return `values` with the setting at a path completed from `inherited`."""
     name, rest = path[0], path[1:]
     section, field = _section_at(cls, name), cls.model_fields[name]
     stated = _plain(section, values.get(name, _UNSET))

@@ -49,8 +49,8 @@ def async_judge_client(url: str | None = None, token: str | None = None) -> Asyn
 def _discard_closed_loops() -> None:
     """Drop the clients of closed event loops and close their sockets.
 
-    Weak references would not do: a client's connections refer to their loop. A trainer with a new loop per batch would
-    otherwise leave the sockets of each open.
+    A trainer with a new loop per batch would otherwise leave sockets open. Weak references do not solve this, because
+    a client's connections refer to their loop.
     """
     closed = [loop for loop in list(_clients) if loop.is_closed()]
     for loop in closed:

@@ -19,9 +19,9 @@ def build_score_input(
     Args:
         response: The policy's answer, as a text or messages.
         prompt: Messages, or text rendered by a chat template.
-        images: Images the policy saw, in order. Ignored if the messages carry images themselves: they are the same.
-        label: Question, images and reference of the data set; its question and images replace those of the prompt. With
-            a question but no images in the label or `images`, the images of the messages are used.
+        images: Images the policy saw, in order. Messages that contain images contain the same ones.
+        label: Question, images and reference from the data set. Its question replaces the prompt's text, its images
+            replace all others.
 
     Raises:
         InputError: Neither a prompt nor a question in the label is given.

@@ -19,7 +19,7 @@ _MAX_RESTARTS = 3
 
 
 class Environment(optional_import("nemo_rl.environments.interfaces:EnvironmentInterface")):  # type: ignore[misc]
-    """One-turn environment; `JudgeEnvironment` is the Ray actor of it."""
+    """One-turn environment. `JudgeEnvironment` is its Ray actor class."""
 
     def __init__(self, cfg: Mapping[str, Any] | None = None) -> None:
         self.cfg = dict(cfg or {})

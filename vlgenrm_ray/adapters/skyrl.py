@@ -1,8 +1,8 @@
 """SkyRL: `skyrl_gym.register("vlgenrm", entry_point="vlgenrm_ray.adapters.skyrl:JudgeEnv")`, rows with
 `env_class: vlgenrm`.
 
-Images are the prompt's `image_url` parts; `reward_spec.ground_truth` is a label (`judge/label.py`) or a plain right
-answer, which becomes the reference.
+Images are the prompt's `image_url` parts; `reward_spec.ground_truth` is a label (`judge/label.py`) or a plain text,
+which becomes the reference answer.
 SkyRL cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 

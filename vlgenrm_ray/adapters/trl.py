@@ -17,7 +17,7 @@ from vlgenrm_ray.judge.protocol import ScoreInput
 
 
 def vlgenrm_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-    """Return one reward per completion, None for those without. A reward function of TRL."""
+    """Return one reward per completion, None for a completion without one. A reward function of TRL."""
     replies = judge_client().score(_score_inputs(prompts, completions, columns))
     _log(columns, [reply.verdict_mass for reply in replies])
     return optional_rewards(replies)
@@ -26,7 +26,7 @@ def vlgenrm_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns
 async def vlgenrm_reward_async(
     prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
 ) -> list[float | None]:
-    """Return the rewards as `vlgenrm_reward`, concurrently with other asynchronous reward functions."""
+    """Asynchronous form of `vlgenrm_reward`: TRL runs it concurrently with other asynchronous reward functions."""
     replies = await async_judge_client().score(_score_inputs(prompts, completions, columns))
     _log(columns, [reply.verdict_mass for reply in replies])
     return optional_rewards(replies)

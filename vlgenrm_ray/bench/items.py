@@ -1,4 +1,4 @@
-"""Responses that a bench has scored: drawn from the embedded world, or read from a file."""
+"""Responses that a bench sends to be scored: drawn from the embedded world, or read from a file."""
 
 import json
 import tempfile
@@ -69,7 +69,7 @@ def _responses(row: dict[str, Any]) -> Sequence[str]:
 
 
 def repeat_blocks(items: Sequence[BenchItem], block: int) -> list[BenchItem]:
-    """Repeat each block of `block` items once, directly after it, as a trainer scores a batch a second time.
+    """Repeat each block of `block` items once, right after it, like a trainer that scores a batch twice.
 
     With a block longer than the concurrency, a repetition is sent after its first request has been answered, so it
     meets the cache rather than a request in flight.

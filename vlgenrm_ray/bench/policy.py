@@ -1,11 +1,11 @@
 """Speed of policy training: relative to TRL's GRPOTrainer, by phase, and one-step-off relative to synchronous.
 
 Trainings run one at a time, each in a process of its own, on the cores that this process may use. They alternate in
-order and reverse order, so a drift of the machine affects all alike. Only steady steps count: the first steps, which
-warm up, and the last one, which overlaps with no further step, do not.
+order and reverse order, so a drift of the machine affects all alike. Only steady steps count: neither the warm-up
+steps, nor the last one, which overlaps with no further step.
 
-Our engine and our learner have half of the cores each, in both modes. All cores for each of them in turn was not
-faster, because most of the engine's time is single-threaded Python. TRL has all cores in its one process.
+Our engine and our learner have half of the cores each, in both modes. Giving all cores to each of them in turn was
+not faster, because most of the engine's time is single-threaded Python. TRL has all cores in its one process.
 
 TRL generates with transformers, or with vLLM in its process (`vllm_mode: colocate`); the faster of the two counts. Its
 batch is a whole step, which was faster than any division of it. It writes no more logs than ours and decodes with a
@@ -115,7 +115,7 @@ class PolicyBench:
     """One run of the bench; `results` holds the metrics by part, over the turns that are finished."""
 
     def __init__(self, bench: PolicyBenchConfig, config: PolicyRunConfig, log: Callable[[str], None]) -> None:
-        """Prepare the run; `run` measures.
+        """Prepare a run of the bench; the method `run` starts it.
 
         Args:
             bench: Parts and sizes.
@@ -218,8 +218,7 @@ def reduce_recipe(
 ) -> PolicyRunConfig:
     """Reduce a recipe to its training steps.
 
-    The reward is the function that the recipe evaluates by. Nothing is served, and as little as possible is saved or
-    evaluated.
+    The reward is the recipe's evaluation function. Nothing is served, and as little as possible is saved or evaluated.
 
     Args:
         training: Recipe of a training on CPUs.
@@ -228,7 +227,7 @@ def reduce_recipe(
         mode: Synchronous or one-step-off.
 
     Raises:
-        InputError: The recipe has no function to evaluate by, or uses GPUs.
+        InputError: The recipe has no evaluation function, or uses GPUs.
     """
     policy = training.policy
     if not policy.evaluation.measure:

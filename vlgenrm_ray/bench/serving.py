@@ -133,7 +133,7 @@ class ServingBench:
         bench_items: Sequence[BenchItem],
         log: Callable[[str], None],
     ) -> None:
-        """Prepare the run; `run` measures.
+        """Prepare a run of the bench; the method `run` starts it.
 
         Args:
             bench: Parts and sizes.

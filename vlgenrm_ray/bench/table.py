@@ -74,7 +74,7 @@ def run_and_report(
 
     Args:
         measure: Runs the bench; fills `results` part by part.
-        results: Results of the bench. Printed and written even if `measure` raises, as far as they are there.
+        results: Results of the bench. If `measure` raises, those of the finished parts are printed and written.
         build_rows: Makes the rows of the table from the results.
         console: Receives the table.
         settings: Entries of the report that state what was measured.

@@ -43,8 +43,8 @@ def connect(
     """Connect this process to Ray.
 
     Args:
-        address: Address of a running cluster, or "local" for a Ray that ends with this process. None takes RAY_ADDRESS,
-            which Ray sets in a submitted job, else "local".
+        address: Address of a running cluster, or "local" for a cluster that ends with this process. None takes
+            RAY_ADDRESS, which Ray sets in a submitted job, else "local".
         num_cpus: CPUs of a local Ray; default: all of the machine.
         offline: All models are local folders; workers never contact the Hugging Face hub.
         quiet: Write the output of workers to Ray's log files only.

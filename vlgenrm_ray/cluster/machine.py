@@ -1,4 +1,4 @@
-"""Facts about this machine that `doctor` judges: versions, imports, GPUs, memory, disks, ports."""
+"""Facts about this machine that `doctor` checks: versions, imports, GPUs, memory, disks, ports."""
 
 import importlib.metadata
 import os

@@ -1,7 +1,7 @@
-"""Minimal edits: texts that differ from a text in one fact, in the text's own wording.
+"""Minimal edits: copies of a text with one fact changed and the wording kept.
 
-The same edits have two uses: one that makes a true statement false gives a negative, one that makes a false statement
-true gives a repair. An edit does not know which it is; the experts' evidence decides (see `pair_builders`).
+An edit that makes a true statement false gives a negative; one that makes a false statement true gives a repair. The
+experts' evidence decides which of them an edit is (see `pair_builders`).
 """
 
 import re
@@ -99,7 +99,7 @@ def propose_edits(text: str, index: int, vocabulary: Vocabulary) -> Iterator[Edi
 
 
 def changes_one_statement(text: str, index: int, edit: Edit, vocabulary: Vocabulary) -> bool:
-    """Return True if the edit changes the meaning of statement `index`, without a hedge, and of no other."""
+    """Return True if the edit changes the meaning of statement `index` only, and the new statement is not hedged."""
     before, after = (split_statements(t, vocabulary) for t in (text, edit.text))
     if len(before) != len(after) or any(c.hedged for c in after[index].claims):
         return False

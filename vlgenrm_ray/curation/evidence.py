@@ -39,7 +39,7 @@ class EvidenceConfig(Settings):
 
 @dataclass(frozen=True, slots=True)
 class RejectedPair:
-    """A possible pair that was not made, and the reason."""
+    """A candidate pair that was rejected, with the reason."""
 
     reason: DropReason
     detail: str
@@ -74,7 +74,7 @@ class EvidenceSummary:
 
     @property
     def worst(self) -> Finding:
-        """The most confident contradiction. There must be one."""
+        """The most confident contradiction. Requires at least one."""
         return max(self.contradicted, key=lambda f: f.score)
 
 
@@ -141,7 +141,7 @@ _EXISTENCE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class QuestionTopic:
-    """The kind and the subjects of the claims that answer a question. A true remark about anything else does not."""
+    """Kind and subjects of the claims that answer a question. A true claim about anything else does not answer it."""
 
     kind: ClaimKind | None
     """None: every response counts as an answer."""
@@ -263,7 +263,7 @@ class QuestionEvidence:
         return not self.config.must_answer or self.topic.answered_by(claims)
 
     def text_is_answer(self, text: str) -> bool:
-        """Return `is_answer` for the claims of a text."""
+        """Return True if the claims of a text answer the question, see `is_answer`."""
         return self.is_answer(cached_claims(text, self.index.vocabulary))
 
     def can_be_chosen(self, response: ResponseEvidence) -> bool:
@@ -287,7 +287,7 @@ class QuestionEvidence:
             rejected: Id and text of the worse response.
             origin: The way the pair was made.
             kind: Kind of the claim that tells them apart.
-            evidence: One line for a person.
+            evidence: One line that explains the label to a reader.
 
         Returns:
             The preference, without an id of its own: the stage numbers the pairs that remain.

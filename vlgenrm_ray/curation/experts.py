@@ -108,7 +108,7 @@ class _Open:
 
 
 class _Examine:
-    """Actor with one expert. The last one drops the pixels."""
+    """Actor with one expert. Actors of the last expert also drop the pixels."""
 
     def __init__(self, config: ExpertsConfig, expert: ExpertConfig, is_last: bool) -> None:
         self.pipeline = ExpertPipeline(config, [build_expert(expert, config)])

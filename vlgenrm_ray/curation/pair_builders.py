@@ -1,8 +1,8 @@
 """Builders of preference pairs: `imported_pairs`, `verified_pairs`, `edited_pairs`, `repaired_pairs`.
 
 Each yields the pairs of one question, best first, or a `RejectedPair` that says why there is none. All follow one rule:
-a statement is false only if the evidence contradicts it and true only if the evidence supports it. `unknown` makes
-neither.
+a statement is false only if the evidence contradicts it and true only if the evidence supports it. An `unknown`
+finding makes it neither.
 """
 
 import random
@@ -34,7 +34,7 @@ _MAX_TRIES = 12
 
 
 class BalanceConfig(Settings):
-    """Limits on the difference in length between two sides, in characters. They keep length from telling the label.
+    """Limits on the difference in length between two sides, in characters. They keep length from revealing the label.
 
     RLAIF-V (arXiv 2405.17220) drops pairs until chosen and rejected are equally long on average over the whole set;
     here it is done per pair and per image, so that the stream need not wait for the whole set.
@@ -60,8 +60,8 @@ def has_similar_length(a: str, b: str, config: BalanceConfig) -> bool:
 def verified_pairs(question: QuestionEvidence, balance: BalanceConfig) -> Iterator[Preference]:
     """Pair sampled responses: the best with the worst, the second best with the second worst, and so on.
 
-    Better has more supported claims. Worse has a larger share of contradicted claims, among the responses of similar
-    length if there are any; among equally bad ones the one nearest in length is taken.
+    The best response has the most supported claims. The worst one for it has the largest share of contradicted claims
+    among the responses of similar length, or among all if there are none; ties go to the nearest length.
     """
     sampled = [r for r in question.responses if r.checked.response.sampler not in (CHOSEN, REJECTED)]
     good = [r for r in sampled if question.can_be_chosen(r)]

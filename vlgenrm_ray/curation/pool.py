@@ -48,7 +48,10 @@ class PoolConfig(SourceConfig):
 
 
 def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Question]:
-    """Turn one row into a question or a drop. Opens the image, and stores it if it came as bytes."""
+    """Build the unit of one row: its question, or a `Dropped` that states why the row cannot be used.
+
+    Opens the image to check it, and stores it if it came as bytes.
+    """
     if row.problem:
         return _drop(row, row.id, DropReason.MALFORMED_ROW, row.problem)
     if row.duplicate_of:

@@ -1,7 +1,7 @@
 """The responses stage: samples responses to every question. Reads Question, writes Response.
 
 A unit is a question. Each generator runs in an actor pool of its own; several generators follow one another in one
-stream. A question that came with a chosen and a rejected response is not sent to any: those two are its responses.
+stream. A question that came with a chosen and a rejected response is sent to no generator: those two are its responses.
 """
 
 import hashlib
@@ -164,7 +164,7 @@ def generate_responses(
 
 
 def _open_images(questions: Sequence[Question], limits: ImageLimits) -> "dict[str, PIL.Image.Image | ImageError]":
-    """Open each distinct image once. An error stands in the place of an image that cannot be read."""
+    """Open each distinct image once. The error of an unreadable image takes its place."""
     refs = {q.image.sha256: q.image for q in questions}
 
     def read(sha256: str) -> "PIL.Image.Image | ImageError":
@@ -304,7 +304,7 @@ def run(
         source: Complete pool stage.
         target: Folder of this stage.
         seed: Seed of the run, used if the configuration has none.
-        build: Starts another engine than vLLM.
+        build: Starts the engine that replaces vLLM.
 
     Raises:
         InputError: A model folder cannot be used.

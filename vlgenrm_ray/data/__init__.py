@@ -1,1 +1,1 @@
-"""Data on disk and how it streams: stage folders, images, Arrow records, progress."""
+"""Data on disk and its streaming: stage folders, images, Arrow records, progress."""

@@ -54,7 +54,7 @@ class ImageError(ValueError):
         self.detail = detail
 
     def among(self, index: int, num_images: int) -> "ImageError":
-        """Return the error with the number of the image in its detail; `index` counts from 0."""
+        """Return the error with "(image <index + 1> of <num_images>)" added to its detail."""
         if num_images == 1:
             return self
         return ImageError(self.reason, f"{self.detail} (image {index + 1} of {num_images})")

@@ -266,7 +266,7 @@ class StageFolder:
         return Manifest(**read_json(self.manifest_path))
 
     def complete(self) -> Manifest:
-        """Return the manifest of a stage that must be complete. Raises StageError if it is not."""
+        """Return the manifest. Raises StageError if the stage is not complete."""
         manifest = self.manifest()
         if manifest is None:
             raise StageError(f"{self.path} is not complete: it has no manifest.json")
@@ -281,7 +281,7 @@ class StageFolder:
         return {id for shard in self.shards() for id in self.read_unit_index(shard).column("id").to_pylist()}
 
     def units(self, cls: type[R]) -> Iterator[Unit[R]]:
-        """Yield all units, shard by shard."""
+        """Yield all units (input rows with their results), shard by shard."""
         return (_unit(cls, row) for shard in self.shards() for row in self.read_units(shard).to_pylist())
 
     def records(self, cls: type[R]) -> Iterator[R]:

@@ -1,1 +1,1 @@
-"""Third parties behind verbs: the only room that names a vendor."""
+"""Engines: vLLM, DeepSpeed and the libraries of detectors and matchers, each behind a small interface."""

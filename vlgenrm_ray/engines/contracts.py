@@ -1,7 +1,7 @@
 """Protocols of generators, detectors and matchers, and the types of their arguments and results.
 
-Other rooms depend on these only. The vLLM engines and the scripted one pass the same contract tests
-(`tests/integration/test_generator_contract.py`).
+Callers depend on these protocols, not on a particular engine. The vLLM generators and the scripted one pass the same
+contract tests (`tests/integration/test_generator_contract.py`).
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -173,7 +173,7 @@ class Detector(Protocol):
         ...
 
     def detect(self, images: "Sequence[PIL.Image.Image]", nouns: Sequence[str]) -> list[tuple[Box, ...]]:
-        """For each image its boxes, best score first, of any of `nouns` (a closed detector ignores nouns it lacks)."""
+        """Return the boxes of `nouns` in each image, best score first. A detector with `labels` ignores other nouns."""
         ...
 
 
@@ -181,5 +181,5 @@ class Matcher(Protocol):
     """An image-text matcher."""
 
     def match(self, images: "Sequence[PIL.Image.Image]", texts: Sequence[str]) -> list[list[float]]:
-        """For each image, the probability of each text among `texts` (softmax over them; rows sum to 1)."""
+        """Return for each image the probability of each of `texts`: a softmax over them, so rows sum to 1."""
         ...

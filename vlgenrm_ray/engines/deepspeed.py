@@ -34,8 +34,8 @@ class Learner(TrainedModel):
             model: Hugging Face folder.
             config: Settings of the training.
             seed: Seed of new adapters; equal on all workers.
-            keep_reference: Make `logprobs(reference=True)` available. A frozen copy of the initial weights is kept,
-                partitioned like the trained ones; with adapters none is needed, the weights below them are the copy.
+            keep_reference: Keep the initial weights for `logprobs(reference=True)`, in a frozen copy that is
+                partitioned like the trained ones. With adapters the base weights themselves stay the initial ones.
 
         Raises:
             InputError: The folder cannot be loaded.
@@ -49,7 +49,10 @@ class Learner(TrainedModel):
 
     @property
     def shared_width(self) -> int | None:
-        """Hidden size of the decoder; None if samples cannot share a row because some layer ignores the mask."""
+        """Hidden size of the decoder, which decides the cost of shared rows (see `shared_prompts`).
+
+        None if samples cannot share a row: layers without full attention ignore the mask that separates them.
+        """
         config = self._model().config.get_text_config()
         all_full = {"full_attention"}.issuperset(getattr(config, "layer_types", None) or ())
         return int(config.hidden_size) if all_full else None
@@ -106,7 +109,7 @@ class Learner(TrainedModel):
 
         Args:
             batches: Micro-batches, fillers included; as many as every other worker has.
-            reference: Use the initial weights instead of the present ones.
+            reference: Use the initial weights instead of the current ones.
             temperature: Temperature of the distribution.
 
         Returns:
@@ -139,16 +142,16 @@ class Learner(TrainedModel):
     def weights(
         self, *, trained_only: bool = False, training_dtype: bool = False
     ) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Names and whole weights as an export has them, adapters merged, one by one: see `exported_weights`.
+        """Yield names and whole weights one by one, as for an export, adapters merged; see `exported_weights`.
 
-        Every worker goes through all of them, and gets them all.
+        Every worker must iterate over all of them, and gets all of them.
         """
         return exported_weights(
             self._model(), self.model_folder, trained_only=trained_only, training_dtype=training_dtype
         )
 
     def tensor_specs(self, *, trained_only: bool = False, training_dtype: bool = False) -> list[TensorSpec]:
-        """Names, dtypes and shapes of what `weights` gives, in its order. Not collective."""
+        """Return the specs of the weights that `weights` yields, in its order. Not collective."""
         return exported_specs(
             self._model(), self.model_folder, trained_only=trained_only, training_dtype=training_dtype
         )

@@ -34,7 +34,7 @@ class NonFiniteLoss(NonFiniteStep):
     quantity = "loss"
 
     def __init__(self, examples: Sequence[tuple[int, int]]) -> None:
-        """`examples`: the examples of this worker with such a loss, as (batch, index in it); may be empty."""
+        """Create the error. `examples`: those of this worker with such a loss, as (batch, index in it), if any."""
         super().__init__(examples)
         self.examples = examples
 

@@ -75,7 +75,7 @@ def _gather(parameter: "torch.Tensor", layer: Any) -> "torch.Tensor":
 
 
 def _empty(parameter: "torch.Tensor", _: Any) -> "torch.Tensor":
-    """Make a tensor without values of a weight's dtype and whole shape, also if ZeRO 3 has partitioned it."""
+    """Create a meta tensor with dtype and full shape of a weight, also if ZeRO 3 has partitioned it."""
     import torch
 
     return torch.empty(getattr(parameter, "ds_shape", parameter.shape), dtype=parameter.dtype, device="meta")

@@ -1,7 +1,7 @@
 """A deterministic generator whose texts come from a function or a table, instead of a model.
 
-For tests, and to try a run's data flow without a model. It keeps the contract of a real generator (the same tests hold
-both): samples per prompt, seeds, the cut at `max_tokens`, refusals, and probabilities of tracked words.
+For tests, and to try a run's data flow without a model. It passes the contract tests of the real generators:
+samples per prompt, seeds, the cut at `max_tokens`, refusals, and probabilities of tracked words.
 """
 
 import math
@@ -23,7 +23,10 @@ END_OF_TURN = 0
 
 
 class ScriptedGenerator:
-    """A deterministic `StreamingGenerator` over a script. Tokens are words with the blank before, and single signs."""
+    """A deterministic `StreamingGenerator` over a script.
+
+    Tokens are words with the blank before them, and single other characters.
+    """
 
     def __init__(
         self,

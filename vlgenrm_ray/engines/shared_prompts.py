@@ -5,7 +5,7 @@
     position            0 1 2 3        4 5 6          4 5
 
 The outputs for a sample, and the gradient, equal those of the sample alone, except for rounding. The prompt of a group,
-with the tokens of its image, which are most of it, is computed once instead of once per sample.
+which consists mostly of image tokens, is computed once instead of once per sample.
 """
 
 from collections.abc import Sequence

@@ -183,7 +183,7 @@ class VllmGenerator:
 
 
 def missing_fused_layers(names: Iterable[str]) -> list[str]:
-    """Return the weights that vLLM fuses with some of `names`, and that are not among them."""
+    """Return the weights that are missing in `names`, although vLLM fuses them with some of `names`."""
     present = set(names)
     needed = set()
     for name in present:
@@ -194,6 +194,6 @@ def missing_fused_layers(names: Iterable[str]) -> list[str]:
 
 
 def reset_caches(llm: "LLM") -> None:
-    """Drop what the previous weights computed for prompts and images; new weights must not use it."""
+    """Drop the cached prefixes and image embeddings; those of the previous weights are wrong for new ones."""
     llm.reset_prefix_cache()
     llm.llm_engine.reset_encoder_cache()

@@ -25,9 +25,9 @@ _POLL_S = 0.5
 class AsyncVllmGenerator:
     """A `contracts.LiveGenerator` on vLLM's `AsyncLLM`.
 
-    The n samples of a prompt are n vLLM requests, as they are inside vLLM for n > 1: rendered once, sharing images and,
-    by the prefix cache, the prefill. Hence each sample can be returned or aborted by itself. Seeds and samples equal
-    those of `VllmGenerator`.
+    Each of the n samples of a prompt is a vLLM request, as inside vLLM for n > 1, so it can be returned or aborted by
+    itself. The prompt is rendered once. Its requests share the images and, by the prefix cache, the prefill. Seeds and
+    samples equal those of `VllmGenerator`.
     """
 
     def __init__(self, config: VllmConfig) -> None:

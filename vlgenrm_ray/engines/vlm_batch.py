@@ -83,7 +83,7 @@ class Batch:
 
     @property
     def target_ids(self) -> "torch.Tensor":
-        """Ids [N] of the N targets, in the order of the mask."""
+        """Token ids of the N targets, [N], in the order of the mask `targets`."""
         return self.inputs["input_ids"][self.targets] if self.layout is None else self.layout.target_ids
 
     @property

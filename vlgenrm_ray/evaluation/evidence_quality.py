@@ -1,6 +1,6 @@
 """Quality of the evidence against a ground truth: the experts' verdicts and the labels of preferences.
 
-Only a world with known truth can be measured like this; the truth is used for measurement and by no stage of the run.
+This requires a world with known truth. The truth is used for measurement only, by no stage of the run.
 """
 
 from collections import defaultdict
@@ -21,9 +21,9 @@ ResponseTruth = Callable[[Question, str], bool]
 def expert_quality(checked: Iterable[CheckedResponse], truth: ClaimTruth) -> dict[str, Any]:
     """Compute precision and recall of the experts' definite verdicts, by claim kind and over `all`.
 
-    For `supported`, precision is the share of claims so judged that are true, recall the share of true claims so
-    judged; for `contradicted` the same with false claims. `unknown` lowers recall, never precision. Hedged claims
-    assert nothing and are left out.
+    For `supported`, precision is the share of true claims among those judged supported, and recall the share of true
+    claims that are judged supported; for `contradicted` the same with false claims. `unknown` lowers recall, never
+    precision. Hedged claims assert nothing and are left out.
     """
     verdicts: dict[str, list[tuple[Truth, bool]]] = defaultdict(list)
     for record in checked:

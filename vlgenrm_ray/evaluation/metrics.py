@@ -1,8 +1,8 @@
 """Metrics of a judge on held-out pairs. A reward that could not be read is NaN.
 
 An unreadable pair (a reward missing on either side) counts one half in pairwise accuracy, like a tie. Leaving it out
-would favour a judge that abstains on hard pairs; counting it wrong would mix two faults. The verdict coverage reported
-with every accuracy says how often it happens.
+would favour a judge that abstains on hard pairs; counting it wrong would mix two faults. The verdict coverage,
+reported with every accuracy, shows how often this happens.
 
 AUROC and the Brier score are scikit-learn's. The Wilson interval is computed here because values may be halves, which
 `scipy.stats.binomtest` refuses; the paired bootstrap because its draw is part of the reported figures and needs no

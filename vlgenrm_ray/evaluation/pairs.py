@@ -73,7 +73,7 @@ def run(
         model: Model folder of the judge.
         source: Complete stage of labelled preferences.
         target: Folder of this stage.
-        build: Starts another engine than vLLM; `model` then need not exist.
+        build: Starts the engine that replaces vLLM; `model` then need not exist.
 
     Returns:
         The stage's manifest, with `pair_metrics` as its metrics.
@@ -179,7 +179,7 @@ def _items(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Ite
 
 
 def is_in_share(id: str, share: float) -> bool:
-    """Decide by its hash if an id belongs to a share of all ids; a larger share contains every smaller one."""
+    """Return True if an id belongs to a share of all ids, by its hash; a larger share contains every smaller one."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") < share * 2**64
 
 

@@ -60,7 +60,10 @@ class _Object:
     attributes: dict[str, float]
 
     def attribute_score(self, attribute: str, vocabulary: Vocabulary) -> float | None:
-        """Return the matcher's score of an attribute, 0 if another word of its family matched, None if undecided."""
+        """Return the matcher's score of an attribute ("red") for this object.
+
+        0 if another attribute of the same family ("blue") was matched; None if none of the family was.
+        """
         for word, score in self.attributes.items():
             if word == attribute:
                 return score
@@ -289,7 +292,7 @@ class _Checker:
 
 
 def _shows(window: Box, box: Box) -> bool:
-    """Return True if the box takes up so much of the window, or the window of the box, that the matcher may mean it."""
+    """Return True if box and window overlap so much that the matcher's score of the window may be due to the box."""
     return window.intersection(box) > 0.1 * min(window.area, box.area)
 
 

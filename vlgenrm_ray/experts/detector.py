@@ -12,7 +12,7 @@ from vlgenrm_ray.records import Claim
 
 
 class DetectorExpert:
-    """Runs an object detector on batches of images that search for the same nouns."""
+    """Runs an object detector. Images in which the same nouns are searched for form one batch."""
 
     def __init__(self, config: ExpertPipelineConfig, *, detector: Detector | None = None) -> None:
         """Load the detector of `config`, unless one is given. Raises InputError if it cannot be loaded."""

@@ -1,4 +1,4 @@
-"""The `Expert` protocol: what an expert receives, what it returns, and how a recipe names it.
+"""The `Expert` protocol, its input and output `ImageTask`, and the settings of experts in a recipe.
 
 Experts run one after another. Each receives a batch of `ImageTask`s and returns them with its evidence added: the
 detector adds boxes, the matcher attributes and window scores, an additional expert (OCR, VQA, a captioner) findings on
@@ -134,7 +134,7 @@ class ImageTask:
         return self.original_width / self.width, self.original_height / self.height
 
     def evidence(self) -> ImageEvidence:
-        """Return what the detector and the matcher contributed."""
+        """Return the evidence of the detector and the matcher."""
         return ImageEvidence(self.original_width, self.original_height, self.detections, self.window_matches)
 
     def mark_dropped(self, reason: str, detail: str) -> "ImageTask":

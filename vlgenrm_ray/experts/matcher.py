@@ -1,6 +1,6 @@
 """The matcher expert: attributes of detected objects, and phrases in windows of the image.
 
-Both by comparison, never by an absolute similarity. An attribute competes with the others of its family on the same
+Both compare texts; absolute similarity is never used. An attribute competes with the others of its family on the same
 crop ("a red cup" / "a blue cup" / ...). A phrase competes with every noun of the vocabulary, each with every attribute
 of the phrase's family, and with the background texts ("nothing").
 """

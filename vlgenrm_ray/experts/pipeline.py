@@ -1,9 +1,10 @@
-"""`ExpertPipeline`: from an image and texts about it to a finding on every claim.
+"""`ExpertPipeline`: extracts the claims of texts about an image and checks each claim against the image.
 
     open_task -> examine (detector, matcher, additional experts) -> check
 
-The service runs all steps in one process, with `report`. The experts stage (`curation.experts`) runs each expert in an
-actor pool of its own; a pipeline there holds one expert, or none to open and check tasks.
+The result of a check is a `Finding`: supported, contradicted or unknown. The service runs all steps in one process, by
+`report`. The experts stage (`curation.experts`) distributes them: each expert has its own actor pool, whose pipelines
+hold this expert only; tasks are opened and checked by pipelines without experts.
 """
 
 from collections.abc import Sequence
@@ -119,7 +120,7 @@ def expert_configs(config: ExpertPipelineConfig) -> tuple[ExpertConfig, ...]:
 
 
 def build_expert(expert: ExpertConfig, config: ExpertPipelineConfig) -> Expert:
-    """Load one expert into this process. See `ExpertPipeline.build` for what it raises."""
+    """Load one expert into this process. Raises the same errors as `ExpertPipeline.build`."""
     built: Expert = plugins.load(expert.kind, EXPERTS, "experts.additional_experts.kind")(config, **expert.options)
     return built
 

@@ -162,7 +162,7 @@ class Judge(Generic[_G_co]):
         ]
 
     def critique(self: "Judge[Generator]", inputs: Sequence[JudgeInput]) -> list[tuple[JudgeCritique, ...] | Refusal]:
-        """Write K critiques of each input as a whole (one in the `direct` mode), in order; `Refusal` where none."""
+        """Write K critiques of each whole input (one in `direct` mode), in order; `Refusal` for one that is refused."""
         seeds = [self.seed(item) for item in inputs]
         outcomes = self._generate(self._prompts(inputs, [""] * len(inputs)), self.sampling, seeds)
         return [

@@ -5,7 +5,8 @@
     reply.reward, reply.status, reply.critiques
 
 Each image is uploaded once per content hash and sent as a reference afterwards. A call that fails raises RemoteError;
-an item that fails has `reward: None` and a status. Neither is ever 0. The rules of retries are in `protocol.py`.
+an item that fails has `reward: None` and a status. A failure is never reported as the reward 0. The rules of
+retries are in `protocol.py`.
 """
 
 import asyncio
@@ -73,7 +74,7 @@ class RemoteJudge:
             One reply per item, in order.
 
         Raises:
-            RemoteError: The service cannot be reached, or does not answer as it should.
+            RemoteError: The service cannot be reached, or its reply is not valid.
             RemoteRefusalError: The service refuses the request (4xx).
             InputError: An item is incomplete or contradictory.
         """

@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float64]
 
 
 class GroupStatus(StrEnum):
-    """Use that a training step makes of a group; counted in the metrics `groups_<status>`."""
+    """Status of a group in a training step: used, or the reason why not. Counted in the metrics `groups_<status>`."""
 
     USED = "used"
     ZERO_STD = "zero_std"

@@ -58,7 +58,7 @@ class TrainingSamples:
         return groups | {"samples_skipped": float(self.num_skipped)}
 
     def usable(self, statuses: Mapping[str, int]) -> Mapping[str, int]:
-        """Move skipped samples from `ok` to a status of their own: they have a reward, but do not train either."""
+        """Return the counts with skipped samples moved from `ok` to `SKIPPED`: they have a reward, but are not used."""
         if not self.num_skipped:
             return statuses
         return {**statuses, OK: statuses[OK] - self.num_skipped, SKIPPED: self.num_skipped}
@@ -109,7 +109,7 @@ def shaped_reward(rollout: Rollout, config: AlgorithmConfig, *, max_tokens: int)
 
 
 def group_statuses(groups: Sequence[RolloutGroup], config: AlgorithmConfig, *, max_tokens: int) -> list[GroupStatus]:
-    """Return the use that training will make of each group, from its shaped rewards."""
+    """Return the status of each group in training, from its shaped rewards."""
     estimate = resolve_algorithm(config.algorithm).group_advantages
     if estimate is None:
         return [GroupStatus.USED] * len(groups)
@@ -129,7 +129,7 @@ def _advantages(
 
 
 def _encode(rollout: Rollout, encoder: VlmEncoder, max_tokens: int) -> Tokens | None:
-    """Return prompt and response as tokens; None if they are too many or cannot be encoded."""
+    """Return prompt and response as tokens; None if there are too many tokens or they cannot be encoded."""
     try:
         tokens = encoder.encode_rollout(rollout.question.image, rollout.question.text, rollout.ids)
     # An engine may sample image tokens, which would change the prompt when read back.
@@ -149,10 +149,10 @@ class TrainingBatch:
     rows: Rows
     """Positions in `samples` that go through the model as one row, with their prompt once."""
     updates: tuple[Step, ...]
-    """One entry per optimizer step; its members are positions in `samples`, those of a row next to each other."""
+    """One entry per optimizer step; its members are positions in `samples`; members of a row are adjacent."""
 
     def shared_rows(self, micro: MicroBatch) -> list[range]:
-        """Return the ranges of a micro-batch's members that share a row."""
+        """Return the rows of a micro-batch, each as a range of positions in `micro.members`."""
         row_sizes = {row[0]: len(row) for row in self.rows}
         ranges: list[range] = []
         while (begin := ranges[-1].stop if ranges else 0) < len(micro.members):
@@ -185,7 +185,7 @@ def plan_micro_batches(
     optimizer step cheaper.
 
     Args:
-        samples: Samples of the step; those of a group next to each other.
+        samples: Samples of the step; samples of a group are adjacent.
         shared_width: Hidden size of the decoder, which decides the cost of shared rows; None: never share.
         step: Number of the training step.
         seed: Seed of the run.

@@ -80,15 +80,15 @@ class RolloutClient:
                 self._sent_version = version
 
     def submit(self, step: int) -> None:
-        """Request the rollouts of a training step ahead of time, by the weights sent last. Does not wait."""
+        """Request the rollouts of a training step in advance, sampled with the weights sent last. Does not wait."""
         if self._context.is_rank0:
             assert self._sent_version is not None
             self._request("step", step, self._sent_version)
 
     def fetch(self, kind: BatchKind, step: int) -> RolloutBatch:
-        """Return a batch of rollouts, requested before or now.
+        """Wait for a batch of rollouts, and request it first if `submit` has not.
 
-        If the orchestrator has lost its weights, it is sent the current ones, those after `step` steps.
+        An orchestrator that was restarted is sent the current weights, and the batch is requested again.
 
         Args:
             kind: `step` or `evaluation`.

@@ -31,7 +31,7 @@ def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 class KlConfig(Settings):
-    """KL penalty: the price of leaving the reference policy, which is the policy as the run began."""
+    """KL penalty for deviating from the reference policy, which is the policy at the start of the run."""
 
     coefficient: float = Field(default=0.04, ge=0.0)
     """Weight of the penalty; 0 needs no reference policy. GRPO's paper uses 0.04; DAPO and Dr. GRPO use 0."""

@@ -1,4 +1,4 @@
-"""A pool of rollout engines: distributes requests, restarts lost engines, repeats what they had not finished.
+"""A pool of rollout engines: distributes requests, restarts lost engines, repeats their unfinished requests.
 
 `RolloutEnginePool` spreads requests over its slots. An `EngineSlot` holds one engine after another: it starts the
 engine, loads the current weights into it, and replaces it when it is lost. Everything here is asyncio without Ray; the
@@ -150,7 +150,7 @@ class EngineSlot:
         await asyncio.shield(self._starting)
 
     async def hold(self) -> RolloutEngine:
-        """Wait until the engine samples nothing and keep it so until `commit` or `release`. Raises EngineLostError."""
+        """Wait until the engine is idle, and keep it idle until `commit` or `release`. Raises EngineLostError."""
         await self._lock.acquire()
         try:
             await self._idle.wait()
@@ -251,8 +251,8 @@ class RolloutEnginePool:
         """Load new weights into every engine, after the requests it is working on. A restarted engine loads them too.
 
         Raises:
-            WeightSyncError: An engine refuses them, or not all have loaded them within `timeout_s` seconds. The current
-                weights then stay those of before.
+            WeightSyncError: An engine refuses them, or not all have loaded them within `timeout_s` seconds. The
+                pool then keeps the previous weights as the current ones.
         """
         previous, self._weights = self._weights, weights
         try:
@@ -265,7 +265,7 @@ class RolloutEnginePool:
     # -- weight transfers between GPUs -------------------------------------------------------------------------
 
     async def hold(self, *, timeout_s: float) -> tuple[RolloutEngine, ...]:
-        """Wait until no engine samples, and keep it so until `commit`, `release` or `restart_all`.
+        """Wait until all engines are idle, and keep them idle until `commit`, `release` or `restart_all`.
 
         Raises:
             WeightSyncError: An engine still samples after `timeout_s` seconds.

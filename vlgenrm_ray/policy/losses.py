@@ -131,7 +131,7 @@ def estimate_kl(log_ratio: "torch.Tensor", estimator: Literal["k1", "k2", "k3"])
 
     (J. Schulman, Approximating KL Divergence, http://joschu.net/blog/kl-approx.html, 2020.) If p is the policy in
     training, the gradients of the estimates are, on average over p: 0 for k1, the gradient of KL(p || q) for k2, that
-    of KL(q || p) for k3 (arXiv 2506.09477). Multiplied by the ratio of p to the probability sampled by, k1 and k3 have
+    of KL(q || p) for k3 (arXiv 2506.09477). Multiplied by the ratio of p to the sampling probability, k1 and k3 have
     the gradient of KL(p || q).
 
     Args:
@@ -162,8 +162,8 @@ def importance_weights(log_ratio: "torch.Tensor", config: "ImportanceConfig") ->
     Engine and trainer compute slightly different probabilities from the same weights, which makes on-policy training
     off-policy. Truncated importance sampling multiplies each token's loss by min(p_trainer / p_engine, high) (F. Yao et
     al., Your Efficient RL Framework Secretly Brings You Off-Policy RL Training, https://fengyao.notion.site/off-policy-rl,
-    2025); masked importance sampling sets weights outside the range to 0. A masked token stays in the denominator of
-    the loss: fewer tokens push less, the others not more.
+    2025); masked importance sampling sets weights outside the range to 0. Masked tokens still count in the
+    denominator of the loss, so that the weight of the other tokens does not grow.
 
     Args:
         log_ratio: log p_trainer - log p_engine, [B, T]; 0 where masked.

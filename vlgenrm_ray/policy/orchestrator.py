@@ -1,4 +1,4 @@
-"""The rollout orchestrator: an actor that has the engines sample and the reward score, as the learner asks.
+"""The rollout orchestrator: an actor that samples on the engines and scores the samples, at the learner's request.
 
 `RolloutCollector` collects the scored rollouts of a step; it is asyncio without Ray. `RolloutOrchestrator` is the actor
 around it: it owns the engine pool, the reward and the coordination of new weights. The learner talks to it by a
@@ -96,7 +96,7 @@ class RolloutCollector:
         that are left after the last round stay.
 
         Args:
-            step: Step, from 0. It alone decides questions and seeds.
+            step: Step, from 0. Questions and seeds depend on it alone.
 
         Raises:
             RemoteError: The reward is unavailable.
@@ -203,7 +203,7 @@ def _raise_first_failure(tasks: "Iterable[asyncio.Task[RolloutGroup]]") -> None:
 
 
 def _replace_groups(batch: RolloutBatch, more: RolloutBatch, indices: Sequence[int]) -> RolloutBatch:
-    """Put the groups of `more` at the first of `indices` in `batch`."""
+    """Replace the groups of `batch` at the first of `indices` by the groups of `more`."""
     groups = list(batch.groups)
     for index, group in zip(indices, more.groups, strict=False):
         groups[index] = group
@@ -323,14 +323,14 @@ class RolloutOrchestrator:
     async def store_part(self, part: WeightPart) -> list[Any]:
         """Store a part of the weights and return its reference, in a list so that Ray does not resolve it.
 
-        This actor owns the part: it outlives the learner, for engines that are restarted later.
+        This actor owns the part, so that engines restarted later can load it even if the learner has died.
         """
         import ray
 
         return [ray.put(part)]
 
     async def load_weights(self, weights: WeightVersion[Any]) -> None:
-        """Load weights whose parts are stored into all engines. Raises WeightSyncError."""
+        """Load stored parts of weights into all engines. Raises WeightSyncError."""
         await self._pool.load(weights, timeout_s=self._config.sync.timeout_s)
 
     async def begin_transfer(self) -> TransferGroup:

@@ -1,4 +1,4 @@
-"""The rollout engine as a Ray actor, and the handle by which an `RolloutEnginePool` drives it.
+"""The rollout engine as a Ray actor, and the handle by which a `RolloutEnginePool` uses it.
 
 `RolloutWorker` runs one engine with the current weights of the policy. `RolloutWorkerHandle` translates lost actors and
 objects into the errors that the pool handles.
@@ -132,7 +132,7 @@ class RolloutWorker:
 
 
 class RolloutWorkerHandle:
-    """An `engine_pool.RolloutEngine` in a `RolloutWorker` actor."""
+    """Handle of a `RolloutWorker` actor that implements `engine_pool.RolloutEngine`."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor

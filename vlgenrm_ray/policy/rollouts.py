@@ -150,7 +150,7 @@ def step_indices(num_questions: int, per_step: int, *, seed: int, step: int) -> 
 
 
 def replacement_indices(num_questions: int, per_step: int, *, seed: int, step: int) -> list[int]:
-    """Return the indices of all questions that are not in the step, in the order in which they replace some of it."""
+    """Return the indices of all questions that are not in the step, in the order of their use as replacements."""
     used = set(step_indices(num_questions, per_step, seed=seed, step=step))
     return _shuffle([index for index in range(num_questions) if index not in used], f"{seed}/instead {step}")
 

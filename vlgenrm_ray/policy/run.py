@@ -126,7 +126,7 @@ def resource_requests(config: PolicyConfig) -> list[ResourceRequest]:
 
 
 def _claim_folder(config: PolicyConfig, base: Path, target: Path) -> None:
-    """Write what the folder is for. Raises ConfigError if it was started with other settings or another model."""
+    """Record settings and model of the training in its folder. Raises ConfigError if the folder has others."""
     fingerprint = {"config": digest([config.fingerprint()]), "base": model_folder.digest(base)}
     path = target / "begun.json"
     if path.exists() and read_json(path) != fingerprint:
@@ -186,7 +186,7 @@ def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder)
 
 
 def _wait_until_ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
-    """Wait until engines and rewards are ready, with a message now and then. Raises the error of their start."""
+    """Wait until engines and rewards are ready, and print a message at intervals. Raises the error of their start."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 

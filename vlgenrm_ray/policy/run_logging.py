@@ -1,4 +1,4 @@
-"""Logs of a training run: its files, and what the console shows of them.
+"""Logs of a training run: log files, and messages on the console.
 
 `RunLogger` appends lines of steps, evaluations and samples, and passes them on to the experiment trackers.
 `ConsoleReporter` follows the files and formats new lines for the console. `RunPaths` names all files.
@@ -146,7 +146,7 @@ class RunLogger:
     def is_best(self, line: Mapping[str, Any]) -> bool:
         """Return True if an evaluation is better than the one `best` was exported at. Only on rank 0.
 
-        A best evaluation from beyond the checkpoint that a training resumed from still counts.
+        The best evaluation still counts if it is later than the checkpoint from which the training was resumed.
         """
         path = self._paths.best_evaluation
         return not path.exists() or bool(line["held_out"] > read_json(path)["held_out"])
@@ -234,7 +234,7 @@ class JsonlTail:
     """Reader of the lines that are appended to a log file after its creation."""
 
     def __init__(self, path: Path) -> None:
-        """Start at the present end of the file."""
+        """Start at the current end of the file."""
         self._path = path
         self._offset = self._size()
 

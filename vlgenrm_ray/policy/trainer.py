@@ -118,7 +118,7 @@ class _PolicyTrainer:
         batch = self.client.fetch("step", step)
         timer.lap("wait")
         if one_step_off and step + 1 < config.steps:
-            # The engines sample the next step with the present weights while this one is learned.
+            # The engines sample the next step with the current weights while this one is learned.
             self.client.send_weights(step)
             timer.lap("sync")
             self.client.submit(step + 1)
@@ -174,7 +174,7 @@ class _PolicyTrainer:
     # -- evaluation --------------------------------------------------------------------------------------------
 
     def _evaluate(self, num_done: int) -> str:
-        """Evaluate the present weights on held-out questions, and export them if they are the best so far.
+        """Evaluate the current weights on held-out questions, and export them if they are the best so far.
 
         Returns:
             The reason to stop the training, or "".

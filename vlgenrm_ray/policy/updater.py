@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _MicroBatchTensors:
-    """One micro-batch of this worker and what is known of its tokens before the step, on the training device."""
+    """One micro-batch of this worker, with the tensors that its update needs, on the training device."""
 
     batch: Batch
     sampled: "torch.Tensor"

@@ -18,7 +18,7 @@ class WorkerContext:
 
     @classmethod
     def current(cls) -> Self:
-        """Return the context of the Ray Train worker that this process is."""
+        """Return the context of this process, a Ray Train worker."""
         import ray.train
 
         context = ray.train.get_context()

@@ -22,10 +22,12 @@ _INDENT = 4
 
 
 def trace(run: Path, id: str, width: int = 80) -> str:
-    """Format the lineage of the record `id`; the lines of the record itself begin with ">".
+    """Format the lineage of the record `id`. Lines of the record itself begin with ">".
 
-    A question shows everything derived from it, a response the pairs built from it, a pair (or any record below one)
-    both responses and every critique, selected or dropped.
+    The kind of the record decides what is shown:
+    - a question: all records derived from it;
+    - a response: the pairs built from it;
+    - a pair, or a record derived from one: both responses and all critiques, selected or dropped.
 
     Args:
         run: Run folder.

@@ -1,8 +1,8 @@
 """Balancing of Yes and No examples, overall and within strata.
 
-A judge trained on more of one verdict learns to prefer it. The same holds for each kind of statement a response can
-make: selection keeps what the judge can already tell, and if that is "one" where there is one object and "three" where
-there are not three, the judge soon says Yes to any "one" without looking at the image.
+A judge trained on more examples of one verdict learns to prefer that verdict. The same happens within each kind of
+statement. For example, if most selected statements with "one" are true and most with "three" are false, the judge soon
+says Yes to any "one" without looking at the image.
 """
 
 import math
@@ -22,7 +22,7 @@ _MAX_STRATUM_FACTOR = 4.0
 
 @dataclass(frozen=True, slots=True)
 class WeightedExample:
-    """One occurrence of an example in an epoch."""
+    """One occurrence of an example in an epoch, with its weight."""
 
     index: int
     """Position of the example in the list that was balanced."""

@@ -35,7 +35,7 @@ _RIGHT_VERDICT = {Side.CHOSEN: YES, Side.REJECTED: NO}
 
 
 class CritiquesConfig(Settings):
-    """Settings of the critiques stage. The prompts belong to the judge, the model to the round; `run` takes both."""
+    """Settings of the critiques stage. The judge's settings define the prompts; the round supplies the model."""
 
     renamed: ClassVar = {"pool": "actors", "limits": "images"}
 
@@ -72,7 +72,7 @@ def run(
         round: Round number, recorded in every critique.
         source: Complete stage of preferences.
         target: Folder of this stage.
-        build: Starts another engine than vLLM; `model` then need not exist.
+        build: Starts the engine that replaces vLLM; `model` then need not exist.
 
     Returns:
         The stage's manifest, with `critique_metrics` as its metrics.

@@ -220,7 +220,7 @@ def select_combinations(
 
 
 def _first_emptying_test(faults: Sequence[tuple[Critique, DropReason | None]]) -> DropReason | None:
-    """Return the first fault, in the order of `CRITIQUE_FAULTS`, that leaves a side empty; None if both have any."""
+    """Return the first fault, in the order of `CRITIQUE_FAULTS`, that leaves a side without critiques, or None."""
     remaining = list(faults)
     for test in CRITIQUE_FAULTS:
         remaining = [(critique, reason) for critique, reason in remaining if reason is not test]

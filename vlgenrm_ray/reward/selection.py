@@ -1,6 +1,6 @@
 """Selection stage: reads Critique and Preference, writes Example, by margin-based rejection sampling.
 
-A unit is a preference. A pair that yields no example gets a `Dropped` with its own id and the test that emptied it.
+A unit is a preference. A pair that yields no example gets a `Dropped` with its own id and the reason.
 Every critique that is not trained on gets a `Dropped` with its id as well, so any example can be traced back to the
 critiques that were rejected. The rules are in `rejection_sampling.py`, the checks of texts in `critique_checks.py`.
 

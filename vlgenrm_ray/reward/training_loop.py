@@ -239,7 +239,7 @@ class _TrainingWorker:
                 out.write(json.dumps(line) + "\n")
 
     def _save_checkpoint(self, learner: "Learner", num_done: int, total: int) -> None:
-        """Write a checkpoint every `checkpoint_every` steps, except after the last step, which the export follows."""
+        """Write a checkpoint every `checkpoint_every` steps. The last step needs none: the export follows."""
         import ray.train
 
         if not self.config.checkpoint_every or num_done % self.config.checkpoint_every or num_done == total:

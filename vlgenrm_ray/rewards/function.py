@@ -46,7 +46,7 @@ class FunctionReward:
         """See `Reward.close`."""
 
     def image_dependent_part(self) -> None:
-        """Return None: a function may know the answer to the original image, and a blank one would mislead it."""
+        """Return None: a function may use the known answer to the original image, which is wrong for a blank one."""
 
     async def _score_one(self, rollout: Rollout, deadline: float) -> RewardOutput:
         timeout = asyncio.timeout_at(deadline)

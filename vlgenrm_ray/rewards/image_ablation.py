@@ -41,7 +41,7 @@ async def ablate_image(reward: Reward, answers: Sequence[Rollout], num_answers: 
     scored = [answer for answer in chosen if answer.status == OK]
     if judges is None or not scored:
         return ()
-    # A reward with other parts gave their sum: the score of the judges alone is not in the answers.
+    # If the reward has further parts, the answers hold only the sum: the judges must score the original images again.
     original = [a.reward for a in scored] if judges is reward else [o.reward for o in await judges.score(scored)]
     blank = await judges.score([_with_blank_image(answer) for answer in scored])
     return tuple(AblationResult(original=o, blank=b.reward) for o, b in zip(original, blank, strict=True))

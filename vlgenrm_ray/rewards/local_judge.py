@@ -92,7 +92,7 @@ class LocalJudgeReward:
         return future.result()
 
     async def _score_batch(self) -> None:
-        """Score everything that waits. An error is set on all futures of the batch, so that every caller can retry."""
+        """Score all waiting requests in one batch. An error is set on all futures, so that every caller can retry."""
         batch = [(rollouts, future) for rollouts, future in self._waiting if not future.cancelled()]
         self._waiting = []
         items = [_judge_input(rollout) for rollouts, _ in batch for rollout in rollouts]

@@ -52,7 +52,7 @@ class Reward(Protocol):
         ...
 
     def image_dependent_part(self) -> "Reward | None":
-        """Return the part of the reward that judges by the image of a question alone, or None if there is none.
+        """Return the part of the reward that is computed from the image itself, or None if there is none.
 
         Image ablation (see `image_ablation`) scores with this part.
         """

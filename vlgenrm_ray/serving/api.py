@@ -73,7 +73,7 @@ def build_api(
 
     Args:
         service: Scores the requests.
-        ready: Whether an engine is up.
+        ready: Returns whether the service is ready to score.
         swap_model: Handles `POST /v1/model`.
         canary: Example of the playground. None: built from the configuration.
         experts: Handles `POST /v1/evidence`. None: the service has no experts, and answers 404.
@@ -143,12 +143,12 @@ def build_api(
 
     @api.get("/health")
     async def health() -> HealthResponse:
-        """Return ok if the process answers. Names the served reward, which UniRL's client checks first."""
+        """Return status `ok` and the name and state of the served reward, which UniRL's client checks first."""
         return HealthResponse(status="ok", rewards={unirl.REWARD: ["ready" if ready() else "starting"]})
 
     @api.get("/ready")
     async def is_ready() -> Response:
-        """Return 200 once a real image was scored and while engines are up, else 503."""
+        """Return 200 if an engine is up and has scored an image, else 503."""
         body = {"ready": ready(), "version": service.model.name}
         return JSONResponse(body, 200 if body["ready"] else 503, {} if body["ready"] else {"Retry-After": "1"})
 

@@ -1,6 +1,6 @@
 """The canary: weights may serve only if they prefer a known better response to a worse one, and look at the image.
 
-A judge that ignores the image, answers nothing readable or prefers the wrong response fails, however good its other
+A judge that ignores the image, writes no readable verdict or prefers the wrong response fails, however good its other
 metrics are.
 """
 
@@ -48,7 +48,7 @@ class Canary:
     """An image with known better and worse responses."""
 
     def __init__(self, config: CanaryConfig, limits: ImageLimits) -> None:
-        """Raise InputError if the image cannot be read."""
+        """Read the image and the responses. Raise InputError if the image cannot be read."""
         example = config if config.image else _BUILT_IN
         self.question, self.better, self.worse = example.question, example.better, example.worse
         self.min_margin, self.min_change = config.min_margin, config.min_change

@@ -1,8 +1,8 @@
 """The engine interface of the service: `ScoreTask`, the `Engine` protocol, and the `Dispatcher` in front of an engine.
 
-The service turns each item of a request into a `ScoreTask`. The `Dispatcher` gathers the tasks of one turn of the event
-loop into calls of an `Engine`, cancels calls that nobody waits for, and repeats calls that were lost with an engine.
-The two engines are `in_process.InProcessEngine` and `replicated.ReplicatedEngine`.
+The service turns each item of a request into a `ScoreTask`. The `Dispatcher` gathers the tasks of one iteration of the
+event loop into calls of an `Engine`, cancels calls that nobody waits for, and repeats calls that were lost with an
+engine. The two engines are `in_process.InProcessEngine` and `replicated.ReplicatedEngine`.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class ScoreTask:
     def item_id(self) -> str:
         """Return a hash of the content that determines the sampling seeds.
 
-        K does not count, so that a request for more critiques continues the sequence of fewer.
+        K is left out, so that a request for more critiques begins with the critiques of a request for fewer.
         """
         hashes = [image.sha256 for image in self.images]
         # A single image counts by its own hash, not as a list of one: `image` and `images` of one give equal seeds.
@@ -71,11 +71,12 @@ class Engine(Protocol):
         ...
 
     async def try_model(self, model: ModelVersion) -> CanaryResult:
-        """Load `model` into one engine and keep it if it passes the canary, else restore the present weights.
+        """Load `model` into one engine and keep it if it passes the canary, else restore the current weights.
 
         Raises:
-            InputError: The folder's weights do not fit the engine, or the present ones could not be restored later.
-            EngineLostError: The engine died, or the present weights could not be restored.
+            InputError: The folder's weights do not fit the engine, or restoring the current weights later would be
+                impossible.
+            EngineLostError: The engine died, or restoring the current weights failed.
         """
         ...
 
@@ -96,8 +97,8 @@ class _PendingTask:
 class Dispatcher:
     """Batches tasks into calls of an engine.
 
-    A call that is lost with its engine is repeated task by task, so that a task which kills its engine does not take
-    others along in every attempt.
+    A call that is lost with its engine is repeated task by task, so that a task which kills its engine does not make
+    others fail in every attempt.
     """
 
     def __init__(self, engine: Engine, metrics: ServiceMetrics, *, max_chunk: int) -> None:
@@ -111,7 +112,14 @@ class Dispatcher:
         self._calls: set[asyncio.Task[None]] = set()
 
     async def judge(self, task: ScoreTask, model: ModelVersion) -> tuple[str, Judgement]:
-        """Return the name of the weights that judged, and the judgement. Raise what the last attempt raised."""
+        """Judge one task, batched with others. Repeats a call that was lost with its engine.
+
+        Returns:
+            The name of the weights that judged, and the judgement.
+
+        Raises:
+            Exception: The engine's error in the last attempt.
+        """
         loop = asyncio.get_running_loop()
         pending = _PendingTask(task, model, loop.time(), loop.create_future())
         if not self._pending:

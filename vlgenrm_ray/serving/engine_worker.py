@@ -29,7 +29,7 @@ class ReloadableGenerator(LiveGenerator, Protocol):
     """A live generator whose weights can be replaced."""
 
     async def reload(self, folder: Path) -> None:
-        """Load other weights of the same architecture. Raise InputError, and keep the present ones, if they differ."""
+        """Load other weights of the same architecture. Raise InputError, and keep the current ones, if it differs."""
         ...
 
     def is_alive(self) -> bool:
@@ -59,7 +59,7 @@ class EngineWorker:
             config: The service's configuration.
             generator: The engine.
             model: Weights with which the generator was started.
-            verify: Returns a version that was just loaded under the name of what its folder really holds.
+            verify: Returns the version just loaded, named by the current content of its folder.
             check: Raises InputError unless a version can be loaded again from its folder.
 
         Raises:
@@ -159,19 +159,19 @@ class EngineWorker:
     # -- weights -----------------------------------------------------------------------------------------------
 
     async def run_canary(self) -> CanaryResult:
-        """Run the canary on the present weights."""
+        """Run the canary on the current weights."""
         return await self.canary.run(self._judge_image)
 
     async def _judge_image(self, item: JudgeInput, image: "PIL.Image.Image") -> Judgement:
         return await self._judge(self.config.judge).score_live(item, (image,))
 
     async def try_model(self, model: ModelVersion) -> CanaryResult:
-        """Load `model` and keep it if it passes the canary, else restore the present weights. Other calls wait.
+        """Load `model` and keep it if it passes the canary, else restore the current weights. Other calls wait.
 
         Raises:
-            InputError: The folder's weights do not fit, or the present weights could not be restored afterwards,
-                because their folder is gone or holds others. Nothing changed.
-            EngineLostError: The engine died, or the present weights could not be restored. The worker is closed.
+            InputError: The folder's weights do not fit, or restoring the current weights afterwards would be
+                impossible, because their folder is gone or has changed. The current weights stay loaded.
+            EngineLostError: The engine died, or restoring the current weights failed. The worker is closed.
         """
         await asyncio.to_thread(self._check, self.model)
         try:

@@ -115,12 +115,12 @@ Examine = Callable[[EvidenceJob], Awaitable[EvidenceResponse]]
 
 
 class ExpertService:
-    """Bounds, times and counts evidence requests in front of a worker."""
+    """Front end of the experts' worker. It limits, times and counts the evidence requests."""
 
     def __init__(
         self, config: ServedExpertsConfig, store: ImageStore, examine: Examine, metrics: ServiceMetrics
     ) -> None:
-        """`examine`: runs a job on the worker."""
+        """Create the front end. `examine` runs a job on the worker."""
         self._config = config
         self._store = store
         self._examine = examine

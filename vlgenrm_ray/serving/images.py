@@ -120,7 +120,7 @@ class ImageStore:
         return self.add(_decode_base64(reference))
 
     def _parse_path(self, reference: str) -> Path | None:
-        """Return the path that is named, or None if the reference is no path. Raise ImageError for other URLs."""
+        """Return the path that a reference names, or None if it is no path. Raise ImageError for other URLs."""
         if reference.startswith("file://"):
             try:
                 return Path(unquote(urlparse(reference).path))
@@ -208,7 +208,7 @@ class DecodedImages:
         self._max_pixels = max_pixels
         self._max_idle_pixels = max_idle_pixels
         self._images: dict[str, _DecodedImage] = {}
-        # Those of `_images` that no task uses, least recently used first.
+        # The images of `_images` that no task uses, least recently used first.
         self._idle: OrderedDict[str, _DecodedImage] = OrderedDict()
         self._num_idle_pixels = 0
         # Tasks wait for room in order, or a large task would starve behind small ones that overtake it.

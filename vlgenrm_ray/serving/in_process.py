@@ -36,7 +36,7 @@ class InProcessEngine:
         )
 
     async def worker(self) -> EngineWorker:
-        """Return the worker once it is up. Raise what its start raised; the next call starts it again."""
+        """Return the worker once it is up. Raise the error of its start; the next call starts it again."""
         if self._starting is None or (self._starting.done() and not self.alive):
             self._starting = asyncio.ensure_future(self._restart(self._starting))
         # A caller that is cancelled must not cancel the start for the others.

@@ -43,7 +43,7 @@ _KEEP_ALIVE_S = 65
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Address on which the ingress listens itself."""
+    """Address on which the ingress listens, without Ray Serve's proxies."""
 
     host: str
     port: int
@@ -65,7 +65,7 @@ class Ingress:
 
         Args:
             config: The service's configuration.
-            address: Where to listen. None: Ray Serve's proxies listen.
+            address: Address to listen on. None: requests come through Ray Serve's proxies.
             engines: Handle of the engine deployment. None: one engine in this process.
             experts: Handle of the experts' deployment. None: no evidence.
             name: Name of the service, see `ActiveModelRegistry`.
@@ -172,8 +172,8 @@ def application(config: ServingConfig, address: ListenAddress | None = None, nam
 
     Args:
         config: The service's configuration.
-        address: Where the ingress listens itself. None: Ray Serve's proxies listen.
-        name: Distinguishes services of equal configuration on one cluster.
+        address: Address on which the ingress itself listens. None: requests come through Ray Serve's proxies.
+        name: Name that distinguishes services of equal configuration on one cluster.
 
     Raises:
         InputError: The model folder cannot be used.

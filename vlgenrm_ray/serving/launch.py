@@ -33,7 +33,7 @@ def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, repl
 
     Raises:
         ResourceError: The cluster has no room for an engine.
-        ConfigError: The port or the name is taken, or Ray Serve's proxies, which this service needs, serve others.
+        ConfigError: The port or the name is taken, or the proxies that this service needs serve other applications.
     """
     from ray import serve
 
@@ -43,7 +43,7 @@ def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, repl
     cluster = connection.describe_cluster()
     resources.check_resources(_resource_requests(config), cluster)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    # On one machine the ingress listens itself. On several, clients must not need to know on which one it runs.
+    # On one machine the ingress listens itself. On several, proxies listen, as clients cannot know where it runs.
     listens = len(cluster.nodes) == 1 and not cluster.can_grow
     replaced = _claim_name(name, replace=replace, proxied=not listens)
     _check_port(host, port, patience_s=_CLOSING_S if replaced else 0.0)

@@ -28,7 +28,7 @@ class ModelSwap:
         A swap runs to its end even if the caller is cancelled.
 
         Returns:
-            The canary's result. The active model changed if and only if it states no problem.
+            The canary's result. The active model changed if and only if the result states no problem.
 
         Raises:
             InputError: The folder cannot be used, or its weights do not fit.

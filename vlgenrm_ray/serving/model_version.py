@@ -44,7 +44,7 @@ def read_version(folder: Path, number: int) -> ModelVersion:
 
 
 async def verify_loaded(model: ModelVersion) -> ModelVersion:
-    """Return a version that was just loaded under the name of what its folder holds now, so that replies are true."""
+    """Return the version just loaded, renamed if its folder has changed, so that replies name the right weights."""
     try:
         name = await asyncio.to_thread(_current_name, model)
     except InputError as error:

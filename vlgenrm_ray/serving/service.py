@@ -1,8 +1,8 @@
 """The served judge without its transport: from a `ScoreItem` to its `ScoreReply`.
 
-Each item takes the same way: read its images, look its key up in the result cache, join an equal computation or start
-one (bounded by `limits.max_queue`), judge it through the `Dispatcher`, and turn the `Judgement` into a `ScoreReply`.
-Every failure is a status of its own item; it never affects the other items of a request.
+Each item goes through the same steps: read its images, look its key up in the result cache, join an equal computation
+or start one (bounded by `limits.max_queue`), judge it through the `Dispatcher`, and turn the `Judgement` into a
+`ScoreReply`. Every failure is a status of its own item; it never affects the other items of a request.
 """
 
 import asyncio
@@ -190,7 +190,7 @@ class Service:
 
 
 def build_question(item: ScoreItem) -> tuple[str, list[str]]:
-    """Return the question as one text, reference included, and the image references: the item's, then the messages'.
+    """Return the question with its reference answer as one text, and all images: the item's, then the messages'.
 
     Raises:
         InputError: The messages cannot be read.
@@ -245,7 +245,7 @@ def build_reply(judgement: Judgement, model_name: str, *, queued_s: float) -> Sc
 
 
 def _status(value: str) -> Status:
-    """Return the wire's status of a judgement's status, which is one of the wire's or a drop reason."""
+    """Translate the status of a judgement, a wire status or a drop reason, to a wire status."""
     try:
         return Status(value)
     except ValueError:
@@ -253,7 +253,7 @@ def _status(value: str) -> Status:
 
 
 def _failure(status: Status, detail: str) -> ScoreReply:
-    """Return the reply to an item that no engine has seen."""
+    """Return the reply to an item that failed before it reached an engine."""
     return ScoreReply(reward=None, status=status, detail=detail)
 
 

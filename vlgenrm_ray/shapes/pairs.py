@@ -36,7 +36,7 @@ def corrupt_answer(scene: Scene, question: ShapesQuestion, rng: random.Random) -
 
 
 def _corrupt_description(scene: Scene, rng: random.Random) -> str:
-    """Change colour, shape or cell of one object. A moved object keeps its position in the row-major order."""
+    """Describe the scene with colour, shape or cell of one object changed. The order of the objects stays the same."""
     objects = [(o.name, o.cell) for o in scene.objects]
     index = rng.randrange(len(objects))
     changed = scene.objects[index]

@@ -41,7 +41,7 @@ def verdict_word(right: bool) -> str:
 
 
 def _claim_text(clause: list[Claim]) -> str:
-    """Repeat the clause; "there is a red circle at the ..." loses its first two words."""
+    """Quote a clause in lower case. A clause about an object and its place is quoted without "there is"."""
     text = clause[0].text.lower()
     return text.removeprefix("there is ") if len(clause) == 2 else text
 

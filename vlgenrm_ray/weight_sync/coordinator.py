@@ -53,7 +53,7 @@ class TransferGroup:
         return 1 + sum(map(len, self.gpus))
 
     def init_infos(self, info: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return vLLM's init info of each engine: ranks of its workers follow those of the engines before it."""
+        """Return vLLM's init info for each engine, with the rank at which the engine's workers start."""
         if _RANK_OFFSET not in info:
             return [dict(info) for _ in self.engines]
         offsets = list(accumulate(map(len, self.gpus), initial=int(info[_RANK_OFFSET])))
@@ -111,7 +111,7 @@ class TransferPool(Protocol):
 
 
 class WeightTransferCoordinator:
-    """Runs one transfer at a time. A new transfer cancels the previous one, whose learner must have died."""
+    """Runs one transfer at a time. A new transfer cancels an unfinished one, whose learner is presumed dead."""
 
     def __init__(self, pool: TransferPool, *, timeout_s: float) -> None:
         """Create a coordinator.

@@ -68,7 +68,7 @@ def verify(parts: Iterable[WeightPart], expected: WeightVersion[Any], current_ve
     Args:
         parts: Parts that arrived.
         expected: Version that was sent.
-        current_version: Version that stays if the check fails.
+        current_version: Version that the engine keeps if the check fails.
 
     Raises:
         WeightSyncError: The checksums differ.

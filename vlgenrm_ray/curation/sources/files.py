@@ -1,8 +1,8 @@
 """Data files: finding them, and reading them in pieces on Ray Data, so that no process holds a whole file.
 
-There are two passes over the pieces. The first one indexes: it counts rows and hashes each row's question id, so that
-rows can be numbered and the first of several equal ids is known, in whatever order pieces are read. The second one
-reads. `FileFormat` is the base class of the formats in this folder and of formats in your own package.
+There are two passes over the pieces. The first one indexes: it counts rows and hashes each row's question id. Row
+numbers, and the first of several equal ids, therefore do not depend on the order in which pieces are read. The second
+one reads. `FileFormat` is the base class of the formats in this folder and of formats in your own package.
 """
 
 import fnmatch
@@ -142,7 +142,7 @@ class FileFormat:
     """Suffixes of the files to read from a folder."""
 
     def __init__(self, columns: Columns, image_folder: str | None = None, options: Mapping[str, Any] | None = None):
-        """Set the names of the columns, the folder of relative image paths, and settings of a format of your own."""
+        """Set the names of the columns, the folder of relative image paths, and the settings of a custom format."""
         self.columns = columns
         self.image_folder = image_folder
         self.options = dict(options or {})
@@ -183,7 +183,7 @@ class FileFormat:
 
 
 def read_pieces(file_format: FileFormat, pieces: Sequence[FilePiece]) -> OpenedSource:
-    """Index pieces on Ray, and return the dataset that reads them."""
+    """Index the pieces on Ray (first pass), and return a source whose dataset reads them (second pass)."""
     import pyarrow as pa
     import ray.data
 

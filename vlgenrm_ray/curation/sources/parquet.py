@@ -36,7 +36,7 @@ class RowGroup(FilePiece):
 
 
 class Parquet(FileFormat):
-    """Parquet. Only the columns of questions are read."""
+    """Parquet files. Only the columns from which questions are built are read."""
 
     suffixes = (".parquet",)
 

@@ -101,7 +101,7 @@ def parse_row(row: object, *, id: str, folder: str, columns: Columns) -> SourceR
 
 
 def hash_id(question_id: str) -> int:
-    """Return 64 bits that stand for a question id while duplicates are sought: a million ids take 8 MB in the driver.
+    """Return a 64-bit hash of a question id, to find duplicates: a million ids take 8 MB in the driver.
 
     The probability that two of a million different ids have the same bits is 3 in 100 million.
     """

@@ -17,7 +17,7 @@ from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label,
 
 
 class VerifyRequest(BaseModel):
-    """A rollout. Further columns of the data set's row stay in the reply; `_reference` lists those that are used."""
+    """A rollout to verify. Extra fields are columns of the data set and are returned; see `_reference`."""
 
     model_config = ConfigDict(extra="allow")
 

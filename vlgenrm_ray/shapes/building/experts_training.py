@@ -140,7 +140,7 @@ Windows with an object in between are skipped."""
 
 
 def _windows(split: Split, count: int, seed: int) -> Iterator[tuple[Image.Image, dict[str, float]]]:
-    """Generate crops of images without end, each with the area share of every object shown in it ({} if none)."""
+    """Yield random crops endlessly, each with the names of its objects and their shares of the total object area."""
     rng = random.Random(f"{seed}/windows")
     pool = [(render(scene), _named_boxes(scene)) for scene in _draw_scenes(split, count, seed)]
     while True:

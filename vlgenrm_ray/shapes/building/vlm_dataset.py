@@ -72,7 +72,7 @@ class ShapesDataset:
         return TrainingTurn(scene=index, prompt=prompt, completion=completion)
 
     def draw_judgements(self, count: int, rng: random.Random) -> tuple[list[TrainingTurn], list[TrainingTurn]]:
-        """Draw `count` critiques, of right and wrong answers to the same questions, and the same as bare verdicts."""
+        """Draw `count` judgements of right and wrong answers, each as a critique and as a verdict alone."""
         critiques, verdicts = [], []
         for number in range(count // 2):
             index, turn, wrong = self.draw_question(KINDS[number % len(KINDS)], rng)

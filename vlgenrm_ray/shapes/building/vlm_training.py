@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPhase:
-    """A phase of training with one mixture: numbers of turns per batch; the rest of the batch are questions."""
+    """A training phase: its steps, and the turns of each sort per batch. All other turns are questions."""
 
     steps: int
     exercises: int
@@ -143,7 +143,7 @@ def pretrain_vision_tower(
 
     The tower of a large VLM is pretrained on image-text pairs. This one starts from random weights and would learn to
     see only slowly from answers alone. Every merged image token is pulled towards the embeddings of the words for the
-    colour, shape and place of its cell, so that one way of reading serves all of them.
+    colour, shape and place of its cell, so that the language model can read all of them in the same way.
 
     Returns:
         Share of cells in the last step whose colour, shape and place were all named correctly.
@@ -186,7 +186,7 @@ def _directions(dataset: ShapesDataset, words: "torch.Tensor", names: tuple[str,
 
 
 def _cells(scene: Scene) -> list[tuple[int, int, int]]:
-    """Return colour, shape (one past the last for an empty cell) and place of every cell, as indices."""
+    """Return the indices of colour, shape and place of each cell. "Empty" is one more colour and one more shape."""
     occupants = [scene.at(cell) for cell in range(len(CELLS))]
     return [
         (COLOURS.index(o.colour), SHAPES.index(o.shape), cell) if o else (len(COLOURS), len(SHAPES), cell)
