@@ -90,9 +90,18 @@ def worker(
     return EngineWorker(ServingConfig(judge=JUDGE), engine, FIRST, **checks)  # type: ignore[arg-type]
 
 
-def service(script: Script = says_yes, *, delay_s: float = 0.0, max_images: int = 2, **limits: object) -> Service:
+def service(
+    script: Script = says_yes,
+    *,
+    delay_s: float = 0.0,
+    max_images: int = 2,
+    blind_judging: str = "allow",
+    **limits: object,
+) -> Service:
     """A service over one scripted worker; `service.generator` is its scripted engine."""
-    config = ServingConfig.model_validate({"judge": JUDGE, "limits": limits, "engine": {"max_images": max_images}})
+    config = ServingConfig.model_validate(
+        {"judge": JUDGE, "limits": limits, "engine": {"max_images": max_images}, "blind_judging": blind_judging}
+    )
     engine_worker = worker(script, delay_s=lambda prompt, place: delay_s)
 
     async def start() -> EngineWorker:

@@ -84,6 +84,16 @@ def test_network_addresses_are_not_fetched(uri: str) -> None:
     assert reason(uri) == DropReason.IMAGE_MISSING
 
 
+@pytest.mark.parametrize("name", ["a b.png", "a#1.png", "a?b.png", "100%.png", "a%20b.png", "ä.png"])
+def test_a_file_address_may_be_quoted_or_not(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(png())
+    for uri in (path.as_uri(), f"file://{path}", f"file://localhost{path}", str(path)):
+        assert images.fetch(uri, LIMITS) == png(), uri
+    with pytest.raises(ImageError):
+        images.fetch(f"file://{tmp_path}/other%20.png", LIMITS)
+
+
 def test_an_image_that_changed_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png())

@@ -203,7 +203,8 @@ def test_images_outside_the_root_are_not_opened(tmp_path: Path) -> None:
     (root / "link.png").symlink_to(secret)
     (root / "mine.png").write_bytes(png())
     config = PoolConfig(source="jsonl", path="d.jsonl", image_root=str(root))
-    for image in (str(secret), f"{root}/../secret.png", f"{root}/link.png", f"file://{secret}", "s3://b/x.png"):
+    outside = (str(secret), f"{root}/../secret.png", f"{root}/link.png", f"file://{secret}", "s3://b/x.png")
+    for image in (*outside, f"file://{root}/%2e%2e/secret.png", f"file://{root}/link%2Epng"):
         row = SourceRow(id="d:1", question_id="q", text="Q?", image_uri=image)
         (dropped,) = resolve_row(row, config, tmp_path).dropped
         assert dropped.reason == "image_outside_root", image

@@ -9,7 +9,7 @@ one.
 """
 
 from vlgenrm_ray.adapters.clients import async_judge_client, judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, response_text
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, response_text, sample_images
 from vlgenrm_ray.adapters.rewards import optional_rewards, required_rewards
 from vlgenrm_ray.judge.label import Label, read_label, write_label
 from vlgenrm_ray.judge.protocol import ScoreInput
@@ -25,5 +25,6 @@ __all__ = [
     "read_label",
     "required_rewards",
     "response_text",
+    "sample_images",
     "write_label",
 ]

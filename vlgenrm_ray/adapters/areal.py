@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from vlgenrm_ray.adapters.clients import judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input
+from vlgenrm_ray.adapters.inputs import build_score_input, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.judge.label import Label, read_label
@@ -33,7 +33,7 @@ def vlgenrm_reward(
         label = Label(reference=read_label(data.get("answer")).reference)
     # `messages` may be text already rendered by the processor's template.
     score_input = build_score_input(
-        completions, prompt=data.get("messages") or prompt, images=data.get("images"), label=label
+        completions, prompt=data.get("messages") or prompt, images=sample_images(data), label=label
     )
     (reward,) = required_rewards(judge_client().score([score_input], deadline_s=_deadline_s()))
     return reward

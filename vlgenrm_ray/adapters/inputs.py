@@ -2,19 +2,28 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.conversation import image_urls, last_question, message_text, to_openai_messages
-from vlgenrm_ray.judge.label import Label
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.judge.chat_templates import last_question
+from vlgenrm_ray.judge.conversation import message_images, message_text, refers_to_image
+from vlgenrm_ray.judge.label import Label, is_missing
 from vlgenrm_ray.judge.protocol import ScoreInput
+
+ALLOW_BLIND_VARIABLE = "VLGENRM_ALLOW_BLIND"
+_IMAGE_COLUMNS = ("images", "image", "multi_modal_data", "multi_modal_inputs", "multimodal_inputs")
+"""Fields in which trainers keep the images of a sample; the last three are mappings that have the first two."""
 
 
 def build_score_input(
     response: Any, *, prompt: Any = None, images: Iterable[Any] | None = (), label: Label | None = None
 ) -> ScoreInput:
     """Build the judge's input from a sample of a trainer.
+
+    A sample without a question has the status `no_question`, and one without an image `no_image` unless the service or
+    VLGENRM_ALLOW_BLIND allows blind judging.
 
     Args:
         response: The policy's answer, as a text or messages.
@@ -24,37 +33,61 @@ def build_score_input(
             replace all others.
 
     Raises:
-        InputError: Neither a prompt nor a question in the label is given.
+        ConfigError: VLGENRM_ALLOW_BLIND is neither 0 nor 1.
+        InputError: The prompt is neither a text nor messages.
     """
     label = label or Label()
     # Data frames hold lists as arrays.
     prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    sample_images = label.images or tuple(() if images is None else images)
-    fields: dict[str, Any] = {
-        "response": response_text(response),
-        "images": sample_images,
-        "reference": label.reference,
-    }
-    if label.question is not None:
-        # The label replaces the prompt's words, not the images the policy saw.
-        return ScoreInput(question=label.question, **fields | {"images": sample_images or _message_images(prompt)})
-    if isinstance(prompt, str) and prompt:
-        return ScoreInput(question=last_question(prompt), **fields)
-    if isinstance(prompt, Sequence) and len(prompt):
-        messages = [as_mapping(message) for message in prompt]
-        if not label.images and image_urls(to_openai_messages(messages, lambda image: "")):
-            fields["images"] = ()
-        return ScoreInput(messages=messages, **fields)
-    raise InputError(
-        "a sample with neither a prompt nor a `question` in its label: see vlgenrm_ray/judge/label.py, `write_label`"
+    prompt = "" if is_missing(prompt) else prompt
+    if not isinstance(prompt, str):
+        prompt = [as_mapping(message) for message in prompt]
+    prompt_images = () if isinstance(prompt, str) else message_images(prompt)
+    own_images = label.images or tuple(image for image in (() if images is None else images) if not is_missing(image))
+    fields: dict[str, Any] = {"response": response_text(response), "reference": label.reference}
+    fields["allow_blind"] = _allow_blind()
+    if label.question is None and prompt and not isinstance(prompt, str):
+        # The messages carry their images themselves.
+        return ScoreInput(messages=prompt, images=label.images if prompt_images else own_images, **fields)
+    # The label replaces the prompt's words, not the images the policy saw.
+    shown = own_images or prompt_images
+    return ScoreInput(
+        question=label.question or (last_question(prompt) if isinstance(prompt, str) else ""),
+        images=shown,
+        image_expected=not shown and refers_to_image(prompt),
+        **fields,
     )
 
 
-def _message_images(prompt: Any) -> tuple[Any, ...]:
-    """Return the images of a prompt's messages, in their own form and order."""
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-        return ()
-    return tuple(image_urls(to_openai_messages([as_mapping(message) for message in prompt], lambda image: image)))
+def sample_images(fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the images of a sample from the field in which its trainer keeps them; () if there are none.
+
+    Args:
+        fields: Fields of one sample: `images` (a list), `image` (one or a list), or a mapping under `multi_modal_data`,
+            `multi_modal_inputs` or `multimodal_inputs` that has these.
+    """
+    for name in _IMAGE_COLUMNS:
+        value: Any = fields.get(name)
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        if name not in ("images", "image"):
+            images = sample_images(value) if isinstance(value, Mapping) else ()
+        elif is_missing(value):
+            images = ()
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            images = tuple(image for image in value if not is_missing(image))
+        else:
+            images = (value,)
+        if images:
+            return images
+    return ()
+
+
+def _allow_blind() -> bool:
+    text = os.environ.get(ALLOW_BLIND_VARIABLE, "0")
+    if text not in ("", "0", "1"):
+        raise ConfigError(f"{ALLOW_BLIND_VARIABLE}={text!r}: must be 1 to judge samples without an image, or 0")
+    return text == "1"
 
 
 def response_text(response: Any) -> str:

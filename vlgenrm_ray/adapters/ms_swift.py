@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlgenrm_ray.adapters.clients import async_judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input, optional_import
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
-from vlgenrm_ray.judge.label import Label, read_label
+from vlgenrm_ray.judge.label import Label, read_label, reference_text
 from vlgenrm_ray.judge.protocol import ScoreInput
 
 NAME = "vlgenrm"
-_IMAGE_MARK = "<image>"
-"""Marks an image's position in the text."""
 
 
 class JudgeReward(optional_import("swift.rewards.orm:AsyncORM")):  # type: ignore[misc]
@@ -38,21 +36,14 @@ def _score_input(completion: str, columns: Mapping[str, Any], row: int) -> Score
         values = columns.get(name)
         return None if values is None else values[row]
 
-    messages = [_without_image_marks(message) for message in column("messages") or ()]
+    messages = list(column("messages") or ())
     if messages and messages[-1]["role"] == "assistant":
         # The completion itself, or the data set's answer.
         messages.pop()
-    images = column("images") or ()
     has_label = columns.get("label") is not None
-    label = read_label(column("label")) if has_label else Label(reference=column("reference"))
-    return build_score_input(
-        completion, prompt=messages, images=[images] if isinstance(images, str | Mapping) else images, label=label
-    )
-
-
-def _without_image_marks(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    content = message.get("content")
-    return {**message, "content": content.replace(_IMAGE_MARK, "").strip()} if isinstance(content, str) else message
+    label = read_label(column("label")) if has_label else Label(reference=reference_text(column("reference")))
+    images = sample_images({name: column(name) for name in ("images", "image")})
+    return build_score_input(completion, prompt=messages, images=images, label=label)
 
 
 def register() -> None:

@@ -1,8 +1,9 @@
 """NeMo-RL: `register_env("vlgenrm", "vlgenrm_ray.adapters.nemo_rl.JudgeEnvironment")`, with `env.vlgenrm: {}` or
 `{url: ..., token: ...}` in the configuration; NeMo-RL needs the same name in its `ACTOR_ENVIRONMENT_REGISTRY`.
 
-An environment receives only role and text of a message: the processor's `extra_env_info` is the label with question and
-image (`judge/label.py`; `ground_truth` is accepted for `reference`).
+An environment receives role and content of a message. Images are those of the messages' content, as NeMo-RL's VLM
+processors write it; where a processor has rendered the content into text, its `extra_env_info` must be the label with
+question and image (`judge/label.py`; `ground_truth` is accepted for `reference`).
 NeMo-RL cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 
@@ -10,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlgenrm_ray.adapters.clients import judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input, optional_import
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
+from vlgenrm_ray.judge.chat_templates import last_question
+from vlgenrm_ray.judge.conversation import message_text
 from vlgenrm_ray.judge.label import read_label
 from vlgenrm_ray.judge.protocol import ScoreInput
 
@@ -60,11 +63,17 @@ def __getattr__(name: str) -> Any:
 def _score_input(log: Sequence[Mapping[str, Any]], info: Any) -> ScoreInput:
     """Build the input of a conversation: its last assistant turns are the response."""
     # Without the tokens that NeMo-RL keeps in each message.
-    turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in log]
+    turns = [{"role": str(turn["role"]), "content": _content(turn)} for turn in log]
     start = len(turns)
     while start and turns[start - 1]["role"] == "assistant":
         start -= 1
     fields = dict(info or {})
     fields.setdefault("reference", fields.get("ground_truth"))
-    response = "".join(turn["content"] for turn in turns[start:])
-    return build_score_input(response, prompt=turns[:start], label=read_label(fields))
+    response = "".join(message_text(turn) for turn in turns[start:])
+    return build_score_input(response, prompt=turns[:start], images=sample_images(fields), label=read_label(fields))
+
+
+def _content(turn: Mapping[str, Any]) -> Any:
+    """Return the content of a turn: a list with images, or a text, which may be rendered by the chat template."""
+    content = turn["content"]
+    return last_question(content) if isinstance(content, str) and turn["role"] != "assistant" else content

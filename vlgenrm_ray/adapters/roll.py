@@ -1,27 +1,35 @@
 """ROLL: `rewards.<tag>.worker_cls: vlgenrm_ray.adapters.roll.JudgeRewardWorker`.
 
-ROLL passes decoded tokens and `ground_truth`, a JSON label with question and image (`judge/label.py`).
+ROLL passes decoded tokens and `ground_truth`, a JSON label with question and image (`judge/label.py`), and in some
+pipelines the images in `multi_modal_data`.
 It cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from vlgenrm_ray.adapters.clients import judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input, optional_import
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
 from vlgenrm_ray.judge.label import read_label
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-def rewards(prompts: list[str], responses: list[str], truths: list[Any], ids: list[Any]) -> list[float]:
-    """Return the reward of each response, scored in one call."""
-    if not len(prompts) == len(responses) == len(truths) == len(ids):
-        raise ValueError("prompts, responses, ground_truth and id must be of one length")
+def rewards(
+    prompts: list[str],
+    responses: list[str],
+    truths: list[Any],
+    ids: list[Any],
+    images: Sequence[Sequence[Any]] | None = None,
+) -> list[float]:
+    """Return the reward of each response, scored in one call. `images`: those of each sample, if ROLL passes them."""
+    images = [()] * len(ids) if images is None else images
+    if not len(prompts) == len(responses) == len(truths) == len(ids) == len(images):
+        raise ValueError("prompts, responses, ground_truth, id and images must be of one length")
     inputs = [
-        build_score_input(response, prompt=prompt, label=read_label(truth))
-        for prompt, response, truth in zip(prompts, responses, truths, strict=True)
+        build_score_input(response, prompt=prompt, images=shown, label=read_label(truth))
+        for prompt, response, truth, shown in zip(prompts, responses, truths, images, strict=True)
     ]
     return required_rewards(judge_client().score(inputs))
 
@@ -63,7 +71,9 @@ class JudgeRewardWorker(optional_import("roll.distributed.executor.worker:Worker
         prompts = self.tokenizer.batch_decode(data.batch["prompts"], skip_special_tokens=False)
         responses = self.tokenizer.batch_decode(data.batch["responses"], skip_special_tokens=True)
         fields = data.non_tensor_batch
-        scores = torch.tensor(rewards(prompts, responses, list(fields["ground_truth"]), list(fields["id"])))
+        ids = list(fields["id"])
+        images = [sample_images({name: values[row] for name, values in fields.items()}) for row in range(len(ids))]
+        scores = torch.tensor(rewards(prompts, responses, list(fields["ground_truth"]), ids, images))
         tensors = {
             "token_level_rewards": torch.zeros_like(data.batch["responses"], dtype=torch.float32),
             "response_level_rewards": scores,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlgenrm_ray.adapters.clients import async_judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input
+from vlgenrm_ray.adapters.inputs import build_score_input, sample_images
 from vlgenrm_ray.adapters.rewards import optional_rewards, required_rewards
 from vlgenrm_ray.judge.label import read_label
 from vlgenrm_ray.judge.protocol import ScoreInput
@@ -40,5 +40,5 @@ async def reward(args: Any, samples: Any, **_: Any) -> float | dict[str, float] 
 
 
 def _score_input(sample: Any) -> ScoreInput:
-    images = (getattr(sample, "multimodal_inputs", None) or {}).get("images") or ()
+    images = sample_images({"multimodal_inputs": getattr(sample, "multimodal_inputs", None)})
     return build_score_input(sample.response, prompt=sample.prompt, images=images, label=read_label(sample.label))

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlgenrm_ray.adapters.clients import async_judge_client, judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input
+from vlgenrm_ray.adapters.inputs import build_score_input, sample_images
 from vlgenrm_ray.adapters.rewards import optional_rewards
-from vlgenrm_ray.judge.label import Label
+from vlgenrm_ray.judge.label import Label, reference_text
 from vlgenrm_ray.judge.protocol import ScoreInput
 
 
@@ -38,18 +38,13 @@ def _score_inputs(prompts: Sequence[Any], completions: Sequence[Any], columns: d
         build_score_input(
             completions[row],
             prompt=prompts[row],
-            images=_images(columns, row),
-            label=Label(reference=references[row]),
+            images=sample_images(
+                {name: columns[name][row] for name in ("images", "image") if columns.get(name) is not None}
+            ),
+            label=Label(reference=reference_text(references[row])),
         )
         for row in range(len(completions))
     ]
-
-
-def _images(columns: dict[str, Any], row: int) -> list[Any]:
-    if (images := columns.get("images")) is not None:
-        return list(images[row] or ())
-    column = columns.get("image")
-    return [] if column is None or column[row] is None else [column[row]]
 
 
 def _log(columns: dict[str, Any], verdict_masses: list[float]) -> None:

@@ -2,8 +2,9 @@
 
 Function: `reward.custom_reward_function.path=.../vlgenrm_ray/adapters/verl.py`, `.name=compute_score`. It receives no
 image: `extra_info` (or `ground_truth`) is a label with `question` and `image` (`judge/label.py`).
+Without an image there, as in verl's own geo3k rows, samples have no reward (`no_image`): use the manager.
 Manager: `reward.reward_manager.source=importlib`, `.module.path=...`, `.name=JudgeRewardManager`. Prompt and images
-come from the sample's `raw_prompt`.
+come from the sample's `raw_prompt`, or the images from its `multi_modal_data`.
 verl cannot mask a sample: an item without a reward raises, see `rewards.py`.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlgenrm_ray.adapters.clients import async_judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input, optional_import
+from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
 from vlgenrm_ray.judge.label import Label, read_label
 from vlgenrm_ray.judge.wire import ScoreReply
@@ -53,7 +54,9 @@ class JudgeRewardManager(optional_import(_BASE)):  # type: ignore[misc]
         fields = row.non_tensor_batch
         truth = (fields.get("reward_model") or {}).get("ground_truth")
         label = _label(fields.get("extra_info"), truth)
-        score_input = build_score_input(response, prompt=fields.get("raw_prompt"), label=label)
+        score_input = build_score_input(
+            response, prompt=fields.get("raw_prompt"), images=sample_images(fields), label=label
+        )
         (reply,) = await async_judge_client().score([score_input])
         result = _result(reply)
         return {"reward_score": result["score"], "reward_extra_info": result}

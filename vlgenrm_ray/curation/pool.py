@@ -91,7 +91,7 @@ def is_within(uri: str, root: str) -> bool:
         address, base = urlparse(uri), urlparse(root)
         inner, outer = os.path.normpath(address.path), os.path.normpath(base.path)
         return (address.scheme, address.netloc) == (base.scheme, base.netloc) and Path(inner).is_relative_to(outer)
-    path, folder = (urlparse(u).path if s else u for u, s in zip((uri, root), schemes, strict=True))
+    path, folder = images.file_path(uri), images.file_path(root)
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import ImageRef
@@ -81,7 +81,7 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
         raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first")
     try:
         if scheme in ("", "file"):
-            path = Path(urlparse(uri).path if scheme else uri)
+            path = file_path(uri)
             size = path.stat().st_size
             if size > limits.max_bytes:
                 raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{uri}: {size} bytes, limit {limits.max_bytes}")
@@ -89,6 +89,18 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
         return _fetch_remote(uri, limits)
     except OSError as error:
         raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: {error.strerror or error}") from error
+
+
+def file_path(uri: str) -> Path:
+    """Return the path of a file on this machine, named by a path or a `file://` URI.
+
+    Characters such as blanks may be quoted (`%20`) in a URI, but many writers leave them as they are: a file of the
+    literal name comes first.
+    """
+    if not uri.startswith("file:"):
+        return Path(uri)
+    literal = Path(uri.removeprefix("file:").removeprefix("//").removeprefix("localhost"))
+    return literal if literal.exists() else Path(unquote(urlparse(uri).path))
 
 
 def _fetch_remote(uri: str, limits: ImageLimits) -> bytes:

@@ -1,36 +1,21 @@
-"""Conversations in the forms trainers use: message lists, and text rendered by a chat template.
+"""Conversations as message lists, in the forms trainers use.
 
-`to_openai_messages` brings message lists into OpenAI's form, as `wire.ScoreItem.messages` takes them. `last_question`
-and `last_answer` read rendered text: if the prompt is known, the answer is what follows it; otherwise the marks of
-common templates are searched (ChatML, Llama, Gemma, Mistral, plain role names).
+`to_openai_messages` brings them into OpenAI's form, as `wire.ScoreItem.messages` takes them. Conversations that a chat
+template has rendered into text are read by `chat_templates`.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.chat_templates import IMAGE_MARK, mentions_image, strip_special_tokens
 
 Message = Mapping[str, Any]
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_IMAGE_PARTS = ("image", "image_url", "input_image")
-
-_CONTROL = re.compile(r"<\|[^|<>]{0,64}\|>|<(?:start_of_turn|end_of_turn|eos|bos|pad|image|video)>|</?s>")
-_VISION = re.compile(r"<\|vision_start\|>|<\|vision_end\|>|(?:<\|(?:image|video)_pad\|>)+")
-_USER = re.compile(
-    r"<\|im_start\|>user\n|<\|start_header_id\|>user<\|end_header_id\|>|<start_of_turn>user\n|\[INST\]"
-    r"|^(?:user|human|user:|human:)(?=\s)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_ASSISTANT = re.compile(
-    r"<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>|<start_of_turn>model\n|\[/INST\]"
-    r"|^(?:assistant|assistant:)(?=\s|$)",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
-# -- message lists -------------------------------------------------------------------------------------------------
+_IMAGE_PARTS = ("image", "image_url", "input_image", "image_pil")
+_IMAGE_KEYS = ("image", "image_url", "url", "image_pil", "base64")
+"""Keys under which a part holds its image, if not `bytes` and `path`."""
 
 
 def to_openai_messages(messages: Sequence[Message], image_url: Callable[[Any], str] = str) -> list[dict[str, Any]]:
@@ -38,8 +23,10 @@ def to_openai_messages(messages: Sequence[Message], image_url: Callable[[Any], s
 
     Args:
         messages: Turns whose content is a string or a list of parts: OpenAI's chat parts (`text`, `image_url`), its
-            Responses parts (`input_text`, `output_text`, `input_image`), or `{"type": "image", "image": ...}` as in
-            Qwen and Hugging Face. A part that only marks an image's position is left out: its image travels separately.
+            Responses parts (`input_text`, `output_text`, `input_image`), `{"type": "image", "image": ...}` as in Qwen
+            and Hugging Face (also `url`, `base64`, or `bytes` and `path`), or parts without a type as in the first
+            Qwen-VL. A part that only marks an image's position becomes the text `<image>`: its image travels
+            separately.
         image_url: Converts an image, in the form the message has it, to its URL or reference.
 
     Raises:
@@ -56,15 +43,54 @@ def to_openai_messages(messages: Sequence[Message], image_url: Callable[[Any], s
 
 
 def message_text(message: Message) -> str:
-    """Return the text of a message, without its images."""
+    """Return the text of a message, without its images and marks of images."""
     content = to_openai_messages([message])[0]["content"]
-    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if part["type"] == "text" and part["text"] != IMAGE_MARK)
+
+
+def strip_tokens(turns: Sequence[Message]) -> tuple[list[dict[str, Any]], bool]:
+    """Remove special tokens and image placeholders from the texts of turns in OpenAI's form.
+
+    Returns:
+        The turns, and whether there was an image placeholder.
+    """
+    stripped: list[dict[str, Any]] = []
+    mentioned = False
+    for turn in turns:
+        content = turn["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        mentioned = mentioned or any(mentions_image(text) for text in texts)
+        parts = [
+            part | {"text": strip_special_tokens(part["text"])} if part["type"] == "text" else part
+            for part in parts
+            if part.get("text") != IMAGE_MARK
+        ]
+        stripped.append(
+            {"role": turn["role"], "content": "".join(p["text"] for p in parts) if isinstance(content, str) else parts}
+        )
+    return stripped, mentioned
 
 
 def image_urls(turns: Iterable[Message]) -> list[str]:
     """Return the image URLs of turns in OpenAI's form, in order."""
     parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
     return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+
+
+def message_images(messages: Any) -> tuple[Any, ...]:
+    """Return the images of messages, in their own form and order. Raise InputError if the messages cannot be read."""
+    return tuple(image_urls(to_openai_messages(messages, lambda image: image)))
+
+
+def refers_to_image(prompt: Any) -> bool:
+    """Return whether a prompt, as text or messages, has an image or a placeholder. Raise InputError as above."""
+    if isinstance(prompt, str):
+        return mentions_image(prompt)
+    turns = to_openai_messages(prompt, lambda image: image)
+    return bool(image_urls(turns)) or strip_tokens(turns)[1]
 
 
 def split_last_answer(messages: Sequence[Message]) -> tuple[list[Message], str]:
@@ -83,22 +109,32 @@ def _content(content: Any, image_url: Callable[[Any], str], name: str) -> str | 
         return _text(content or "", name)
     if not isinstance(content, Sequence):
         raise InputError(f"{name}: must be a text or a list of parts")
-    parts = [_part(part, image_url, f"{name}[{i}]") for i, part in enumerate(content)]
-    return [part for part in parts if part is not None]
+    return [_part(part, image_url, f"{name}[{i}]") for i, part in enumerate(content)]
 
 
-def _part(part: Any, image_url: Callable[[Any], str], name: str) -> dict[str, Any] | None:
+def _part(part: Any, image_url: Callable[[Any], str], name: str) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": _text(part, name)}
     kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and kind is None:
+        kind = "text" if isinstance(part.get("text"), str) else "image" if "image" in part else None
     if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
         return {"type": "text", "text": _text(part["text"], name)}
     if kind not in _IMAGE_PARTS:
         raise InputError(f"{name}: a part of type {kind!r}; must be text, image_url, image or one of their variants")
+    image = _image(part)
+    if image is None:
+        return {"type": "text", "text": IMAGE_MARK}
+    return {"type": "image_url", "image_url": {"url": image_url(image)}}
+
+
+def _image(part: Mapping[str, Any]) -> Any:
+    """Return the image of a part; None if the part only marks an image's position."""
     # Arrow gives every part every column, so text parts have an empty image and image parts an empty text.
-    image = part.get("image_url") if part.get("image") is None else part["image"]
-    url = image.get("url") if isinstance(image, Mapping) and "url" in image else image
-    return None if url is None else {"type": "image_url", "image_url": {"url": image_url(url)}}
+    image = next((part[key] for key in _IMAGE_KEYS if part.get(key) is not None), None)
+    if image is None and (part.get("bytes") or part.get("path")):
+        return {"bytes": part.get("bytes"), "path": part.get("path")}
+    return image["url"] if isinstance(image, Mapping) and "url" in image else image
 
 
 def _text(text: str, name: str) -> str:
@@ -108,47 +144,3 @@ def _text(text: str, name: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{name}: not a valid text: {error.reason}") from error
     return text
-
-
-# -- text rendered by a chat template ------------------------------------------------------------------------------
-
-
-def last_question(text: str) -> str:
-    """Return the last user turn of a rendered prompt or transcript; the whole text if it has no turns."""
-    turn = _last_turn(text)
-    return strip_control_tokens(text if turn is None else text[turn[0] : turn[1]])
-
-
-def last_answer(text: str, prompt: str | None = None) -> str:
-    """Return the answer in a rendered transcript.
-
-    Args:
-        text: Prompt and answer.
-        prompt: The prompt alone, if known: the answer is then what follows it. Image placeholders are ignored in the
-            comparison, since a processor repeats them. Otherwise the answer is the turn after the last user turn.
-
-    Raises:
-        InputError: The text neither begins with `prompt` nor has turns.
-    """
-    whole = _VISION.sub("", text)
-    if prompt and whole.startswith(start := _VISION.sub("", prompt)):
-        return strip_control_tokens(whole[len(start) :])
-    turn = _last_turn(whole)
-    if turn is None or turn[2] is None:
-        raise InputError("the answer cannot be told from the prompt: the text neither begins with it nor has turns")
-    return strip_control_tokens(whole[turn[2] :])
-
-
-def strip_control_tokens(text: str) -> str:
-    """Remove the control tokens of chat templates."""
-    return _CONTROL.sub("", text).strip()
-
-
-def _last_turn(text: str) -> tuple[int, int, int | None] | None:
-    """Find start and end of the last user turn, and the start of the answer to it; None without a user turn."""
-    users = list(_USER.finditer(text))
-    if not users:
-        return None
-    start = users[-1].end()
-    mark = _ASSISTANT.search(text, start)
-    return (start, len(text), None) if mark is None else (start, mark.start(), mark.end())

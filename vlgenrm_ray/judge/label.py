@@ -8,6 +8,7 @@ neither image nor question. A label is a JSON object in that field, as text or p
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from vlgenrm_ray.errors import InputError
@@ -29,14 +30,16 @@ def read_label(value: Any) -> Label:
 
     Args:
         value: A JSON object, as text or parsed. Any other value, such as a plain answer, is taken as the reference.
-            `answer` is accepted for `reference`; further keys are ignored, since they belong to the data set.
+            `answer` is accepted for `reference`; further keys are ignored, since they belong to the data set. Missing
+            values, as data frames have them (NaN), count as absent.
 
     Raises:
         InputError: Question or reference is not a text, or `images` is not a list.
     """
     fields = _parse(value)
     if not isinstance(fields, Mapping):
-        return Label() if value is None or value == "" else Label(reference=str(value))
+        return Label(reference=reference_text(value))
+    fields = {key: None if is_missing(field) else field for key, field in fields.items()}
     images = fields.get("images")
     if images is None:
         images = [] if fields.get("image") is None else [fields["image"]]
@@ -45,9 +48,29 @@ def read_label(value: Any) -> Label:
     reference = fields.get("reference")
     return Label(
         question=_text(fields.get("question"), "question"),
-        images=tuple(images),
+        images=tuple(image for image in images if not is_missing(image)),
         reference=_text(fields.get("answer") if reference is None else reference, "reference"),
     )
+
+
+def reference_text(value: Any) -> str | None:
+    """Return a plain answer of a data set as a reference; None if it is missing."""
+    return None if is_missing(value) else str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value of a data set is absent: None, an empty text, NaN, NaT or pandas' NA."""
+    if value is None or (isinstance(value, str | bytes) and not value):
+        return True
+    try:
+        # NaN and NaT differ from themselves.
+        return bool(value != value)
+    except TypeError:
+        # The truth of pandas' NA is not defined.
+        return True
+    except ValueError:
+        # Arrays have no single truth.
+        return False
 
 
 def write_label(*, question: str, images: list[str] | tuple[str, ...] = (), reference: str | None = None) -> str:
@@ -72,6 +95,6 @@ def _parse(value: Any) -> Any:
 def _text(value: Any, name: str) -> str | None:
     if value is None or isinstance(value, str):
         return value or None
-    if isinstance(value, int | float):
+    if isinstance(value, Real):
         return str(value)
     raise InputError(f"label.{name}: must be a text")

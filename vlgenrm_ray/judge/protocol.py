@@ -45,6 +45,10 @@ class ScoreInput:
     """Several images, instead of `image`. The judge's operator limits their number."""
     reference: str | None = None
     """A right answer, which the judge sees."""
+    image_expected: bool = False
+    """The response is about an image, hence has no reward (`no_image`) if none is given."""
+    allow_blind: bool = False
+    """Judge without an image if there is none, whatever the service's setting `blind_judging`."""
     mode: str | None = None
     """`cot` or `direct`. None: the server's setting; the same holds for the following fields."""
     num_critiques: int | None = None
@@ -227,6 +231,9 @@ def build_score_item(score_input: ScoreInput, uploads: ImageUploads) -> ScoreIte
                 "image": None if score_input.image is None else uploads.reference(score_input.image),
                 "images": [uploads.reference(image) for image in score_input.images],
                 "reference": score_input.reference,
+                # None is not sent, so that services of the former version accept other items.
+                "image_expected": score_input.image_expected or None,
+                "allow_blind": score_input.allow_blind or None,
                 "mode": score_input.mode,
                 "num_critiques": score_input.num_critiques,
                 "aggregator": score_input.aggregator,

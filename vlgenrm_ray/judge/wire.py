@@ -3,11 +3,15 @@
 An item that could not be scored has `reward: null` and a status with the reason, never the reward 0: 0 is a verdict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.chat_templates import mentions_image, strip_special_tokens
+from vlgenrm_ray.judge.conversation import image_urls, strip_tokens, to_openai_messages
 
 MAX_TEXT = 64_000
 """Most characters of a question, response or reference."""
@@ -24,9 +28,15 @@ class Status(StrEnum):
     UNREADABLE_VERDICT = "unreadable_verdict"
     TIMEOUT = "timeout"
     BAD_IMAGE = "bad_image"
+    NO_IMAGE = "no_image"
+    NO_QUESTION = "no_question"
     TOO_LARGE = "too_large"
     OVERLOADED = "overloaded"
     INTERNAL = "internal"
+
+
+ResponseText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(strip_special_tokens)]
+"""A response, without the special tokens of the policy's chat template, such as a final `<|im_end|>`."""
 
 
 class _Strict(BaseModel):
@@ -34,17 +44,25 @@ class _Strict(BaseModel):
 
 
 class ScoreItem(_Strict):
-    """One response to judge."""
+    """One response to judge.
+
+    Special tokens of chat templates and image placeholders are removed from all texts, whoever sends them: the judge
+    has a template of its own. A placeholder in an item without an image sets `image_expected`.
+    """
 
     image: str | None = Field(default=None, max_length=64 * 1024 * 1024)
     """`data:image/...;base64,...`, plain base64, `sha256:<64 hex digits>` of an uploaded image, or a path below a
     folder that the operator allowed. None: the judge sees no image."""
     images: list[str] = Field(default_factory=list, max_length=16)
     """Several images in order, instead of `image`. More than the service's engines take give `too_large`."""
+    image_expected: bool | None = None
+    """True: the item is about an image, hence `no_image` if it has none. Set by image placeholders in the texts."""
+    allow_blind: bool | None = None
+    """True: judge without an image if there is none, whatever the service's setting `blind_judging`."""
     question: str | None = Field(default=None, max_length=MAX_TEXT)
     messages: list[dict[str, Any]] | None = Field(default=None, max_length=64)
     """A conversation in OpenAI's form, instead of `question`; its image parts follow `images`."""
-    response: str = Field(max_length=MAX_TEXT)
+    response: ResponseText
     reference: str | None = Field(default=None, max_length=MAX_TEXT)
     """A right answer, which the judge sees."""
     mode: Literal["cot", "direct"] | None = None
@@ -55,6 +73,32 @@ class ScoreItem(_Strict):
     """K, critiques to sample; the `direct` mode always samples one."""
     aggregator: Literal["mean", "vote"] | None = None
     seed: int | None = Field(default=None, ge=0, lt=2**32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strip_tokens(cls, fields: Any) -> Any:
+        """Remove special tokens and image placeholders from question, messages and reference."""
+        if not isinstance(fields, Mapping):
+            return fields
+        fields = dict(fields)
+        has_image = bool(fields.get("image") or fields.get("images"))
+        mentioned = False
+        for name in ("question", "reference"):
+            if isinstance(text := fields.get(name), str):
+                mentioned = mentioned or (name == "question" and mentions_image(text))
+                fields[name] = strip_special_tokens(text)
+        if isinstance(fields.get("messages"), list):
+            try:
+                turns = to_openai_messages(fields["messages"])
+            except InputError:
+                # Reported for this item alone, when it is scored.
+                return fields
+            fields["messages"], in_messages = strip_tokens(turns)
+            mentioned = mentioned or in_messages
+            has_image = has_image or bool(image_urls(turns))
+        if mentioned and not has_image:
+            fields["image_expected"] = True
+        return fields
 
     @model_validator(mode="after")
     def _check_exclusive_fields(self) -> Self:
@@ -124,8 +168,8 @@ class CompareRequest(_Strict):
     """`POST /v1/compare`: two responses to one question; each replaces the `response` of `item`."""
 
     item: ScoreItem
-    first: str = Field(max_length=MAX_TEXT)
-    second: str = Field(max_length=MAX_TEXT)
+    first: ResponseText
+    second: ResponseText
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
 
 
@@ -144,7 +188,7 @@ class RankRequest(_Strict):
     """`POST /v1/rank`: N responses to one question; best-of-N."""
 
     item: ScoreItem
-    responses: list[str] = Field(min_length=1, max_length=MAX_ITEMS)
+    responses: list[ResponseText] = Field(min_length=1, max_length=MAX_ITEMS)
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
 
 

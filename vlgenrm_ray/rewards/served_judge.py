@@ -1,6 +1,7 @@
 """A served judge as a reward: over HTTP, or over a Ray Serve handle on the same cluster."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
@@ -51,7 +52,8 @@ class ServedJudgeReward:
 
     async def check(self) -> None:
         """See `Reward.check`. Any answer of the service will do."""
-        await self._judge.score([self._input(_PROBE_RESPONSE, _PROBE_QUESTION)])
+        probe = replace(self._input(_PROBE_RESPONSE, _PROBE_QUESTION), allow_blind=True)
+        await self._judge.score([probe])
 
     async def close(self) -> None:
         """See `Reward.close`."""

@@ -75,6 +75,9 @@ class ServingConfig(Settings):
     """Defaults of the judge; an item may set mode, num_critiques, aggregator and seed itself."""
     images: ImageLimits = ImageLimits()
     """Bounds of a single image."""
+    blind_judging: Literal["refuse", "text_only", "allow"] = "refuse"
+    """Items without an image. `refuse`: no reward, status `no_image`. `text_only`: judged, unless a placeholder or
+    `image_expected` says that they are about an image. `allow`: judged by their text alone."""
     image_roots: tuple[str, ...] = ()
     """Folders below which requests may name image files. Empty: no files."""
     limits: ServingLimits = ServingLimits()

@@ -18,6 +18,9 @@ class ServiceMetrics:
         self.registry = CollectorRegistry()
         r = self.registry
         self._items = Counter("vlgenrm_items", "Answered items by status.", ["status"], registry=r)
+        self._without_image = Counter(
+            "vlgenrm_items_without_image", "Items without an image, judged or refused.", ["judged"], registry=r
+        )
         self._hits = Counter("vlgenrm_cache_hits", "Items answered from the cache.", registry=r)
         self._seconds = Histogram("vlgenrm_item_seconds", "Arrival to reply, per item.", buckets=_SECONDS, registry=r)
         self._queued = Histogram(
@@ -50,6 +53,10 @@ class ServiceMetrics:
         self._seconds.observe(seconds)
         if reply.cached:
             self._hits.inc()
+
+    def record_without_image(self, *, judged: bool) -> None:
+        """Count an item that has no image."""
+        self._without_image.labels("yes" if judged else "no").inc()
 
     def record_judgement(self, judgement: Judgement, queued_s: float) -> None:
         """Count the judgement of a task that spent `queued_s` outside the engine."""

@@ -45,8 +45,14 @@ from vlgenrm_ray.serving.model_version import ModelVersion
 _log = logging.getLogger("vlgenrm.serving")
 _GRACE_S = 2.0
 """Time after a deadline for a judgement that the engine finished by then to arrive."""
+_SYSTEM_ROLES = ("system", "developer")
 _LARGE_REFERENCE = 1 << 18
 """Characters of an image reference above which a thread decodes it, because that would block the event loop."""
+_QUESTION_REMEDY = "the question is empty; the prompt or a label must have one, see vlgenrm_ray/judge/label.py"
+_BLIND_REMEDY = (
+    "give the images where the trainer keeps them, or in a label (vlgenrm_ray/judge/label.py); to judge without "
+    "images, set serving.blind_judging of the service, or VLGENRM_ALLOW_BLIND=1 for an adapter"
+)
 _STATUS_OF_REASON = {
     DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
     DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
@@ -74,6 +80,7 @@ class Service:
         """
         self.config = config
         self.metrics = metrics
+        self._warnings: set[str] = set()
         self.model = model
         """The active model. Items that arrive after a change are judged by the new one."""
         limits = config.limits
@@ -134,6 +141,10 @@ class Service:
 
     async def _reply(self, item: ScoreItem, deadline: float) -> ScoreReply:
         question, references = build_question(item)
+        if not has_question(item):
+            return _failure(Status.NO_QUESTION, _QUESTION_REMEDY)
+        if not references and (blind := self._refuse_blind(item)):
+            return blind
         if refusal := refuse_extra_images(len(references), self.config.engine.max_images):
             return _failure(Status.TOO_LARGE, refusal.detail)
         # The wire bounds each text; a conversation has many, and a reference is added.
@@ -158,6 +169,25 @@ class Service:
             # If the other request's deadline cut it short and ours is later, compute again.
             if _is_complete(reply) or _now() >= deadline:
                 return reply
+
+    def _refuse_blind(self, item: ScoreItem) -> ScoreReply | None:
+        """Return the reply to an item that must not be judged without an image; None if it may be."""
+        setting = self.config.blind_judging
+        allowed = item.allow_blind or setting == "allow" or (setting == "text_only" and not item.image_expected)
+        self.metrics.record_without_image(judged=bool(allowed))
+        if allowed:
+            self._warn_once(
+                "items without an image are judged by their text alone, as their sender or the setting allows"
+            )
+            return None
+        about = "it refers to an image and has none" if item.image_expected else "it has no image"
+        self._warn_once(f"an item is not judged, status no_image: {about}; further ones are only counted")
+        return _failure(Status.NO_IMAGE, f"{about}; {_BLIND_REMEDY}")
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            _log.warning("%s", message)
 
     async def _resolve_images(self, references: Sequence[str]) -> tuple[StoredImage, ...]:
         images = []
@@ -204,9 +234,16 @@ def build_question(item: ScoreItem) -> tuple[str, list[str]]:
         texts = [(turn["role"], message_text(turn)) for turn in turns]
         # A single question needs no role; in a longer conversation the judge must see who said what.
         question = texts[0][1] if len(texts) == 1 else "\n".join(f"{role.capitalize()}: {text}" for role, text in texts)
-    if item.reference is not None:
+    if item.reference is not None and item.reference.strip():
         question = f"{question}\nReference answer: {item.reference}"
     return question, references
+
+
+def has_question(item: ScoreItem) -> bool:
+    """Return whether an item has a question: a text, or a turn with a text that is not the system's."""
+    if item.messages is None:
+        return bool((item.question or "").strip())
+    return any(turn["role"] not in _SYSTEM_ROLES and message_text(turn).strip() for turn in item.messages)
 
 
 def judge_config(item: ScoreItem, default: JudgeConfig) -> JudgeConfig:

@@ -1,17 +1,31 @@
 """LLaMA-Factory's PPO (`reward_model_type: api`, `reward_model: .../v1/score/evaluation`).
 
-The trainer sends whole transcripts as decoded text and never an image, so the judge sees none. It ignores the HTTP
-status and reads `scores` from any body. The error body of an item without a reward has no such key, so the trainer
-stops with a KeyError instead of training on an invented number. It neither retries nor can mask a sample.
+The trainer sends whole transcripts as decoded text and never an image: they are refused (`no_image`) unless the service
+allows blind judging (`serving.blind_judging`). Question and answer are told apart by the marks of the chat template
+(`judge.chat_templates`). The first user turn is the question and everything after the first assistant mark the answer,
+so that a policy cannot write a question of its own. Two parameters of the address change this:
+
+- `?turns=last`: the prompts have several user turns, and the last one is the question. Only for policies that are known
+  to write no turns themselves.
+- `?answer_mark=TEXT`: the text (URL-encoded) with which answers begin, for templates without known marks.
+
+The trainer ignores the HTTP status and reads `scores` from any body. The error body of an item without a reward has no
+such key, so the trainer stops with a KeyError instead of training on an invented number. It neither retries nor can
+mask a sample.
 """
+
+import logging
+from typing import Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.conversation import last_answer, last_question
+from vlgenrm_ray.judge.chat_templates import num_user_turns, split_transcript
 from vlgenrm_ray.judge.wire import ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import Score, build_item, require_rewards, score_items
+
+_log = logging.getLogger("vlgenrm.serving")
 
 
 class TranscriptsRequest(BaseModel):
@@ -31,18 +45,31 @@ class TranscriptScores(BaseModel):
 def router(score: Score) -> APIRouter:
     """Serve `POST /v1/score/evaluation`."""
     routes = APIRouter()
+    warned = False
 
     @routes.post("/v1/score/evaluation")
-    async def evaluation(batch: TranscriptsRequest) -> TranscriptScores:
-        items = [_build_item(i, text) for i, text in enumerate(batch.messages)]
+    async def evaluation(
+        batch: TranscriptsRequest, turns: Literal["first", "last"] = "first", answer_mark: str = ""
+    ) -> TranscriptScores:
+        nonlocal warned
+        if not warned and turns == "first" and any(num_user_turns(text) > 1 for text in batch.messages):
+            warned = True
+            _log.warning(
+                "a transcript of /v1/score/evaluation has several user turns: its first one is the question; if the "
+                "data set has several turns, add ?turns=last to the address"
+            )
+        num_turns = 1 if turns == "first" else None
+        items = [_build_item(i, text, num_turns, answer_mark) for i, text in enumerate(batch.messages)]
         return TranscriptScores(scores=require_rewards(await score_items(score, items)))
 
     return routes
 
 
-def _build_item(number: int, text: str) -> ScoreItem:
+def _build_item(number: int, text: str, num_turns: int | None, answer_mark: str) -> ScoreItem:
     name = f"messages[{number}]"
     try:
-        return build_item(name, question=last_question(text), response=last_answer(text))
+        question, response = split_transcript(text, num_turns=num_turns, answer_mark=answer_mark)
     except InputError as error:
-        raise HTTPException(422, f"{name}: {error}") from error
+        remedy = "name the text with which answers begin, ?answer_mark=... in the address"
+        raise HTTPException(422, f"{name}: {error}; {remedy}") from error
+    return build_item(name, question=question, response=response)

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Response
 from pydantic import BaseModel, ConfigDict
 
-from vlgenrm_ray.judge.label import Label
+from vlgenrm_ray.judge.label import Label, is_missing
 from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label, require_rewards, score_items
 
 
@@ -77,4 +77,5 @@ def _response_text(output: Any) -> str:
 def _reference(row: Mapping[str, Any]) -> Label:
     """Return the reference answer of a row: its `reference`, `expected_answer` or `answer`."""
     columns = (row.get(name) for name in ("reference", "expected_answer", "answer"))
-    return parse_label("reference", next((value for value in columns if isinstance(value, str | int | float)), None))
+    answers = (value for value in columns if isinstance(value, str | int | float) and not is_missing(value))
+    return parse_label("reference", next(answers, None))

@@ -13,7 +13,13 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.conversation import last_answer, last_question
+from vlgenrm_ray.judge.chat_templates import (
+    answer_after_prompt,
+    answer_after_question,
+    last_question,
+    split_transcript,
+)
+from vlgenrm_ray.judge.conversation import message_images, message_text, refers_to_image
 from vlgenrm_ray.judge.wire import ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label, require_rewards, score_items
 
@@ -57,14 +63,31 @@ def _build_item(number: int, query: str, prompt: str, value: Any) -> ScoreItem:
     label = parse_label(f"labels[{number}]", value)
     messages = _parse_conversation(prompt)
     try:
-        response = last_answer(query, None if messages else prompt)
+        question, response = _split(query, prompt, messages)
+        fields: dict[str, Any] = {"question": label.question or question, "images": list(label.images)}
+        if messages and label.question is None:
+            fields = {"messages": messages, "images": list(label.images)}
+        elif not label.images:
+            # The label replaces the words of the prompt, not its images.
+            fields |= {
+                "images": message_images(messages or []),
+                "image_expected": refers_to_image(messages or question),
+            }
     except InputError as error:
-        raise HTTPException(422, f"query[{number}]: {error}") from error
-    if messages and label.question is None:
-        fields: dict[str, Any] = {"messages": messages, "images": list(label.images)}
-    else:
-        fields = {"question": label.question or last_question(prompt or query), "images": list(label.images)}
+        remedy = "" if prompt else "; send `prompts` as well"
+        raise HTTPException(422, f"query[{number}]: {error}{remedy}") from error
     return build_item(f"item {number}", response=response, reference=label.reference, **fields)
+
+
+def _split(query: str, prompt: str, messages: list[Any] | None) -> tuple[str, str]:
+    """Return question and answer. What the policy wrote is never searched for turns."""
+    if messages:
+        users = [message for message in messages if message.get("role") == "user"]
+        question = message_text(users[-1]) if users else ""
+        return question, answer_after_question(query, question, len(users))
+    if prompt:
+        return last_question(prompt), answer_after_prompt(query, prompt)
+    return split_transcript(query)
 
 
 def _parse_conversation(prompt: str) -> list[Any] | None:

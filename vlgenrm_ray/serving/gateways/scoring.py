@@ -1,10 +1,11 @@
 """Steps that gateways share: foreign fields -> items, items -> replies, missing rewards -> HTTP errors.
 
-An item without a reward is never answered with a number. 422: another attempt would fail in the same way (bad image,
-unreadable verdict). 503 with `Retry-After`: a later attempt may succeed (full queue, deadline, lost engine).
+An item without a reward is never answered with a number. 422: another attempt would fail in the same way (bad or
+missing image, empty question, unreadable verdict). 503 with `Retry-After`: a later attempt may succeed (full queue,
+deadline, lost engine).
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import HTTPException
@@ -56,7 +57,9 @@ def parse_label(name: str, value: Any) -> Label:
 
 
 def convert_image(value: Any) -> str:
-    """Return a foreign image as `ScoreItem` takes it. Raise InputError unless it is a text."""
+    """Return a foreign image as `ScoreItem` takes it. Raise InputError unless it is a text or `{"path": ...}`."""
+    if isinstance(value, Mapping) and not value.get("bytes"):
+        value = value.get("path")
     if not isinstance(value, str):
         raise InputError("images: must be text: a data URL, base64, sha256:..., or a path the operator allows")
     # `data:image;base64,` names no format, which `ScoreItem` requires; its base64 alone is accepted.

@@ -11,7 +11,9 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
-from vlgenrm_ray.judge.conversation import last_question
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.chat_templates import last_question
+from vlgenrm_ray.judge.conversation import message_images, refers_to_image
 from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label, require_rewards, score_items
 
 
@@ -31,14 +33,21 @@ def router(score: Score) -> APIRouter:
     @routes.post("/rm", response_model=None)
     async def rm(sample: SlimeSample, as_dict: bool = False) -> float | dict[str, Any]:
         label = parse_label("label", sample.label)
-        if label.question is not None or isinstance(sample.prompt, str):
-            question = label.question or last_question(str(sample.prompt))
-            fields: dict[str, Any] = {"question": question}
-        elif sample.prompt:
-            fields = {"messages": sample.prompt}
-        else:
+        if not sample.prompt and label.question is None:
             raise HTTPException(422, "prompt: empty")
-        item = build_item("sample", response=sample.response, images=label.images, reference=label.reference, **fields)
+        fields: dict[str, Any] = {"images": label.images}
+        try:
+            if label.question is None and not isinstance(sample.prompt, str):
+                fields["messages"] = sample.prompt
+            else:
+                fields["question"] = label.question or last_question(str(sample.prompt))
+                fields["image_expected"] = refers_to_image(sample.prompt)
+                if not label.images and not isinstance(sample.prompt, str):
+                    # The label replaces the words of the prompt, not its images.
+                    fields["images"] = message_images(sample.prompt)
+        except InputError as error:
+            raise HTTPException(422, f"prompt: {error}") from error
+        item = build_item("sample", response=sample.response, reference=label.reference, **fields)
         (reply,) = replies = await score_items(score, [item])
         (reward,) = require_rewards(replies)
         if not as_dict:

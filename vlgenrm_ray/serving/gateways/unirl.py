@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
+from vlgenrm_ray.judge.label import reference_text
 from vlgenrm_ray.judge.wire import ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import Score, build_item, failure_reason, score_items
 
@@ -83,5 +84,5 @@ def _build_item(number: int, request: UniRlRequest) -> ScoreItem:
         images=[last.image_b64],
         question=metadata.get("question", _DEFAULT_QUESTION),
         response=metadata.get("response", last.text),
-        reference=metadata.get("reference"),
+        reference=reference_text(metadata.get("reference")),
     )
