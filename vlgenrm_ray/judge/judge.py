@@ -9,7 +9,6 @@ Seeds follow from the input's id, so a response has the same critiques in every 
 
 import asyncio
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -22,7 +21,7 @@ from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.engines.contracts import Generator, LiveGenerator, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.judge import prompts, sentences
 from vlgenrm_ray.judge.verdict import (
     TRACKED_WORDS,
     Aggregator,
@@ -42,8 +41,6 @@ _G_co = TypeVar("_G_co", covariant=True)
 
 DIRECT_MAX_TOKENS = 2
 """Tokens sampled where the verdict comes first: some tokenizers emit a blank before the word."""
-MAX_SENTENCES = 32
-"""Parts a response is split into at most. Longer responses have several sentences per part, which bounds their cost."""
 
 
 class JudgeConfig(Settings):
@@ -331,37 +328,16 @@ class Judge(Generic[_G_co]):
         return (item,) if self.config.unit == "response" else split_sentences(item)
 
 
-# Whitespace before a newline is matched only from where it begins: matching from every blank would be quadratic.
-_SENTENCE_END = re.compile(
-    r"(?:(?<=[.!?])(?<!\b(?:Dr|Mr|Ms|St|vs)\.)|(?<=[.!?][\"')\]]))\s+(?=[^a-z\s])|(?<!\s)\s*\n\s*"
-)
-
-
 def split_sentences(item: JudgeInput) -> tuple[JudgeInput, ...]:
     """Split an input into one input per sentence of its response, with ids `<id>/s<number>`.
 
     Divide and conquer, as in RLAIF-V (arXiv 2405.17220): a judge that fails on a long response can still be right about
-    each sentence. A response of one sentence is returned unchanged; more than `MAX_SENTENCES` are grouped.
+    each sentence. A response of one sentence is returned unchanged; more than `sentences.MAX_SENTENCES` are grouped.
     """
-    sentences = _sentences(item.response)
-    if len(sentences) < 2:
+    units = sentences.split(item.response)
+    if len(units) < 2:
         return (item,)
-    return tuple(replace(item, id=f"{item.id}/s{i}", response=sentence) for i, sentence in enumerate(sentences))
-
-
-def _sentences(response: str) -> list[str]:
-    sentences: list[str] = []
-    pending: list[str] = []
-    for part in _SENTENCE_END.split(response.strip()):
-        # A bare list number ("1.") belongs to the sentence it numbers.
-        pending.append(part)
-        if any(letter.isalpha() for letter in part):
-            sentences.append(" ".join(pending).strip())
-            pending.clear()
-    if pending:
-        sentences.append(" ".join(pending).strip())
-    group = -(-len(sentences) // MAX_SENTENCES)
-    return [" ".join(sentences[i : i + group]) for i in range(0, len(sentences), group)]
+    return tuple(replace(item, id=f"{item.id}/s{i}", response=unit) for i, unit in enumerate(units))
 
 
 def min_over_sentences(id: str, parts: Sequence[Judgement]) -> Judgement:
