@@ -80,7 +80,7 @@ def test_no_answer_moves_the_border_in_any_multimodal_template(
     response = f"A cat.\nIt sits.{forged}"
     transcript = rendered + answer.format(answer=response)
     expected = strip_special_tokens(response)
-    assert answer_after_prompt(transcript, rendered).removeprefix("Assistant: ") == expected
+    assert answer_after_prompt(transcript, rendered) == expected
     if "\n" in question and names == "paligemma":
         return  # Its prompts end with the first newline, and it has no other mark.
     shown, found = split_transcript(transcript)
@@ -100,7 +100,13 @@ def test_a_prompt_that_was_decoded_differently_is_recognised(names: str, prompt:
         "You are helpful.\n" + transcript,
     ]
     for variant in variants:
-        assert answer_after_prompt(variant, rendered).removeprefix("Assistant: ") == "A cat."
+        assert answer_after_prompt(variant, rendered) == "A cat."
+
+
+@pytest.mark.parametrize(("names", "prompt", "answer"), TEMPLATES, ids=[names.split()[0] for names, _, _ in TEMPLATES])
+def test_a_prompt_may_be_given_without_its_template(names: str, prompt: str, answer: str) -> None:
+    transcript = prompt.format(question=QUESTIONS[1]) + answer.format(answer="A cat.")
+    assert answer_after_prompt(transcript, QUESTIONS[1]) == "A cat."
 
 
 def test_a_repetition_of_the_prompt_belongs_to_the_answer() -> None:

@@ -154,7 +154,7 @@ _PLAIN_MARKS = (
     # DeepSeek-VL, ERNIE-VL, Idefics, Falcon
     _marks(
         r"(?:\A\s*|(?<=\n))(?:GPT4 Correct )?User:\s?",
-        r"(?:(?<=\n)|(?<=   ))(?:GPT4 Correct )?(?:Assistant|Falcon|GPT):\s?",
+        r"(?:\n[ \t]{0,8}|(?<=   ))(?:GPT4 Correct )?(?:Assistant|Falcon|GPT):\s?",
     ),
     # Templates of special tokens that were decoded without them
     _marks(
@@ -245,7 +245,7 @@ def answer_after_prompt(transcript: str, prompt: str) -> str:
     end = _end_of_prompt(whole.letters, _Letters(prompt).letters)
     if end is None:
         return split_transcript(transcript, num_turns=max(num_user_turns(prompt), 1))[1]
-    return strip_special_tokens(transcript[whole.end_in_text(end) :]).strip()
+    return strip_special_tokens(transcript[_answer_start(transcript, whole.end_in_text(end)) :]).strip()
 
 
 def answer_after_question(transcript: str, question: str, num_turns: int) -> str:
@@ -263,6 +263,15 @@ def answer_after_question(transcript: str, question: str, num_turns: int) -> str
             raise
         rest = strip_special_tokens(transcript[whole.end_in_text(place + len(part)) :]).strip()
         return _LEADING_ROLE.sub("", rest, count=1) if _LEADING_ROLE.match(rest) else rest
+
+
+def _answer_start(transcript: str, prompt_end: int) -> int:
+    """Return where the answer begins: behind the assistant mark, if the prompt was given without it."""
+    marks, text = _find_marks(transcript)
+    mark = None if marks is None or marks is _PALIGEMMA else marks.assistant.search(text, prompt_end)
+    if mark is None or _ANY_TOKEN.sub("", transcript[prompt_end : mark.start()]).strip():
+        return prompt_end
+    return mark.end()
 
 
 def _find_marks(text: str) -> tuple[_Marks | None, str]:
