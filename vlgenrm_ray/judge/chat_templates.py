@@ -140,6 +140,8 @@ _TOKEN_MARKS = (
     # Llama 2, Mistral, Pixtral
     _marks(r"\[INST\]", r"\[/INST\]", r"\[(?:INST|SYSTEM_PROMPT)\]"),
 )
+_ROLE_TOKENS = _TOKEN_MARKS[1]
+"""Some of these templates have a system text without a mark."""
 # Read in texts whose special tokens are blanked out.
 _PLAIN_MARKS = (
     # Vicuna, LLaVA
@@ -165,30 +167,38 @@ _PLAIN_MARKS = (
 )
 _FREE_SYSTEM_TEXT = _PLAIN_MARKS[:2]
 """Templates whose first turn may follow a system text of any form."""
-# PaliGemma has no roles: its prompt ends with the first newline.
 _HUNYUAN = _marks(r"\A<\|startoftext\|>(?!<)", r"<\|extra_0\|>")
+# PaliGemma has no roles: its prompt ends with the first newline.
 _PALIGEMMA = _marks(r"\A(?:<pad>)*(?:<image>)+<bos>(?!<start_of_turn>)", r"\n")
 _SYSTEM_TURN = re.compile(r"\s*(?:System:|system\n)")
 _LEADING_ROLE = re.compile(r"(?:assistant|model|ASSISTANT|Assistant)(?::\s*|\s*\n)")
 
 
 def last_question(prompt: str) -> str:
-    """Return the last user turn of a rendered prompt; the whole prompt if it has no turns. Image placeholders stay."""
+    """Return the last user turn of a rendered prompt; the whole text if it is not a prompt of a known template.
+
+    Image placeholders stay; where only other turns have some, `<image>` precedes the question.
+    """
     prompt = _without_system_block(prompt)
     marks, text = _find_marks(prompt)
+    users, assistants = ([], []) if marks is None else _alternating_turns(text, marks)
+    if marks is None or not users:
+        return _clean_question(prompt)
+    # Such a prompt begins with a turn and ends where the answer begins.
+    ends = bool(assistants) and not _blank_tokens(prompt[assistants[-1].end() :])
+    known = _starts_text(prompt, marks, text)
     if marks in _TOKEN_MARKS:
+        known = known or (ends and marks is _ROLE_TOKENS)
+    else:
+        known = ends and (known or marks in _FREE_SYSTEM_TEXT or _SYSTEM_TURN.match(text) is not None)
+    if not known:
+        return _clean_question(prompt)
+    if marks in _TOKEN_MARKS:
+        # Also where two user turns follow each other.
         users = list(marks.user.finditer(text))
-        if users:
-            end = marks.assistant.search(text, users[-1].end())
-            return _clean_question(prompt[users[-1].end() : len(prompt) if end is None else end.start()])
-    elif marks is not None:
-        users, assistants = _alternating_turns(text, marks)
-        # A prompt of a known template begins with a turn, and ends where the answer begins.
-        whole = bool(users and assistants) and not text[assistants[-1].end() :].strip()
-        known = marks in _FREE_SYSTEM_TEXT or not text[: users[0].start()].strip() or _SYSTEM_TURN.match(text)
-        if whole and known:
-            return _clean_question(prompt[users[-1].end() : assistants[-1].start()])
-    return _clean_question(prompt)
+    start = users[-1].end()
+    end = marks.assistant.search(text, start)
+    return _question(prompt, start, len(prompt) if end is None else end.start())
 
 
 def split_transcript(transcript: str, *, num_turns: int | None = 1, answer_mark: str = "") -> tuple[str, str]:
@@ -201,27 +211,28 @@ def split_transcript(transcript: str, *, num_turns: int | None = 1, answer_mark:
         answer_mark: Text at whose first occurrence the answer begins, for templates that have no known marks.
 
     Returns:
-        The question, with its image placeholders, and the answer.
+        The question, with image placeholders as in `last_question`, and the answer.
 
     Raises:
         InputError: The border between prompt and answer cannot be told.
     """
     if answer_mark:
-        prompt, mark, answer = transcript.partition(answer_mark)
-        if not mark:
+        prompt, found, answer = transcript.partition(answer_mark)
+        if not found:
             raise InputError(f"the text has no {answer_mark!r}, with which its answer begins")
         return last_question(prompt), strip_special_tokens(answer).strip()
     marks, text = _find_marks(transcript)
     users = [] if marks is None else list(marks.user.finditer(text))[:num_turns]
-    answer_start = marks.assistant.search(text, users[-1].end()) if marks is not None and users else None
-    if answer_start is None:
+    mark = None
+    if marks is not None and users and _is_transcript(transcript, marks, text, users[0]):
+        mark = marks.assistant.search(text, users[-1].end())
+    if mark is None:
         raise InputError(
             "the answer cannot be told from the prompt: the text neither begins with the prompt nor has the turns of a "
             "known chat template"
         )
-    question = transcript[users[-1].start() if marks is _PALIGEMMA else users[-1].end() : answer_start.start()]
-    question = _clean_question(_without_system_block(question))
-    return question, strip_special_tokens(transcript[answer_start.end() :]).strip()
+    question = _question(transcript, users[-1].end(), mark.start())
+    return question, strip_special_tokens(transcript[mark.end() :]).strip()
 
 
 def num_user_turns(text: str) -> int:
@@ -269,7 +280,7 @@ def _answer_start(transcript: str, prompt_end: int) -> int:
     """Return where the answer begins: behind the assistant mark, if the prompt was given without it."""
     marks, text = _find_marks(transcript)
     mark = None if marks is None or marks is _PALIGEMMA else marks.assistant.search(text, prompt_end)
-    if mark is None or _ANY_TOKEN.sub("", transcript[prompt_end : mark.start()]).strip():
+    if mark is None or _blank_tokens(transcript[prompt_end : mark.start()]):
         return prompt_end
     return mark.end()
 
@@ -291,6 +302,30 @@ def _find_marks(text: str) -> tuple[_Marks | None, str]:
 def _start(mark: re.Match[str]) -> int:
     """Return where a mark begins, without the whitespace before it."""
     return mark.end() - len(mark[0].lstrip())
+
+
+def _starts_text(text: str, marks: _Marks, searched: str) -> bool:
+    """Return whether a text begins with a turn, after special tokens at most."""
+    first = marks.first.search(searched)
+    return first is not None and not _blank_tokens(text[: first.start()])
+
+
+def _is_transcript(text: str, marks: _Marks, searched: str, user: re.Match[str]) -> bool:
+    """Return whether a text begins as a prompt does, so that its first user mark is not one of the answer."""
+    if marks.assistant.search(searched, 0, user.start()) is not None and marks is not _PALIGEMMA:
+        return False
+    return marks is _ROLE_TOKENS or marks in _PLAIN_MARKS[:-1] or _starts_text(text, marks, searched)
+
+
+def _blank_tokens(text: str) -> str:
+    """Return what a text has beside special tokens and whitespace."""
+    return _ANY_TOKEN.sub("", text).strip()
+
+
+def _question(text: str, start: int, end: int) -> str:
+    """Return the question between two places of a prompt."""
+    question = _clean_question(_without_system_block(text[start:end]))
+    return question if mentions_image(question) or not mentions_image(text[:start]) else IMAGE_MARK + question
 
 
 def _without_system_block(prompt: str) -> str:

@@ -71,7 +71,7 @@ def _build_item(number: int, query: str, prompt: str, value: Any) -> ScoreItem:
             # The label replaces the words of the prompt, not its images.
             fields |= {
                 "images": message_images(messages or []),
-                "image_expected": refers_to_image(messages or question),
+                "image_expected": refers_to_image(messages or prompt or question),
             }
     except InputError as error:
         remedy = "" if prompt else "; send `prompts` as well"
