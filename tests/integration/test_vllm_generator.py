@@ -1,14 +1,19 @@
 """The real vLLM engine: failures in its middle, broken weights, its cost per sample."""
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from picture_corpus import pictures
 from PIL import Image
 
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
+from vlgenrm_ray.engines.vllm_requests import refusal
 from vlgenrm_ray.errors import DropReason, StageError
 from vlgenrm_ray.shapes import pack_path
 
@@ -100,8 +105,20 @@ def test_an_image_it_cannot_take_is_refused_alone(generator: VllmGenerator) -> N
     strip = Prompt(images=(Image.new("RGB", (4000, 8)),), text="What is this?")
     refused, good = generator.generate([strip, ask("Is there a star?")], SAMPLING, [1, 2])
     assert isinstance(refused, Refusal)
-    assert refused.reason is DropReason.ENGINE_ERROR
+    assert (refused.reason, "aspect ratio" in refused.detail) == (DropReason.PROMPT_REFUSED, True)
+    assert refusal(RuntimeError("out of memory")).reason is DropReason.ENGINE_ERROR
     assert not isinstance(good, Refusal)
+
+
+def test_transparency_is_decoded_as_vllm_shows_it_to_a_policy() -> None:
+    from vllm.multimodal.image import convert_image_mode
+
+    # vLLM overlooks ICC profiles, depths above 8 bits, and the transparent colour of a PNG in RGB.
+    alike = ("png-rgba", "png-la", "png-palette", "webp-rgba", "gif", "bmp", "jpeg-cmyk")
+    for picture in pictures():
+        if picture.name.startswith(alike):
+            shown = convert_image_mode(Image.open(io.BytesIO(picture.data)), "RGB")
+            assert shown.tobytes() == images.decode(picture.data, ImageLimits()).tobytes(), picture.name
 
 
 def test_placeholders_are_never_sampled(generator: VllmGenerator) -> None:

@@ -3,6 +3,7 @@
 import base64
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from serving_examples import png
@@ -32,6 +33,41 @@ def test_an_image_sent_in_any_form_can_be_named_by_hash() -> None:
     assert first.data == DATA
     assert images.resolve(encoded) == images.resolve(f"sha256:{first.sha256}") == images.add(DATA) == first
     assert images.num_bytes == len(DATA)
+
+
+def test_base64_is_accepted_as_it_is_in_use() -> None:
+    images = store()
+    encoded = base64.b64encode(DATA).decode()
+    forms = [
+        encoded,
+        base64.encodebytes(DATA).decode(),
+        encoded.rstrip("="),
+        f" {encoded}\n",
+        "\r\n".join(encoded[i : i + 64] for i in range(0, len(encoded), 64)).rstrip("="),
+        base64.urlsafe_b64encode(DATA).decode(),
+        base64.urlsafe_b64encode(DATA).decode().rstrip("="),
+    ]
+    # One and two characters of padding as well.
+    forms += [base64.b64encode(DATA + extra).decode().rstrip("=") for extra in (b"", b"1", b"12")]
+    heads = ["", "data:image/png;base64,", "data:image;base64,", "DATA:IMAGE/PNG;charset=x;BASE64,", "data:;base64,"]
+    for reference in (head + form for head in heads for form in forms):
+        assert images.resolve(reference).data.startswith(DATA), reference
+    assert images.resolve("data:image/png;base64," + quote(base64.encodebytes(DATA))).data == DATA
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("what is this?", "not base64: '?' at character 10"),
+        ("data:image/png;base64,iVB*", "not base64: '*' at character 3"),
+        ("iVBOR", "truncated base64: 5 characters"),
+        ("data:image/png,plain", "a data URL that is not base64"),
+        ("data:image/png;base64,", "not an image in one of PNG"),
+        ("frame-12:30.png", "neither sha256:"),
+    ],
+)
+def test_a_refused_reference_says_what_is_wrong(reference: str, says: str) -> None:
+    assert says in refusal(store(), reference).detail
 
 
 def test_base64_may_begin_like_a_path() -> None:

@@ -53,6 +53,18 @@ def test_limits_hold_before_decoding(tmp_path: Path) -> None:
     assert reason(str(path), ImageLimits(min_side=201)) == DropReason.IMAGE_UNREADABLE
 
 
+@pytest.mark.parametrize(("width", "height"), [(2010, 10), (10, 2010), (4000, 8)])
+def test_an_aspect_ratio_that_no_processor_takes_is_refused(width: int, height: int) -> None:
+    for open_image in (images.decode, images.size):
+        with pytest.raises(ImageError, match=r"aspect ratio (201|500)\.00, limit 200") as caught:
+            open_image(png(width, height), LIMITS)
+        assert caught.value.reason is DropReason.IMAGE_UNREADABLE
+    assert images.decode(png(2000, 10), LIMITS).size == (2000, 10)
+    assert images.decode(png(width, height), ImageLimits(max_aspect_ratio=600)).size == (width, height)
+    with pytest.raises(ImageError, match=r"limit 2$"):
+        images.decode(png(50, 20), ImageLimits(max_aspect_ratio=2))
+
+
 def test_a_size_is_read_within_limits_and_without_the_pixels() -> None:
     target = io.BytesIO()
     Image.effect_noise((64, 48), 50).save(target, "PNG")

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_service import FakeService, listening, refuse
+from hostile_rows import ADDRESSES, special_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -108,6 +109,26 @@ def test_an_unreadable_image_affects_its_own_item_only(tmp_path: Path) -> None:
     assert {r.status for r in replies[:-1]} == {Status.BAD_IMAGE}
     (reply,) = client(service, limits=ImageLimits(max_bytes=8)).score([item(image=png())])
     assert reply.status is Status.TOO_LARGE
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_that_cannot_be_opened_affects_its_own_item_only(address: str) -> None:
+    bad = [address, Path(address), {"path": address}, {"bytes": address}]
+    replies = client(FakeService()).score([*(item(image=b) for b in bad), item("0.75", image=png())])
+    assert [r.reward for r in replies] == [None] * len(bad) + [0.75]
+    assert {r.status for r in replies[:-1]} == {Status.BAD_IMAGE}
+    assert all(len(r.detail) < 1000 for r in replies)
+
+
+def test_an_object_that_is_no_image_affects_its_own_item_only(tmp_path: Path) -> None:
+    closed, cut_off = Image.open(io.BytesIO(png())), Image.open(io.BytesIO(png()[:45]))
+    closed.close()
+    (pipe, *_) = special_files(tmp_path)
+    bad = [closed, cut_off, pipe, 7, object(), {"bytes": 10**12}, {"bytes": [1, 2]}, {}, [png()], b"", "", draw_image]
+    replies = client(FakeService()).score([*(item(image=b) for b in bad), item("0.75", image=bytearray(png()))])
+    assert [r.reward for r in replies] == [None] * len(bad) + [0.75]
+    assert {r.status for r in replies[:-1]} == {Status.BAD_IMAGE}
+    assert not any("object at 0x" in r.detail for r in replies)
 
 
 def test_a_too_long_text_affects_its_own_item_only() -> None:

@@ -8,13 +8,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
 from vlgenrm_ray.curation.sources import SourceConfig, absolute, open_source
-from vlgenrm_ray.curation.sources.rows import SourceRow
-from vlgenrm_ray.data import flow, images
+from vlgenrm_ray.curation.sources.rows import SourceRow, encodable
+from vlgenrm_ray.data import addresses, flow, images
 from vlgenrm_ray.data.arrow import from_table
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
@@ -61,6 +61,13 @@ def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Q
         image = _open_image(row, config, image_store)
     except ImageError as error:
         return _drop(row, row.question_id, error.reason, f"{row.id}: {error.detail}")
+    # `images` turns all failures to read into ImageError; this is the image store, which every row needs.
+    except OSError:
+        raise
+    # A row may be wrong in ways that nobody foresaw; it must not end the run.
+    except Exception as error:
+        detail = f"{row.id}: {type(error).__name__}: {error}"
+        return _drop(row, row.question_id, DropReason.MALFORMED_ROW, detail)
     question = Question(
         id=row.question_id,
         image=image,
@@ -86,17 +93,23 @@ def _open_image(row: SourceRow, config: PoolConfig, image_store: Path) -> ImageR
 
 def is_within(uri: str, root: str) -> bool:
     """Return True if a path or URI lies in `root`, after `..` and local symbolic links are resolved."""
-    schemes = urlparse(uri).scheme, urlparse(root).scheme
-    if any(s not in ("", "file") for s in schemes):
-        address, base = urlparse(uri), urlparse(root)
-        inner, outer = os.path.normpath(address.path), os.path.normpath(base.path)
-        return (address.scheme, address.netloc) == (base.scheme, base.netloc) and Path(inner).is_relative_to(outer)
-    path, folder = images.file_path(uri), images.file_path(root)
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    try:
+        path, folder = addresses.local_path(uri), addresses.local_path(root)
+        if path is not None and folder is not None:
+            return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+        if path is not None or folder is not None:
+            return False
+        address, base = urlsplit(uri), urlsplit(root)
+    # A NUL, half a surrogate pair, an incomplete IPv6 address.
+    except ValueError:
+        return False
+    inner, outer = (os.path.normpath(unquote(part.path)) for part in (address, base))
+    return (address.scheme, address.netloc) == (base.scheme, base.netloc) and Path(inner).is_relative_to(outer)
 
 
 def _drop(row: SourceRow, id: str, reason: DropReason, detail: str) -> Unit[Question]:
-    return Unit(id=row.id, dropped=(Dropped(stage=STAGE, id=id, reason=reason, detail=detail),))
+    dropped = Dropped(stage=STAGE, id=encodable(id), reason=reason, detail=encodable(detail))
+    return Unit(id=encodable(row.id), dropped=(dropped,))
 
 
 @dataclass(frozen=True)

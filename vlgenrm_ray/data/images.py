@@ -2,14 +2,16 @@
 
     uri -> fetch -> bytes -> decode -> RGB image         `probe` does all of it once and returns an `ImageRef`
 
-Every problem is an `ImageError` with the reason for which its row is dropped.
+Policy, learner, judge and experts see the pixels of `pixels.to_rgb`, whatever the image's format and mode. Every
+problem is an `ImageError` with the reason for which its row is dropped.
 """
 
 import base64
-import binascii
 import hashlib
 import io
 import os
+import re
+import stat
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -17,8 +19,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
+from urllib.parse import unquote
 
+from pydantic import Field
+
+from vlgenrm_ray.data import addresses
+from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import ImageRef
 from vlgenrm_ray.settings import Settings
@@ -32,6 +38,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _MAGIC = ((b"\x89PNG\r\n", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"BM", "bmp"))
 """First bytes of each format and its file suffix. WebP is recognised by bytes 8 to 12."""
 _GREY = (128, 128, 128)
+_SHORTEST_BASE64 = 64
+"""Shorter texts are paths: no image of a usable size is so short in base64."""
+_URL_SAFE = str.maketrans("-_", "+/")
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
 
 
 class ImageLimits(Settings):
@@ -43,6 +53,8 @@ class ImageLimits(Settings):
     """Largest width times height, in pixels."""
     min_side: int = 8
     """Smallest width and height, in pixels."""
+    max_aspect_ratio: float = Field(default=200.0, ge=1.0)
+    """Largest ratio of the longer to the shorter side. The image processors of Qwen-VL refuse more than 200."""
 
 
 class ImageError(ValueError):
@@ -53,11 +65,17 @@ class ImageError(ValueError):
         self.reason = reason
         self.detail = detail
 
+    def __str__(self) -> str:
+        return self.detail
+
     def among(self, index: int, num_images: int) -> "ImageError":
         """Return the error with "(image <index + 1> of <num_images>)" added to its detail."""
         if num_images == 1:
             return self
         return ImageError(self.reason, f"{self.detail} (image {index + 1} of {num_images})")
+
+
+# -- bytes ---------------------------------------------------------------------------------------------------------
 
 
 def fetch(uri: str, limits: ImageLimits) -> bytes:
@@ -71,69 +89,120 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
     Raises:
         ImageError: The image is missing, too large, or not fetched.
     """
-    if uri.startswith("data:"):
-        return _from_data_url(uri, limits)
+    if is_data_url(uri):
+        return decode_data_url(uri, limits)
+    name = addresses.shorten(uri)
+    if addresses.scheme(uri) in ("http", "https", "ftp"):
+        raise ImageError(DropReason.IMAGE_MISSING, f"{name}: network addresses are not fetched; store the image first")
     try:
-        scheme = urlparse(uri).scheme
-    except ValueError as error:
-        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: {error}") from error
-    if scheme in ("http", "https", "ftp"):
-        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: network addresses are not fetched; store the image first")
-    try:
-        if scheme in ("", "file"):
-            path = file_path(uri)
-            size = path.stat().st_size
-            if size > limits.max_bytes:
-                raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{uri}: {size} bytes, limit {limits.max_bytes}")
-            return path.read_bytes()
-        return _fetch_remote(uri, limits)
-    except OSError as error:
-        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: {error.strerror or error}") from error
+        path = addresses.local_path(uri)
+        return read_file(path, limits, name) if path is not None else _fetch_remote(uri, limits)
+    except ImageError:
+        raise
+    # Addresses can be wrong in ways that raise errors of many types: a NUL, half a surrogate pair, an unknown scheme.
+    except Exception as error:
+        detail = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise ImageError(DropReason.IMAGE_MISSING, f"{name}: {detail}") from error
 
 
-def file_path(uri: str) -> Path:
-    """Return the path of a file on this machine, named by a path or a `file://` URI.
+def read_file(path: str | Path, limits: ImageLimits, name: str, *, follow_links: bool = True) -> bytes:
+    """Return the content of a regular file. A pipe or device is refused; it could block, or never end.
 
-    Characters such as blanks may be quoted (`%20`) in a URI, but many writers leave them as they are: a file of the
-    literal name comes first.
+    Args:
+        path: Local path.
+        limits: Limits of the image.
+        name: Name of the image in messages.
+        follow_links: False to refuse a path that is a symbolic link.
+
+    Raises:
+        ImageError: The file is larger than `limits.max_bytes`, or not a regular one.
+        OSError: The file cannot be read.
+        ValueError: The path is none.
     """
-    if not uri.startswith("file:"):
-        return Path(uri)
-    literal = Path(uri.removeprefix("file:").removeprefix("//").removeprefix("localhost"))
-    return literal if literal.exists() else Path(unquote(urlparse(uri).path))
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(DropReason.IMAGE_MISSING, f"{name}: not a regular file")
+        # Files of /proc and growing ones have more bytes than their size says.
+        data = b"" if status.st_size > limits.max_bytes else file.read(limits.max_bytes + 1)
+    if (num_bytes := max(status.st_size, len(data))) > limits.max_bytes:
+        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {num_bytes} bytes, limit {limits.max_bytes}")
+    return data
 
 
 def _fetch_remote(uri: str, limits: ImageLimits) -> bytes:
     import pyarrow.fs
 
+    name = addresses.shorten(uri)
     files, path = pyarrow.fs.FileSystem.from_uri(uri)
     info = files.get_file_info(path)
     if info.type != pyarrow.fs.FileType.File:
-        raise ImageError(DropReason.IMAGE_MISSING, f"{uri}: no such file")
+        raise ImageError(DropReason.IMAGE_MISSING, f"{name}: no such file")
     if info.size > limits.max_bytes:
-        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{uri}: {info.size} bytes, limit {limits.max_bytes}")
+        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {info.size} bytes, limit {limits.max_bytes}")
     with files.open_input_stream(path) as stream:
         return bytes(stream.read())
 
 
-def _from_data_url(url: str, limits: ImageLimits) -> bytes:
+def is_data_url(text: str) -> bool:
+    """Return True if a text is a `data:` URL (RFC 2397)."""
+    return text[:5].lower() == "data:"
+
+
+def decode_data_url(url: str, limits: ImageLimits) -> bytes:
+    """Return the bytes of a base64 `data:` URL, whatever media type it names. Raises ImageError."""
     head, _, payload = url.partition(",")
-    if not head.endswith(";base64"):
+    if not head.lower().endswith(";base64"):
         raise ImageError(DropReason.IMAGE_UNREADABLE, "image: a data URL that is not base64")
-    if len(payload) // 4 * 3 - 2 > limits.max_bytes:
-        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"image: a data URL of more than {limits.max_bytes} bytes")
+    return decode_base64(unquote(payload) if "%" in payload else payload, limits)
+
+
+def decode_base64(text: str, limits: ImageLimits) -> bytes:
+    """Return the bytes of base64 (RFC 4648) in the usual or the URL-safe alphabet.
+
+    Line breaks and blanks are ignored, and the padding may be missing.
+
+    Raises:
+        ImageError: The text is not base64, or too long for `limits.max_bytes`.
+    """
+    # Longer than the bytes in base64 with line breaks, so that no memory is spent on decoding it.
+    if len(text) > limits.max_bytes * 1.5 + 64:
+        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"image: base64 of more than {limits.max_bytes} bytes")
     try:
-        return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
-        raise ImageError(DropReason.IMAGE_UNREADABLE, f"image: data URL: {error}") from error
+        data = base64.b64decode(text, validate=True)
+    except ValueError:
+        data = _decode_loose_base64(text)
+    if len(data) > limits.max_bytes:
+        raise ImageError(DropReason.IMAGE_TOO_LARGE, f"image: {len(data)} bytes, limit {limits.max_bytes}")
+    return data
+
+
+def _decode_loose_base64(text: str) -> bytes:
+    compact = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    if stray := _NOT_BASE64.search(compact):
+        raise ImageError(DropReason.IMAGE_UNREADABLE, f"image: not base64: {stray[0]!r} at character {stray.start()}")
+    if len(compact) % 4 == 1:
+        raise ImageError(DropReason.IMAGE_UNREADABLE, f"image: truncated base64: {len(compact)} characters")
+    return base64.b64decode(compact + "=" * (-len(compact) % 4))
+
+
+def is_base64_image(text: str) -> bool:
+    """Return True if a text begins like an image in base64. A long path may be valid base64, but not of an image."""
+    head = "".join(text[:64].split())[:32]
+    try:
+        return len(text) >= _SHORTEST_BASE64 and suffix(_decode_loose_base64(head)) is not None
+    except ImageError:
+        return False
+
+
+# -- pixels --------------------------------------------------------------------------------------------------------
 
 
 def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.Image":
-    """Decode bytes into an RGB image, rotated as its EXIF data says. Raises ImageError, never a decoder's own error."""
-    from PIL import ImageOps
-
+    """Decode the first frame of an image with `to_rgb`. Raises ImageError, never a decoder's own error."""
     with _opened(data, limits, name) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(image)
 
 
 def size(data: bytes, limits: ImageLimits, name: str = "image") -> tuple[int, int]:
@@ -145,14 +214,16 @@ def size(data: bytes, limits: ImageLimits, name: str = "image") -> tuple[int, in
 @contextmanager
 def _opened(data: bytes, limits: ImageLimits, name: str) -> "Iterator[PIL.Image.Image]":
     """Open an image within limits, without decoding its pixels. Any error inside the context becomes an ImageError."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
+    name = addresses.shorten(name)
     if len(data) > limits.max_bytes:
         raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {len(data)} bytes, limit {limits.max_bytes}")
     try:
         with warnings.catch_warnings():
-            # The limit below replaces Pillow's warning of decompression bombs; it is checked before pixels are decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of decompression bombs, which the limit below replaces; it is checked before pixels are
+            # decoded. Other warnings are of damaged metadata, without which an image can be used.
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             pixels = image.width * image.height
             if pixels > limits.max_pixels:
@@ -162,12 +233,42 @@ def _opened(data: bytes, limits: ImageLimits, name: str) -> "Iterator[PIL.Image.
                     DropReason.IMAGE_UNREADABLE,
                     f"{name}: {image.width}x{image.height}, smallest side {limits.min_side}",
                 )
+            if max(image.size) > limits.max_aspect_ratio * min(image.size):
+                ratio = max(image.size) / min(image.size)
+                detail = f"aspect ratio {ratio:.2f}, limit {limits.max_aspect_ratio:g}"
+                raise ImageError(DropReason.IMAGE_UNREADABLE, f"{name}: {image.width}x{image.height}, {detail}")
             yield image
     except ImageError:
         raise
+    # Its message shows the memory address of the bytes.
+    except UnidentifiedImageError as error:
+        detail = f"damaged, or not an image in one of {', '.join(FORMATS)}"
+        raise ImageError(DropReason.IMAGE_UNREADABLE, f"{name}: {detail}") from error
     # Decoders raise errors of many types (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise ImageError(DropReason.IMAGE_UNREADABLE, f"{name}: {type(error).__name__}: {error}") from error
+
+
+def portable(data: bytes, limits: ImageLimits, name: str = "image") -> bytes:
+    """Return encoded bytes in which other programs see the pixels of `decode`, for exports.
+
+    Returns:
+        `data` if a plain conversion to RGB gives the same pixels, else a PNG of them.
+
+    Raises:
+        ImageError: The image cannot be decoded or exceeds the limits.
+    """
+    pixels = decode(data, limits, name)
+    with _opened(data, limits, name) as image:
+        converted = image.convert("RGB")
+    if converted.size == pixels.size and converted.tobytes() == pixels.tobytes():
+        return data
+    target = io.BytesIO()
+    pixels.save(target, "PNG")
+    return target.getvalue()
+
+
+# -- references ----------------------------------------------------------------------------------------------------
 
 
 def probe(uri: str, limits: ImageLimits) -> ImageRef:
@@ -226,7 +327,7 @@ def verify(ref: ImageRef, limits: ImageLimits) -> bytes:
     """Return the encoded bytes of a probed image, not decoded. Raises ImageError if it is missing or has changed."""
     data = fetch(ref.uri, limits)
     if hashlib.sha256(data).hexdigest() != ref.sha256:
-        raise ImageError(DropReason.IMAGE_UNREADABLE, f"{ref.uri}: changed since it was probed")
+        raise ImageError(DropReason.IMAGE_UNREADABLE, f"{addresses.shorten(ref.uri)}: changed since it was probed")
     return data
 
 

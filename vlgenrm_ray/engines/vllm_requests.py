@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling, Token, refuse_extra_images
 from vlgenrm_ray.engines.tokens import TokenVocabulary
 from vlgenrm_ray.engines.vllm_config import VllmConfig
@@ -53,7 +54,12 @@ class VllmRequests:
         text = f"{before}{escape(prompt.text)}{after}{escape(prompt.prefix)}"
         if not prompt.images:
             return {"prompt": text}
-        return {"prompt": text, "multi_modal_data": {"image": list(prompt.images)}}
+        try:
+            pixels = [to_rgb(image) for image in prompt.images]
+        # Images that `images.decode` returned are pixels already; others may fail in any way as they are loaded.
+        except Exception as error:
+            return Refusal(reason=DropReason.IMAGE_UNREADABLE, detail=error_summary(error))
+        return {"prompt": text, "multi_modal_data": {"image": pixels}}
 
     def tracked_ids(self, sampling: Sampling) -> dict[str, tuple[int, ...]]:
         """Return the token ids of the tracked words. Raises ConfigError for sampling that is not supported."""
@@ -138,7 +144,9 @@ def refusal(error: Exception) -> Refusal:
     too_long = isinstance(error, VLLMValidationError) and (
         error.parameter in ("input_text", "input_tokens") or "maximum model length" in str(error)
     )
-    reason = DropReason.PROMPT_TOO_LONG if too_long else DropReason.ENGINE_ERROR
+    # Both check what they are given with errors of these types; others say that the engine is not well.
+    refused = DropReason.PROMPT_REFUSED if isinstance(error, (ValueError, TypeError)) else DropReason.ENGINE_ERROR
+    reason = DropReason.PROMPT_TOO_LONG if too_long else refused
     return Refusal(reason=reason, detail=error_summary(error))
 
 

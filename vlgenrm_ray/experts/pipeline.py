@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray import plugins
+from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.experts.checking import check_claim
 from vlgenrm_ray.experts.claims import VocabularyExtractor, claim_key
@@ -70,12 +71,14 @@ class ExpertPipeline:
     def open_task(self, id: str, image: "PIL.Image.Image", texts: Sequence[str]) -> ImageTask:
         """Extract the claims of the texts and scale the image down to `config.max_side`."""
         claims = tuple(self._extractor.extract(text) for text in texts)
-        pixels = image.convert("RGB")
+        original = to_rgb(image)
+        # `thumbnail` changes the image it is called on.
+        pixels = original.copy()
         pixels.thumbnail((self.config.max_side, self.config.max_side))
         return ImageTask(
             id=id,
-            original_width=image.width,
-            original_height=image.height,
+            original_width=original.width,
+            original_height=original.height,
             width=pixels.width,
             height=pixels.height,
             pixels=pixels.tobytes(),

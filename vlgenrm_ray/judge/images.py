@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, Union
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.errors import DropReason
 
 if TYPE_CHECKING:
     import PIL.Image
 
 ImageInput = Union["PIL.Image.Image", bytes, str, Path, Mapping[str, Any]]
-"""Pixels, encoded bytes, a path or URI, a `data:` URL, a `sha256:` reference, or `{"bytes": ..., "path": ...}`, the
-form in which Hugging Face data sets hold an image that is not decoded."""
+"""Pixels, encoded bytes, a path or URI, a `data:` URL, base64, a `sha256:` reference, or `{"bytes": ..., "path": ...}`,
+the form in which Hugging Face data sets hold an image that is not decoded."""
 
 _PREFIX = "sha256:"
 
@@ -42,7 +43,14 @@ class ImageUploads:
             return image
         if (known := self._references.get(id(image))) is not None:
             return known[1]
-        data = _encode(image, self._limits)
+        try:
+            data = _encode(image, self._limits)
+        except ImageError:
+            raise
+        # A trainer's image may be wrong in any way, such as a file that was closed or is cut off.
+        except Exception as error:
+            detail = f"image: {type(error).__name__}: {error}"
+            raise ImageError(DropReason.IMAGE_UNREADABLE, detail) from error
         if len(data) > self._limits.max_bytes:
             raise ImageError(DropReason.IMAGE_TOO_LARGE, f"image: {len(data)} bytes, limit {self._limits.max_bytes}")
         reference = _PREFIX + hashlib.sha256(data).hexdigest()
@@ -51,24 +59,22 @@ class ImageUploads:
         return reference
 
 
-def _encode(image: ImageInput, limits: ImageLimits) -> bytes:
-    if isinstance(image, bytes):
-        return image
+def _encode(image: Any, limits: ImageLimits) -> bytes:
     if isinstance(image, Mapping):
-        if image.get("bytes"):
-            return bytes(image["bytes"])
-        if image.get("path"):
-            return images.fetch(str(image["path"]), limits)
-        raise ImageError(DropReason.IMAGE_MISSING, "image: a mapping with neither `bytes` nor `path`")
+        data, path = image.get("bytes"), image.get("path")
+        if not data and not path:
+            raise ImageError(DropReason.IMAGE_MISSING, "image: a mapping with neither `bytes` nor `path`")
+        image = data or str(path)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str) and images.is_base64_image(image):
+        return images.decode_base64(image, limits)
     if isinstance(image, str | Path):
         return images.fetch(str(image), limits)
-    return _png(image)
-
-
-def _png(image: "PIL.Image.Image") -> bytes:
     if not hasattr(image, "convert"):
         raise ImageError(DropReason.IMAGE_UNREADABLE, f"image: cannot take a {type(image).__name__}")
     target = io.BytesIO()
-    # Lossless, and fast rather than small: an image is sent once.
-    (image if image.mode in ("RGB", "L") else image.convert("RGB")).save(target, "PNG", compress_level=1)
+    # The pixels that the service would decode, so that no mode is lost on the way. Fast rather than small: an image is
+    # sent once.
+    to_rgb(image).save(target, "PNG", compress_level=1)
     return target.getvalue()

@@ -17,10 +17,18 @@ import httpx
 from pydantic import ValidationError
 
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.errors import DropReason, InputError, RemoteError, RemoteRefusalError
+from vlgenrm_ray.errors import InputError, RemoteError, RemoteRefusalError
 from vlgenrm_ray.judge.conversation import Message, image_urls, to_openai_messages
 from vlgenrm_ray.judge.images import ImageInput, ImageUploads
-from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status
+from vlgenrm_ray.judge.wire import (
+    MAX_ITEMS,
+    ScoreItem,
+    ScoreReply,
+    ScoreRequest,
+    ScoreResponse,
+    Status,
+    status_of_reason,
+)
 
 UNKNOWN_IMAGE = "unknown image"
 """Prefix of the detail of an item whose image the server does not hold."""
@@ -215,19 +223,24 @@ def build_score_item(score_input: ScoreInput, uploads: ImageUploads) -> ScoreIte
     """Build the wire item of an input and add its images to `uploads`.
 
     Returns:
-        The item, or its reply if an image is unreadable or a text or image is too large.
+        The item, or its reply if an image or text cannot be read, or is too large.
 
     Raises:
         InputError: The input itself is wrong, such as no question or an unknown mode.
     """
     try:
+        messages = score_input.messages
+        turns = None if messages is None else to_openai_messages(messages, uploads.reference)
+    except InputError as error:
+        return ScoreReply(reward=None, status=Status.BAD_REQUEST, detail=str(error))
+    except ImageError as error:
+        return _image_failure(error)
+    try:
         return ScoreItem.model_validate(
             {
                 "response": score_input.response,
                 "question": score_input.question,
-                "messages": None
-                if score_input.messages is None
-                else to_openai_messages(score_input.messages, uploads.reference),
+                "messages": turns,
                 "image": None if score_input.image is None else uploads.reference(score_input.image),
                 "images": [uploads.reference(image) for image in score_input.images],
                 "reference": score_input.reference,
@@ -241,13 +254,19 @@ def build_score_item(score_input: ScoreInput, uploads: ImageUploads) -> ScoreIte
             }
         )
     except ImageError as error:
-        too_large = error.reason is DropReason.IMAGE_TOO_LARGE
-        status = Status.TOO_LARGE if too_large else Status.BAD_IMAGE
-        return ScoreReply(reward=None, status=status, detail=error.detail)
+        return _image_failure(error)
     except ValidationError as error:
-        if all(e["type"] in ("string_too_long", "too_long") for e in error.errors()):
+        kinds = {e["type"] for e in error.errors()}
+        if kinds <= {"string_too_long", "too_long"}:
             return ScoreReply(reward=None, status=Status.TOO_LARGE, detail=_first_error(error))
+        # Half of a surrogate pair: a fault of the data, not of the caller.
+        if "string_unicode" in kinds:
+            return ScoreReply(reward=None, status=Status.BAD_REQUEST, detail=_first_error(error))
         raise InputError(f"score input: {_first_error(error)}") from error
+
+
+def _image_failure(error: ImageError) -> ScoreReply:
+    return ScoreReply(reward=None, status=status_of_reason(error.reason), detail=error.detail)
 
 
 def image_references(item: ScoreItem) -> list[str]:

@@ -7,9 +7,20 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
 
-from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.judge.chat_templates import mentions_image, strip_special_tokens
 from vlgenrm_ray.judge.conversation import image_urls, strip_tokens, to_openai_messages
 
@@ -30,9 +41,35 @@ class Status(StrEnum):
     BAD_IMAGE = "bad_image"
     NO_IMAGE = "no_image"
     NO_QUESTION = "no_question"
+    BAD_REQUEST = "bad_request"
+    """The item is malformed, its texts cannot be read, or the model's processor does not take it."""
     TOO_LARGE = "too_large"
     OVERLOADED = "overloaded"
     INTERNAL = "internal"
+
+    @property
+    def http_status(self) -> int:
+        """HTTP status where one item is the whole answer: 200, 422 (would fail again), 503 (may succeed later)."""
+        if self is Status.OK:
+            return 200
+        return 503 if self in (Status.TIMEOUT, Status.OVERLOADED, Status.INTERNAL) else 422
+
+
+_STATUS_OF_REASON = {
+    DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
+    DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
+    DropReason.IMAGE_OUTSIDE_ROOT: Status.BAD_IMAGE,
+    DropReason.IMAGE_TOO_LARGE: Status.TOO_LARGE,
+    DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
+    DropReason.TOO_MANY_IMAGES: Status.TOO_LARGE,
+    DropReason.UNREADABLE_VERDICT: Status.UNREADABLE_VERDICT,
+    DropReason.ENGINE_ERROR: Status.INTERNAL,
+}
+
+
+def status_of_reason(reason: DropReason) -> Status:
+    """Return the status of an item that a stage would drop for `reason`. All but an engine's errors are permanent."""
+    return _STATUS_OF_REASON.get(reason, Status.BAD_REQUEST)
 
 
 ResponseText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(strip_special_tokens)]
@@ -109,10 +146,52 @@ class ScoreItem(_Strict):
         return self
 
 
-class ScoreRequest(_Strict):
-    """`POST /v1/score`."""
+class InvalidItem(_Strict):
+    """An item that is no valid `ScoreItem`. It gets a reply of its own, and does not affect the others."""
 
-    items: list[ScoreItem] = Field(max_length=MAX_ITEMS)
+    status: Status
+    field: str
+    """Path of the first invalid field, "" for the item as a whole."""
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        """Field and problem in words."""
+        return f"{self.field}: {self.problem}" if self.field else self.problem
+
+
+def validate_item(fields: Any) -> ScoreItem | InvalidItem:
+    """Validate the fields of an item. Nothing is raised."""
+    try:
+        return ScoreItem.model_validate(fields)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False)
+    too_large = all(e["type"] in ("string_too_long", "too_long") for e in errors)
+    return InvalidItem(
+        status=Status.TOO_LARGE if too_large else Status.BAD_REQUEST,
+        field=".".join(map(str, errors[0]["loc"])),
+        problem=errors[0]["msg"].removeprefix("Value error, "),
+    )
+
+
+def _validate_alone(value: Any, validate: ValidatorFunctionWrapHandler) -> ScoreItem | InvalidItem:
+    return value if isinstance(value, InvalidItem) else validate_item(value)
+
+
+def _accept_any_text(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
+    """Accept a text that no item may have, such as one that is too long: only its own item is refused for it."""
+    return value if isinstance(value, str) else str(validate(value))
+
+
+_AnyText = Annotated[str, WrapValidator(_accept_any_text)]
+
+
+class ScoreRequest(_Strict):
+    """`POST /v1/score`. An item that is invalid has a reply of its own."""
+
+    items: list[Annotated[ScoreItem | SkipJsonSchema[InvalidItem], WrapValidator(_validate_alone)]] = Field(
+        max_length=MAX_ITEMS
+    )
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
     """Seconds from arrival after which the reply is sent with the critiques finished by then."""
 
@@ -168,8 +247,8 @@ class CompareRequest(_Strict):
     """`POST /v1/compare`: two responses to one question; each replaces the `response` of `item`."""
 
     item: ScoreItem
-    first: ResponseText
-    second: ResponseText
+    first: _AnyText
+    second: _AnyText
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
 
 
@@ -188,7 +267,7 @@ class RankRequest(_Strict):
     """`POST /v1/rank`: N responses to one question; best-of-N."""
 
     item: ScoreItem
-    responses: list[ResponseText] = Field(min_length=1, max_length=MAX_ITEMS)
+    responses: list[_AnyText] = Field(min_length=1, max_length=MAX_ITEMS)
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
 
 

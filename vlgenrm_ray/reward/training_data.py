@@ -63,7 +63,8 @@ def measure_examples(
         example = examples[index]
         try:
             if example.image.uri not in verified_uris:
-                images.verify(example.image, limits)
+                # The size is checked as well: an image processor may raise for an aspect ratio.
+                images.size(images.verify(example.image, limits), limits, example.image.uri)
                 verified_uris.add(example.image.uri)
             tokens = encoder.encode(example.image, example.prompt, example.completion)
         except ImageError as error:

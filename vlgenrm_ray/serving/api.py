@@ -18,10 +18,12 @@ from vlgenrm_ray.judge.wire import (
     CompareRequest,
     CompareResponse,
     ImageResponse,
+    InvalidItem,
     RankRequest,
     RankResponse,
     ScoreRequest,
     ScoreResponse,
+    Status,
 )
 from vlgenrm_ray.serving import gateways, playground
 from vlgenrm_ray.serving.auth import AuthMiddleware
@@ -91,7 +93,13 @@ def build_api(
 
     @api.post("/v1/score", response_model=ScoreResponse)
     async def score(request: ScoreRequest) -> Response:
-        """Score a batch: one reply per item, in order. The status of an item states why it has no reward."""
+        """Score a batch: one reply per item, in order. The status of an item states why it has no reward.
+
+        A request whose items are all malformed is refused as a whole.
+        """
+        malformed = [i for i in request.items if isinstance(i, InvalidItem) and i.status is Status.BAD_REQUEST]
+        if malformed and len(malformed) == len(request.items):
+            return _error(422, f"items.0{'.' if malformed[0].field else ': '}{malformed[0].detail}")
         return _json(await service.score(request))
 
     @api.post("/v1/compare", response_model=CompareResponse)

@@ -7,7 +7,6 @@ metrics are.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -54,7 +53,7 @@ class Canary:
         self.min_margin, self.min_change = config.min_margin, config.min_change
         try:
             built_in = files("vlgenrm_ray.serving") / _BUILT_IN.image
-            self.data = Path(config.image).read_bytes() if config.image else built_in.read_bytes()
+            self.data = images.fetch(config.image, limits) if config.image else built_in.read_bytes()
             self.image = images.decode(self.data, limits, "canary")
         except (OSError, ImageError) as error:
             raise InputError(f"canary.image {config.image!r}: {error}") from error

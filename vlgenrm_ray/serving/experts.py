@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.experts.pipeline import ExpertPipeline, ExpertReport
-from vlgenrm_ray.judge.wire import MAX_TEXT, Status
+from vlgenrm_ray.judge.wire import MAX_TEXT, Status, status_of_reason
 from vlgenrm_ray.records import Box, ClaimKind, Finding, Truth
 from vlgenrm_ray.serving.config import ServedExpertsConfig
 from vlgenrm_ray.serving.images import ImageStore, StoredImage
@@ -193,8 +192,7 @@ def _failure(status: Status, detail: str) -> EvidenceResponse:
 
 
 def _image_failure(error: ImageError) -> EvidenceResponse:
-    too_large = error.reason is DropReason.IMAGE_TOO_LARGE
-    return _failure(Status.TOO_LARGE if too_large else Status.BAD_IMAGE, error.detail)
+    return _failure(status_of_reason(error.reason), error.detail)
 
 
 def _build_response(report: ExpertReport) -> EvidenceResponse:

@@ -6,12 +6,9 @@ A request names an image by `sha256:...`, a data URL, base64, or a path below a 
 """
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import os
 import re
-import stat
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -19,11 +16,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
 
 from cachetools import LRUCache
 
-from vlgenrm_ray.data import images
+from vlgenrm_ray.data import addresses, images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import ConfigError, DropReason
 
@@ -31,8 +27,9 @@ if TYPE_CHECKING:
     import PIL.Image
 
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
-_DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w=-]+){0,8};base64,", re.IGNORECASE)
-_NETWORK_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_NO_REFERENCE = "neither sha256:<64 hex digits>, a data URL, base64, nor an allowed path"
+_MAX_SCHEME = 64
+"""Characters at the start of a reference in which a scheme is sought."""
 _MAX_PATH = 4096
 """Characters of a path; Linux opens none longer."""
 
@@ -113,26 +110,17 @@ class ImageStore:
             if data is None:
                 raise ImageError(DropReason.IMAGE_MISSING, f"unknown image {match[1][:12]}...; send it once more")
             return StoredImage(match[1], data)
-        if match := _DATA_URL.match(reference):
-            return self.add(_decode_base64(reference[match.end() :]))
-        if (path := self._parse_path(reference)) is not None:
+        if images.is_data_url(reference):
+            return self.add(images.decode_data_url(reference, self.limits))
+        if (path := _parse_path(reference)) is not None:
             return self.add(self._read(path))
-        return self.add(_decode_base64(reference))
-
-    def _parse_path(self, reference: str) -> Path | None:
-        """Return the path that a reference names, or None if it is no path. Raise ImageError for other URLs."""
-        if reference.startswith("file://"):
-            try:
-                return Path(unquote(urlparse(reference).path))
-            # For instance an incomplete IPv6 address in place of the host.
-            except ValueError:
-                raise ImageError(DropReason.IMAGE_UNREADABLE, "not the address of a file") from None
-        if _NETWORK_URL.match(reference[:64]):
-            raise ImageError(
-                DropReason.IMAGE_MISSING, "addresses are not fetched; send the image, or a path it lies at"
-            )
-        # Base64 may begin with a slash too (JPEG does), but has no dot.
-        return Path(reference) if reference.startswith("/") and "." in reference[:4096] else None
+        try:
+            data = images.decode_base64(reference, self.limits)
+        except ImageError as error:
+            if error.reason is DropReason.IMAGE_TOO_LARGE:
+                raise
+            raise ImageError(error.reason, f"{_NO_REFERENCE} ({error.detail.removeprefix('image: ')})") from None
+        return self.add(data)
 
     def _read(self, path: Path) -> bytes:
         outside = ImageError(DropReason.IMAGE_OUTSIDE_ROOT, "the file is not below a folder that the operator allowed")
@@ -146,27 +134,32 @@ class ImageStore:
             raise outside from None
         if not any(real.is_relative_to(root) for root in self._roots):
             raise outside
-        # O_NONBLOCK: a pipe must not block. O_NOFOLLOW: the file may have been replaced by a link since.
+        # The file may have been replaced by a link since.
         try:
-            with open(os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise outside
-                if status.st_size > self.limits.max_bytes:
-                    detail = f"{status.st_size} bytes, limit {self.limits.max_bytes}"
-                    raise ImageError(DropReason.IMAGE_TOO_LARGE, detail)
-                return file.read(self.limits.max_bytes + 1)
+            return images.read_file(real, self.limits, "image", follow_links=False)
+        except ImageError as error:
+            if error.reason is DropReason.IMAGE_TOO_LARGE:
+                raise
+            raise outside from None
         except OSError:
             raise outside from None
 
 
-def _decode_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ImageError(
-            DropReason.IMAGE_UNREADABLE, "neither sha256:<64 hex digits>, a data URL, base64, nor an allowed path"
-        ) from None
+def _parse_path(reference: str) -> Path | None:
+    """Return the path that a reference names, or None if it is no path. Raise ImageError for other URLs."""
+    scheme = addresses.scheme(reference[:_MAX_SCHEME])
+    if scheme == "file":
+        try:
+            if (path := addresses.local_path(reference)) is not None:
+                return Path(path)
+        # Half a surrogate pair.
+        except ValueError:
+            pass
+        raise ImageError(DropReason.IMAGE_UNREADABLE, "not the address of a file")
+    if scheme:
+        raise ImageError(DropReason.IMAGE_MISSING, "addresses are not fetched; send the image, or a path it lies at")
+    # Base64 may begin with a slash too (JPEG does), but has no dot.
+    return Path(reference) if reference.startswith("/") and "." in reference[:_MAX_PATH] else None
 
 
 def _resolve_root(root: str) -> Path:

@@ -21,6 +21,7 @@ from vlgenrm_ray.judge.wire import (
     MAX_TEXT,
     CompareRequest,
     CompareResponse,
+    InvalidItem,
     RankRequest,
     RankResponse,
     ScoreItem,
@@ -32,6 +33,8 @@ from vlgenrm_ray.judge.wire import (
     WireCritique,
     compare_replies,
     rank_replies,
+    status_of_reason,
+    validate_item,
 )
 from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.cache import ResultCache, SingleFlight
@@ -53,14 +56,6 @@ _BLIND_REMEDY = (
     "give the images where the trainer keeps them, or in a label (vlgenrm_ray/judge/label.py); to judge without "
     "images, set serving.blind_judging of the service, or VLGENRM_ALLOW_BLIND=1 for an adapter"
 )
-_STATUS_OF_REASON = {
-    DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
-    DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
-    DropReason.IMAGE_TOO_LARGE: Status.TOO_LARGE,
-    DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
-    DropReason.TOO_MANY_IMAGES: Status.TOO_LARGE,
-    DropReason.UNREADABLE_VERDICT: Status.UNREADABLE_VERDICT,
-}
 
 
 class Service:
@@ -116,20 +111,23 @@ class Service:
     async def _score_responses(
         self, item: ScoreItem, responses: list[str], deadline_s: float | None
     ) -> list[ScoreReply]:
-        items = [item.model_copy(update={"response": response}) for response in responses]
+        fields = item.model_dump()
+        items = [validate_item(fields | {"response": response}) for response in responses]
         return (await self.score(ScoreRequest(items=items, deadline_s=deadline_s))).items
 
     # -- one item ----------------------------------------------------------------------------------------------
 
-    async def _score_item(self, item: ScoreItem, deadline: float) -> ScoreReply:
+    async def _score_item(self, item: ScoreItem | InvalidItem, deadline: float) -> ScoreReply:
         begin = time.monotonic()
         try:
-            reply = await self._reply(item, deadline)
+            if isinstance(item, InvalidItem):
+                reply = _failure(item.status, item.detail)
+            else:
+                reply = await self._reply(item, deadline)
         except ImageError as error:
-            too_large = error.reason is DropReason.IMAGE_TOO_LARGE
-            reply = _failure(Status.TOO_LARGE if too_large else Status.BAD_IMAGE, error.detail)
+            reply = _failure(status_of_reason(error.reason), error.detail)
         except InputError as error:
-            reply = _failure(Status.BAD_IMAGE, str(error))
+            reply = _failure(Status.BAD_REQUEST, str(error))
         # An unexpected error of one item must not cost the other items their rewards.
         except Exception as error:
             _log.exception("an item failed")
@@ -286,7 +284,7 @@ def _status(value: str) -> Status:
     try:
         return Status(value)
     except ValueError:
-        return _STATUS_OF_REASON.get(DropReason(value), Status.INTERNAL)
+        return status_of_reason(DropReason(value))
 
 
 def _failure(status: Status, detail: str) -> ScoreReply:

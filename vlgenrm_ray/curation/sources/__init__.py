@@ -8,13 +8,13 @@ To add a format, write a subclass of `files.FileFormat` (see README.md of `curat
 import os
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.curation.sources.files import FileFormat, OpenedSource
 from vlgenrm_ray.curation.sources.rows import Columns
+from vlgenrm_ray.data import addresses
 from vlgenrm_ray.settings import Settings
 
 SOURCES = {
@@ -68,7 +68,7 @@ class SourceConfig(Settings):
 
 def absolute(folder: str | None) -> str | None:
     """Make a local folder absolute: tasks run in other working directories than the user's command."""
-    return folder if not folder or urlparse(folder).scheme else os.path.abspath(folder)
+    return folder if not folder or addresses.scheme(folder) else os.path.abspath(folder)
 
 
 def open_source(config: SourceConfig, *, image_store: Path, seed: int) -> OpenedSource:

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlparse
 
 import numpy as np
 
 from vlgenrm_ray.curation.sources.rows import Columns, SourceRow, hash_id, parse_row
+from vlgenrm_ray.data import addresses
 from vlgenrm_ray.data.arrow import from_row, to_row, to_table
 from vlgenrm_ray.data.flow import LIGHT
 from vlgenrm_ray.errors import InputError
@@ -83,7 +83,7 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> list[DataFile]:
     import pyarrow as pa
     import pyarrow.fs
 
-    address = path if urlparse(path).scheme else os.path.abspath(os.path.expanduser(path))
+    address = path if addresses.scheme(path) else os.path.abspath(os.path.expanduser(path))
     try:
         files, inner = pyarrow.fs.FileSystem.from_uri(address)
         folder, _, pattern = inner.rpartition("/")
@@ -96,7 +96,7 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> list[DataFile]:
         else:
             selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
             infos, base = [i for i in files.get_file_info(selector) if fnmatch.fnmatch(i.base_name, pattern)], folder
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(
             f"pool.path: {path!r} cannot be read ({error}); check the address and its credentials"
         ) from error

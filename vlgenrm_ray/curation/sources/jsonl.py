@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vlgenrm_ray.curation.sources.files import DataFile, FileFormat, FilePiece, PieceIndex
-from vlgenrm_ray.curation.sources.rows import SourceRow, hash_id
+from vlgenrm_ray.curation.sources.rows import MalformedRowError, SourceRow, hash_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +66,11 @@ class JsonLines(FileFormat):
                 yield self._parse_line(line, piece.file, number)
 
     def _parse_line(self, line: bytes, file: DataFile, number: int) -> SourceRow:
+        row: object
         try:
             row = json.loads(line)
         except ValueError as error:
-            return SourceRow(id=f"{file.name}:{number}", problem=f"not JSON: {error}")
+            row = MalformedRowError(f"not JSON: {error}")
+        except RecursionError:
+            row = MalformedRowError("JSON that is nested too deep")
         return self.parse(row, file, number)

@@ -3,11 +3,14 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.curation.sources.files import DataFile, FileFormat, FilePiece, PieceIndex
 from vlgenrm_ray.curation.sources.rows import MalformedRowError, SourceRow, explicit_id, hash_id
 from vlgenrm_ray.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BATCH_ROWS = 64
 
@@ -23,8 +26,8 @@ class RowGroup(FilePiece):
     digest: str
     """Hash of the file's footer, which holds the position and the value range of each column chunk."""
 
-    def rows(self, columns: frozenset[str]) -> Iterator[dict[str, Any]]:
-        """Yield the rows, with those of `columns` that the file has."""
+    def rows(self, columns: frozenset[str]) -> Iterator[dict[str, Any] | MalformedRowError]:
+        """Yield the rows, with those of `columns` that the file has; an error for a row that cannot be read."""
         import pyarrow.parquet as pq
 
         with self.file.open() as opened:
@@ -32,7 +35,19 @@ class RowGroup(FilePiece):
                 batch_size=_BATCH_ROWS, row_groups=[self.index], columns=[n for n in self.names if n in columns]
             )
             for batch in batches:
-                yield from batch.to_pylist()
+                yield from _read_rows(batch)
+
+
+def _read_rows(batch: "pa.RecordBatch") -> Iterator[dict[str, Any] | MalformedRowError]:
+    try:
+        yield from batch.to_pylist()
+    # A value may have no form in Python: bytes in a column of texts that are not UTF-8, a date after the year 9999.
+    except Exception as error:
+        if batch.num_rows == 1:
+            yield MalformedRowError(f"{type(error).__name__}: {error}")
+            return
+        for i in range(batch.num_rows):
+            yield from _read_rows(batch.slice(i, 1))
 
 
 class Parquet(FileFormat):
@@ -77,9 +92,9 @@ class Parquet(FileFormat):
             digest=piece.digest,
         )
 
-    def _explicit_id(self, row: dict[str, Any]) -> str | None:
+    def _explicit_id(self, row: dict[str, Any] | MalformedRowError) -> str | None:
         try:
-            return explicit_id(row, self.columns)
+            return None if isinstance(row, MalformedRowError) else explicit_id(row, self.columns)
         except MalformedRowError:
             return None
 

@@ -5,20 +5,19 @@ the columns of RLAIF-V, SPA-VL, MMPR and MM-RLHF. Texts may be chat turns or lis
 (RLHF-V, VLFeedback binarised) and TRL.
 """
 
-import base64
-import binascii
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
-from urllib.parse import urlparse
 
-from vlgenrm_ray.data import images
+from vlgenrm_ray.data import addresses, images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.settings import Settings
 
-_SHORTEST_BASE64 = 64
-"""Shorter strings are paths: no image of a usable size is so short in base64."""
+_NO_LIMITS = ImageLimits(max_bytes=sys.maxsize)
+"""Limits of images are checked when they are opened, with the settings of the pool."""
 
 
 class Columns(Settings):
@@ -86,18 +85,39 @@ class SourceRow:
 
 
 def parse_row(row: object, *, id: str, folder: str, columns: Columns) -> SourceRow:
-    """Parse one row. A malformed row has a `problem`; nothing is raised.
+    """Parse one row. A malformed row has a `problem`; nothing is raised, whatever the row is.
 
     Args:
-        row: A mapping of column names to values, or anything else, which is malformed.
+        row: A mapping of column names to values, or anything else, which is malformed. An exception is the reason why
+            the row could not be read.
         id: Name of the row in the source.
         folder: Folder or URI that relative image paths refer to.
         columns: Names of the columns.
     """
     try:
-        return _parse(row, id, folder, columns)
+        parsed = _parse(row, id, folder, columns)
+        _check_texts(parsed)
+        return parsed
     except MalformedRowError as error:
-        return SourceRow(id=id, problem=str(error))
+        problem = str(error)
+    # A row may be wrong in ways that nobody foresaw, such as values nested too deep; it must not end the run.
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    return SourceRow(id=id, problem=encodable(problem))
+
+
+def encodable(text: str) -> str:
+    """Return a text with the halves of surrogate pairs escaped, which Arrow and files cannot represent."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_texts(row: SourceRow) -> None:
+    """Raise MalformedRowError if a text of a row has half of a surrogate pair, as JSON can spell it."""
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if isinstance(value, str) and encodable(value) != value:
+            name = {"question_id": "id", "image_uri": "image", "text": "question"}.get(field.name, field.name)
+            raise MalformedRowError(f"{name} is not valid Unicode, it has half of a character: {_repr(value)}")
 
 
 def hash_id(question_id: str) -> int:
@@ -109,6 +129,8 @@ def hash_id(question_id: str) -> int:
 
 
 def _parse(row: object, id: str, folder: str, columns: Columns) -> SourceRow:
+    if isinstance(row, Exception):
+        raise row
     if not isinstance(row, Mapping):
         raise MalformedRowError(f"a row must be an object with named columns, not {_repr(row)}")
     path, data = _parse_image(_value(row, columns, "image"))
@@ -167,31 +189,16 @@ def _parse_image(value: Any) -> tuple[str | None, bytes | None]:
         return None, value
     if not isinstance(value, str):
         raise MalformedRowError(f"image must be a path, a URI, bytes or base64, not {_repr(value)}")
-    if value.startswith("data:"):
-        return None, _decode_base64(value.partition(",")[2], "the image's data URL is not base64")
-    if len(value) >= _SHORTEST_BASE64 and (data := _decode_base64_image(value)) is not None:
-        return None, data
-    return value, None
+    try:
+        if images.is_data_url(value):
+            return None, images.decode_data_url(value, _NO_LIMITS)
+        return (None, images.decode_base64(value, _NO_LIMITS)) if images.is_base64_image(value) else (value, None)
+    except ImageError as error:
+        raise MalformedRowError(error.detail) from error
 
 
 def _join(folder: str, path: str) -> str:
-    return path if urlparse(path).scheme or path.startswith("/") else f"{folder}/{path}"
-
-
-def _decode_base64_image(text: str) -> bytes | None:
-    """Return the bytes if `text` is an image in base64. A long path may be valid base64, but not of an image."""
-    try:
-        head = base64.b64decode(text[:32], validate=True)
-    except binascii.Error:
-        return None
-    return _decode_base64(text, "the image is truncated or broken base64") if images.suffix(head) else None
-
-
-def _decode_base64(text: str, problem: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise MalformedRowError(f"{problem}: {error}") from error
+    return path if addresses.scheme(path) or path.startswith("/") else f"{folder}/{path}"
 
 
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant"}

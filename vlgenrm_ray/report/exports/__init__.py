@@ -161,4 +161,5 @@ def _judge_prompt(run: Path) -> str:
 
 def _copy_image(row: ExportRow, folder: Path) -> ExportRow:
     limits = ImageLimits()
-    return replace(row, image=images.keep(images.verify(row.image, limits), folder, limits))
+    data = images.portable(images.verify(row.image, limits), limits, row.image.uri)
+    return replace(row, image=images.keep(data, folder, limits))

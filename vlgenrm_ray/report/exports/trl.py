@@ -47,7 +47,8 @@ class Trl:
 
 
 def _as_row(row: ExportRow) -> dict[str, Any]:
-    data = images.verify(row.image, ImageLimits())
+    limits = ImageLimits()
+    data = images.portable(images.verify(row.image, limits), limits, row.image.uri)
     values: dict[str, Any] = {
         "id": row.id,
         "images": [{"bytes": data, "path": Path(row.image.uri).name if "://" not in row.image.uri else None}],

@@ -2,19 +2,26 @@
 
 An item without a reward is never answered with a number. 422: another attempt would fail in the same way (bad or
 missing image, empty question, unreadable verdict). 503 with `Retry-After`: a later attempt may succeed (full queue,
-deadline, lost engine).
+deadline, lost engine), see `Status.http_status`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import HTTPException
-from pydantic import ValidationError
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import to_openai_messages
 from vlgenrm_ray.judge.label import Label, read_label
-from vlgenrm_ray.judge.wire import MAX_ITEMS, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status
+from vlgenrm_ray.judge.wire import (
+    MAX_ITEMS,
+    InvalidItem,
+    ScoreItem,
+    ScoreReply,
+    ScoreRequest,
+    ScoreResponse,
+    validate_item,
+)
 
 Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 """Scores a request of at most `MAX_ITEMS` items: `Service.score`.
@@ -23,7 +30,6 @@ It never raises for an item: one that could not be scored has a status and no re
 queue has no room for any item; gateways let that pass, and the service answers 503 with `Retry-After`.
 """
 RETRY_AFTER_S = 1
-_TRANSIENT = (Status.OVERLOADED, Status.TIMEOUT, Status.INTERNAL)
 
 
 def build_item(name: str, **fields: Any) -> ScoreItem:
@@ -40,12 +46,12 @@ def build_item(name: str, **fields: Any) -> ScoreItem:
         if fields.get("messages") is not None:
             fields["messages"] = to_openai_messages(fields["messages"], convert_image)
         fields["images"] = [convert_image(image) for image in fields.get("images", ())]
-        return ScoreItem.model_validate(fields)
     except InputError as error:
         raise HTTPException(422, f"{name}: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise HTTPException(422, f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    item = validate_item(fields)
+    if isinstance(item, InvalidItem):
+        raise HTTPException(422, f"{name}: {item.detail}")
+    return item
 
 
 def parse_label(name: str, value: Any) -> Label:
@@ -75,15 +81,17 @@ async def score_items(score: Score, items: Sequence[ScoreItem]) -> list[ScoreRep
 
 
 def require_rewards(replies: Sequence[ScoreReply]) -> list[float]:
-    """Return the reward of every reply. Raise HTTPException 503 or 422 if one is missing."""
+    """Return the reward of every reply. Raise HTTPException if any is missing: 503 if all may come later, else 422."""
     failures = [(i, reply) for i, reply in enumerate(replies) if reply.reward is None]
     if not failures:
         return [reply.reward for reply in replies if reply.reward is not None]
-    first, reply = failures[0]
+    permanent = [(i, reply) for i, reply in failures if reply.status.http_status != 503]
+    first, reply = (permanent or failures)[0]
     detail = f"{len(failures)} of {len(replies)} items have no reward; the first is {first}: {failure_reason(reply)}"
-    if any(reply.status in _TRANSIENT for _, reply in failures):
-        raise HTTPException(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
-    raise HTTPException(422, detail)
+    # A trainer that tries again gets no further than to the failures that stay.
+    if permanent:
+        raise HTTPException(422, detail)
+    raise HTTPException(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def failure_reason(reply: ScoreReply) -> str:
