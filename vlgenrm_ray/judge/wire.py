@@ -183,7 +183,7 @@ def _accept_any_text(value: Any, validate: ValidatorFunctionWrapHandler) -> str:
     return value if isinstance(value, str) else str(validate(value))
 
 
-_AnyText = Annotated[str, WrapValidator(_accept_any_text)]
+_AnyText = Annotated[str, WrapValidator(_accept_any_text), AfterValidator(strip_special_tokens)]
 
 
 class ScoreRequest(_Strict):
