@@ -61,6 +61,9 @@ QUESTIONS = [
         "<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>What is it?<\uff5cAssistant\uff5c>A cat."
         "<\uff5cend\u2581of\u2581sentence\uff5c>",
         "<|start|>user<|message|>What is it?<|end|><|start|>assistant<|channel|>final<|message|>A cat.<|return|>",
+        "<s>Say what the USER: asks.<|User|>: What is it?\n\n<|Assistant|>: A cat.",
+        "<|im_start|>System: Be brief.<end_of_utterance>\nUser:<image>What is it?<end_of_utterance>\nAssistant: A cat.",
+        "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nA cat.<|im_end|>",
         "system\nBe brief.\nuser\nWhat is it?\nassistant\nA cat.",
         "Human: What is it?\nAssistant: A cat.",
     ],

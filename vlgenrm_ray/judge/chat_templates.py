@@ -124,18 +124,19 @@ def _marks(user: str, assistant: str, first: str = "") -> _Marks:
 _TOKEN_MARKS = (
     # ChatML, Llama 3 and 4, Gemma 1 to 4, Phi-4, Kimi, Granite, Harmony, Seed, MiniMax, SmolVLM
     _marks(
-        rf"{_OPENER}{_USER_WORD}{_ROLE_END}|{_TEXT_OPENER}{_USER_WORD}\n",
+        rf"{_OPENER}{_USER_WORD}{_ROLE_END}|{_TEXT_OPENER}{_USER_WORD}\n|<end_of_utterance>\s?User:[ \t]?",
         rf"{_OPENER}{_ASSISTANT_WORD}(?:{_ROLE_END}|\Z)|{_TEXT_OPENER}{_ASSISTANT_WORD}\n|<end_of_utterance>\s?Assistant:"
         r"|<\|start\|>assistant",
         rf"{_OPENER}{_ANY_WORD}{_ROLE_END}|{_TEXT_OPENER}{_ANY_WORD}\n",
     ),
     # GLM, Phi-3, Granite Vision, DeepSeek, Hunyuan, Cohere, EXAONE, TeleChat, Bailing
     _marks(
-        r"<[|\uff5c]\s?(?:hy_)?(?i:user|human|prompter)(?:_TOKEN)?\s?[|\uff5c]>|\[\|user\|\]|<_user>|<role>(?:HUMAN|USER)</role>",
-        r"<[|\uff5c]\s?(?:hy_)?(?i:assistant|chatbot|model|bot)(?:_TOKEN)?\s?[|\uff5c]>|\[\|assistant\|\]|<_bot>"
-        r"|<role>ASSISTANT</role>|<\uff5chy_place▁holder▁no▁8\uff5c>",
-        r"<[|\uff5c]\s?(?:hy_)?(?i:system|user|human|prompter)(?:_TOKEN)?\s?[|\uff5c]>|\[\|(?:system|user)\|\]|<_(?:system|user)>"
-        r"|<role>(?:SYSTEM|HUMAN|USER)</role>",
+        r"<[|\uff5c]\s?(?:hy_)?(?i:user|human|prompter)(?:_TOKEN)?\s?[|\uff5c]>(?::[ \t])?|\[\|user\|\]|<_user>"
+        r"|<role>(?:HUMAN|USER)</role>",
+        r"<[|\uff5c]\s?(?:hy_)?(?i:assistant|chatbot|model|bot)(?:_TOKEN)?\s?[|\uff5c]>(?::[ \t])?|\[\|assistant\|\]"
+        r"|<_bot>|<role>ASSISTANT</role>|<\uff5chy_place▁holder▁no▁8\uff5c>",
+        r"<[|\uff5c]\s?(?:hy_)?(?i:system|user|human|prompter)(?:_TOKEN)?\s?[|\uff5c]>|\[\|(?:system|user)\|\]"
+        r"|<_(?:system|user)>|<role>(?:SYSTEM|HUMAN|USER)</role>",
     ),
     # Llama 2, Mistral, Pixtral
     _marks(r"\[INST\]", r"\[/INST\]", r"\[(?:INST|SYSTEM_PROMPT)\]"),
@@ -171,6 +172,9 @@ _HUNYUAN = _marks(r"\A<\|startoftext\|>(?!<)", r"<\|extra_0\|>")
 # PaliGemma has no roles: its prompt ends with the first newline.
 _PALIGEMMA = _marks(r"\A(?:<pad>)*(?:<image>)+<bos>(?!<start_of_turn>)", r"\n")
 _SYSTEM_TURN = re.compile(r"\s*(?:System:|system\n)")
+_THINKING = re.compile(r"</?think>")
+_NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
+"""How templates begin the answer of a policy that is not to think."""
 _LEADING_ROLE = re.compile(r"(?:assistant|model|ASSISTANT|Assistant)(?::\s*|\s*\n)")
 
 
@@ -185,7 +189,7 @@ def last_question(prompt: str) -> str:
     if marks is None or not users:
         return _clean_question(prompt)
     # Such a prompt begins with a turn and ends where the answer begins.
-    ends = bool(assistants) and not _blank_tokens(prompt[assistants[-1].end() :])
+    ends = bool(assistants) and not _blank_tokens(_THINKING.sub("", prompt[assistants[-1].end() :]))
     known = _starts_text(prompt, marks, text)
     if marks in _TOKEN_MARKS:
         known = known or (ends and marks is _ROLE_TOKENS)
@@ -232,7 +236,9 @@ def split_transcript(transcript: str, *, num_turns: int | None = 1, answer_mark:
             "known chat template"
         )
     question = _question(transcript, users[-1].end(), mark.start())
-    return question, strip_special_tokens(transcript[mark.end() :]).strip()
+    thought = _NO_THOUGHT.match(transcript, mark.end())
+    answer_start = mark.end() if thought is None else thought.end()
+    return question, strip_special_tokens(transcript[answer_start:]).strip()
 
 
 def num_user_turns(text: str) -> int:
@@ -296,7 +302,14 @@ def _find_marks(text: str) -> tuple[_Marks | None, str]:
         (marks, blanked) for marks in _PLAIN_MARKS
     ]
     starts = [(_start(mark), i) for i, (marks, where) in enumerate(candidates) if (mark := marks.first.search(where))]
-    return candidates[min(starts)[1]] if starts else (None, text)
+    if not starts:
+        return None, text
+    first = candidates[min(starts)[1]]
+    tokens = min(((start, i) for start, i in starts if candidates[i][0] in _TOKEN_MARKS), default=None)
+    if tokens is not None and first[0] in _PLAIN_MARKS and not first[0].assistant.search(blanked, 0, tokens[0]):
+        # Only a word of a system text that has no mark, as in DeepSeek's templates.
+        return candidates[tokens[1]]
+    return first
 
 
 def _start(mark: re.Match[str]) -> int:
