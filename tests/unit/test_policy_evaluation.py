@@ -1,6 +1,7 @@
 """Metrics of a held-out evaluation."""
 
 import math
+import sys
 from typing import Any
 
 import factories
@@ -20,6 +21,16 @@ def half_of_yes(question: Question, text: str) -> float | None:
 
 def not_a_number(question: Question, text: str) -> float:
     return math.nan
+
+
+def fails_on_no(question: Question, text: str) -> float:
+    if text == "No.":
+        sys.exit(1)
+    return 1.0
+
+
+async def of_coroutine(question: Question, text: str) -> float:
+    return 0.5
 
 
 def answer(name: str, text: str, reward: float | None = None, **over: Any) -> RolloutGroup:
@@ -61,3 +72,16 @@ def test_a_measure_that_returns_no_finite_number_is_named() -> None:
         evaluation_metrics(rollout_batch(answer("a", "Yes.")), f"{__name__}:not_a_number")
     with pytest.raises(ConfigError, match=r"give module:function"):
         evaluation_metrics(rollout_batch(answer("a", "Yes.")), "nowhere:nothing")
+
+
+def test_a_failure_of_the_measure_costs_its_answer_alone(caplog: pytest.LogCaptureFixture) -> None:
+    batch = rollout_batch(answer("a", "Yes."), answer("b", "No."), answer("c", "Yes."))
+    metrics = evaluation_metrics(batch, f"{__name__}:fails_on_no")
+    assert (metrics["value"], metrics["num_measured"], set(metrics["outcomes"])) == (1.0, 2, {"a", "c"})
+    assert "1 of 3 answers have no value" in caplog.text
+    with pytest.raises(StageError, match=r"raised SystemExit\(1\) for b/e0/r0"):
+        evaluation_metrics(rollout_batch(answer("b", "No.")), f"{__name__}:fails_on_no")
+
+
+def test_a_measure_may_be_a_coroutine_function() -> None:
+    assert evaluation_metrics(rollout_batch(answer("a", "Yes.")), f"{__name__}:of_coroutine")["value"] == 0.5

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from typing import Any
 
 from vlgenrm_ray.cluster import ray_compat
@@ -114,6 +115,12 @@ def _configure_ray_data(quiet: bool) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = not quiet
+
+
+def is_connected() -> bool:
+    """Return whether this process is connected to a Ray cluster. Ray is not imported for it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def actor_death_cause(error: Exception) -> str:

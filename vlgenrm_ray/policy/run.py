@@ -35,7 +35,7 @@ from vlgenrm_ray.policy.orchestrator import OrchestratorConfig, start_orchestrat
 from vlgenrm_ray.policy.run_logging import ConsoleReporter, RunPaths, read_lines
 from vlgenrm_ray.policy.trainer import PolicyTrainerJob, train_worker
 from vlgenrm_ray.rewards.config import RewardConfig
-from vlgenrm_ray.rewards.function import load_function
+from vlgenrm_ray.rewards.function import check_function
 from vlgenrm_ray.settings import digest
 
 STAGE = "policy"
@@ -73,7 +73,7 @@ def run(
     if summary_path.exists():
         return read_json(summary_path)
     for function in filter(None, (config.evaluation.measure, *(reward.function for reward in config.rewards))):
-        load_function(function)
+        check_function(function)
     for judge in (reward.judge for reward in config.rewards if reward.judge is not None):
         model_folder.locate(judge.engine.model)
     resources.check_resources(resource_requests(config), connection.describe_cluster())

@@ -7,12 +7,14 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge
 from vlgenrm_ray.judge.serve_handle import ServeHandleTransport
 from vlgenrm_ray.rewards.composite import RetryConfig, RetryingReward, RewardTerm, WeightedSumReward
-from vlgenrm_ray.rewards.function import FunctionReward, load_function
+from vlgenrm_ray.rewards.function import MAX_CONCURRENCY, FunctionReward, load_function
+from vlgenrm_ray.rewards.isolated_function import start_isolated_function
 from vlgenrm_ray.rewards.local_judge import LocalJudgeConfig, start_local_judge
 from vlgenrm_ray.rewards.reward import Reward
 from vlgenrm_ray.rewards.served_judge import ServedJudgeReward
@@ -43,11 +45,17 @@ class RewardConfig(Settings):
     retries: int = Field(default=5, ge=0)
     """Served judges: times that a failed request is repeated before the reward counts as unavailable."""
     deadline_s: float = Field(default=300.0, gt=0.0)
-    """Seconds after which a rollout that is not scored has no reward."""
+    """Seconds after which a rollout that is not scored has no reward. Functions that hang are left behind then."""
     judge: LocalJudgeConfig | None = None
     """A judge in an actor of the run."""
     function: str = ""
-    """`module:function` of (Question, response) -> float, or None for no reward. It may be a coroutine function."""
+    """`module:function` of (Question, response) -> float, or None for no reward. It may be any callable, and return an
+    awaitable."""
+    max_concurrency: int = Field(default=MAX_CONCURRENCY, ge=1)
+    """Functions: most calls at the same time. 1: for a function that is not thread-safe."""
+    isolated: bool = True
+    """Functions: call it in a process of its own, which is started again if the function blocks or ends it. False: in
+    threads of the rollout orchestrator, which such a function would block or end."""
 
     @model_validator(mode="after")
     def _names_one_kind(self) -> Self:
@@ -61,11 +69,15 @@ class RewardConfig(Settings):
 
     @model_validator(mode="after")
     def _has_no_unused_settings(self) -> Self:
-        served = ("token_variable", "mode", "num_critiques", "retries")
-        unused = [name for name in served if getattr(self, name) != type(self).model_fields[name].default]
-        if unused and not (self.url or self.handle):
-            raise ValueError(f"{', '.join(unused)}: only for served judges; a judge of the run is set by `judge.judge`")
+        served = self._changed_settings("token_variable", "mode", "num_critiques", "retries")
+        if served and not (self.url or self.handle):
+            raise ValueError(f"{served}: only for served judges; a judge of the run is set by `judge.judge`")
+        if (called := self._changed_settings("max_concurrency", "isolated")) and not self.function:
+            raise ValueError(f"{called}: only for functions")
         return self
+
+    def _changed_settings(self, *names: str) -> str:
+        return ", ".join(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
 
     def build(self, limits: ImageLimits) -> Reward:
         """Build the reward, without its weight. Raises ConfigError for settings that cannot be used here."""
@@ -118,7 +130,10 @@ def _build_local_judge(config: RewardConfig, limits: ImageLimits) -> Reward:
 
 
 def _build_function(config: RewardConfig, limits: ImageLimits) -> Reward:
-    return FunctionReward(load_function(config.function), config.deadline_s)
+    function = load_function(config.function)
+    if config.isolated and connection.is_connected():
+        return start_isolated_function(config.function, config.deadline_s, max_concurrency=config.max_concurrency)
+    return FunctionReward(function, config.deadline_s, max_concurrency=config.max_concurrency)
 
 
 REWARD_KINDS: Mapping[str, Callable[[RewardConfig, ImageLimits], Reward]] = {

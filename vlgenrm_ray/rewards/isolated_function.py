@@ -1,0 +1,219 @@
+"""A Python function as a reward, in a Ray actor of the run.
+
+A thread can neither be ended nor keep its process alive: a function that holds the interpreter's lock (a regular
+expression with nested repetitions, a huge power) stops every other thread, and one that crashes (`os._exit`, a fault in
+C code) ends the process. In an actor this costs only the rollouts at fault. The actor is ended and started again, and
+the rollouts it was scoring are scored one by one, which shows whose fault it was.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from vlgenrm_ray.cluster import connection
+from vlgenrm_ray.errors import EngineLostError, RemoteError, RemoteRefusalError
+from vlgenrm_ray.records import Rollout
+from vlgenrm_ray.rewards.function import MAX_CONCURRENCY, FunctionReward, load_function
+from vlgenrm_ray.rewards.reward import TIMEOUT, RewardOutput
+
+CRASHED = "crashed"
+"""Status of a rollout for which the function ended its process."""
+_GRACE_S = 5.0
+"""Time after a deadline for the answer of a process that is responsive. A later one shows that it is blocked."""
+_START_S = 300.0
+"""Time for a process to start, imports of the user's module included."""
+
+_log = logging.getLogger(__name__)
+
+
+class FunctionProcess(Protocol):
+    """A process that scores with a function."""
+
+    async def start(self) -> None:
+        """Wait until the function is imported. Raises RemoteError, RemoteRefusalError."""
+        ...
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
+        """See `FunctionReward.score`. Raises EngineLostError if the process ends meanwhile."""
+        ...
+
+    def kill(self) -> None:
+        """End the process, whatever it is doing."""
+        ...
+
+
+class IsolatedFunctionReward:
+    """A `Reward` that calls a function in another process, and starts that again if the function blocks or ends it."""
+
+    def __init__(
+        self, create: Callable[[], FunctionProcess], deadline_s: float = 300.0, *, grace_s: float = _GRACE_S
+    ) -> None:
+        """Wrap a function in another process.
+
+        Args:
+            create: Creates a process.
+            deadline_s: Seconds for all rollouts of one call of `score`, as in the process. To score rollouts again whose
+                process was lost, one is started within twice that time; those that are left have the status `timeout`.
+            grace_s: Further seconds after which a process without an answer counts as blocked.
+        """
+        self._create = create
+        self._deadline_s = deadline_s
+        self._grace_s = grace_s
+        self._process: FunctionProcess | None = None
+        self._starting = asyncio.Lock()
+        # Calls whose process was lost. Others wait for them, so that only the rollout at fault loses its process.
+        self._num_suspects = 0
+        self._no_suspects = asyncio.Event()
+        self._no_suspects.set()
+        self._one_by_one = asyncio.Lock()
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
+        """See `Reward.score`."""
+        while not self._no_suspects.is_set():
+            await self._no_suspects.wait()
+        try:
+            return await self._score(rollouts)
+        except _ProcessLostError as error:
+            message = "the process of the reward function was lost (%s); %d rollouts are scored again, one by one"
+            _log.warning(message, error, len(rollouts))
+        end = asyncio.get_running_loop().time() + 2 * self._deadline_s
+        self._num_suspects += 1
+        self._no_suspects.clear()
+        try:
+            async with self._one_by_one:
+                return [await self._score_alone(rollout, end) for rollout in rollouts]
+        finally:
+            self._num_suspects -= 1
+            if not self._num_suspects:
+                self._no_suspects.set()
+
+    async def check(self) -> None:
+        """See `Reward.check`. Waits until the function is imported."""
+        await self._started()
+
+    async def close(self) -> None:
+        """See `Reward.close`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def image_dependent_part(self) -> None:
+        """Return None, see `FunctionReward.image_dependent_part`."""
+
+    async def _score_alone(self, rollout: Rollout, end: float) -> RewardOutput:
+        if asyncio.get_running_loop().time() > end:
+            detail = f"not scored again within {2 * self._deadline_s:g} s after its process was lost"
+            return RewardOutput(reward=None, status=TIMEOUT, detail=detail)
+        try:
+            (output,) = await self._score([rollout])
+        except _ProcessLostError as error:
+            return RewardOutput(reward=None, status=error.status, detail=str(error))
+        return output
+
+    async def _score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
+        process = await self._started()
+        timeout = asyncio.timeout(self._deadline_s + self._grace_s)
+        try:
+            async with timeout:
+                return await process.score(rollouts)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            detail = f"the function blocked its process for more than {self._deadline_s:g} s"
+            lost = _ProcessLostError(detail, TIMEOUT)
+        except EngineLostError as error:
+            lost = _ProcessLostError(f"the function ended its process: {error}", CRASHED)
+        if self._process is process:
+            process.kill()
+            self._process = None
+        raise lost
+
+    async def _started(self) -> FunctionProcess:
+        async with self._starting:
+            if self._process is None:
+                process = self._create()
+                try:
+                    await process.start()
+                except BaseException:
+                    process.kill()
+                    raise
+                self._process = process
+            return self._process
+
+
+class _ProcessLostError(EngineLostError):
+    """A process that a function blocked or ended. `status` is that of the rollout at fault."""
+
+    def __init__(self, detail: str, status: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+class FunctionActor:
+    """Ray actor that runs a `FunctionReward` in its own process."""
+
+    def __init__(self, function: str, deadline_s: float, max_concurrency: int) -> None:
+        self._reward = FunctionReward(load_function(function), deadline_s, max_concurrency=max_concurrency)
+
+    async def start(self) -> None:
+        """Return once the actor has started."""
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
+        """See `FunctionReward.score`."""
+        return await self._reward.score(rollouts)
+
+
+class _ActorProcess:
+    """A `FunctionActor` as a `FunctionProcess`."""
+
+    def __init__(self, function: str, deadline_s: float, max_concurrency: int) -> None:
+        import ray
+
+        self._function = function
+        # Without CPUs of its own, as the orchestrator that called functions before.
+        actor_class = ray.remote(FunctionActor).options(num_cpus=0, max_concurrency=_MAX_CALLS)
+        self._actor: Any = actor_class.remote(function, deadline_s, max_concurrency)
+
+    async def start(self) -> None:
+        from ray.exceptions import RayActorError
+
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._actor.start.remote()
+        except TimeoutError:
+            raise RemoteError(f"the process of function {self._function!r} did not start in {_START_S:g} s") from None
+        except RayActorError as error:
+            kind = RemoteRefusalError if error.actor_init_failed else RemoteError
+            raise kind(f"function {self._function!r}: {connection.actor_death_cause(error)}") from error
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
+        from ray.exceptions import RayActorError
+
+        try:
+            outputs: list[RewardOutput] = await self._actor.score.remote(rollouts)
+        except RayActorError as error:
+            raise EngineLostError(connection.actor_death_cause(error)) from error
+        return outputs
+
+    def kill(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+_MAX_CALLS = 10_000
+"""Calls of `score` that an actor takes at a time; the function's own limit is `max_concurrency`."""
+
+
+def start_isolated_function(
+    function: str, deadline_s: float = 300.0, *, max_concurrency: int = MAX_CONCURRENCY
+) -> IsolatedFunctionReward:
+    """Return the reward of a function in an actor, which starts with the first call.
+
+    Args:
+        function: `module:function`, see `load_function`. Every node must be able to import it.
+        deadline_s: Seconds for all rollouts of one call of `score`.
+        max_concurrency: Most calls of the function at the same time.
+    """
+    return IsolatedFunctionReward(lambda: _ActorProcess(function, deadline_s, max_concurrency), deadline_s)
