@@ -69,6 +69,8 @@ class DropReason(StrEnum):
     MALFORMED_ROW = "malformed_row"
     DUPLICATE_ID = "duplicate_id"
     EMPTY_TEXT = "empty_text"
+    FORGED_CRITIQUE = "forged_critique"
+    """The response is nothing but a verdict or critique in the form of the judge's own."""
     DUPLICATE_TEXT = "duplicate_text"
     """Another response of the question has the same text."""
     PROMPT_TOO_LONG = "prompt_too_long"

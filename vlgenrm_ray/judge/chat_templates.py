@@ -48,6 +48,8 @@ _NAMED = (
 _IMAGE = re.compile(_PLACEHOLDER)
 _SPECIAL = re.compile(rf"(?P<image>{_PLACEHOLDER})|{_BARRED}|{_NAMED}")
 _ANY_TOKEN = re.compile(rf"{_PLACEHOLDER}|{_BARRED}|{_NAMED}|</?s>")
+TEMPLATE_TOKEN = re.compile(rf"{_BARRED}|{_NAMED}|</?s>")
+"""A special token of a chat template, image placeholders without bars aside."""
 _SENTENCE_TOKENS = re.compile(r"(?:\s|</?s>)+")
 
 

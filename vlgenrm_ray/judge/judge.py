@@ -22,6 +22,8 @@ from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.engines.contracts import Generator, LiveGenerator, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.judge import prompts, sentences
+from vlgenrm_ray.judge.escaping import is_blank
+from vlgenrm_ray.judge.forgery import remove_forgeries
 from vlgenrm_ray.judge.verdict import (
     TRACKED_WORDS,
     Aggregator,
@@ -41,6 +43,10 @@ _G_co = TypeVar("_G_co", covariant=True)
 
 DIRECT_MAX_TOKENS = 2
 """Tokens sampled where the verdict comes first: some tokenizers emit a blank before the word."""
+EMPTY_RESPONSE = "the response is empty or blank; a policy that answers nothing has no reward"
+"""Detail of the status `empty_text`."""
+FORGERY_REMOVED = "parts of the response in the form of the judge's critique were not judged"
+"""Detail of a judgement whose response had such parts (see `forgery`)."""
 
 
 class JudgeConfig(Settings):
@@ -154,7 +160,7 @@ class Judge(Generic[_G_co]):
         units = [self._units(item) for item in inputs]
         outcomes = iter(self.critique([unit for several in units for unit in several]))
         return [
-            min_over_sentences(item.id, [self.judgement(unit.id, next(outcomes)) for unit in several])
+            _with_note(item, min_over_sentences(item.id, [self.judgement(unit.id, next(outcomes)) for unit in several]))
             for item, several in zip(inputs, units, strict=True)
         ]
 
@@ -207,6 +213,9 @@ class Judge(Generic[_G_co]):
         opened = {ref: self._open(ref) for ref in refs}
         batch: list[Prompt | Refusal] = []
         for item, prefix in zip(inputs, prefixes, strict=True):
+            if (empty := refuse_empty(item)) is not None:
+                batch.append(empty)
+                continue
             pixels = [opened[image] if isinstance(image, ImageRef) else image for image in item.images]
             refused = next((image for image in pixels if isinstance(image, Refusal)), None)
             readable = tuple(image for image in pixels if not isinstance(image, Refusal))
@@ -244,7 +253,7 @@ class Judge(Generic[_G_co]):
             EngineLostError: The engine is gone.
         """
         parts = [self._score_unit(unit, pixels, deadline) for unit in self._units(item)]
-        return min_over_sentences(item.id, await asyncio.gather(*parts))
+        return _with_note(item, min_over_sentences(item.id, await asyncio.gather(*parts)))
 
     async def _score_unit(
         self: "Judge[LiveGenerator]",
@@ -252,6 +261,8 @@ class Judge(Generic[_G_co]):
         pixels: "tuple[PIL.Image.Image, ...]",
         deadline: float | None,
     ) -> Judgement:
+        if (empty := refuse_empty(item)) is not None:
+            return self.judgement(item.id, empty)
         begin = time.monotonic()
         finished: dict[int, Sample] = {}
         refused: Refusal | None = None
@@ -275,7 +286,8 @@ class Judge(Generic[_G_co]):
     def prompt(self, item: JudgeInput, pixels: "tuple[PIL.Image.Image, ...]", prefix: str = "") -> Prompt:
         """Build the engine's prompt for an input whose images are `pixels`."""
         template = prompts.load(self.config.hint_prompt) if item.hint else self._template
-        text = prompts.render(template, item.question, item.response, item.hint)
+        response = remove_forgeries(item.response, item.question)
+        text = prompts.render(template, item.question, response, item.hint)
         return Prompt(images=pixels, text=text, prefix=prefix)
 
     def seed(self, item: JudgeInput) -> int:
@@ -325,7 +337,29 @@ class Judge(Generic[_G_co]):
         return tuple(self.read(samples[k], id=f"{item.id}/c{k}", seed=seed) for k in sorted(samples))
 
     def _units(self, item: JudgeInput) -> tuple[JudgeInput, ...]:
-        return (item,) if self.config.unit == "response" else split_sentences(item)
+        if self.config.unit == "response" or refuse_empty(item):
+            return (item,)
+        return split_sentences(replace(item, response=remove_forgeries(item.response, item.question)))
+
+
+def _with_note(item: JudgeInput, judgement: Judgement) -> Judgement:
+    """Return the judgement of an input, with a note if parts of its response were not judged."""
+    if judgement.detail or remove_forgeries(item.response, item.question) == item.response:
+        return judgement
+    return replace(judgement, detail=FORGERY_REMOVED)
+
+
+def refuse_empty(item: JudgeInput) -> Refusal | None:
+    """Return the refusal of a response in which nothing can be judged, else None.
+
+    A judge would give it a reward, and not a low one.
+    """
+    if is_blank(item.response):
+        return Refusal(reason=DropReason.EMPTY_TEXT, detail=EMPTY_RESPONSE)
+    if is_blank(remove_forgeries(item.response, item.question)):
+        detail = "the response has nothing but a verdict or critique in the judge's own form"
+        return Refusal(reason=DropReason.FORGED_CRITIQUE, detail=detail)
+    return None
 
 
 def split_sentences(item: JudgeInput) -> tuple[JudgeInput, ...]:

@@ -9,12 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.escaping import escape_prompt_text
+
+__all__ = ["escape_prompt_text", "load", "names", "render"]
 
 _FIELD = re.compile(r"\{(question|response|hint)\}")
-_CONTROL_TOKEN = re.compile(r"<\|([^|<>\s]*)\|>")
-_VERDICT = re.compile(r"(verdict)\s*[:\uff1a]", re.IGNORECASE)
-# Whitespace is matched only from where it begins: matching from every blank would be quadratic.
-_NEWLINE = re.compile(r"(?<!\s)\s*\n\s*")
 
 
 def load(name_or_path: str) -> str:
@@ -53,15 +52,3 @@ def render(template: str, question: str, response: str = "", hint: str = "") -> 
     """Fill a template with escaped question and response, in one pass. Returns the user turn, without chat template."""
     values = {"question": escape_prompt_text(question), "response": escape_prompt_text(response), "hint": hint}
     return _FIELD.sub(lambda field: values[field[1]], template)
-
-
-def escape_prompt_text(text: str) -> str:
-    """Escape text that could pass for structure of the prompt; plain sentences are unchanged.
-
-    - Control tokens such as `<|im_end|>`, which a chat template would interpret, become `(im_end)`.
-    - `Verdict:` becomes `Verdict -`, so that a judge quoting the response writes no verdict.
-    - Lines after the first are indented, so that none can pass for a labelled line of the prompt.
-    """
-    text = _CONTROL_TOKEN.sub(r"(\1)", text.replace("\r", "\n").strip())
-    text = _VERDICT.sub(r"\1 -", text)
-    return _NEWLINE.sub("\n  ", text)

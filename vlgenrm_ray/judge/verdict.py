@@ -1,4 +1,4 @@
-"""Verdicts: read after the rationale, at the token that follows the last `Verdict:`.
+"""Verdicts: read after the rationale, at the token that follows the last `Verdict:` that is not a quotation.
 
     s = p(Yes) / (p(Yes) + p(No)),   p summed over the token forms of each word
 
@@ -20,8 +20,10 @@ NO = "No"
 TRACKED_WORDS = (YES, NO)
 """Words whose probabilities the engine must return (`Sampling.tracked_words`) for a verdict to be readable."""
 
-# The label as models write it: `Verdict: Yes`, `**Verdict:** Yes`, `verdict : no`.
-_MARKER = re.compile(r"\bverdict\b[\s*_]*:[\s*_]*", re.IGNORECASE)
+MARKER = re.compile(r"\bverdict\b[\s*_]*:[\s*_]*", re.IGNORECASE)
+"""Label of a verdict as models write it: `Verdict: Yes`, `**Verdict:** Yes`, `verdict : no`.
+
+`escaping.escape_prompt_text` removes it from everything that a judge is shown and may quote."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 Aggregator = Literal["mean", "vote"]
@@ -96,9 +98,20 @@ def strip_verdict(text: str) -> str | None:
 
 
 def _after_marker(text: str) -> int | None:
-    """Find the end of the last marker, including blanks and emphasis after it."""
-    ends = [marker.end() for marker in _MARKER.finditer(text)]
-    return ends[-1] if ends else None
+    """Find the end of the last marker that is not a quotation, including blanks and emphasis after it.
+
+    A marker in quotation marks counts if all are, and only if it begins its line: some models quote the prompt's form.
+    """
+    markers = [(text[text.rfind("\n", 0, m.start()) + 1 : m.start()], m.end()) for m in MARKER.finditer(text)]
+    unquoted = [end for line, end in markers if not _opens_quotation(line)]
+    at_line_start = [end for line, end in markers if not _LETTERS.search(line)]
+    return next((ends[-1] for ends in (unquoted, at_line_start) if ends), None)
+
+
+def _opens_quotation(line: str) -> bool:
+    """Return whether the beginning of a line opens a quotation that it does not close."""
+    opened = any(line.rfind(opening) > line.rfind(closing) for opening, closing in ("\u201c\u201d", "«»", "「」"))
+    return opened or line.count('"') % 2 == 1 or line.count("`") % 2 == 1 or line.lstrip().startswith(">")
 
 
 def aggregate(critiques: Sequence[JudgeCritique], how: Aggregator) -> float | None:

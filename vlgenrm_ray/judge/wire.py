@@ -38,6 +38,8 @@ class Status(StrEnum):
     OK = "ok"
     UNREADABLE_VERDICT = "unreadable_verdict"
     TIMEOUT = "timeout"
+    EMPTY_TEXT = "empty_text"
+    FORGED_CRITIQUE = "forged_critique"
     BAD_IMAGE = "bad_image"
     NO_IMAGE = "no_image"
     NO_QUESTION = "no_question"

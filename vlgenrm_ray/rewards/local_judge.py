@@ -154,4 +154,4 @@ def _judge_input(rollout: Rollout) -> JudgeInput:
 
 def _output(judgement: Judgement) -> RewardOutput:
     critique = judgement.critiques[0].text if judgement.critiques else ""
-    return RewardOutput(reward=judgement.reward, status=judgement.status, critique=critique)
+    return RewardOutput(reward=judgement.reward, status=judgement.status, critique=critique, detail=judgement.detail)

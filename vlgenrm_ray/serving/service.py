@@ -16,7 +16,8 @@ from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import refuse_extra_images
 from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.judge.conversation import image_urls, message_text, to_openai_messages
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.escaping import is_blank
+from vlgenrm_ray.judge.judge import EMPTY_RESPONSE, JudgeConfig
 from vlgenrm_ray.judge.wire import (
     MAX_TEXT,
     CompareRequest,
@@ -143,6 +144,8 @@ class Service:
             return _failure(Status.NO_QUESTION, _QUESTION_REMEDY)
         if not references and (blind := self._refuse_blind(item)):
             return blind
+        if is_blank(item.response):
+            return _failure(Status.EMPTY_TEXT, EMPTY_RESPONSE)
         if refusal := refuse_extra_images(len(references), self.config.engine.max_images):
             return _failure(Status.TOO_LARGE, refusal.detail)
         # The wire bounds each text; a conversation has many, and a reference is added.
