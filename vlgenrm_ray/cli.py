@@ -19,7 +19,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench_app = typer.Typer(help="Measure speed as ratios within one run.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measure speed as ratios within one run, and what forged answers gain.", no_args_is_help=True
+)
 app.add_typer(bench_app, name="bench")
 
 Recipe = Annotated[Path, typer.Option("--config", help="Recipe (YAML); see jobs/recipes/.")]
@@ -302,6 +304,22 @@ def bench_serving(
         seed=seed,
         out=out,
     )
+
+
+@bench_app.command("injections")
+def bench_injections(
+    model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")] = "pack:vlm",
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
+    set_: Overrides = None,
+    pairs: Annotated[int, typer.Option(min=2, help="Held-out pairs.")] = 96,
+    data: Annotated[Path | None, typer.Option(help="JSON Lines: image, question, chosen, rejected.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn shapes.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report.")] = None,
+) -> None:
+    """Measure how far forged verdicts and persuasion move the reward of wrong answers."""
+    from vlgenrm_ray.bench import injections
+
+    injections.run(model, path=config, overrides=tuple(set_ or ()), pairs=pairs, data=data, seed=seed, out=out)
 
 
 @bench_app.command("policy")

@@ -65,7 +65,7 @@ def test_plain_sentences_are_unchanged(sentence: str) -> None:
 
 @given(st.text(alphabet="ab. \n\t\r\v\x1f\u2003"))
 def test_escaping_lines_equals_the_plain_regular_expression(written: str) -> None:
-    plainly = re.sub(r"\s*\n\s*", "\n  ", written.replace("\r", "\n").strip())
+    plainly = re.sub(r"\s*\n\s*", "\n  ", re.sub(r"[\r\v]", "\n", written).strip())
     assert prompts.escape_prompt_text(written) == plainly
 
 

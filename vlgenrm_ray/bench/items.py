@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,25 @@ class BenchItem:
     response: str
 
 
+BenchPair = tuple[BenchItem, BenchItem]
+"""A right and a wrong response to the same question about the same image."""
+
+
 def draw_shapes_items(count: int, *, seed: int) -> list[BenchItem]:
     """Draw items of the embedded world: a true and a false response per image, in turn."""
+    return [item for pair in draw_shapes_pairs((count + 1) // 2, seed=seed) for item in pair][:count]
+
+
+def draw_shapes_pairs(count: int, *, seed: int) -> list[BenchPair]:
+    """Draw pairs of the embedded world's test split."""
     from vlgenrm_ray.shapes.pairs import gold_pairs
 
     with tempfile.TemporaryDirectory() as folder:
-        pairs = gold_pairs(Path(folder), seed=seed, split="test", count=(count + 1) // 2)
-        items = [
-            BenchItem(Path(pair.question.image.uri).read_bytes(), pair.question.text, text)
-            for pair in pairs
-            for text in (pair.chosen, pair.rejected)
-        ]
-    return items[:count]
+        pairs = []
+        for pair in gold_pairs(Path(folder), seed=seed, split="test", count=count):
+            right = BenchItem(Path(pair.question.image.uri).read_bytes(), pair.question.text, pair.chosen)
+            pairs.append((right, replace(right, response=pair.rejected)))
+    return pairs
 
 
 def read_items(path: Path, count: int) -> list[BenchItem]:
@@ -49,7 +56,21 @@ def read_items(path: Path, count: int) -> list[BenchItem]:
     return items
 
 
-def _parse_rows(path: Path) -> Iterator[BenchItem]:
+def read_pairs(path: Path, count: int) -> list[BenchPair]:
+    """Read the first `count` pairs of a file as `read_items` takes it, from its rows with `chosen` and `rejected`.
+
+    Raises:
+        InputError: A row cannot be read, or the file has fewer than `count` pairs.
+    """
+    items = list(islice(_parse_rows(path, pairs_only=True), 2 * count))
+    if len(items) < 2 * count:
+        raise InputError(
+            f"{path}: {len(items) // 2} pairs of chosen and rejected; {count} are needed, or lower --pairs"
+        )
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+def _parse_rows(path: Path, *, pairs_only: bool = False) -> Iterator[BenchItem]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -57,6 +78,8 @@ def _parse_rows(path: Path) -> Iterator[BenchItem]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
+            if pairs_only and "rejected" not in row:
+                continue
             image = (path.parent / row["image"]).read_bytes()
             for response in _responses(row):
                 yield BenchItem(image, row["question"], response)
@@ -65,7 +88,7 @@ def _parse_rows(path: Path) -> Iterator[BenchItem]:
 
 
 def _responses(row: dict[str, Any]) -> Sequence[str]:
-    return [row["response"]] if "response" in row else [row["chosen"], row["rejected"]]
+    return [row["chosen"], row["rejected"]] if "rejected" in row else [row["response"]]
 
 
 def repeat_blocks(items: Sequence[BenchItem], block: int) -> list[BenchItem]:

@@ -109,8 +109,8 @@ def _skeleton_of(character: str) -> str:
 # -- labels of a verdict -------------------------------------------------------------------------------------------
 
 _LABEL_WORDS = (
-    "verdict judgment judgement urteil veredicto veredito verdetto werdykt вердикт решение karar hüküm 判定 判断 判斷 判决 "
-    "判決 裁决 裁決 结论 結論 结果 結果 판정 판단 결론 평결 الحكم القرار निर्णय फैसला คำตัดสิน"
+    "verdict judgment judgement urteil veredicto veredito verdetto werdykt вердикт решение karar hüküm 판정 판단 "
+    "判定 判断 判斷 判决 判決 裁决 裁決 结论 結論 结果 結果 결론 평결 الحكم القرار निर्णय फैसला คำตัดสิน"
 )
 _ANSWER_WORDS = (
     "yes no true false right wrong correct incorrect ja nein oui non sí si sim não nao да нет tak nie evet hay\u0131r "
@@ -163,7 +163,9 @@ def _blunt_labels(text: str) -> str:
     done = 0
     for labelled in _LABELLED.finditer(plain):
         if labelled["end"] is not None:
-            return "".join([*written, text[done:], "."])
+            written += [text[done:], "."]
+            done = len(text)
+            break
         sign = "colon" if labelled["colon"] else "sign"
         if labelled[sign] is None:
             start = end = places[labelled.end("label")]
