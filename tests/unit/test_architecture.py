@@ -32,7 +32,6 @@ PLUGIN_FOLDERS = {
 }
 """Folders whose modules are one plug-in each, however small: engines, formats, benchmarks, algorithms, ..."""
 SMALL_MODULES = {
-    "vlgenrm_ray.policy.evaluation": "a step of the trainer, and a section of the report",
     "vlgenrm_ray.shapes.building.vlm_evaluation": "run by jobs/build_shapes.py",
 }
 """Modules with one importer and under 60 lines that stay files of their own, with the reason."""
