@@ -65,6 +65,8 @@ _STATUS_OF_REASON = {
     DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
     DropReason.TOO_MANY_IMAGES: Status.TOO_LARGE,
     DropReason.UNREADABLE_VERDICT: Status.UNREADABLE_VERDICT,
+    DropReason.EMPTY_TEXT: Status.EMPTY_TEXT,
+    DropReason.FORGED_CRITIQUE: Status.FORGED_CRITIQUE,
     DropReason.ENGINE_ERROR: Status.INTERNAL,
 }
 

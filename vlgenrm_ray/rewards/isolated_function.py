@@ -53,8 +53,8 @@ class IsolatedFunctionReward:
 
         Args:
             create: Creates a process.
-            deadline_s: Seconds for all rollouts of one call of `score`, as in the process. To score rollouts again whose
-                process was lost, one is started within twice that time; those that are left have the status `timeout`.
+            deadline_s: Seconds for all rollouts of one call of `score`, as in the process. Rollouts whose process was
+                lost are scored again within twice that time; the rest have the status `timeout`.
             grace_s: Further seconds after which a process without an answer counts as blocked.
         """
         self._create = create
