@@ -105,7 +105,7 @@ def test_an_image_it_cannot_take_is_refused_alone(generator: VllmGenerator) -> N
     strip = Prompt(images=(Image.new("RGB", (4000, 8)),), text="What is this?")
     refused, good = generator.generate([strip, ask("Is there a star?")], SAMPLING, [1, 2])
     assert isinstance(refused, Refusal)
-    assert (refused.reason, "aspect ratio" in refused.detail) == (DropReason.PROMPT_REFUSED, True)
+    assert refused.reason is DropReason.PROMPT_REFUSED
     assert refusal(RuntimeError("out of memory")).reason is DropReason.ENGINE_ERROR
     assert not isinstance(good, Refusal)
 
