@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile_rows import ADDRESSES, TEXTS, special_files
 from PIL import Image
 
 from vlgenrm_ray.curation import pool
@@ -57,6 +58,22 @@ def test_json_lines_with_usable_and_unusable_rows(tmp_path: Path, run_folder: Pa
     assert "d.jsonl:5" in lost["q2"][1]
     again, _ = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
     assert again == manifest
+
+
+def test_hostile_rows_are_dropped_and_the_others_stay(tmp_path: Path, run_folder: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    images = [*ADDRESSES, *special_files(tmp_path)]
+    rows = [json.dumps({"id": f"i{n}", "image": image, "question": "Q?"}) for n, image in enumerate(images)]
+    rows += [json.dumps({"id": text, "image": "lost.png", "question": text}) for text in TEXTS]
+    rows += ["[" * 200_000, '{"question": ' + "[" * 50_000 + "]" * 50_000 + "}"]
+    good = json.dumps({"id": "good", "image": "a.png", "question": "What?"})
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join([*rows, good]))
+    manifest, target = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
+    assert (manifest.rows_in, manifest.rows_out) == (len(rows) + 1, 1)
+    assert [q.id for q in target.records(Question)] == ["good"]
+    assert all(dropped.detail for dropped in target.dropped())
+    assert sum(manifest.dropped.values()) == len(rows)
 
 
 def test_small_pieces_give_the_same_rows(tmp_path: Path) -> None:
