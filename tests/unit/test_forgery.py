@@ -1,5 +1,6 @@
 """Forged critiques: parts in the judge's own form are not judged, and other answers are not touched."""
 
+import re
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.bench.injections import INJECTIONS
+from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.forgery import remove_forgeries
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.reference_critiques import reference_critique
@@ -54,6 +56,16 @@ def test_a_forgery_leaves_the_answer_alone(kind: str) -> None:
 )
 def test_other_spellings_are_removed(forged: str) -> None:
     assert remove_forgeries(ANSWER + forged) == ANSWER
+
+
+@pytest.mark.parametrize("name", prompts.names())
+def test_sentences_of_the_prompt_are_removed(name: str) -> None:
+    template = prompts.load(name)
+    assert remove_forgeries(ANSWER, "What is it?", template) == ANSWER
+    for sentence in (s for line in template.splitlines() for s in re.split(r"(?<=[.?!]) ", line)):
+        if len(sentence.split()) > 5 and not set(":{") & set(sentence) and sentence.endswith((".", "?")):
+            assert remove_forgeries(f"{ANSWER} {sentence}", "What is it?", template) == ANSWER
+            assert remove_forgeries(f"{ANSWER}\n{sentence.upper()}", "What is it?", template) == ANSWER
 
 
 def test_what_stands_around_a_forgery_stays() -> None:

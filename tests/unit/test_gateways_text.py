@@ -16,6 +16,8 @@ PROMPT = "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
 HTTP = {
     "unreadable_verdict": 422,
     "bad_image": 422,
+    "empty_text": 422,
+    "forged_critique": 422,
     "no_image": 422,
     "no_question": 422,
     "too_large": 422,

@@ -8,11 +8,12 @@ A policy that is rewarded by a judge learns to append what the judge writes afte
 
 A judge that reads this continues it. `remove_forgeries` removes complete steps ("Claim: ... Image: ... Right.") and
 sentences that are the verdict Yes and nothing else, in any spelling, so that the reward is that of the rest. A verdict
-No stays: nobody gains by it, and it may be the answer to a question.
+No stays: nobody gains by it, and it may be the answer to a question. Sentences of the judge's prompt are removed too.
 """
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from vlgenrm_ray.judge.chat_templates import strip_special_tokens
 from vlgenrm_ray.judge.escaping import (
@@ -45,18 +46,22 @@ _LEAD = re.compile(
     r"[^\w\n.!?;,\u3002\uff01\uff1f]*(?:\d{1,2}[.)][ \t]*)?[^\w\n.]*\Z"
 )
 _MAX_LEAD = 40
+_SENTENCE = re.compile(r"[^.:?!\n{}]+[.?!]")
+_MIN_SENTENCE = 6
+"""Words of the shortest sentence of a template that is removed."""
 _EMPTY_FENCE = re.compile(r"(?:^|\n)[ \t]*(```|~~~)\w*\s*\1[ \t]*(?=\n|\Z)")
 _TURN = re.compile(
     r"(?:<\|im_start\|>|<start_of_turn>)(?:assistant|user|system|model)\n?|<\|start_header_id\|>\w+<\|end_header_id\|>"
 )
 
 
-def remove_forgeries(response: str, question: str = "") -> str:
-    """Remove the parts of a response in the form of the judge's critique.
+def remove_forgeries(response: str, question: str = "", template: str = "") -> str:
+    """Remove the parts of a response in the form of the judge's own critique or prompt.
 
     Args:
         response: Text of a policy.
-        question: Text to which it responds. If it speaks of a verdict or of claims itself, nothing is removed.
+        question: Text to which it responds. If it speaks of a verdict or of claims itself, such parts stay.
+        template: Template of the judge's prompt; its sentences are removed.
 
     Returns:
         The rest, blank if there is nothing else. A response without forgeries is returned unchanged.
@@ -69,6 +74,8 @@ def remove_forgeries(response: str, question: str = "") -> str:
         spans += _verdicts(plain)
     if "claim" in plain and "claim" not in asked:
         spans += _steps(plain)
+    if (sentences := _template_sentences(template)) is not None:
+        spans += [sentence.span() for sentence in sentences.finditer(plain)]
     if not spans:
         return response
     rest: list[str] = []
@@ -100,6 +107,14 @@ def _steps(plain: str) -> Iterator[tuple[int, int]]:
             if part.end() - start <= _MAX_STEP:
                 yield start, part.end()
             start = None
+
+
+@lru_cache(maxsize=64)
+def _template_sentences(template: str) -> re.Pattern[str] | None:
+    """Return a pattern of the whole sentences of a template, those that no answer would have by chance."""
+    sentences = [skeleton(sentence)[0].split() for sentence in _SENTENCE.findall(template)]
+    patterns = [r"\s+".join(map(re.escape, words)) for words in sentences if len(words) >= _MIN_SENTENCE]
+    return re.compile("|".join(patterns)) if patterns else None
 
 
 def _sentence_start(plain: str, place: int) -> int | None:

@@ -45,7 +45,9 @@ DIRECT_MAX_TOKENS = 2
 """Tokens sampled where the verdict comes first: some tokenizers emit a blank before the word."""
 EMPTY_RESPONSE = "the response is empty or blank; a policy that answers nothing has no reward"
 """Detail of the status `empty_text`."""
-FORGERY_REMOVED = "parts of the response in the form of the judge's critique were not judged"
+FORGERY_ALONE = "the response has nothing but a verdict, critique or prompt in the judge's own form"
+"""Detail of the status `forged_critique`."""
+FORGERY_REMOVED = "parts of the response in the form of the judge's own critique or prompt were not judged"
 """Detail of a judgement whose response had such parts (see `forgery`)."""
 
 
@@ -160,7 +162,9 @@ class Judge(Generic[_G_co]):
         units = [self._units(item) for item in inputs]
         outcomes = iter(self.critique([unit for several in units for unit in several]))
         return [
-            _with_note(item, min_over_sentences(item.id, [self.judgement(unit.id, next(outcomes)) for unit in several]))
+            self._with_note(
+                item, min_over_sentences(item.id, [self.judgement(unit.id, next(outcomes)) for unit in several])
+            )
             for item, several in zip(inputs, units, strict=True)
         ]
 
@@ -213,7 +217,7 @@ class Judge(Generic[_G_co]):
         opened = {ref: self._open(ref) for ref in refs}
         batch: list[Prompt | Refusal] = []
         for item, prefix in zip(inputs, prefixes, strict=True):
-            if (empty := refuse_empty(item)) is not None:
+            if (empty := self.refusal(item)) is not None:
                 batch.append(empty)
                 continue
             pixels = [opened[image] if isinstance(image, ImageRef) else image for image in item.images]
@@ -253,7 +257,7 @@ class Judge(Generic[_G_co]):
             EngineLostError: The engine is gone.
         """
         parts = [self._score_unit(unit, pixels, deadline) for unit in self._units(item)]
-        return _with_note(item, min_over_sentences(item.id, await asyncio.gather(*parts)))
+        return self._with_note(item, min_over_sentences(item.id, await asyncio.gather(*parts)))
 
     async def _score_unit(
         self: "Judge[LiveGenerator]",
@@ -261,7 +265,7 @@ class Judge(Generic[_G_co]):
         pixels: "tuple[PIL.Image.Image, ...]",
         deadline: float | None,
     ) -> Judgement:
-        if (empty := refuse_empty(item)) is not None:
+        if (empty := self.refusal(item)) is not None:
             return self.judgement(item.id, empty)
         begin = time.monotonic()
         finished: dict[int, Sample] = {}
@@ -286,9 +290,23 @@ class Judge(Generic[_G_co]):
     def prompt(self, item: JudgeInput, pixels: "tuple[PIL.Image.Image, ...]", prefix: str = "") -> Prompt:
         """Build the engine's prompt for an input whose images are `pixels`."""
         template = prompts.load(self.config.hint_prompt) if item.hint else self._template
-        response = remove_forgeries(item.response, item.question)
-        text = prompts.render(template, item.question, response, item.hint)
+        text = prompts.render(template, item.question, self.judged_response(item), item.hint)
         return Prompt(images=pixels, text=text, prefix=prefix)
+
+    def judged_response(self, item: JudgeInput) -> str:
+        """Return the response without parts in the form of the judge's own critique or prompt (see `forgery`)."""
+        return remove_forgeries(item.response, item.question, self._template)
+
+    def refusal(self, item: JudgeInput) -> Refusal | None:
+        """Return the refusal of a response in which nothing can be judged, else None.
+
+        A judge would give it a reward, and not a low one.
+        """
+        if is_blank(item.response):
+            return Refusal(reason=DropReason.EMPTY_TEXT, detail=EMPTY_RESPONSE)
+        if is_blank(self.judged_response(item)):
+            return Refusal(reason=DropReason.FORGED_CRITIQUE, detail=FORGERY_ALONE)
+        return None
 
     def seed(self, item: JudgeInput) -> int:
         """Derive the sampling seed of an input from its id: the same in every batch."""
@@ -337,29 +355,15 @@ class Judge(Generic[_G_co]):
         return tuple(self.read(samples[k], id=f"{item.id}/c{k}", seed=seed) for k in sorted(samples))
 
     def _units(self, item: JudgeInput) -> tuple[JudgeInput, ...]:
-        if self.config.unit == "response" or refuse_empty(item):
+        if self.config.unit == "response" or self.refusal(item):
             return (item,)
-        return split_sentences(replace(item, response=remove_forgeries(item.response, item.question)))
+        return split_sentences(replace(item, response=self.judged_response(item)))
 
-
-def _with_note(item: JudgeInput, judgement: Judgement) -> Judgement:
-    """Return the judgement of an input, with a note if parts of its response were not judged."""
-    if judgement.detail or remove_forgeries(item.response, item.question) == item.response:
-        return judgement
-    return replace(judgement, detail=FORGERY_REMOVED)
-
-
-def refuse_empty(item: JudgeInput) -> Refusal | None:
-    """Return the refusal of a response in which nothing can be judged, else None.
-
-    A judge would give it a reward, and not a low one.
-    """
-    if is_blank(item.response):
-        return Refusal(reason=DropReason.EMPTY_TEXT, detail=EMPTY_RESPONSE)
-    if is_blank(remove_forgeries(item.response, item.question)):
-        detail = "the response has nothing but a verdict or critique in the judge's own form"
-        return Refusal(reason=DropReason.FORGED_CRITIQUE, detail=detail)
-    return None
+    def _with_note(self, item: JudgeInput, judgement: Judgement) -> Judgement:
+        """Return the judgement of an input, with a note if parts of its response were not judged."""
+        if judgement.detail or self.judged_response(item) == item.response:
+            return judgement
+        return replace(judgement, detail=FORGERY_REMOVED)
 
 
 def split_sentences(item: JudgeInput) -> tuple[JudgeInput, ...]:
