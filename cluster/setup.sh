@@ -28,7 +28,7 @@ explain() { # command... : say what failed, and what to do about it
         tail -n 12 "$log" | sed 's/^/  | /'
         if grep -qiE 'no space left|disk quota' "$log"; then
             printf '  remedy: free disk space (the CPU environment needs 4 GB, the GPU one 14 GB) and run again\n'
-        elif grep -qiE 'no matching distribution|could not find a version' "$log"; then
+        elif grep -qiE 'no matching distribution|could not find a version|ResolutionImpossible|conflicting dependencies' "$log"; then
             printf '  remedy: the registry lacks this version; look at "pip config list", or add an index: PIP_EXTRA_INDEX_URL\n'
         elif grep -qiE 'connection|timed out|timeout|resolution|SSL|proxy' "$log"; then
             printf '  remedy: check the network and proxy (https_proxy, PIP_INDEX_URL, PIP_CERT) and run again\n'

@@ -651,24 +651,25 @@ def test_a_lost_process_costs_the_rollout_at_fault_alone() -> None:
     async def run() -> list[list[tuple[float | None, str]]]:
         reward = IsolatedFunctionReward(create, 0.2, grace_s=0.1)
         await reward.check()
-        groups = [("a", "kills"), ("b", "c"), ("blocks", "d"), ("e",)]
+        groups = [("a", "kills"), ("b", "c"), ("blocks", "d", "blocks", "blocks"), ("e",)]
         outputs = await asyncio.gather(*(reward.score(rollouts(*texts)) for texts in groups))
         more = await reward.score(rollouts("f"))
         await reward.close()
         return [outcomes(group) for group in [*outputs, more]]
 
     ok, crashed, blocked = (1.0, "ok"), (None, "crashed"), (None, "timeout")
-    assert asyncio.run(run()) == [[ok, crashed], [ok, ok], [blocked, ok], [ok], [ok]]
+    assert asyncio.run(run()) == [[ok, crashed], [ok, ok], [blocked, ok, blocked, blocked], [ok], [ok]]
     assert all(process.ended.is_set() for process in processes)
+    assert len(processes) <= 1 + 1 + 4 + 3, "processes that did not fail are used again"
 
 
 def test_scoring_again_has_a_time_limit() -> None:
     async def run() -> list[tuple[float | None, str]]:
         reward = IsolatedFunctionReward(lambda: FakeProcess([]), 0.1, grace_s=0.05)
-        return outcomes(await reward.score(rollouts(*["blocks"] * 20, "a")))
+        return outcomes(await reward.score(rollouts(*["blocks"] * 40, "a")))
 
     began = time.monotonic()
-    assert asyncio.run(run()) == [(None, "timeout")] * 21
+    assert asyncio.run(run()) == [(None, "timeout")] * 41
     assert time.monotonic() - began < 2.0
 
 

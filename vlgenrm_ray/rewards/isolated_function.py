@@ -1,9 +1,9 @@
 """A Python function as a reward, in a Ray actor of the run.
 
-A thread can neither be ended nor keep its process alive: a function that holds the interpreter's lock (a regular
-expression with nested repetitions, a huge power) stops every other thread, and one that crashes (`os._exit`, a fault in
-C code) ends the process. In an actor this costs only the rollouts at fault. The actor is ended and started again, and
-the rollouts it was scoring are scored one by one, which shows whose fault it was.
+A thread can neither be ended nor outlive its process: a function that holds the interpreter's lock (a regular
+expression with nested repetitions, a huge power) stops all other threads, and one that crashes (`os._exit`, a fault in
+C code) ends the process. In an actor this costs the rollout at fault alone: the actor is ended, another one is started,
+and the rollouts that were scored meanwhile are scored again, each in an actor of its own.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ _GRACE_S = 5.0
 """Time after a deadline for the answer of a process that is responsive. A later one shows that it is blocked."""
 _START_S = 300.0
 """Time for a process to start, imports of the user's module included."""
+_MAX_SEPARATE = 4
+"""Most processes at a time for rollouts that are scored again, each alone."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class FunctionProcess(Protocol):
 
 
 class IsolatedFunctionReward:
-    """A `Reward` that calls a function in another process, and starts that again if the function blocks or ends it."""
+    """A `Reward` that calls a function in another process, and starts a new one if the function blocks or ends it."""
 
     def __init__(
         self, create: Callable[[], FunctionProcess], deadline_s: float = 300.0, *, grace_s: float = _GRACE_S
@@ -54,7 +56,7 @@ class IsolatedFunctionReward:
         Args:
             create: Creates a process.
             deadline_s: Seconds for all rollouts of one call of `score`, as in the process. Rollouts whose process was
-                lost are scored again within twice that time; the rest have the status `timeout`.
+                lost are scored again within twice that time; those that are left then have the status `timeout`.
             grace_s: Further seconds after which a process without an answer counts as blocked.
         """
         self._create = create
@@ -62,31 +64,30 @@ class IsolatedFunctionReward:
         self._grace_s = grace_s
         self._process: FunctionProcess | None = None
         self._starting = asyncio.Lock()
-        # Calls whose process was lost. Others wait for them, so that only the rollout at fault loses its process.
+        self._separate = asyncio.Semaphore(_MAX_SEPARATE)
+        self._idle: list[FunctionProcess] = []
+        """Processes that have scored a rollout alone, and may score others."""
         self._num_suspects = 0
-        self._no_suspects = asyncio.Event()
-        self._no_suspects.set()
-        self._one_by_one = asyncio.Lock()
+        """Rollouts whose process was lost, and which are scored again."""
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward.score`."""
-        while not self._no_suspects.is_set():
-            await self._no_suspects.wait()
+        process = await self._started()
         try:
-            return await self._score(rollouts)
+            return await self._call(process, rollouts)
         except _ProcessLostError as error:
-            message = "the process of the reward function was lost (%s); %d rollouts are scored again, one by one"
+            message = "the process of the reward function was lost (%s); %d rollouts are scored again, each in another"
             _log.warning(message, error, len(rollouts))
+        if self._process is process:
+            self._process = None
         end = asyncio.get_running_loop().time() + 2 * self._deadline_s
-        self._num_suspects += 1
-        self._no_suspects.clear()
+        self._num_suspects += len(rollouts)
         try:
-            async with self._one_by_one:
-                return [await self._score_alone(rollout, end) for rollout in rollouts]
+            return list(await asyncio.gather(*(self._score_alone(rollout, end) for rollout in rollouts)))
         finally:
-            self._num_suspects -= 1
+            self._num_suspects -= len(rollouts)
             if not self._num_suspects:
-                self._no_suspects.set()
+                self._kill_idle()
 
     async def check(self) -> None:
         """See `Reward.check`. Waits until the function is imported."""
@@ -97,22 +98,29 @@ class IsolatedFunctionReward:
         if self._process is not None:
             self._process.kill()
             self._process = None
+        self._kill_idle()
 
     def image_dependent_part(self) -> None:
         """Return None, see `FunctionReward.image_dependent_part`."""
 
     async def _score_alone(self, rollout: Rollout, end: float) -> RewardOutput:
-        if asyncio.get_running_loop().time() > end:
-            detail = f"not scored again within {2 * self._deadline_s:g} s after its process was lost"
-            return RewardOutput(reward=None, status=TIMEOUT, detail=detail)
-        try:
-            (output,) = await self._score([rollout])
-        except _ProcessLostError as error:
-            return RewardOutput(reward=None, status=error.status, detail=str(error))
-        return output
+        async with self._separate:
+            if asyncio.get_running_loop().time() > end:
+                detail = f"not scored again within {2 * self._deadline_s:g} s after its process was lost"
+                return RewardOutput(reward=None, status=TIMEOUT, detail=detail)
+            process = self._idle.pop() if self._idle else await self._start()
+            try:
+                (output,) = await self._call(process, [rollout])
+            except _ProcessLostError as error:
+                return RewardOutput(reward=None, status=error.status, detail=str(error))
+            except BaseException:
+                process.kill()
+                raise
+            self._idle.append(process)
+            return output
 
-    async def _score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
-        process = await self._started()
+    async def _call(self, process: FunctionProcess, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
+        """Score rollouts in a process. If it is blocked or ends, end it for good and raise _ProcessLostError."""
         timeout = asyncio.timeout(self._deadline_s + self._grace_s)
         try:
             async with timeout:
@@ -120,26 +128,31 @@ class IsolatedFunctionReward:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            detail = f"the function blocked its process for more than {self._deadline_s:g} s"
-            lost = _ProcessLostError(detail, TIMEOUT)
-        except EngineLostError as error:
-            lost = _ProcessLostError(f"the function ended its process: {error}", CRASHED)
-        if self._process is process:
             process.kill()
-            self._process = None
-        raise lost
+            detail = f"the function blocked its process for more than {self._deadline_s:g} s"
+            raise _ProcessLostError(detail, TIMEOUT) from None
+        except EngineLostError as error:
+            process.kill()
+            raise _ProcessLostError(f"the function ended its process: {error}", CRASHED) from error
 
     async def _started(self) -> FunctionProcess:
         async with self._starting:
             if self._process is None:
-                process = self._create()
-                try:
-                    await process.start()
-                except BaseException:
-                    process.kill()
-                    raise
-                self._process = process
+                self._process = await self._start()
             return self._process
+
+    async def _start(self) -> FunctionProcess:
+        process = self._create()
+        try:
+            await process.start()
+        except BaseException:
+            process.kill()
+            raise
+        return process
+
+    def _kill_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().kill()
 
 
 class _ProcessLostError(EngineLostError):
@@ -193,7 +206,7 @@ class _ActorProcess:
         try:
             outputs: list[RewardOutput] = await self._actor.score.remote(rollouts)
         except RayActorError as error:
-            raise EngineLostError(connection.actor_death_cause(error)) from error
+            raise EngineLostError(_exit_cause(error)) from error
         return outputs
 
     def kill(self) -> None:
@@ -202,6 +215,12 @@ class _ActorProcess:
         ray.kill(self._actor)
 
 
+def _exit_cause(error: Exception) -> str:
+    """Return how the process of an actor ended. Ray's message lists ids and addresses before."""
+    return connection.actor_death_cause(error).partition("The actor is dead because ")[2] or str(error)[:_MAX_CAUSE]
+
+
+_MAX_CAUSE = 200
 _MAX_CALLS = 10_000
 """Calls of `score` that an actor takes at a time; the function's own limit is `max_concurrency`."""
 
