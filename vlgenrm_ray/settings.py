@@ -82,7 +82,7 @@ def digest(value: object) -> str:
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """Return the section classes an annotation allows: one for `Section | None` or `tuple[Section, ...]`."""
+    """Return the section classes in a type annotation such as `Section | None` or `tuple[Section, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, UnionType) or get_origin(annotation) is not None:

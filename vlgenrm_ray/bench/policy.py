@@ -294,7 +294,7 @@ class Throughput:
 
 
 def measure_throughput(lines: Sequence[Mapping[str, Any]], *, warmup: int, steps: int) -> Throughput:
-    """Sum up the steady steps of a training.
+    """Compute the throughput of a training over the steps after its warm-up.
 
     A step lasts from the end (`timestamp`, in seconds) of the previous step to its own.
 

@@ -33,9 +33,9 @@ class Check:
     name: str
     status: CheckStatus
     result: str
-    """What was measured, for the user to read."""
+    """Measured value, as text for the user."""
     remedy: str = ""
-    """What to do about it; "" if nothing."""
+    """Recommended action; "" if none is needed."""
 
 
 def diagnose(

@@ -61,7 +61,7 @@ class EvidenceSummary:
 
     @classmethod
     def from_findings(cls, findings: Iterable[Finding], min_score: float) -> "EvidenceSummary":
-        """Group findings by truth. Those with a score below `min_score` count as unknown."""
+        """Group findings by their truth value. A finding with a score below `min_score` counts as unknown."""
         groups: dict[Truth, list[Finding]] = {truth: [] for truth in Truth}
         for finding in findings:
             groups[finding.truth if finding.score >= min_score else Truth.UNKNOWN].append(finding)

@@ -137,7 +137,7 @@ def length_gap(pair: Preference) -> int:
 def select_skewing(pairs: Sequence[Preference], config: BalanceConfig) -> list[Preference]:
     """Select the pairs of an image to drop so that the rest has balanced lengths on average.
 
-    The most skewing pair is dropped first. At least one pair always remains.
+    The pair with the largest contribution to the imbalance is dropped first. At least one pair always remains.
     """
     remaining, skewing = list(pairs), []
     while len(remaining) > 1:

@@ -28,7 +28,7 @@ class ClaimExtractor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VocabularyExtractor:
-    """The grammar with its vocabulary, as a `ClaimExtractor`."""
+    """A `ClaimExtractor` that reads claims with the grammar of this module and a closed vocabulary."""
 
     vocabulary: Vocabulary
 

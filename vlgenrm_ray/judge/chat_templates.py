@@ -176,7 +176,7 @@ _PALIGEMMA = _marks(r"\A(?:<pad>)*(?:<image>)+<bos>(?!<start_of_turn>)", r"\n")
 _SYSTEM_TURN = re.compile(r"\s*(?:System:|system\n)")
 _THINKING = re.compile(r"</?think>")
 _NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
-"""How templates begin the answer of a policy that is not to think."""
+"""Start of the answer in templates with thinking switched off."""
 _LEADING_ROLE = re.compile(r"(?:assistant|model|ASSISTANT|Assistant)(?::\s*|\s*\n)")
 
 

@@ -135,7 +135,7 @@ COLON = r"[:\u02d0\u02f8\u0589\u05c3\u0703\u0704\u0903\u1365\u1366\u1804\u205a\u
 _MARKUP_SIGNS = r"""[\s*_#|~`"'\u201c\u201d\u2018\u2019«»()\[\]{}<>]"""
 MARKUP = f"{_MARKUP_SIGNS}*+"
 SEPARATOR = f"(?:{MARKUP}(?P<sign>{COLON}|=+>?|[-\u2013\u2014]+>?|[→⇒➜➔]){MARKUP}|{_MARKUP_SIGNS}++)"
-"""What stands between label and answer: a sign, or markup such as the bar of a table or the end of a heading."""
+"""Pattern between label and answer: a sign, or markup such as the bar of a table or the end of a heading."""
 
 _LABELLED = re.compile(
     # Where the reader reads: a colon of any script.

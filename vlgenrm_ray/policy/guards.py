@@ -96,7 +96,7 @@ class TrainingHistory:
         self.rewards = []
 
     def check_reward_failures(self, rule: RewardFailureRule) -> str | None:
-        """See `check_reward_failures`."""
+        """Apply the module's function `check_reward_failures` to the recorded statuses."""
         return check_reward_failures(self.statuses, rule)
 
     def check_reward_hacking(self, rule: RewardHackingRule) -> str | None:

@@ -283,7 +283,7 @@ def build_reply(judgement: Judgement, model_name: str, *, queued_s: float) -> Sc
 
 
 def _status(value: str) -> Status:
-    """Translate the status of a judgement, a wire status or a drop reason, to a wire status."""
+    """Convert the status of a judgement to a wire status. It is a wire status already, or a drop reason."""
     try:
         return Status(value)
     except ValueError:

@@ -80,7 +80,7 @@ class TransferEngine(Protocol):
     name: str
 
     async def transfer(self, phase: TransferPhase, info: Mapping[str, Any]) -> Any:
-        """Execute a phase. Raises EngineLostError, WeightSyncError."""
+        """Execute one phase of a weight transfer. Raises EngineLostError, WeightSyncError."""
         ...
 
 

@@ -63,7 +63,7 @@ def parse_label(name: str, value: Any) -> Label:
 
 
 def convert_image(value: Any) -> str:
-    """Return a foreign image as `ScoreItem` takes it. Raise InputError unless it is a text or `{"path": ...}`."""
+    """Convert an image of a trainer's request to the form of `ScoreItem`. Raise InputError for unknown forms."""
     if isinstance(value, Mapping) and not value.get("bytes"):
         value = value.get("path")
     if not isinstance(value, str):

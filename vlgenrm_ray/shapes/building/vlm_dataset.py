@@ -55,7 +55,7 @@ class ShapesDataset:
         return cls(processor, [draw_scene_of("train", rng) for _ in range(size)])
 
     def draw_question(self, kind: str, rng: random.Random) -> tuple[int, TrainingTurn, str]:
-        """Draw a question of a kind: index of its scene, the turn, and its answer with one fact changed."""
+        """Draw a question of a kind. Return the index of its scene, the training turn, and a wrong answer."""
         key = rng.random()
         while True:
             index = rng.randrange(len(self.scenes))
