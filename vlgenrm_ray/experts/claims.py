@@ -1,16 +1,22 @@
 """Claim extraction: the checkable statements of a text, by a closed vocabulary and a small grammar.
 
+    text -> words (`lexicon`) -> sentences (`sentences`) -> phrases (`phrases`) -> claims
+
 The grammar reads plain statements of existence, number, attribute, place and relation, affirmed or negated, and skips
-everything else. A claim that is hedged, or negated in a way the grammar cannot attribute, is marked `hedged`: its
-verdict is always unknown.
+everything else. The claims of a sentence are marked `hedged`, so that their verdict is always unknown, unless `grammar`
+understands every word of it: what the grammar cannot place is never affirmed. A text that takes itself back ("just
+kidding", `has_disclaimer`) is hedged as a whole, but only in words that are listed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from vlgenrm_ray.experts.lexicon import Lexicon, Word, WordKind, split_clauses, states_presence
+from vlgenrm_ray.experts.grammar import is_plain_question, is_plain_statement
+from vlgenrm_ray.experts.lexicon import Lexicon, Word, WordKind
+from vlgenrm_ray.experts.phrases import ContextPhrase, Item, NounPhrase, group_phrases
+from vlgenrm_ray.experts.sentences import Scope, has_disclaimer, split_sentences
 from vlgenrm_ray.experts.vocabulary import Vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 
@@ -49,8 +55,17 @@ def claim_key(claim: Claim) -> ClaimKey:
 def extract_claims(text: str, vocabulary: Vocabulary) -> tuple[Claim, ...]:
     """Extract the claims of a text with the grammar. See `ClaimExtractor`."""
     claims: list[Claim] = []
-    for clause in split_clauses(lexicon_of(vocabulary).read(text)):
-        claims += _Clause(clause, text, vocabulary).claims()
+    scope = Scope()
+    is_disclaimed = has_disclaimer(text)
+    for sentence in split_sentences(text, lexicon_of(vocabulary).read(text)):
+        items = group_phrases(sentence.words, vocabulary)
+        if sentence.is_question:
+            scope.enter(sentence, is_plain=is_plain_question(items))
+            continue
+        is_plain = not sentence.is_uncertain and is_plain_statement(items)
+        is_hedged = scope.enter(sentence, is_plain=is_plain) or is_disclaimed
+        for clause in _split_at_breaks(items):
+            claims += _Clause(clause, text, is_hedged=is_hedged).claims()
     return tuple(sorted(claims, key=lambda c: (c.start, c.end)))
 
 
@@ -60,38 +75,36 @@ def lexicon_of(vocabulary: Vocabulary) -> Lexicon:
     return Lexicon(vocabulary)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _NounPhrase:
-    """A noun phrase: "two red circles" has subject `red circle`, is plural and has number 2."""
-
-    subject: str
-    start: int
-    end: int
-    is_plural: bool
-    determiner: WordKind | None
-    """A, THE, NUMBER, NONE, NOTHING, or None if the phrase has none."""
-    number: str = ""
-    vague: bool = False
-    """True if it contains unknown adjectives, so that its count or negation does not hold for its subject."""
-
-    @property
-    def is_negated(self) -> bool:
-        return self.determiner in (WordKind.NONE, WordKind.NOTHING)
-
-
-_Item = _NounPhrase | Word
-_DETERMINERS = (WordKind.A, WordKind.THE, WordKind.NUMBER, WordKind.NONE)
-_MAX_UNKNOWN_ADJECTIVES = 2
+_NOTS = (WordKind.NOT, WordKind.WITHOUT)
+_BEFORE_PREDICATE = frozenset(
+    (
+        WordKind.IS,
+        WordKind.WAS,
+        WordKind.NOT,
+        WordKind.HEDGE,
+        WordKind.THERE,
+        WordKind.PRESENT,
+        WordKind.DISPLAY,
+        WordKind.SEE,
+        WordKind.POSTURE,
+        WordKind.ADVERB,
+    )
+)
+"""Words that may stand between an object and its attribute, place or relation."""
+_BEFORE_OBJECT = frozenset((WordKind.IS, WordKind.THERE, WordKind.PRESENT, WordKind.DISPLAY, WordKind.SEE))
+"""Words that may stand between a "not" and the object that it denies."""
+_AFTER_PLACE = frozenset((_BEFORE_PREDICATE - {WordKind.NOT, WordKind.HEDGE}) | {WordKind.AND})
+_BEFORE_SUBORDINATE = (WordKind.RELATION, WordKind.PREPOSITION, WordKind.OF, WordKind.DISPLAY)
+_DESCRIPTIONS = (WordKind.VERB, WordKind.POSTURE, WordKind.ADJECTIVE)
 
 
 class _Clause:
-    """One clause: its words, grouped into noun phrases, and the claims they make."""
+    """One clause: its phrases and words, and the claims they make."""
 
-    def __init__(self, words: list[Word], text: str, vocabulary: Vocabulary) -> None:
+    def __init__(self, items: Sequence[Item], text: str, *, is_hedged: bool) -> None:
+        self.items = items
         self.text = text
-        self.vocabulary = vocabulary
-        self.hedged = any(word.kind is WordKind.HEDGE for word in words)
-        self.items = list(self._group(words))
+        self.is_hedged = is_hedged
         self.used: set[int] = set()
         """Indices of noun phrases with a claim that goes beyond their existence."""
         self.resolved_nots: set[int] = set()
@@ -99,122 +112,79 @@ class _Clause:
 
     def claims(self) -> list[Claim]:
         """Return the clause's claims, in no particular order."""
-        nouns: list[tuple[int, _NounPhrase]] = []
-        for i, noun in enumerate(self.items):
-            if not isinstance(noun, _NounPhrase):
-                continue
-            # "no circles and squares" negates both.
-            before = nouns[-1] if nouns else None
-            if before and before[1].is_negated and noun.determiner is None and self._only_ands(before[0], i):
-                noun = replace(noun, determiner=before[1].determiner)
-            nouns.append((i, noun))
+        nouns = [(i, noun) for i, noun in enumerate(self.items) if isinstance(noun, NounPhrase)]
         # All predicates first: they determine which noun phrases are used.
         predicates = [claim for i, noun in nouns for claim in self._predicate_claims(i, noun)]
         return [*predicates, *(claim for i, noun in nouns for claim in self._presence_claims(i, noun))]
 
-    # -- noun phrases --------------------------------------------------------------------------------------------
-
-    def _group(self, words: list[Word]) -> Iterator[_Item]:
-        i = 0
-        while i < len(words):
-            noun, length = self._read_noun_phrase(words[i:])
-            yield noun or words[i]
-            i += length if noun else 1
-
-    def _read_noun_phrase(self, words: list[Word]) -> tuple[_NounPhrase | None, int]:
-        """Return the noun phrase that the words begin with, if any, and its length in words."""
-        if words[0].kind is WordKind.NOTHING and self.vocabulary.general:
-            noun = _NounPhrase(
-                subject=self.vocabulary.general[0],
-                start=words[0].start,
-                end=words[0].end,
-                is_plural=False,
-                determiner=WordKind.NOTHING,
-            )
-            return noun, 1
-        i = 0
-        while i < len(words) and words[i].kind in _DETERMINERS:
-            i += 1
-        determiners = words[:i]
-        most = len(determiners) + _MAX_UNKNOWN_ADJECTIVES
-        while determiners and i < min(len(words), most) and _is_unknown_adjective(words[i]):
-            i += 1
-        vague = i > len(determiners)
-        attributes = []
-        while i < len(words) and words[i].kind is WordKind.ATTRIBUTE:
-            attributes.append(words[i].value)
-            i += 1
-            if i + 1 < len(words) and words[i].kind is WordKind.AND and words[i + 1].kind is WordKind.ATTRIBUTE:
-                i += 1
-        if i == len(words) or words[i].kind not in (WordKind.NOUN, WordKind.NOUNS):
-            return None, 1
-        kinds = [word.kind for word in determiners]
-        numbers = [word.value for word in determiners if word.kind is WordKind.NUMBER]
-        precedence = (WordKind.NONE, WordKind.NUMBER, WordKind.A, WordKind.THE)
-        noun = _NounPhrase(
-            subject=" ".join([*attributes, words[i].value]),
-            start=words[0].start,
-            end=words[i].end,
-            is_plural=words[i].kind is WordKind.NOUNS,
-            determiner=next((kind for kind in precedence if kind in kinds), None),
-            number=numbers[0] if numbers else "",
-            vague=vague,
-        )
-        return noun, i + 1
-
-    # -- claims --------------------------------------------------------------------------------------------------
-
-    def _predicate_claims(self, at: int, noun: _NounPhrase) -> Iterator[Claim]:
+    def _predicate_claims(self, at: int, noun: NounPhrase) -> Iterator[Claim]:
         """Yield attribute, place and relation: "... is red", "... (is) at the top left", "... (is) left of the ..."."""
         i = at + 1
         has_verb = False
         nots: set[int] = set()
-        while (word := self._word(i)) and word.kind in (WordKind.IS, WordKind.NOT, WordKind.FILLER, WordKind.HEDGE):
-            has_verb = has_verb or word.kind is WordKind.IS
+        while (word := self._word(i)) and word.kind in _BEFORE_PREDICATE:
+            has_verb = has_verb or word.kind in (WordKind.IS, WordKind.WAS)
             if word.kind is WordKind.NOT:
                 nots.add(i)
             i += 1
-        negated = noun.is_negated != bool(nots)
+        negated = noun.is_denied != bool(nots)
+        # In "the circle above the square is red" the circle is red.
+        hedged = has_verb and self._is_object(at)
         if word is None or word.kind not in (WordKind.ATTRIBUTE, WordKind.RELATION, WordKind.PLACE):
             if place := self._place_before(at):
                 self.used.add(at)
-                yield self._claim(ClaimKind.SPATIAL, noun, place.start, noun.end, place.value, negated=noun.is_negated)
+                yield self._claim(ClaimKind.SPATIAL, noun, place.start, noun.end, place.value, negated=noun.is_denied)
             return
         self.resolved_nots |= nots
         if word.kind is WordKind.PLACE:
             self.used.add(at)
-            yield self._claim(ClaimKind.SPATIAL, noun, noun.start, word.end, word.value, negated=negated)
+            yield self._claim(ClaimKind.SPATIAL, noun, noun.start, word.end, word.value, negated=negated, hedged=hedged)
         elif word.kind is WordKind.RELATION:
             other = self.items[i + 1] if i + 1 < len(self.items) else None
-            if isinstance(other, _NounPhrase) and not other.is_negated:
+            if isinstance(other, NounPhrase) and not other.is_denied:
                 self.used |= {at, i + 1}
                 yield self._claim(
-                    ClaimKind.SPATIAL, noun, noun.start, other.end, word.value, other=other.subject, negated=negated
+                    ClaimKind.SPATIAL,
+                    noun,
+                    noun.start,
+                    other.end,
+                    word.value,
+                    other=other.subject,
+                    negated=negated,
+                    hedged=hedged,
                 )
         elif has_verb:
             while word and word.kind in (WordKind.ATTRIBUTE, WordKind.AND):
                 if word.kind is WordKind.ATTRIBUTE:
                     self.used.add(at)
-                    yield self._claim(ClaimKind.ATTRIBUTE, noun, noun.start, word.end, word.value, negated=negated)
+                    yield self._claim(
+                        ClaimKind.ATTRIBUTE, noun, noun.start, word.end, word.value, negated=negated, hedged=hedged
+                    )
                 i += 1
                 word = self._word(i)
 
-    def _presence_claims(self, at: int, noun: _NounPhrase) -> Iterator[Claim]:
+    def _presence_claims(self, at: int, noun: NounPhrase) -> Iterator[Claim]:
         """Yield existence or count: "a circle", "two circles", "no circle", and "the circle" without a predicate."""
         is_refused, unclear = self._find_refusal(at)
         # "Nothing" by itself is often a figure of speech; "nothing at the centre" is handled as a predicate.
         if is_refused is None or noun.determiner is WordKind.NOTHING:
             return
-        negated = noun.is_negated != is_refused
-        if noun.determiner is WordKind.NUMBER and not (noun.number == "1" and at in self.used):
+        negated = noun.is_denied != is_refused
+        is_definite = noun.determiner in (WordKind.THE, WordKind.EVERY)
+        if (predicate := self._not_after(at)) is not None:
+            says_absent = _is_kind(predicate, WordKind.PRESENT) or _is_kind(predicate, WordKind.WHOLE)
+            negated = negated != says_absent
+            # "A circle is not red" states of no circle that it exists.
+            unclear = unclear or not (says_absent or is_definite)
+        if noun.determiner is WordKind.NUMBER and not (noun.number == "1" and self._is_described(at)):
             yield self._claim(
                 ClaimKind.COUNT,
                 noun,
                 value=noun.number,
                 negated=negated,
-                hedged=unclear or noun.vague or at in self.used,
+                hedged=unclear or noun.vague or at in self.used or self._is_restricted(at),
             )
-        elif at in self.used and (noun.is_negated or noun.determiner is WordKind.THE):
+        elif at in self.used and (noun.is_denied or is_definite):
             return
         elif noun.determiner is WordKind.NONE and noun.is_plural and negated:
             yield self._claim(ClaimKind.COUNT, noun, value="0", hedged=unclear or noun.vague)
@@ -229,40 +199,62 @@ class _Clause:
             and if any "not" before the phrase is unclear.
         """
         i = at - 1
-        while (word := self._word(i)) and (word.kind is WordKind.IS or states_presence(word)):
+        while (word := self._word(i)) and word.kind in _BEFORE_OBJECT:
             i -= 1
-        if word and word.kind is WordKind.NOT:
-            has_subject = i > 0 and any(isinstance(item, _NounPhrase) for item in self.items[:i])
-            has_verb = any(w.kind is WordKind.IS for w in self.items[max(i - 1, 0) : at] if isinstance(w, Word))
+        if word and word.kind in _NOTS:
+            has_subject = i > 0 and any(isinstance(item, NounPhrase) for item in self.items[:i])
+            has_verb = any(_is_kind(item, WordKind.IS) for item in self.items[max(i - 1, 0) : at])
             # "The circle is not a star" negates an identity, not the existence of a star.
             return (None, True) if has_subject and has_verb else (True, False)
-        nots = {i for i, w in enumerate(self.items[:at]) if isinstance(w, Word) and w.kind is WordKind.NOT}
+        nots = {i for i, item in enumerate(self.items[:at]) if isinstance(item, Word) and item.kind in _NOTS}
         return False, bool(nots - self.resolved_nots)
 
+    def _not_after(self, at: int) -> Item | None:
+        """Return what follows the "not" in "a circle is not visible". None if no "not" follows the phrase's verb."""
+        i = at + 1
+        while _is_kind(self._item(i), WordKind.IS) or _is_kind(self._item(i), WordKind.ADVERB):
+            i += 1
+        return self._item(i + 1) if _is_kind(self._item(i), WordKind.NOT) else None
+
     def _place_before(self, at: int) -> Word | None:
-        """Return the place in "At the top left there is ...", if only fillers lie between."""
+        """Return the place in "At the top left there is ...", if nothing that matters lies between."""
         i = at - 1
-        while (word := self._word(i)) and word.kind in (WordKind.IS, WordKind.FILLER, WordKind.AND):
+        while (word := self._word(i)) and word.kind in _AFTER_PLACE:
             i -= 1
-        return word if word and word.kind is WordKind.PLACE and not isinstance(self._item(i - 1), _NounPhrase) else None
+        return word if word and word.kind is WordKind.PLACE and not isinstance(self._item(i - 1), NounPhrase) else None
+
+    def _is_object(self, at: int) -> bool:
+        """Check whether the phrase belongs to another one: "above the circle", "with a circle"."""
+        return any(_is_kind(self._item(at - 1), kind) for kind in _BEFORE_SUBORDINATE)
+
+    def _is_described(self, at: int) -> bool:
+        """Check whether the phrase has a predicate: "one man is standing" does not say how many men there are."""
+        following = self._item(at + 1)
+        if _is_kind(following, WordKind.IS):
+            following = self._item(at + 2)
+        is_described = isinstance(following, Word) and following.kind in _DESCRIPTIONS
+        return at in self.used or is_described or self._is_restricted(at)
+
+    def _is_restricted(self, at: int) -> bool:
+        """Check whether the phrase's number counts only some objects: "two men in suits", "between two cars"."""
+        is_counted_apart = self._is_object(at) and not _is_kind(self._item(at - 1), WordKind.DISPLAY)
+        context = self._item(at + 2)
+        has_things = isinstance(context, ContextPhrase) and context.kind is WordKind.THING
+        return is_counted_apart or (has_things and _is_kind(self._item(at + 1), WordKind.PREPOSITION))
 
     # -- access --------------------------------------------------------------------------------------------------
 
-    def _item(self, i: int) -> _Item | None:
+    def _item(self, i: int) -> Item | None:
         return self.items[i] if 0 <= i < len(self.items) else None
 
     def _word(self, i: int) -> Word | None:
         item = self._item(i)
         return item if isinstance(item, Word) else None
 
-    def _only_ands(self, start: int, end: int) -> bool:
-        between = self.items[start + 1 : end]
-        return bool(between) and all(isinstance(item, Word) and item.kind is WordKind.AND for item in between)
-
     def _claim(
         self,
         kind: ClaimKind,
-        noun: _NounPhrase,
+        noun: NounPhrase,
         start: int = -1,
         end: int = -1,
         value: str = "",
@@ -283,9 +275,21 @@ class _Clause:
             value=value,
             other=other,
             negated=negated,
-            hedged=hedged or self.hedged or is_of_several,
+            hedged=hedged or self.is_hedged or is_of_several,
         )
 
 
-def _is_unknown_adjective(word: Word) -> bool:
-    return word.kind is WordKind.OTHER and word.value != "of" and word.value[:1].isalpha()
+def _is_kind(item: Item | None, kind: WordKind) -> bool:
+    return isinstance(item, Word) and item.kind is kind
+
+
+def _split_at_breaks(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Split the items of a sentence into clauses."""
+    clause: list[Item] = []
+    for item in items:
+        if isinstance(item, Word) and item.kind in (WordKind.BREAK, WordKind.RELATIVE):
+            yield clause
+            clause = []
+        else:
+            clause.append(item)
+    yield clause

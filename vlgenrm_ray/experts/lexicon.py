@@ -1,11 +1,17 @@
-"""The lexicon: splits a text into the words a vocabulary knows, with their kinds and spans."""
+"""The lexicon: splits a text into the words that a vocabulary and `english.yaml` know, with their kinds and spans."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+import yaml
 
 from vlgenrm_ray.experts.vocabulary import Vocabulary
+
+_ENGLISH = Path(__file__).with_name("english.yaml")
 
 
 class WordKind(StrEnum):
@@ -22,17 +28,51 @@ class WordKind(StrEnum):
     """"no", "neither": the phrase that follows is denied."""
     NOTHING = "nothing"
     NOT = "not"
+    WITHOUT = "without"
+    """"without", "lacks": a NOT that needs no verb."""
     IS = "is"
+    WAS = "was"
+    """Another tense of IS. Its sentence is hedged: it may no longer hold."""
     A = "a"
+    SOME = "some"
+    """A determiner of existence that "not" does not simply negate ("many", "another")."""
+    ANY = "any"
+    EVERY = "every"
     THE = "the"
     HEDGE = "hedge"
     AND = "and"
     BREAK = "break"
-    """End of a sentence or clause."""
+    """End of a clause, or of a sentence if it is a full stop."""
+    RELATIVE = "relative"
+    """"which", "who": begins a clause about the phrase before it."""
     QUESTION = "question"
-    FILLER = "filler"
-    """Has no meaning for claims and may stand anywhere ("located", "there")."""
+    """A question mark, or a word that begins a question."""
+    YES = "yes"
+    THERE = "there"
+    PRESENT = "present"
+    """Says that something is in the image ("visible", "located")."""
+    DISPLAY = "display"
+    """Verb whose object is in the image ("shows", "contains", "has")."""
+    SEE = "see"
+    """The same for an observer ("I see")."""
+    POSTURE = "posture"
+    """Verb that may stand between an object and its place ("sitting")."""
+    ADVERB = "adverb"
+    OF = "of"
+    PREPOSITION = "preposition"
+    PRONOUN = "pronoun"
+    WHOLE = "whole"
+    """The image as a place ("in the image")."""
+    IMAGE = "image"
+    """Noun for the image."""
+    SCENE = "scene"
+    """Harmless noun for surroundings ("street")."""
+    THING = "thing"
+    """Any other harmless noun ("shirt")."""
+    ADJECTIVE = "adjective"
+    VERB = "verb"
     OTHER = "other"
+    """Unknown to the grammar: its sentence is hedged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,51 +85,44 @@ class Word:
     end: int
 
 
-_NUMBERS = "zero,one,two,three,four,five,six,seven,eight,nine,ten,eleven,twelve"
-_FIXED: dict[WordKind, str] = {
-    WordKind.NOT: "not,never,without,isn't,aren't,wasn't,weren't,doesn't,don't,didn't,cannot,can't,couldn't,lacks,lack",
-    WordKind.NONE: "no,neither,nor",
-    WordKind.NOTHING: "nothing",
-    WordKind.IS: "is,are,was,were,be,been",
-    WordKind.A: (
-        "a,an,some,another,several,many,few,various,multiple,there's,each,every,any,lots of,a lot of,a number of,one of"
-    ),
-    WordKind.THE: "the,this,that,these,those,its,his,her,their,my,your,both,all",
-    WordKind.HEDGE: (
-        "perhaps,maybe,might,may,could,possibly,probably,likely,seems,seem,seemingly,appears,appear,apparently,"
-        "presumably,looks like,look like,resembles,i think,i believe,i guess,not sure,unclear,unsure,if,would,should,"
-        "about,around,approximately,roughly,almost,nearly,at least,at most,more than,less than,fewer than,up to,"
-        "a couple of,or,either"
-    ),
-    WordKind.AND: "and,also,as well as,plus,&",
-    WordKind.BREAK: "but,while,whereas,although,though,however,because,so,which,who",
-    WordKind.FILLER: (
-        "there,located,positioned,situated,placed,found,visible,shown,seen,sitting,standing,lying,resting,parked,"
-        "directly,just,immediately,slightly,clearly,exactly,only,actually,very,here,in color,in colour,colored,"
-        "coloured,see,contain,contains,have,has,show,shows,include,includes,feature,features,present"
-    ),
-}
-_PRESENCE_FILLERS = frozenset(
-    ("there", "see", "contain", "contains", "have", "has", "show", "shows", "include", "includes", "visible", "present")
-)
 OPPOSITE_RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 """Relation -> the relation between the same two objects in reverse."""
 
-_TOKEN = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]|\n")
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _PREPOSITIONS = ("at the", "in the", "on the", "to the", "at", "in")
-_WHOLES = ("", " of the image", " of the picture", " of the photo", " of the scene", " of the frame", " of the grid")
+_OF_WHOLE = ("", " of the image", " of the picture", " of the photo", " of the scene", " of the frame", " of the grid")
+_HARMLESS_SUFFIXES = ("-shaped", "-colored", "-coloured", "-covered")
+_TOKEN = re.compile(r"\d+(?:[.,:/\u2044]\d+)+\w*|\w+(?:['\u2019\u2010\u2011-]\w+)*|[^\w\s]|\n")
+"""Numbers are read whole ("5.2", "1,000"), and so are words with a hyphen or an apostrophe."""
+_MARKUP = re.compile(
+    r"^[ \t]*(?:#{1,6}|[-*+\u2022\u2013]|\(?(?:\d{1,3}|[a-z])[.)])[ \t]+(?=\S)"  # heading, item of a list
+    r"|^[ \t]*[-*_]{3,}[ \t]*$"
+    r"|\*{1,3}(?=\w)|(?<=[\w.,:;!?)])\*{1,3}",
+    re.MULTILINE | re.IGNORECASE,
+)
+_CONTRACTION = re.compile(r"(there|here|it|that|he|she)('s)|(is|are)(n't)")
+_MAX_DIGITS = 9
+_CLAUSE_MARKS = ";:()\u2014\u2013-"
+_STOPS = ".!\u2026"
+
+
+@cache
+def english() -> dict[str, tuple[str, ...]]:
+    """Return the word lists of `english.yaml`."""
+    return {name: tuple(words) for name, words in yaml.safe_load(_ENGLISH.read_text()).items()}
 
 
 class Lexicon:
-    """Every phrase of a vocabulary and of the fixed word list; the longest match wins."""
+    """Every phrase of a vocabulary and of `english.yaml`; the longest match wins, then the vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._entries: dict[tuple[str, ...], list[tuple[WordKind, str]]] = {}
-        for kind, phrases in _FIXED.items():
-            for phrase in phrases.split(","):
-                self._add(phrase, kind, phrase)
-        for number, name in enumerate(_NUMBERS.split(",")):
+        for number, name in _number_names():
             self._add(name, WordKind.NUMBER, str(number))
         for canonical, synonyms in vocabulary.relations.items():
             for phrase in (canonical, *synonyms):
@@ -99,7 +132,7 @@ class Lexicon:
                 # "left" alone has too many meanings; "top left" alone is a place.
                 bare = ("",) if " " in phrase else ()
                 for preposition in (*_PREPOSITIONS, *bare):
-                    for of in _WHOLES:
+                    for of in _OF_WHOLE:
                         self._add(f"{preposition} {phrase}{of}", WordKind.PLACE, canonical)
         for words in vocabulary.attributes.values():
             for canonical, synonyms in words.items():
@@ -112,6 +145,12 @@ class Lexicon:
                 self._add_noun(noun, noun)
         if vocabulary.general:
             self._add_noun(vocabulary.general[0], *vocabulary.general)
+        for kind in WordKind:
+            for phrase in english().get(kind.value, ()):
+                self._add(phrase, kind, phrase)
+        for image in english()["image"]:
+            for preposition in ("in the", "in this", "within the", "of the"):
+                self._add(f"{preposition} {image}", WordKind.WHOLE, image)
         self._longest = max(map(len, self._entries))
 
     def _add_noun(self, canonical: str, *names: str) -> None:
@@ -125,14 +164,19 @@ class Lexicon:
             entries.append((kind, value))
 
     def read(self, text: str) -> list[Word]:
-        """Return all words of a text in order. Unknown words are OTHER."""
-        tokens = [(m.group().lower().replace("\u2019", "'"), m.start(), m.end()) for m in _TOKEN.finditer(text)]
+        """Return all words of a text in order, without markup. Unknown words are OTHER."""
+        tokens = list(_tokens(text))
+        values = [value for value, _, _ in tokens]
         words: list[Word] = []
         i = 0
         while i < len(tokens):
-            count, readings = self._match_longest([t for t, _, _ in tokens[i : i + self._longest]])
-            kind, value = self._choose_reading(readings, words, tokens[i + count : i + count + 1])
-            words.append(Word(kind, value, tokens[i][1], tokens[i + count - 1][2]))
+            _, start, end = tokens[i]
+            count, readings = self._match_longest(values[i : i + self._longest])
+            if readings:
+                kind, value = self._choose_reading(readings, words, values[i + count : i + count + 1])
+            else:
+                kind, value = _unlisted(text, start, end)
+            words.append(Word(kind, value, start, tokens[i + count - 1][2]))
             i += count
         return words
 
@@ -140,57 +184,77 @@ class Lexicon:
         for count in range(len(tokens), 0, -1):
             if readings := self._entries.get(tuple(tokens[:count])):
                 return count, readings
-        return 1, [(_punctuation_kind(tokens[0]), tokens[0])]
+        if tokens[0].endswith(_HARMLESS_SUFFIXES) and (tokens[0].rpartition("-")[0],) in self._entries:
+            return 1, [(WordKind.ADJECTIVE, tokens[0])]
+        return 1, []
 
     def _choose_reading(
-        self, readings: list[tuple[WordKind, str]], before: list[Word], after: list[tuple[str, int, int]]
+        self, readings: list[tuple[WordKind, str]], before: list[Word], after: list[str]
     ) -> tuple[WordKind, str]:
         """Choose between several readings ("orange" is a colour and a fruit): attributes precede nouns."""
         nouns = [r for r in readings if r[0] in (WordKind.NOUN, WordKind.NOUNS)]
         attributes = [r for r in readings if r[0] is WordKind.ATTRIBUTE]
+        kinds_after = {kind for t in after for kind, _ in self._entries.get((t,), [])}
+        if readings[0][0] is WordKind.HEDGE and len(readings) > 1:
+            # "around three" is a hedge, "around the table" is not.
+            is_number = WordKind.NUMBER in kinds_after or any(t[0].isdigit() for t in after)
+            return readings[0] if is_number else readings[1]
         if not (nouns and attributes):
             # The plural is entered first: a word that is its own plural ("sheep") is read as a plural.
             return readings[0]
-        noun_follows = any(
-            kind in (WordKind.NOUN, WordKind.NOUNS, WordKind.ATTRIBUTE)
-            for t, _, _ in after
-            for kind, _ in self._entries.get((t,), [])
-        )
-        if noun_follows:
+        if kinds_after & {WordKind.NOUN, WordKind.NOUNS, WordKind.ATTRIBUTE}:
             return attributes[0]
-        openings = (WordKind.A, WordKind.THE, WordKind.NUMBER, WordKind.NONE, WordKind.ATTRIBUTE)
-        is_opened = bool(before) and before[-1].kind in openings
+        openings = (WordKind.A, WordKind.SOME, WordKind.ANY, WordKind.EVERY, WordKind.THE, WordKind.NUMBER)
+        is_opened = bool(before) and before[-1].kind in (*openings, WordKind.NONE, WordKind.ATTRIBUTE)
         return nouns[0] if is_opened else attributes[0]
 
 
-def _punctuation_kind(token: str) -> WordKind:
-    if token.isdigit():
-        return WordKind.NUMBER
-    if token == "?":
-        return WordKind.QUESTION
-    if token in ".;:!\n()":
-        return WordKind.BREAK
-    return WordKind.AND if token == "," else WordKind.OTHER
+def _number_names() -> list[tuple[int, str]]:
+    """Return the names of the numbers below one hundred, with a hyphen and without."""
+    names = list(enumerate(_ONES))
+    for i, tens in enumerate(_TENS, start=2):
+        names.append((10 * i, tens))
+        for one in range(1, 10):
+            names += [(10 * i + one, f"{tens} {_ONES[one]}"), (10 * i + one, f"{tens}-{_ONES[one]}")]
+    return names
 
 
-def split_clauses(words: list[Word]) -> Iterator[list[Word]]:
-    """Split words into clauses at each break. Questions state nothing and are left out."""
-    clause: list[Word] = []
-    sentence: list[list[Word]] = []
-    for word in words:
-        if word.kind is WordKind.QUESTION:
-            clause, sentence = [], []
-        elif word.kind is WordKind.BREAK:
-            sentence.append(clause)
-            clause = []
-            if word.value in (".", "!", "\n"):
-                yield from sentence
-                sentence = []
+def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the tokens of a text in lower case with their spans; markup is left out, contractions are split."""
+    markup = [match.span() for match in _MARKUP.finditer(text)]
+    for match in _TOKEN.finditer(text):
+        while markup and markup[0][1] <= match.start():
+            markup.pop(0)
+        if markup and markup[0][0] <= match.start():
+            continue
+        token = match.group().lower().replace("\u2019", "'")
+        if contraction := _CONTRACTION.fullmatch(token):
+            first, second = (part for part in contraction.groups() if part)
+            middle = match.start() + len(first)
+            yield first, match.start(), middle
+            yield "is" if second == "'s" else second, middle, match.end()
         else:
-            clause.append(word)
-    yield from (*sentence, clause)
+            yield token, match.start(), match.end()
 
 
-def states_presence(word: Word) -> bool:
-    """Return True for fillers that state presence ("there", "see"): a "not" before them denies what follows."""
-    return word.kind is WordKind.FILLER and word.value in _PRESENCE_FILLERS
+def _unlisted(text: str, start: int, end: int) -> tuple[WordKind, str]:
+    """Return kind and value of a token that has no entry: a number in digits, punctuation, or an unknown word."""
+    token = text[start:end].lower()
+    if token.isascii() and token.isdigit() and len(token) <= _MAX_DIGITS:
+        return WordKind.NUMBER, str(int(token))
+    if token == "?":
+        return WordKind.QUESTION, token
+    if token == ",":
+        return WordKind.AND, token
+    if token == "\n":
+        return WordKind.BREAK, token
+    if token in _STOPS:
+        # "!a circle", ".5" and "a.b" are no sentences.
+        is_inner = text[end : end + 1].isalnum() or start == 0 or text[start - 1].isspace()
+        return (WordKind.OTHER if is_inner else WordKind.BREAK), token
+    if token in _CLAUSE_MARKS:
+        # A dash joins what it touches: "2-3" and "\u20132" are no break.
+        is_apart = token in ";:()" or (text[start - 1 : start].isspace() and text[end : end + 1].isspace())
+        is_long = token == "\u2014" and not text[end : end + 1].isdigit()
+        return (WordKind.BREAK if is_apart or is_long else WordKind.OTHER), token
+    return WordKind.OTHER, token

@@ -1,0 +1,219 @@
+"""The grammar of plain sentences: the forms in which every word is understood, affirmed or denied.
+
+A claim is only affirmed (or denied) by a sentence that the grammar places *in whole*. Each item of a sentence is
+written as one letter; the tables below say which letters may follow each other and in which forms a denial may stand.
+Everything else is not plain, and the claims of such a sentence are hedged: an unknown word, a modal, a question without
+a question mark, a quotation, a comparison, a numeral that is not read whole, a denial whose scope is unclear.
+
+    a  indefinite noun phrase of the vocabulary, "a red circle", "circles"
+    b  definite one, "the circle"               u  universal one, "every circle"
+    c  counted one, "two circles"               N  one with another determiner, "many circles"
+    i  "one circle"                             y  "any circle"
+    O  denied one, "no circle", "zero circles"  Z  "nothing"
+    H  thing, "a shirt"                         S  scene, "the street"
+    G  the image, "this picture"                g  "a picture"
+    P  pronoun                                  J  "in the image"
+    Q  place, "at the top left"                 R  relation, "left of"
+    K  preposition                              F  "of"
+    C  attribute                                E  adjective
+    T  "there is"                               e  "there"
+    I  "is"                                     V  verb
+    W  "shows"                                  v  "see"
+    L  "visible"                                D  adverb
+    X  "not"                                    M  "without"
+    U  "which"                                  w  "what"
+    !  "Yes," or "No,"                          ,  comma, "and"
+    ;  end of a clause                          ?  anything else
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from vlgenrm_ray.experts.lexicon import Word, WordKind
+from vlgenrm_ray.experts.phrases import ContextPhrase, Item, NounPhrase
+
+_LETTERS = {
+    WordKind.ATTRIBUTE: "C",
+    WordKind.PLACE: "Q",
+    WordKind.RELATION: "R",
+    WordKind.NOT: "X",
+    WordKind.WITHOUT: "M",
+    WordKind.IS: "I",
+    WordKind.AND: ",",
+    WordKind.BREAK: ";",
+    WordKind.RELATIVE: ";U",
+    WordKind.QUESTION: "w",
+    WordKind.YES: "!",
+    WordKind.THERE: "e",
+    WordKind.PRESENT: "L",
+    WordKind.DISPLAY: "W",
+    WordKind.SEE: "v",
+    WordKind.POSTURE: "V",
+    WordKind.ADVERB: "D",
+    WordKind.OF: "F",
+    WordKind.PREPOSITION: "K",
+    WordKind.PRONOUN: "P",
+    WordKind.WHOLE: "J",
+    WordKind.IMAGE: "G",
+    WordKind.SCENE: "S",
+    WordKind.THING: "H",
+    WordKind.ADJECTIVE: "E",
+    WordKind.VERB: "V",
+}
+"""Kind of a word -> its letter. A word of another kind is "?"."""
+_DETERMINER_LETTERS = {
+    None: "a",
+    WordKind.A: "a",
+    WordKind.SOME: "N",
+    WordKind.ANY: "y",
+    WordKind.EVERY: "u",
+    WordKind.THE: "b",
+    WordKind.NONE: "O",
+    WordKind.NOTHING: "Z",
+}
+_DEMONSTRATIVES = ("this", "these", "that", "those")
+
+_OBJECTS = "abciuN"
+_PHRASES = f"{_OBJECTS}HSGgP"
+_AFTER_VERB = f"{_PHRASES}DQJKRL"
+_FOLLOWERS = {
+    **dict.fromkeys("abuN", "IVWvLQJKRFDEUe"),
+    **dict.fromkeys("ci", "IVWvLQJKRFDEe"),
+    **dict.fromkeys("HSGg", "IVWvLQJKRFDEUe"),
+    "P": "IVWvLQJKRDE",
+    "I": f"{_PHRASES}CEVLQJKRDWe",
+    "T": f"{_PHRASES}D",
+    "V": f"{_AFTER_VERB}EV",
+    "W": f"{_PHRASES}D",
+    "v": f"{_PHRASES}D",
+    "L": "DQJKRVE",
+    "Q": "IVLJDKRTUWv",
+    "J": f"{_PHRASES}IVLDKRTUQWv",
+    "K": f"{_PHRASES}DKR",
+    "R": f"{_PHRASES}D",
+    "F": _PHRASES,
+    "D": f"{_PHRASES}ICEVLQJKRWvTD",
+    "C": "DKJQRV",
+    "E": "CKDJQRVE",
+    "U": "IVWvLD",
+    "e": f"{_PHRASES}JKQRVLD",
+    "!": "T",
+}
+"""Letter -> the letters that may follow it within a part without denial. Every letter may end a part, except these:"""
+_NO_ENDS = frozenset("WvKRFU")
+_STARTS = f"{_PHRASES}TQJKRDe!"
+"""First letters of a sentence or clause: none that would make it a question or an order."""
+_CONTINUATIONS = f"{_STARTS}IVWvLCE"
+"""First letters after a comma, where the subject may be understood."""
+
+_PLACE = f"(?:Q|J|L|R[{_OBJECTS}])"
+_TAIL = f"{_PLACE}?J?"
+_EXISTENTIAL_DENIALS = re.compile(
+    "[JQ]?(?:"
+    f"TX[acy]{_TAIL}"  # there is not a circle (at the top left)
+    f"|T?D?O{_TAIL}"  # there is no circle, no circle
+    f"|T?Z(?:Q|R[{_OBJECTS}])J?"  # nothing at the top left
+    "|[SG]WO[JL]?|PvO[JL]?|[SG]KO[JL]?"  # the image shows no circle, I see no circle, a street with no circle
+    "|[SG]X[Wv][acy][JL]?|PXv[acy][JL]?"  # the image does not show a circle
+    "|[SG]M[acy][JL]?"  # a street without circles
+    ")"
+)
+_SUBJECT_DENIALS = re.compile(
+    "[JQ]?(?:"
+    "[ab]ID?X[LJ]J?"  # the circle is not visible
+    f"|[abiN]ID?X(?:C|Q|R[{_OBJECTS}])J?"  # the circle is not red, not at the top left, not left of the square
+    f"|OID?(?:C|{_PLACE})J?"  # no circle is red, no circle is visible
+    f"|ZID?(?:C|Q|R[{_OBJECTS}])J?"  # nothing is red
+    # The man is not wearing a tie: the extraction hedges everything after the "not".
+    f"|bIXV(?:[DQJLE]|[KR]?[{_PHRASES}])*"
+    ")"
+)
+_DENIAL = re.compile("[XOZMy]")
+_PREDICATE = re.compile("[TIVWvL]")
+_SUBJECT = re.compile(f"[{_PHRASES}OZT]")
+_INVERSION = re.compile("(?:^|[,;])[DU]?Ie")
+_RESTRICTED = re.compile(f"[Oci]{_TAIL},?;?U")
+"""A relative clause says of which circles the denial or the number holds."""
+_INNER_IMAGE = re.compile("(?<!^)(?<!;)(?<!PI)(?:g|GF)")
+"""A picture within the image: "a wall with a picture of a dog"."""
+_PLAIN_QUESTION = re.compile(f"(?:I|w)[{_PHRASES}yICEVWvLQJKRDeTFw,]*")
+
+
+def is_plain_statement(items: Sequence[Item]) -> bool:
+    """Check that the grammar understands every item of a sentence and the scope of every denial in it."""
+    letters = spell(items)
+    if "?" in letters or "w" in letters:
+        return False
+    if _INVERSION.search(letters) or _RESTRICTED.search(letters) or _INNER_IMAGE.search(letters):
+        return False
+    return all(_is_plain_clause(clause) for clause in letters.split(";"))
+
+
+def is_plain_question(items: Sequence[Item]) -> bool:
+    """Check that a question asks what is in the image, so that the answer after it means what it says."""
+    return bool(_PLAIN_QUESTION.fullmatch(spell(items).strip(",;")))
+
+
+def spell(items: Sequence[Item]) -> str:
+    """Return the letters of the items of a sentence."""
+    letters = "".join(_letter(item, items[i - 1 : i], items[i + 1 : i + 2]) for i, item in enumerate(items))
+    letters = re.sub("eD*I", "T", letters)
+    return re.sub(",+", ",", re.sub(",*;[,;]*", ";", letters))
+
+
+def _letter(item: Item, before: Sequence[Item], after: Sequence[Item]) -> str:
+    if isinstance(item, ContextPhrase):
+        letter = _LETTERS[item.kind] if item.is_plain else "?"
+        return letter if item.is_definite else letter.replace("G", "g")
+    if isinstance(item, NounPhrase):
+        if not item.is_plain:
+            return "?"
+        if item.determiner is WordKind.NUMBER:
+            return {"0": "O", "1": "i"}.get(item.number, "c")
+        return _DETERMINER_LETTERS[item.determiner]
+    if item.kind is WordKind.NONE and item.value == "no" and not before and (not after or _ends_opening(after[0])):
+        return "!"
+    if item.kind is WordKind.THE and item.value in _DEMONSTRATIVES and after and _is_kind(after[0], WordKind.IS):
+        if not before or _is_kind(before[0], WordKind.BREAK):
+            return "P"
+        return "U" if item.value == "that" and isinstance(before[0], NounPhrase | ContextPhrase) else "?"
+    return _LETTERS.get(item.kind, "?")
+
+
+def _is_kind(item: Item, kind: WordKind) -> bool:
+    return isinstance(item, Word) and item.kind is kind
+
+
+def _ends_opening(item: Item) -> bool:
+    return isinstance(item, Word) and item.kind in (WordKind.AND, WordKind.BREAK) and item.value in ",;.!:\u2014"
+
+
+def _is_plain_clause(letters: str) -> bool:
+    """Check the parts of a clause between its commas."""
+    has_subject = has_predicate = denies_subject = False
+    before = ""
+    for part in filter(None, letters.split(",")):
+        if _DENIAL.search(part):
+            # In "a dog and a cat are not visible" the denial covers the dog as well.
+            is_complete = has_predicate or not has_subject
+            is_placed = _EXISTENTIAL_DENIALS.fullmatch(part) or (is_complete and _SUBJECT_DENIALS.fullmatch(part))
+        else:
+            is_placed = _is_plain_part(part, before, can_continue=has_subject and not _DENIAL.search(before))
+        # In "no dog, a cat is visible" the denial may cover the cat.
+        if not is_placed or (denies_subject and _PREDICATE.search(part) and not part.startswith("T")):
+            return False
+        has_subject = has_subject or bool(_SUBJECT.search(part))
+        has_predicate = has_predicate or bool(_PREDICATE.search(part))
+        denies_subject = not has_predicate and (denies_subject or bool(_DENIAL.search(part)))
+        before = part
+    return True
+
+
+def _is_plain_part(part: str, before: str, *, can_continue: bool) -> bool:
+    """Check a part without denial. It may continue the part before it, if that has a subject and no denial."""
+    if part[0] not in (_CONTINUATIONS if can_continue else f"{_STARTS}UV") or part[-1] in _NO_ENDS:
+        return False
+    if part[0] == "C" and before[-1:] not in ("C", "E"):
+        return False
+    return all(b in _FOLLOWERS[a] for a, b in pairwise(part))
