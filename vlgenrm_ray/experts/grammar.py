@@ -10,7 +10,8 @@ a question mark, a quotation, a comparison, a numeral that is not read whole, a 
     c  counted one, "two circles"               N  one with another determiner, "many circles"
     i  "one circle"                             y  "any circle"
     O  denied one, "no circle", "zero circles"  Z  "nothing"
-    H  thing, "a shirt"                         S  scene, "the street"
+    o  "no shirt"                               H  thing, "a shirt"
+    S  scene, "the street"                      Y  "where"
     G  the image, "this picture"                g  "a picture"
     P  pronoun                                  J  "in the image"
     Q  place, "at the top left"                 R  relation, "left of"
@@ -42,7 +43,6 @@ _LETTERS = {
     WordKind.IS: "I",
     WordKind.AND: ",",
     WordKind.BREAK: ";",
-    WordKind.RELATIVE: ";U",
     WordKind.QUESTION: "w",
     WordKind.YES: "!",
     WordKind.THERE: "e",
@@ -72,6 +72,8 @@ _DETERMINER_LETTERS = {
     WordKind.NONE: "O",
     WordKind.NOTHING: "Z",
 }
+_ADVERBIAL = ("on", "behind", "inside", "around", "along", "by")
+"""Relations and prepositions that may end a sentence: "with skis on"."""
 _DEMONSTRATIVES = ("this", "these", "that", "those")
 
 _OBJECTS = "abciuN"
@@ -90,18 +92,19 @@ _FOLLOWERS = {
     "L": "DQJKRVE",
     "Q": "IVLJDKRTUWv",
     "J": f"{_PHRASES}IVLDKRTUQWv",
-    "K": f"{_PHRASES}DKR",
+    "K": f"{_PHRASES}DKRF",
     "R": f"{_PHRASES}D",
     "F": _PHRASES,
     "D": f"{_PHRASES}ICEVLQJKRWvTD",
     "C": "DKJQRV",
     "E": "CKDJQRVE",
     "U": "IVWvLD",
+    "Y": f"{_PHRASES}TD",
     "e": f"{_PHRASES}JKQRVLD",
     "!": "T",
 }
 """Letter -> the letters that may follow it within a part without denial. Every letter may end a part, except these:"""
-_NO_ENDS = frozenset("WvKRFU")
+_NO_ENDS = frozenset("WvKRFUY")
 _STARTS = f"{_PHRASES}TQJKRDe!"
 """First letters of a sentence or clause: none that would make it a question or an order."""
 _CONTINUATIONS = f"{_STARTS}IVWvLCE"
@@ -113,6 +116,7 @@ _EXISTENTIAL_DENIALS = re.compile(
     "[JQ]?(?:"
     f"TX[acy]{_TAIL}"  # there is not a circle (at the top left)
     f"|T?D?O{_TAIL}"  # there is no circle, no circle
+    "|T?D?o(?:[KR][bSHG])?J?"  # there is no water (near the bird)
     f"|T?Z(?:Q|R[{_OBJECTS}])J?"  # nothing at the top left
     "|[SG]WO[JL]?|PvO[JL]?|[SG]KO[JL]?"  # the image shows no circle, I see no circle, a street with no circle
     "|[SG]X[Wv][acy][JL]?|PXv[acy][JL]?"  # the image does not show a circle
@@ -129,12 +133,12 @@ _SUBJECT_DENIALS = re.compile(
     f"|bIXV(?:[DQJLE]|[KR]?[{_PHRASES}])*"
     ")"
 )
-_DENIAL = re.compile("[XOZMy]")
+_DENIAL = re.compile("[XOoZMy]")
 _PREDICATE = re.compile("[TIVWvL]")
-_SUBJECT = re.compile(f"[{_PHRASES}OZT]")
-_INVERSION = re.compile("(?:^|[,;])[DU]?Ie")
-_RESTRICTED = re.compile(f"[Oci]{_TAIL},?;?U")
-"""A relative clause says of which circles the denial or the number holds."""
+_SUBJECT = re.compile(f"[{_PHRASES}OoZT]")
+_INVERSION = re.compile("(?:^|[,;])[DUY]?Ie")
+_RESTRICTED = re.compile(f"[Oci]{_TAIL},?;?[UY]|Y[^;]*[XOoZMy]")
+"""A relative clause says of which circles the denial or the number holds. A denial in one holds there only."""
 _INNER_IMAGE = re.compile("(?<!^)(?<!;)(?<!PI)(?:g|GF)")
 """A picture within the image: "a wall with a picture of a dog"."""
 _PLAIN_QUESTION = re.compile(f"(?:I|w)[{_PHRASES}yICEVWvLQJKRDeTFw,]*")
@@ -164,29 +168,46 @@ def spell(items: Sequence[Item]) -> str:
 
 def _letter(item: Item, before: Sequence[Item], after: Sequence[Item]) -> str:
     if isinstance(item, ContextPhrase):
-        letter = _LETTERS[item.kind] if item.is_plain else "?"
-        return letter if item.is_definite else letter.replace("G", "g")
+        if not item.is_plain:
+            return "?"
+        if item.determiner is WordKind.NONE:
+            return "o"
+        return "g" if item.kind is WordKind.IMAGE and item.determiner is not WordKind.THE else _LETTERS[item.kind]
     if isinstance(item, NounPhrase):
         if not item.is_plain:
             return "?"
         if item.determiner is WordKind.NUMBER:
             return {"0": "O", "1": "i"}.get(item.number, "c")
         return _DETERMINER_LETTERS[item.determiner]
-    if item.kind is WordKind.NONE and item.value == "no" and not before and (not after or _ends_opening(after[0])):
+    if item.kind is WordKind.NONE and item.value == "no" and not before and (not after or _is_mark(after[0])):
         return "!"
-    if item.kind is WordKind.THE and item.value in _DEMONSTRATIVES and after and _is_kind(after[0], WordKind.IS):
+    if item.kind is WordKind.RELATIVE:
+        return "w" if not before else ";Y" if item.value == "where" else ";U"
+    if item.value in _ADVERBIAL and (not after or _is_mark(after[0])):
+        return "D"
+    if item.kind is WordKind.THE:
+        return _spell_determiner(item, before, after)
+    return _LETTERS.get(item.kind, "?")
+
+
+def _spell_determiner(word: Word, before: Sequence[Item], after: Sequence[Item]) -> str:
+    """Return the letter of a determiner without a noun: "this is", "a dog that is", "next to her"."""
+    if word.value == "her":
+        return "P"
+    if word.value in _DEMONSTRATIVES and after and _is_kind(after[0], WordKind.IS):
         if not before or _is_kind(before[0], WordKind.BREAK):
             return "P"
-        return "U" if item.value == "that" and isinstance(before[0], NounPhrase | ContextPhrase) else "?"
-    return _LETTERS.get(item.kind, "?")
+        if word.value == "that" and isinstance(before[0], NounPhrase | ContextPhrase):
+            return "U"
+    return "?"
 
 
 def _is_kind(item: Item, kind: WordKind) -> bool:
     return isinstance(item, Word) and item.kind is kind
 
 
-def _ends_opening(item: Item) -> bool:
-    return isinstance(item, Word) and item.kind in (WordKind.AND, WordKind.BREAK) and item.value in ",;.!:\u2014"
+def _is_mark(item: Item) -> bool:
+    return isinstance(item, Word) and item.kind in (WordKind.AND, WordKind.BREAK) and not item.value.isalpha()
 
 
 def _is_plain_clause(letters: str) -> bool:
@@ -197,7 +218,8 @@ def _is_plain_clause(letters: str) -> bool:
         if _DENIAL.search(part):
             # In "a dog and a cat are not visible" the denial covers the dog as well.
             is_complete = has_predicate or not has_subject
-            is_placed = _EXISTENTIAL_DENIALS.fullmatch(part) or (is_complete and _SUBJECT_DENIALS.fullmatch(part))
+            is_subject_denied = is_complete and _SUBJECT_DENIALS.fullmatch(part) is not None
+            is_placed = is_subject_denied or _EXISTENTIAL_DENIALS.fullmatch(part) is not None
         else:
             is_placed = _is_plain_part(part, before, can_continue=has_subject and not _DENIAL.search(before))
         # In "no dog, a cat is visible" the denial may cover the cat.
@@ -212,7 +234,7 @@ def _is_plain_clause(letters: str) -> bool:
 
 def _is_plain_part(part: str, before: str, *, can_continue: bool) -> bool:
     """Check a part without denial. It may continue the part before it, if that has a subject and no denial."""
-    if part[0] not in (_CONTINUATIONS if can_continue else f"{_STARTS}UV") or part[-1] in _NO_ENDS:
+    if part[0] not in (_CONTINUATIONS if can_continue else f"{_STARTS}UYV") or part[-1] in _NO_ENDS:
         return False
     if part[0] == "C" and before[-1:] not in ("C", "E"):
         return False

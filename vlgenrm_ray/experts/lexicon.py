@@ -36,6 +36,8 @@ class WordKind(StrEnum):
     A = "a"
     SOME = "some"
     """A determiner of existence that "not" does not simply negate ("many", "another")."""
+    GROUP = "group"
+    """"group of": some objects, however many."""
     ANY = "any"
     EVERY = "every"
     THE = "the"
@@ -44,7 +46,7 @@ class WordKind(StrEnum):
     BREAK = "break"
     """End of a clause, or of a sentence if it is a full stop."""
     RELATIVE = "relative"
-    """"which", "who": begins a clause about the phrase before it."""
+    """"which", "where": begins a clause about the phrase before it."""
     QUESTION = "question"
     """A question mark, or a word that begins a question."""
     YES = "yes"
@@ -148,7 +150,7 @@ class Lexicon:
         for kind in WordKind:
             for phrase in english().get(kind.value, ()):
                 self._add(phrase, kind, phrase)
-        for image in english()["image"]:
+        for image in (*english()["image"], "scene", "frame", "grid"):
             for preposition in ("in the", "in this", "within the", "of the"):
                 self._add(f"{preposition} {image}", WordKind.WHOLE, image)
         self._longest = max(map(len, self._entries))
@@ -174,6 +176,9 @@ class Lexicon:
             count, readings = self._match_longest(values[i : i + self._longest])
             if readings:
                 kind, value = self._choose_reading(readings, words, values[i + count : i + count + 1])
+                if kind is WordKind.PLACE and values[i + count : i + count + 1] == ["of"]:
+                    # "In the middle of the room" is no place in the image.
+                    kind = WordKind.PREPOSITION
             else:
                 kind, value = _unlisted(text, start, end)
             words.append(Word(kind, value, start, tokens[i + count - 1][2]))

@@ -40,8 +40,8 @@ class ContextPhrase:
     """IMAGE, SCENE or THING."""
     start: int
     end: int
-    is_definite: bool
-    """True for "the street", "this picture"."""
+    determiner: WordKind | None
+    """As of a noun phrase."""
     is_plain: bool
     """False if its determiners are unknown to the grammar, for instance if they deny it."""
 
@@ -53,6 +53,7 @@ _DETERMINERS = frozenset(
 )
 _PRECEDENCE = (
     WordKind.NONE,
+    WordKind.GROUP,
     WordKind.NUMBER,
     WordKind.A,
     WordKind.SOME,
@@ -74,7 +75,8 @@ _OF_DETERMINERS = {"none of": WordKind.NONE, "neither of": WordKind.NONE, "one o
 _CONTEXT_KINDS = frozenset((WordKind.IMAGE, WordKind.SCENE, WordKind.THING))
 _MODIFIERS = frozenset((WordKind.ADJECTIVE, WordKind.SCENE, WordKind.THING))
 _MODIFIERS_AFTER_DETERMINER = _MODIFIERS | {WordKind.VERB, WordKind.POSTURE}
-_NOT_PLAIN_OF_CONTEXT = frozenset((WordKind.NONE, WordKind.ANY))
+_MORE_MODIFIERS = frozenset((WordKind.ATTRIBUTE, WordKind.IMAGE))
+_DENYING = (WordKind.NONE, WordKind.ANY)
 _NOUN_KINDS = frozenset((WordKind.NOUN, WordKind.NOUNS))
 _MAX_UNKNOWN_ADJECTIVES = 2
 
@@ -94,40 +96,69 @@ def _read_phrase(words: Sequence[Word], vocabulary: Vocabulary) -> tuple[NounPhr
     """Return the phrase that the words begin with, if any, and its length in words."""
     if words[0].kind is WordKind.NOTHING and vocabulary.general:
         return _noun_phrase(vocabulary.general[0], words[:1], WordKind.NOTHING), 1
-    num_determiners = _count(words, _DETERMINERS)
-    determiners = words[:num_determiners]
-    i = num_determiners
-    while (
-        determiners and i < min(len(words), num_determiners + _MAX_UNKNOWN_ADJECTIVES) and _may_be_adjective(words[i])
-    ):
-        i += 1
-    modifiers = words[num_determiners:i] if determiners else words[: (i := _count(words, _MODIFIERS))]
+    determiners, is_plain = _read_determiners(words)
+    first = i = len(determiners)
+    unknown = 0
     attributes: list[str] = []
-    joined = False
-    while i < len(words) and words[i].kind is WordKind.ATTRIBUTE:
-        attributes.append(words[i].value)
-        i += 1
-        if i + 1 < len(words) and words[i].kind is WordKind.AND and words[i + 1].kind is WordKind.ATTRIBUTE:
-            i += 1
+    vague = joined = False
+    while i < len(words) and words[i].kind not in _NOUN_KINDS:
+        if words[i].kind is WordKind.ATTRIBUTE:
+            attributes.append(words[i].value)
+        elif words[i].kind is WordKind.AND and attributes and _is_kind(words, i + 1, WordKind.ATTRIBUTE):
             joined = True
-    if i == len(words) or words[i].kind not in _NOUN_KINDS:
-        return _read_context_phrase(words, num_determiners)
+        elif _joins_adjectives(words, i) and i > first:
+            pass
+        elif words[i].kind in (_MODIFIERS_AFTER_DETERMINER if determiners and not attributes else _MODIFIERS):
+            vague = True
+        elif determiners and not attributes and unknown < _MAX_UNKNOWN_ADJECTIVES and _is_unknown(words[i]):
+            unknown += 1
+            vague, is_plain = True, False
+        else:
+            break
+        i += 1
+    if i == len(words) or words[i].kind not in _NOUN_KINDS or _is_compound(words[i:]):
+        return _read_context_phrase(words, first)
     is_plural = words[i].kind is WordKind.NOUNS
-    return (
-        _noun_phrase(
-            " ".join([*attributes, words[i].value]),
-            words[: i + 1],
-            next((kind for kind in _PRECEDENCE if kind in [word.kind for word in determiners]), None),
-            is_plural=is_plural,
-            number=next((word.value for word in determiners if word.kind is WordKind.NUMBER), ""),
-            vague=bool(modifiers),
-            is_plain=_are_plain(determiners)
-            and all(word.kind in _MODIFIERS_AFTER_DETERMINER for word in modifiers)
-            # "Red and blue circles" may be of one colour each.
-            and not (is_plural and joined),
-        ),
-        i + 1,
+    noun = _noun_phrase(
+        " ".join([*attributes, words[i].value]),
+        words[: i + 1],
+        _main_determiner(determiners),
+        is_plural=is_plural,
+        number=next((word.value for word in determiners if word.kind is WordKind.NUMBER), ""),
+        vague=vague,
+        # "Red and blue circles" may be of one colour each.
+        is_plain=is_plain and not (is_plural and joined),
     )
+    return noun, i + 1
+
+
+def _read_determiners(words: Sequence[Word]) -> tuple[Sequence[Word], bool]:
+    """Return the determiners that the words begin with, and whether the grammar knows them in this order."""
+    end = _count(words, _DETERMINERS)
+    group = end + _count(words[end:], frozenset((WordKind.ADJECTIVE,)))
+    if not _is_kind(words, group, WordKind.GROUP):
+        return words[:end], _are_plain(words[:end])
+    # "A large group of (five) people".
+    is_plain = _are_plain(words[:end]) and not any(word.kind in _DENYING for word in words[:end])
+    end = group + 1 + _is_kind(words, group + 1, WordKind.NUMBER)
+    return words[:end], is_plain
+
+
+def _main_determiner(determiners: Sequence[Word]) -> WordKind | None:
+    kinds = [word.kind for word in determiners]
+    main = next((kind for kind in _PRECEDENCE if kind in kinds), None)
+    return WordKind.SOME if main is WordKind.GROUP else main
+
+
+def _joins_adjectives(words: Sequence[Word], i: int) -> bool:
+    """Check for the "and" of "a busy and dynamic street"."""
+    is_joint = words[i].kind is WordKind.AND and _is_kind(words, i + 1, WordKind.ADJECTIVE)
+    return is_joint and i > 0 and words[i - 1].kind in (WordKind.ADJECTIVE, WordKind.ATTRIBUTE)
+
+
+def _is_compound(words: Sequence[Word]) -> bool:
+    """Check for a noun that only describes another one: "clock tower", "dog house"."""
+    return words[0].kind is WordKind.NOUN and len(words) > 1 and words[1].kind in _CONTEXT_KINDS
 
 
 def _noun_phrase(
@@ -154,23 +185,23 @@ def _noun_phrase(
 
 def _read_context_phrase(words: Sequence[Word], num_determiners: int) -> tuple[ContextPhrase | None, int]:
     first = words[num_determiners] if num_determiners < len(words) else None
-    kinds = {*_MODIFIERS_AFTER_DETERMINER} if num_determiners else {*_MODIFIERS}
+    kinds = (_MODIFIERS_AFTER_DETERMINER if num_determiners else _MODIFIERS) | _MORE_MODIFIERS
     end = i = num_determiners
-    while i < len(words) and words[i].kind in {*kinds, WordKind.ATTRIBUTE, WordKind.IMAGE}:
+    while i < len(words) and (words[i].kind in kinds or _is_compound(words[i:]) or _joins_adjectives(words, i)):
         i += 1
         # A verb after the noun is no part of the phrase: "the street leading ...".
         if words[i - 1].kind in _CONTEXT_KINDS:
             end = i
-            kinds = {*_CONTEXT_KINDS}
+            kinds = _CONTEXT_KINDS
     if first is None or end == num_determiners:
         return None, 1
-    determiners = words[:num_determiners]
-    is_plain = _are_plain(determiners) and not any(word.kind in _NOT_PLAIN_OF_CONTEXT for word in determiners)
-    if words[end - 1].kind is WordKind.IMAGE:
-        # "Another image" is not this one.
+    determiners, is_plain = _read_determiners(words)
+    kind = words[end - 1].kind
+    # "Another image" is not this one.
+    is_plain = is_plain and not any(word.kind is WordKind.ANY for word in determiners)
+    if kind is WordKind.IMAGE:
         is_plain = is_plain and all(word.kind in (WordKind.A, WordKind.THE) for word in determiners)
-    is_definite = any(word.kind is WordKind.THE for word in determiners)
-    return ContextPhrase(words[end - 1].kind, words[0].start, words[end - 1].end, is_definite, is_plain), end
+    return ContextPhrase(kind, words[0].start, words[end - 1].end, _main_determiner(determiners), is_plain), end
 
 
 def _are_plain(determiners: Sequence[Word]) -> bool:
@@ -185,9 +216,12 @@ def _count(words: Sequence[Word], kinds: frozenset[WordKind]) -> int:
     return next((i for i, word in enumerate(words) if word.kind not in kinds), len(words))
 
 
-def _may_be_adjective(word: Word) -> bool:
-    is_unknown = word.kind is WordKind.OTHER and word.value[:1].isalpha()
-    return is_unknown or word.kind in _MODIFIERS_AFTER_DETERMINER
+def _is_unknown(word: Word) -> bool:
+    return word.kind is WordKind.OTHER and word.value[:1].isalpha()
+
+
+def _is_kind(words: Sequence[Word], i: int, kind: WordKind) -> bool:
+    return i < len(words) and words[i].kind is kind
 
 
 def _spread_denial(items: Sequence[Item]) -> Iterator[Item]:
