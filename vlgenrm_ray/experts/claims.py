@@ -84,6 +84,7 @@ _BEFORE_PREDICATE = frozenset(
         WordKind.HEDGE,
         WordKind.THERE,
         WordKind.PRESENT,
+        WordKind.HAVE,
         WordKind.DISPLAY,
         WordKind.SEE,
         WordKind.POSTURE,
@@ -91,10 +92,12 @@ _BEFORE_PREDICATE = frozenset(
     )
 )
 """Words that may stand between an object and its attribute, place or relation."""
-_BEFORE_OBJECT = frozenset((WordKind.IS, WordKind.THERE, WordKind.PRESENT, WordKind.DISPLAY, WordKind.SEE))
+_BEFORE_OBJECT = frozenset(
+    (WordKind.IS, WordKind.THERE, WordKind.PRESENT, WordKind.HAVE, WordKind.DISPLAY, WordKind.SEE)
+)
 """Words that may stand between a "not" and the object that it denies."""
 _AFTER_PLACE = frozenset((_BEFORE_PREDICATE - {WordKind.NOT, WordKind.HEDGE}) | {WordKind.AND})
-_BEFORE_SUBORDINATE = (WordKind.RELATION, WordKind.PREPOSITION, WordKind.OF, WordKind.DISPLAY)
+_BEFORE_SUBORDINATE = (WordKind.RELATION, WordKind.PREPOSITION, WordKind.OF, WordKind.HAVE, WordKind.DISPLAY)
 _DESCRIPTIONS = (WordKind.VERB, WordKind.POSTURE, WordKind.ADJECTIVE)
 
 
@@ -127,13 +130,14 @@ class _Clause:
             if word.kind is WordKind.NOT:
                 nots.add(i)
             i += 1
-        negated = noun.is_denied != bool(nots)
+        is_denied = noun.is_denied != (self._find_refusal(at)[0] is True)
+        negated = is_denied != bool(nots)
         # In "the circle above the square is red" the circle is red.
         hedged = has_verb and self._is_object(at)
         if word is None or word.kind not in (WordKind.ATTRIBUTE, WordKind.RELATION, WordKind.PLACE):
             if place := self._place_before(at):
                 self.used.add(at)
-                yield self._claim(ClaimKind.SPATIAL, noun, place.start, noun.end, place.value, negated=noun.is_denied)
+                yield self._claim(ClaimKind.SPATIAL, noun, place.start, noun.end, place.value, negated=is_denied)
             return
         self.resolved_nots |= nots
         if word.kind is WordKind.PLACE:
@@ -184,7 +188,7 @@ class _Clause:
                 negated=negated,
                 hedged=unclear or noun.vague or at in self.used or self._is_restricted(at),
             )
-        elif at in self.used and (noun.is_denied or is_definite):
+        elif at in self.used and (negated or is_definite):
             return
         elif noun.determiner is WordKind.NONE and noun.is_plural and negated:
             yield self._claim(ClaimKind.COUNT, noun, value="0", hedged=unclear or noun.vague)
@@ -237,7 +241,9 @@ class _Clause:
 
     def _is_restricted(self, at: int) -> bool:
         """Check whether the phrase's number counts only some objects: "two men in suits", "between two cars"."""
-        is_counted_apart = self._is_object(at) and not _is_kind(self._item(at - 1), WordKind.DISPLAY)
+        before = self._item(at - 1)
+        is_shown = _is_kind(before, WordKind.HAVE) or _is_kind(before, WordKind.DISPLAY)
+        is_counted_apart = self._is_object(at) and not is_shown
         context = self._item(at + 2)
         has_things = isinstance(context, ContextPhrase) and context.kind is WordKind.THING
         return is_counted_apart or (has_things and _is_kind(self._item(at + 1), WordKind.PREPOSITION))

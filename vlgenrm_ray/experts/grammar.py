@@ -11,20 +11,21 @@ a question mark, a quotation, a comparison, a numeral that is not read whole, a 
     i  "one circle"                             y  "any circle"
     O  denied one, "no circle", "zero circles"  Z  "nothing"
     o  "no shirt"                               H  thing, "a shirt"
-    S  scene, "the street"                      Y  "where"
+    S  scene, "the street"                      P  pronoun
     G  the image, "this picture"                g  "a picture"
-    P  pronoun                                  J  "in the image"
-    Q  place, "at the top left"                 R  relation, "left of"
-    K  preposition                              F  "of"
-    C  attribute                                E  adjective
+    Q  place, "at the top left"                 J  "in the image"
+    R  relation, "left of"                      K  preposition
+    C  attribute                                F  "of"
+    E  adjective                                D  adverb
     T  "there is"                               e  "there"
     I  "is"                                     V  verb
-    W  "shows"                                  v  "see"
-    L  "visible"                                D  adverb
+    W  "has"                                    B  "shows"
+    L  "visible"                                v  "see"
     X  "not"                                    M  "without"
-    U  "which"                                  w  "what"
-    !  "Yes," or "No,"                          ,  comma, "and"
-    ;  end of a clause                          ?  anything else
+    U  "which"                                  Y  "where"
+    w  "what"                                   !  "Yes," or "No,"
+    ,  comma, "and"                             ;  end of a clause
+    ?  anything else
 """
 
 import re
@@ -47,7 +48,8 @@ _LETTERS = {
     WordKind.YES: "!",
     WordKind.THERE: "e",
     WordKind.PRESENT: "L",
-    WordKind.DISPLAY: "W",
+    WordKind.HAVE: "W",
+    WordKind.DISPLAY: "B",
     WordKind.SEE: "v",
     WordKind.POSTURE: "V",
     WordKind.ADVERB: "D",
@@ -80,34 +82,35 @@ _OBJECTS = "abciuN"
 _PHRASES = f"{_OBJECTS}HSGgP"
 _AFTER_VERB = f"{_PHRASES}DQJKRL"
 _FOLLOWERS = {
-    **dict.fromkeys("abuN", "IVWvLQJKRFDEUe"),
-    **dict.fromkeys("ci", "IVWvLQJKRFDEe"),
-    **dict.fromkeys("HSGg", "IVWvLQJKRFDEUe"),
-    "P": "IVWvLQJKRDE",
-    "I": f"{_PHRASES}CEVLQJKRDWe",
+    **dict.fromkeys("abuN", "IVWBvLQJKRFDEUe"),
+    **dict.fromkeys("ci", "IVWBvLQJKRFDEe"),
+    **dict.fromkeys("HSGg", "IVWBvLQJKRFDEUe"),
+    "P": "IVWBvLQJKRDE",
+    "I": f"{_PHRASES}CEVLQJKRDWBe",
     "T": f"{_PHRASES}D",
     "V": f"{_AFTER_VERB}EV",
     "W": f"{_PHRASES}D",
+    "B": f"{_PHRASES}D",
     "v": f"{_PHRASES}D",
     "L": "DQJKRVE",
-    "Q": "IVLJDKRTUWv",
-    "J": f"{_PHRASES}IVLDKRTUQWv",
+    "Q": "IVLJDKRTUWBv",
+    "J": f"{_PHRASES}IVLDKRTUQWBv",
     "K": f"{_PHRASES}DKRF",
     "R": f"{_PHRASES}D",
     "F": _PHRASES,
-    "D": f"{_PHRASES}ICEVLQJKRWvTD",
+    "D": f"{_PHRASES}ICEVLQJKRWBvTD",
     "C": "DKJQRV",
-    "E": "CKDJQRVE",
-    "U": "IVWvLD",
+    "E": "CDJQVE",
+    "U": "IVWBvLD",
     "Y": f"{_PHRASES}TD",
     "e": f"{_PHRASES}JKQRVLD",
     "!": "T",
 }
 """Letter -> the letters that may follow it within a part without denial. Every letter may end a part, except these:"""
-_NO_ENDS = frozenset("WvKRFUY")
+_NO_ENDS = frozenset("KRFUY")
 _STARTS = f"{_PHRASES}TQJKRDe!"
 """First letters of a sentence or clause: none that would make it a question or an order."""
-_CONTINUATIONS = f"{_STARTS}IVWvLCE"
+_CONTINUATIONS = f"{_STARTS}IVWBvLCE"
 """First letters after a comma, where the subject may be understood."""
 
 _PLACE = f"(?:Q|J|L|R[{_OBJECTS}])"
@@ -118,8 +121,8 @@ _EXISTENTIAL_DENIALS = re.compile(
     f"|T?D?O{_TAIL}"  # there is no circle, no circle
     "|T?D?o(?:[KR][bSHG])?J?"  # there is no water (near the bird)
     f"|T?Z(?:Q|R[{_OBJECTS}])J?"  # nothing at the top left
-    "|[SG]WO[JL]?|PvO[JL]?|[SG]KO[JL]?"  # the image shows no circle, I see no circle, a street with no circle
-    "|[SG]X[Wv][acy][JL]?|PXv[acy][JL]?"  # the image does not show a circle
+    "|[SG][WB]O[JL]?|PvO[JL]?|[SG]KO[JL]?"  # the image shows no circle, I see no circle, a street with no circle
+    "|[SG]X[WB][acy][JL]?|PXv[acy][JL]?"  # the image does not show a circle
     "|[SG]M[acy][JL]?"  # a street without circles
     ")"
 )
@@ -134,22 +137,28 @@ _SUBJECT_DENIALS = re.compile(
     ")"
 )
 _DENIAL = re.compile("[XOoZMy]")
-_PREDICATE = re.compile("[TIVWvL]")
+_PREDICATE = re.compile("[TIVWBvL]")
 _SUBJECT = re.compile(f"[{_PHRASES}OoZT]")
-_INVERSION = re.compile("(?:^|[,;])[DUY]?Ie")
-_RESTRICTED = re.compile(f"[Oci]{_TAIL},?;?[UY]|Y[^;]*[XOoZMy]")
-"""A relative clause says of which circles the denial or the number holds. A denial in one holds there only."""
-_INNER_IMAGE = re.compile("(?<!^)(?<!;)(?<!PI)(?:g|GF)")
-"""A picture within the image: "a wall with a picture of a dog"."""
-_PLAIN_QUESTION = re.compile(f"(?:I|w)[{_PHRASES}yICEVWvLQJKRDeTFw,]*")
+_UNCLEAR_FORMS = (
+    # A question without a question mark: "is there a circle".
+    re.compile("(?:^|[,;])[DUY]?Ie"),
+    # A relative clause says of which circles the denial or the number holds. A denial in one holds there only.
+    re.compile(f"[Oci]{_TAIL},?;?[UY]|Y[^;]*[XOoZMy]"),
+    # An exception: "all shapes are there but a circle", "no shapes but a circle".
+    re.compile("[uO][^;]*;[^;TIVWBvL]+(?:;|$)|(?:^|;)[^;TIVWBvL]*[uO][^;TIVWBvL]*;[^;]"),
+    # A picture in the image: "a wall with a picture of a dog", "the picture of a dog is small", "a book shows a dog".
+    re.compile("(?<!^)(?<!;)(?<!PI)(?:g|GF)|[Gg]F[^;]*I|[HPabciuN]D*I?D*B"),
+    # "Behind the picture", "to him".
+    re.compile("[KRD]G|(?:^|[,;])D*KP"),
+)
+"""Forms that are not plain although each of their parts is."""
+_PLAIN_QUESTION = re.compile(f"(?:I|w)[{_PHRASES}yICEVWBvLQJKRDeTFw,]*")
 
 
 def is_plain_statement(items: Sequence[Item]) -> bool:
     """Check that the grammar understands every item of a sentence and the scope of every denial in it."""
     letters = spell(items)
-    if "?" in letters or "w" in letters:
-        return False
-    if _INVERSION.search(letters) or _RESTRICTED.search(letters) or _INNER_IMAGE.search(letters):
+    if "?" in letters or "w" in letters or any(form.search(letters) for form in _UNCLEAR_FORMS):
         return False
     return all(_is_plain_clause(clause) for clause in letters.split(";"))
 
@@ -172,6 +181,8 @@ def _letter(item: Item, before: Sequence[Item], after: Sequence[Item]) -> str:
             return "?"
         if item.determiner is WordKind.NONE:
             return "o"
+        if item.determiner is WordKind.EVERY:
+            return "u"
         return "g" if item.kind is WordKind.IMAGE and item.determiner is not WordKind.THE else _LETTERS[item.kind]
     if isinstance(item, NounPhrase):
         if not item.is_plain:
@@ -179,7 +190,7 @@ def _letter(item: Item, before: Sequence[Item], after: Sequence[Item]) -> str:
         if item.determiner is WordKind.NUMBER:
             return {"0": "O", "1": "i"}.get(item.number, "c")
         return _DETERMINER_LETTERS[item.determiner]
-    if item.kind is WordKind.NONE and item.value == "no" and not before and (not after or _is_mark(after[0])):
+    if item.kind is WordKind.NONE and item.value == "no" and not before and (not after or _is_mark(after[0], ",;:")):
         return "!"
     if item.kind is WordKind.RELATIVE:
         return "w" if not before else ";Y" if item.value == "where" else ";U"
@@ -206,8 +217,8 @@ def _is_kind(item: Item, kind: WordKind) -> bool:
     return isinstance(item, Word) and item.kind is kind
 
 
-def _is_mark(item: Item) -> bool:
-    return isinstance(item, Word) and item.kind in (WordKind.AND, WordKind.BREAK) and not item.value.isalpha()
+def _is_mark(item: Item, marks: str = ",;:.!()\n\u2014") -> bool:
+    return isinstance(item, Word) and item.value in marks
 
 
 def _is_plain_clause(letters: str) -> bool:
