@@ -96,7 +96,7 @@ _BEFORE_OBJECT = frozenset(
     (WordKind.IS, WordKind.THERE, WordKind.PRESENT, WordKind.HAVE, WordKind.DISPLAY, WordKind.SEE)
 )
 """Words that may stand between a "not" and the object that it denies."""
-_AFTER_PLACE = frozenset((_BEFORE_PREDICATE - {WordKind.NOT, WordKind.HEDGE}) | {WordKind.AND})
+_AFTER_PLACE = frozenset((_BEFORE_PREDICATE - {WordKind.HEDGE}) | {WordKind.AND})
 _BEFORE_SUBORDINATE = (WordKind.RELATION, WordKind.PREPOSITION, WordKind.OF, WordKind.HAVE, WordKind.DISPLAY)
 _DESCRIPTIONS = (WordKind.VERB, WordKind.POSTURE, WordKind.ADJECTIVE)
 

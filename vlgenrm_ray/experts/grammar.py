@@ -115,19 +115,25 @@ _CONTINUATIONS = f"{_STARTS}IVWBvLCE"
 
 _PLACE = f"(?:Q|J|L|R[{_OBJECTS}])"
 _TAIL = f"{_PLACE}?J?"
-_EXISTENTIAL_DENIALS = re.compile(
+_NO_SUCH_OBJECT = re.compile(
     "[JQ]?(?:"
     f"TX[acy]{_TAIL}"  # there is not a circle (at the top left)
-    f"|T?D?O{_TAIL}"  # there is no circle, no circle
-    "|T?D?o(?:[KR][bSHG])?J?"  # there is no water (near the bird)
-    f"|T?Z(?:Q|R[{_OBJECTS}])J?"  # nothing at the top left
-    "|[SG][WB]O[JL]?|PvO[JL]?|[SG]KO[JL]?"  # the image shows no circle, I see no circle, a street with no circle
-    "|[SG]X[WB][acy][JL]?|PXv[acy][JL]?"  # the image does not show a circle
-    "|[SG]M[acy][JL]?"  # a street without circles
+    f"|TD?O{_TAIL}"  # there is no circle
+    "|TD?o(?:[KR][bSHG])?J?"  # there is no water (near the bird)
+    f"|TZ(?:Q|R[{_OBJECTS}])J?"  # there is nothing at the top left
     ")"
 )
-_SUBJECT_DENIALS = re.compile(
-    "[JQ]?(?:"
+_DENIED_ITEM = re.compile(f"[JQ]?D?(?:O{_TAIL}|o(?:[KR][bSHG])?J?|Z(?:Q|R[{_OBJECTS}])J?)")
+"""No circle; nothing at the top left."""
+_DENIED_IN_SCENE = re.compile(
+    "J?(?:"
+    "[SG][WB]O[JL]?|PvO[JL]?|[SG]KO[JL]?"  # the image shows no circle, I see no circle, a street with no cars
+    "|[SG]X[WB][acy][JL]?|PXv[acy][JL]?"  # the image does not show a circle
+    "|[SG]M[ay][JL]?"  # a street without cars
+    ")"
+)
+_DENIED_OF_SUBJECT = re.compile(
+    "J?(?:"
     "[ab]ID?X[LJ]J?"  # the circle is not visible
     f"|[abiN]ID?X(?:C|Q|R[{_OBJECTS}])J?"  # the circle is not red, not at the top left, not left of the square
     f"|OID?(?:C|{_PLACE})J?"  # no circle is red, no circle is visible
@@ -136,6 +142,10 @@ _SUBJECT_DENIALS = re.compile(
     f"|bIXV(?:[DQJLE]|[KR]?[{_PHRASES}])*"
     ")"
 )
+_AFTER_DENIAL = re.compile(f"D*[{_PHRASES}Te]")
+"""Beginning of a part that does not belong to the denial before it."""
+_OWNED = re.compile("[KRVIFMXE]|[HPabciuN]W")
+"""What an item of a list may belong to: in "a man with a hat and no tie" he has no tie, but another man may have."""
 _DENIAL = re.compile("[XOoZMy]")
 _PREDICATE = re.compile("[TIVWBvL]")
 _SUBJECT = re.compile(f"[{_PHRASES}OoZT]")
@@ -148,6 +158,8 @@ _UNCLEAR_FORMS = (
     re.compile("[uO][^;]*;[^;TIVWBvL]+(?:;|$)|(?:^|;)[^;TIVWBvL]*[uO][^;TIVWBvL]*;[^;]"),
     # A picture in the image: "a wall with a picture of a dog", "the picture of a dog is small", "a book shows a dog".
     re.compile("(?<!^)(?<!;)(?<!PI)(?:g|GF)|[Gg]F[^;]*I|[HPabciuN]D*I?D*B"),
+    # A number in one place: "on the couch, there are two cats".
+    re.compile("(?:^|;)D*(?:R|K[HPabciuN])[^;]*c"),
     # "Behind the picture", "to him".
     re.compile("[KRD]G|(?:^|[,;])D*KP"),
 )
@@ -160,7 +172,12 @@ def is_plain_statement(items: Sequence[Item]) -> bool:
     letters = spell(items)
     if "?" in letters or "w" in letters or any(form.search(letters) for form in _UNCLEAR_FORMS):
         return False
-    return all(_is_plain_clause(clause) for clause in letters.split(";"))
+    start = 0
+    for clause in letters.split(";"):
+        if not _is_plain_clause(clause, letters[:start]):
+            return False
+        start += len(clause) + 1
+    return True
 
 
 def is_plain_question(items: Sequence[Item]) -> bool:
@@ -221,32 +238,50 @@ def _is_mark(item: Item, marks: str = ",;:.!()\n\u2014") -> bool:
     return isinstance(item, Word) and item.value in marks
 
 
-def _is_plain_clause(letters: str) -> bool:
+def _is_plain_clause(letters: str, clauses_before: str) -> bool:
     """Check the parts of a clause between its commas."""
-    has_subject = has_predicate = denies_subject = False
+    has_predicate = denies_subject = False
     before = ""
     for part in filter(None, letters.split(",")):
-        if _DENIAL.search(part):
-            # In "a dog and a cat are not visible" the denial covers the dog as well.
-            is_complete = has_predicate or not has_subject
-            is_subject_denied = is_complete and _SUBJECT_DENIALS.fullmatch(part) is not None
-            is_placed = is_subject_denied or _EXISTENTIAL_DENIALS.fullmatch(part) is not None
-        else:
-            is_placed = _is_plain_part(part, before, can_continue=has_subject and not _DENIAL.search(before))
+        is_placed = (
+            _is_placed_denial(part, before, clauses_before, has_predicate=has_predicate)
+            if _DENIAL.search(part)
+            else _is_plain_part(part, before)
+        )
         # In "no dog, a cat is visible" the denial may cover the cat.
         if not is_placed or (denies_subject and _PREDICATE.search(part) and not part.startswith("T")):
             return False
-        has_subject = has_subject or bool(_SUBJECT.search(part))
         has_predicate = has_predicate or bool(_PREDICATE.search(part))
         denies_subject = not has_predicate and (denies_subject or bool(_DENIAL.search(part)))
-        before = part
+        before += f"{part},"
     return True
 
 
-def _is_plain_part(part: str, before: str, *, can_continue: bool) -> bool:
+def _is_placed_denial(part: str, before: str, clauses_before: str, *, has_predicate: bool) -> bool:
+    """Check that a part with a denial has a form whose scope is known, after the parts and clauses before it."""
+    # "On the couch there is no dog" denies nothing elsewhere.
+    is_restricted = bool(re.search("[KR]", before))
+    if _NO_SUCH_OBJECT.fullmatch(part):
+        return not is_restricted or has_predicate
+    if _DENIED_ITEM.fullmatch(part):
+        return not _OWNED.search(clauses_before + before)
+    has_subject = bool(_SUBJECT.search(before))
+    is_at_place = is_restricted or "Q" in before
+    if _DENIED_IN_SCENE.fullmatch(part):
+        return not has_subject and not is_at_place
+    # In "a dog and a cat are not visible" the denial covers the dog as well.
+    is_complete = has_predicate or not (has_subject or is_at_place)
+    return is_complete and _DENIED_OF_SUBJECT.fullmatch(part) is not None
+
+
+def _is_plain_part(part: str, before: str) -> bool:
     """Check a part without denial. It may continue the part before it, if that has a subject and no denial."""
+    last = before[:-1].rpartition(",")[2]
+    if _DENIAL.search(last) and not _AFTER_DENIAL.match(part):
+        return False
+    can_continue = bool(_SUBJECT.search(before)) and not _DENIAL.search(last)
     if part[0] not in (_CONTINUATIONS if can_continue else f"{_STARTS}UYV") or part[-1] in _NO_ENDS:
         return False
-    if part[0] == "C" and before[-1:] not in ("C", "E"):
+    if part[0] == "C" and last[-1:] not in ("C", "E"):
         return False
     return all(b in _FOLLOWERS[a] for a, b in pairwise(part))

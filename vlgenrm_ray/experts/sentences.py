@@ -62,7 +62,7 @@ class _SentenceSplitter:
             self.num_open_brackets = max(self.num_open_brackets + (word.value == "(") - (word.value == ")"), 0)
             if word.value == "?":
                 self._close_question()
-            elif word.value in _STOPS and not self.num_open_brackets and _ends_sentence(self.text, words, i):
+            elif not self.num_open_brackets and _ends_sentence(self.text, words, i):
                 self._close(self.current.level)
         self._close(_LINE_LEVEL)
         return self.sentences
@@ -120,11 +120,17 @@ def _line_level(line: str) -> int:
 
 
 def _ends_sentence(text: str, words: Sequence[Word], i: int) -> bool:
-    """Check whether the full stop `words[i]` ends its sentence."""
+    """Check whether a sentence ends with `words[i]`: a full stop, or the last closing mark after one."""
+    if text[words[i].end :].startswith(tuple(_CLOSING_MARKS)):
+        return False
+    while i and words[i].value in _CLOSING_MARKS and words[i - 1].end == words[i].start:
+        i -= 1
     stop = words[i]
     after = text[stop.end :].lstrip(_CLOSING_MARKS)
     following = after.lstrip()
-    if (after and not after[0].isspace()) or following[:1].islower() or text[: stop.start].endswith((".", "\u2026")):
+    if stop.value not in _STOPS or (after and not after[0].isspace()) or following[:1].islower():
+        return False
+    if text[: stop.start].endswith((".", "\u2026")):
         return False
     before = words[i - 1] if i else None
     if before is None or before.end != stop.start:
