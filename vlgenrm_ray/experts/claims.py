@@ -4,16 +4,17 @@
 
 The grammar reads plain statements of existence, number, attribute, place and relation, affirmed or negated, and skips
 everything else. The claims of a sentence are marked `hedged`, so that their verdict is always unknown, unless `grammar`
-understands every word of it: what the grammar cannot place is never affirmed. A text that takes itself back ("just
-kidding", `has_disclaimer`) is hedged as a whole, but only in words that are listed.
+understands every word of it: what the grammar cannot place is never affirmed. Across sentences this is no certainty: a
+text that takes itself back is hedged only if it does so in listed words ("Just kidding.", `has_disclaimer`) or without
+naming an object ("No, there is not.", `takes_back`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-from vlgenrm_ray.experts.grammar import is_plain_question, is_plain_statement
+from vlgenrm_ray.experts.grammar import is_plain_question, is_plain_statement, takes_back
 from vlgenrm_ray.experts.lexicon import Lexicon, Word, WordKind
 from vlgenrm_ray.experts.phrases import ContextPhrase, Item, NounPhrase, group_phrases
 from vlgenrm_ray.experts.sentences import Scope, has_disclaimer, split_sentences
@@ -57,8 +58,13 @@ def extract_claims(text: str, vocabulary: Vocabulary) -> tuple[Claim, ...]:
     claims: list[Claim] = []
     scope = Scope()
     is_disclaimed = has_disclaimer(text)
+    is_after_question = False
     for sentence in split_sentences(text, lexicon_of(vocabulary).read(text)):
         items = group_phrases(sentence.words, vocabulary)
+        # "No." after a question is its answer; elsewhere it takes back what was said.
+        if takes_back(items) and not is_after_question:
+            claims = [replace(claim, hedged=True) for claim in claims]
+        is_after_question = sentence.is_question
         if sentence.is_question:
             scope.enter(sentence, is_plain=is_plain_question(items))
             continue
@@ -158,6 +164,9 @@ class _Clause:
                     hedged=hedged,
                 )
         elif has_verb:
+            is_joined = _is_kind(self._item(i + 1), WordKind.AND) and _is_kind(self._item(i + 2), WordKind.ATTRIBUTE)
+            # "The circle and the star are red and blue": which one is red?
+            hedged = hedged or (is_joined and (noun.is_plural or _is_kind(self._item(at - 1), WordKind.AND)))
             while word and word.kind in (WordKind.ATTRIBUTE, WordKind.AND):
                 if word.kind is WordKind.ATTRIBUTE:
                     self.used.add(at)

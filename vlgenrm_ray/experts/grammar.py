@@ -76,6 +76,7 @@ _DETERMINER_LETTERS = {
 }
 _ADVERBIAL = ("on", "behind", "inside", "around", "along", "by")
 """Relations and prepositions that may end a sentence: "with skis on"."""
+_DOUBTS = (WordKind.NOT, WordKind.NONE, WordKind.NOTHING, WordKind.QUESTION)
 _DEMONSTRATIVES = ("this", "these", "that", "those")
 
 _OBJECTS = "abciuN"
@@ -185,6 +186,12 @@ def is_plain_question(items: Sequence[Item]) -> bool:
     return bool(_PLAIN_QUESTION.fullmatch(spell(items).strip(",;")))
 
 
+def takes_back(items: Sequence[Item]) -> bool:
+    """Check for a sentence that denies or questions another one: "Not!", "No, there is not.", "Or is there?"."""
+    is_about_objects = any(isinstance(item, NounPhrase | ContextPhrase) for item in items)
+    return not is_about_objects and any(isinstance(item, Word) and item.kind in _DOUBTS for item in items)
+
+
 def spell(items: Sequence[Item]) -> str:
     """Return the letters of the items of a sentence."""
     letters = "".join(_letter(item, items[i - 1 : i], items[i + 1 : i + 2]) for i, item in enumerate(items))
@@ -246,7 +253,7 @@ def _is_plain_clause(letters: str, clauses_before: str) -> bool:
         is_placed = (
             _is_placed_denial(part, before, clauses_before, has_predicate=has_predicate)
             if _DENIAL.search(part)
-            else _is_plain_part(part, before)
+            else _is_plain_part(part, before, clauses_before)
         )
         # In "no dog, a cat is visible" the denial may cover the cat.
         if not is_placed or (denies_subject and _PREDICATE.search(part) and not part.startswith("T")):
@@ -274,13 +281,14 @@ def _is_placed_denial(part: str, before: str, clauses_before: str, *, has_predic
     return is_complete and _DENIED_OF_SUBJECT.fullmatch(part) is not None
 
 
-def _is_plain_part(part: str, before: str) -> bool:
+def _is_plain_part(part: str, before: str, clauses_before: str) -> bool:
     """Check a part without denial. It may continue the part before it, if that has a subject and no denial."""
     last = before[:-1].rpartition(",")[2]
     if _DENIAL.search(last) and not _AFTER_DENIAL.match(part):
         return False
     can_continue = bool(_SUBJECT.search(before)) and not _DENIAL.search(last)
-    if part[0] not in (_CONTINUATIONS if can_continue else f"{_STARTS}UYV") or part[-1] in _NO_ENDS:
+    starts = _CONTINUATIONS if can_continue else f"{_STARTS}UYV" if clauses_before.strip(";") else _STARTS
+    if part[0] not in starts or part[-1] in _NO_ENDS:
         return False
     if part[0] == "C" and last[-1:] not in ("C", "E"):
         return False
