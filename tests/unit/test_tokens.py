@@ -1,7 +1,7 @@
 """Token ids, texts and special tokens of a byte-level vocabulary like Qwen's."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -36,6 +36,31 @@ def test_prompt_text_cannot_contain_special_tokens(vocabulary: TokenVocabulary, 
     assert "<|im_end|>" not in escaped
     assert "<|image_pad|>" not in escaped
     assert escaped.replace(" ", "") == text.replace(" ", "")
+
+
+@settings(deadline=1000)
+@given(
+    spellings=st.lists(st.text("<|a \n", min_size=1, max_size=4), min_size=1, max_size=6, unique=True),
+    text=st.text("<|ab \n", max_size=60),
+)
+@example(spellings=["<"], text="a < b")
+@example(spellings=["<", " "], text="a < b")
+@example(spellings=[" a"], text=" a a")
+@example(spellings=["ab", "a b"], text="ab")
+def test_no_text_contains_a_special_token_whatever_its_spelling(spellings: list[str], text: str) -> None:
+    """Also one of a single character, which no blank can divide, and one that begins with a blank."""
+    tokenizer = Tokenizer(models.WordLevel({}))
+    tokenizer.add_special_tokens([AddedToken(spelling, special=True) for spelling in spellings])
+    escaped = TokenVocabulary(tokenizer).escape_special_tokens(text)
+    assert not any(spelling in escaped for spelling in spellings)
+    if not any(spelling in text for spelling in spellings):
+        assert escaped == text
+
+
+def test_a_special_token_of_one_character_becomes_a_blank() -> None:
+    tokenizer = Tokenizer(models.WordLevel({}))
+    tokenizer.add_special_tokens([AddedToken("<", special=True), AddedToken("<|end|>", special=True)])
+    assert TokenVocabulary(tokenizer).escape_special_tokens("a<b |> c") == "a b |> c"
 
 
 def test_plain_text_is_unchanged(vocabulary: TokenVocabulary) -> None:

@@ -10,6 +10,9 @@ from vlgenrm_ray.errors import InputError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_NEVER = "(?!)"
+_MAX_DIVISIONS = 8
+"""Passes over a text until what is still a special token is left out. A pass divides what the last one formed."""
 MAX_TRACKED = 128
 """Largest number of token ids whose probability vLLM returns at every position."""
 
@@ -23,18 +26,30 @@ class TokenVocabulary:
         self.special = frozenset(i for i, token in added.items() if token.special)
         """Ids of special tokens: end of turn, image placeholders, ..."""
         spellings = sorted((added[i].content for i in self.special), key=len, reverse=True)
-        self._spelling = re.compile("|".join(map(re.escape, spellings))) if spellings else None
+        self._spelling = re.compile("|".join(map(re.escape, filter(None, spellings))) or _NEVER)
+        self._divided = {spelling: self._divide(spelling) for spelling in spellings}
         self._texts: dict[int, str] = {}
         self._forms = lru_cache(maxsize=64)(self._find_forms)
 
     def escape_special_tokens(self, text: str) -> str:
         """Return `text` with a blank inside the spelling of every special token: `<|im_end|>` becomes `< |im_end|>`.
 
-        Otherwise the tokenizer would produce the special token, and a text could end its turn or add an image.
+        Otherwise the tokenizer would produce the special token, and a text could end its turn or add an image. A
+        special token that no blank divides, for instance one of a single character, is replaced by a blank or left out.
         """
-        while self._spelling is not None and self._spelling.search(text):
-            text = self._spelling.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
+        for _ in range(_MAX_DIVISIONS):
+            if not self._spelling.search(text):
+                return text
+            text = self._spelling.sub(lambda match: self._divided[match[0]], text)
+        # The blanks themselves form special tokens with their neighbours. Leaving them out comes to an end.
+        while self._spelling.search(text):
+            text = self._spelling.sub("", text)
         return text
+
+    def _divide(self, spelling: str) -> str:
+        """Return a special token's spelling with a blank in it, or what else is no special token."""
+        divided = (f"{spelling[:i]} {spelling[i:]}" for i in range(1, len(spelling)))
+        return next((text for text in (*divided, " ") if not self._spelling.search(text)), "")
 
     def token_ids(self, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Return for each word the ids whose text is that word, ignoring case and surrounding blanks.
