@@ -56,6 +56,14 @@ def test_every_critique_of_a_response_without_claims_passes() -> None:
     assert faithful(["Claim: it is lovely. Image: it is. Right."], "yes", response="It is lovely.")
 
 
+def test_a_hedged_claim_of_the_response_may_be_quoted_or_left_out() -> None:
+    response = f"{RESPONSE} In the serene middle, one sees a green square."
+    square = "Claim: a green square. Image: a green square at the centre. Right."
+    assert faithful([CIRCLE, STAR], "yes", response)
+    assert faithful([CIRCLE, STAR, square], "yes", response)
+    assert not faithful([CIRCLE, STAR, square], "yes", RESPONSE)
+
+
 def test_a_perfect_judge_is_faithful(tmp_path: Path) -> None:
     for pair in gold_pairs(tmp_path, seed=3, split="train", count=100):
         scene = scene_of(pair.question.id)

@@ -1,5 +1,6 @@
 """The grammar hedges what it cannot place: a corpus with right readings, and properties of changed sentences."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,16 @@ def test_plain_answers_are_never_hedged(answers: list[str]) -> None:
     expected = set.union(*(reading(answer) for answer in answers))
     assert reading(" ".join(answers)) == reading("\n".join(answers)) == expected
     assert reading("\n".join(f"- {answer}" for answer in answers)) == expected
+
+
+@pytest.mark.parametrize(
+    "part", ["no dog, ", "every dog and ", '"a dog" ', ". ", "a\n", "2 ", "- not a dog\n", "red and "]
+)
+def test_a_long_repetition_is_read_in_time(part: str) -> None:
+    """A policy may repeat itself up to the limit of a text. The limit here is a wide one, for loaded machines."""
+    started = time.monotonic()
+    extract_claims((part * 64_000)[:64_000], load_vocabulary("coco"))
+    assert time.monotonic() - started < 20
 
 
 # -- the word lists ----------------------------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ class _Clause:
         self.items = items
         self.text = text
         self.is_hedged = is_hedged
+        self.nots = [i for i, item in enumerate(items) if isinstance(item, Word) and item.kind in _NOTS]
+        self.first_noun = next((i for i, item in enumerate(items) if isinstance(item, NounPhrase)), len(items))
         self.used: set[int] = set()
         """Indices of noun phrases with a claim that goes beyond their existence."""
         self.resolved_nots: set[int] = set()
@@ -215,12 +217,11 @@ class _Clause:
         while (word := self._word(i)) and word.kind in _BEFORE_OBJECT:
             i -= 1
         if word and word.kind in _NOTS:
-            has_subject = i > 0 and any(isinstance(item, NounPhrase) for item in self.items[:i])
+            has_subject = self.first_noun < i
             has_verb = any(_is_kind(item, WordKind.IS) for item in self.items[max(i - 1, 0) : at])
             # "The circle is not a star" negates an identity, not the existence of a star.
             return (None, True) if has_subject and has_verb else (True, False)
-        nots = {i for i, item in enumerate(self.items[:at]) if isinstance(item, Word) and item.kind in _NOTS}
-        return False, bool(nots - self.resolved_nots)
+        return False, any(i < at and i not in self.resolved_nots for i in self.nots)
 
     def _not_after(self, at: int) -> Item | None:
         """Return what follows the "not" in "a circle is not visible". None if no "not" follows the phrase's verb."""

@@ -79,6 +79,8 @@ _MORE_MODIFIERS = frozenset((WordKind.ATTRIBUTE, WordKind.IMAGE))
 _DENYING = (WordKind.NONE, WordKind.ANY)
 _NOUN_KINDS = frozenset((WordKind.NOUN, WordKind.NOUNS))
 _MAX_UNKNOWN_ADJECTIVES = 2
+_MAX_WORDS = 32
+"""Longest phrase, in words."""
 
 
 def group_phrases(words: Sequence[Word], vocabulary: Vocabulary) -> list[Item]:
@@ -86,7 +88,7 @@ def group_phrases(words: Sequence[Word], vocabulary: Vocabulary) -> list[Item]:
     items: list[Item] = []
     i = 0
     while i < len(words):
-        phrase, length = _read_phrase(words[i:], vocabulary)
+        phrase, length = _read_phrase(words[i : i + _MAX_WORDS], vocabulary)
         items.append(phrase or words[i])
         i += length if phrase else 1
     return list(_spread_denial(items))

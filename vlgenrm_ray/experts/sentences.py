@@ -17,6 +17,9 @@ _HEADING = re.compile(r"[ \t]*(#{1,6})[ \t]+\S")
 _BOLD_LINE = re.compile(r"[ \t]*\*\*[^*\n]+\*\*:?[ \t]*(?:\n|$)")
 _CLOSING_MARKS = "\"'\u201d\u2019)]*_"
 _STOPS = (".", "!")
+_AFTER_STOP = re.compile(rf"[{re.escape(_CLOSING_MARKS)}]*(?:\s+(\S|$)|($))")
+"""What follows a stop that ends a sentence. Its group is the next sentence's first character."""
+_BLANK_LINE = re.compile(r"[^\S\n]*(?:\n|$)")
 _QUOTATION = re.compile(
     r'"[^"]*(?:"|$)|`[^`]*(?:`|$)|\u201c.*?(?:\u201d|$)|\u201e.*?(?:[\u201c\u201d]|$)|\u00ab.*?(?:\u00bb|$)|~~.*?(?:~~|$)'
     r"|(?<!\w)['\u2018](?=\S).*?(?:(?<=\S)['\u2019](?!\w)|$)",
@@ -51,7 +54,7 @@ class _SentenceSplitter:
         self.sentences: list[Sentence] = []
         self.block = 0
         self.num_open_brackets = 0
-        self.current = Sentence(_line_level(text), 0)
+        self.current = Sentence(_line_level(text, 0), 0)
 
     def split(self, words: Sequence[Word]) -> list[Sentence]:
         for i, word in enumerate(words):
@@ -68,11 +71,12 @@ class _SentenceSplitter:
         return self.sentences
 
     def _add_newline(self, word: Word) -> None:
-        line = self.text[word.end :]
-        level = _line_level(line)
-        is_blank = not line.split("\n", 1)[0].strip()
+        level = _line_level(self.text, word.end)
+        is_blank = _BLANK_LINE.match(self.text, word.end) is not None
         self.block += is_blank
-        is_continuation = level == _LINE_LEVEL and (self.current.level == _LINE_LEVEL or line[:1].isspace())
+        is_continuation = level == _LINE_LEVEL and (
+            self.current.level == _LINE_LEVEL or self.text[word.end : word.end + 1].isspace()
+        )
         if not is_blank and not is_continuation:
             self._close(level)
         elif self.current.words:
@@ -111,32 +115,32 @@ def split_sentences(text: str, words: Sequence[Word]) -> list[Sentence]:
     return sentences
 
 
-def _line_level(line: str) -> int:
-    if item := _LIST_ITEM.match(line):
+def _line_level(text: str, start: int) -> int:
+    if item := _LIST_ITEM.match(text, start):
         return _LINE_LEVEL + 1 + len(item[1].expandtabs())
-    if heading := _HEADING.match(line):
+    if heading := _HEADING.match(text, start):
         return _HEADING_LEVEL + len(heading[1])
-    return _BOLD_LEVEL if _BOLD_LINE.match(line) else _LINE_LEVEL
+    return _BOLD_LEVEL if _BOLD_LINE.match(text, start) else _LINE_LEVEL
 
 
 def _ends_sentence(text: str, words: Sequence[Word], i: int) -> bool:
     """Check whether a sentence ends with `words[i]`: a full stop, or the last closing mark after one."""
-    if text[words[i].end :].startswith(tuple(_CLOSING_MARKS)):
+    if text.startswith(tuple(_CLOSING_MARKS), words[i].end):
         return False
     while i and words[i].value in _CLOSING_MARKS and words[i - 1].end == words[i].start:
         i -= 1
     stop = words[i]
-    after = text[stop.end :].lstrip(_CLOSING_MARKS)
-    following = after.lstrip()
-    if stop.value not in _STOPS or (after and not after[0].isspace()) or following[:1].islower():
+    if stop.value not in _STOPS or text.endswith((".", "\u2026"), 0, stop.start):
         return False
-    if text[: stop.start].endswith((".", "\u2026")):
+    after = _AFTER_STOP.match(text, stop.end)
+    following = (after[1] or "") if after else ""
+    if after is None or following.islower():
         return False
     before = words[i - 1] if i else None
     if before is None or before.end != stop.start:
         return True
     token = text[before.start : before.end].lower()
-    is_number = following[:1].isdigit() and (token[-1:].isdigit() or token in ("no", "nos"))
+    is_number = following.isdigit() and (token[-1:].isdigit() or token in ("no", "nos"))
     is_abbreviation = token in english()["abbreviations"] or (len(token) == 1 and token.isalpha())
     return not is_number and not is_abbreviation
 

@@ -74,8 +74,9 @@ def is_faithful(critique: Critique, response: str, extractor: ClaimExtractor) ->
     """Check that a critique quotes only claims of the response and that its verdict follows from its steps.
 
     A Yes must quote every claim and call none wrong. A No must call one wrong, or quote every claim (the response may
-    be true and still no answer). If the extractor finds no claim in the response, every critique passes. The margin
-    cannot replace this check: a judge may be equally sure after a critique that skips half of the claims.
+    be true and still no answer). If the extractor finds no claim in the response, every critique passes; a claim that
+    it only hedges may be quoted or left out. The margin cannot replace this check: a judge may be equally sure after a
+    critique that skips half of the claims.
     """
     response_claims = _claim_keys(extractor, response)
     if not response_claims:
@@ -83,11 +84,16 @@ def is_faithful(critique: Critique, response: str, extractor: ClaimExtractor) ->
     steps = parse_steps(critique.text)
     quoted_by_step = {step: _claim_keys(extractor, step.claim) for step in steps}
     quoted: set[tuple[object, ...]] = set().union(*quoted_by_step.values())
+    quoted -= _hedged_claim_keys(extractor, response) - response_claims
     if quoted - response_claims:
         return False
     calls_one_wrong = any(step.right is False and claims for step, claims in quoted_by_step.items())
     is_complete = quoted == response_claims
     return is_complete and not calls_one_wrong if critique.verdict == "yes" else is_complete or calls_one_wrong
+
+
+def _hedged_claim_keys(extractor: ClaimExtractor, text: str) -> set[tuple[object, ...]]:
+    return {claim_key(replace(claim, hedged=False)) for claim in extractor.extract(text) if claim.hedged}
 
 
 def _claim_keys(extractor: ClaimExtractor, text: str) -> set[tuple[object, ...]]:
@@ -141,7 +147,11 @@ class CritiqueChecker:
 
     def _is_wrong_count(self, step: CritiqueStep, evidence: ImageEvidence) -> bool:
         """Check whether the objects listed by place contradict the number that the claim is about."""
-        listed = {(c.subject, c.value) for c in self.extractor.extract(step.image) if _is_placement(c)}
+        placements = [claim for claim in self.extractor.extract(step.image) if _is_placement(claim)]
+        # What is hedged may or may not be listed.
+        if any(claim.hedged for claim in placements):
+            return False
+        listed = {(claim.subject, claim.value) for claim in placements}
         count_claims = [c for c in self.extractor.extract(step.claim) if c.kind is ClaimKind.COUNT]
         implied_counts = [
             replace(c, value=str(sum(self._fits(subject, c.subject) for subject, _ in listed)), negated=False)
