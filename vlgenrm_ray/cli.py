@@ -201,6 +201,21 @@ def trace(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/report.html.")] = None,
+    live: Annotated[bool, typer.Option(help="Write it again every 10 s until the runs are finished.")] = False,
+) -> None:
+    """Write one HTML page about a run: rows, rounds, benchmarks, curves and examples. Needs no network to be read."""
+    from vlgenrm_ray.report import html
+
+    if live:
+        typer.echo(html.write_live(runs, out, on_write=lambda path: typer.echo(f"written {path}", err=True)))
+    else:
+        typer.echo(html.write_report(runs, out))
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],

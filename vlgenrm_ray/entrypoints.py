@@ -18,7 +18,7 @@ from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.policy import trackers
-from vlgenrm_ray.report import curves, policy_summary, summary
+from vlgenrm_ray.report import curves, html, policy_summary, summary
 from vlgenrm_ray.reward.rounds import RoundResult
 from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.config import ServingConfig
@@ -70,6 +70,7 @@ def train_reward(
     console.print(summary.stages_table(results))
     console.print(summary.rounds_table(results))
     _print_best(console, folder, results)
+    _print_report(console, folder)
     return results
 
 
@@ -100,6 +101,7 @@ def train_policy(
     results = policy_pipeline.run(settings, folder)
     for line in policy_summary.summary_lines(results, folder):
         console.print(line, markup=False, soft_wrap=True)
+    _print_report(console, folder)
     return results
 
 
@@ -122,7 +124,9 @@ def co_train(
     trackers.check_installed(settings.policy.policy.trackers)
     _print_start(console, folder, path, settings.reward.seed)
     _check_cluster(requests, address, [*_reward_models(settings.reward), settings.policy.base])
-    return co_training.run(settings, folder, on_iteration=lambda result: _print_iteration(console, result))
+    results = co_training.run(settings, folder, on_iteration=lambda result: _print_iteration(console, result))
+    _print_report(console, folder)
+    return results
 
 
 def draw_curves(target: Path, runs: Sequence[str]) -> None:
@@ -317,6 +321,10 @@ def _print_best(console: Console, folder: Path, results: Mapping[str, Any]) -> N
             f"(95 %: {gain['ci95'][0] * 100:+.1f} to {gain['ci95'][1] * 100:+.1f}, {gain['num']} pairs)"
         )
     console.print(f"{results['seconds']:.0f} s in all; summary.json, lineage and models are in {folder}", markup=False)
+
+
+def _print_report(console: Console, folder: Path) -> None:
+    console.print(f"report {html.write_report([folder])}", markup=False, soft_wrap=True)
 
 
 def _print_iteration(console: Console, result: co_training.IterationResult) -> None:

@@ -1,0 +1,140 @@
+"""A finished reward-model run in miniature, written by hand, for tests of reports."""
+
+from pathlib import Path
+from typing import Any
+
+import factories
+from PIL import Image
+
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import StageFolder, Unit, write_json, write_units
+from vlgenrm_ray.evaluation.pairs import pair_metrics
+from vlgenrm_ray.records import (
+    CheckedResponse,
+    Critique,
+    Dropped,
+    Example,
+    Finding,
+    ImageRef,
+    Judgement,
+    Origin,
+    PairResult,
+    Preference,
+    Question,
+    Side,
+    Truth,
+)
+from vlgenrm_ray.reward.rejection_sampling import MarginScale
+from vlgenrm_ray.reward.selection import selection_metrics
+
+HOSTILE = "</pre><script>document.title = 'broken'</script>"
+"""Text that a model might write."""
+NUM_PAIRS = 12
+
+
+def write_run(folder: Path, *, rewards: tuple[float, float] = (0.8, 0.3), is_finished: bool = True) -> Path:
+    """Write a run of one round. `rewards`: of both sides in round 1, exchanged for every fourth pair."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 7\nrounds: {num_rounds: 1, patience: 1}\n")
+    image = _image(folder)
+    questions = [
+        factories.question(f"q{i}", image=image, kind="count" if i % 2 else "existence") for i in range(NUM_PAIRS)
+    ]
+    _stage(folder / "pool", Question, [_unit(q.id, q) for q in questions])
+    checked = [_checked(q) for q in questions]
+    _stage(folder / "experts", CheckedResponse, [_unit(c.response.question.id, c) for c in checked])
+    preferences = [
+        factories.preference(f"{q.id}/p0", question=q, kind=q.kind, chosen_id=f"{q.id}/r0", rejected_id=f"{q.id}/r0/e")
+        for q in questions
+    ]
+    _stage(folder / "preferences", Preference, [_unit(p.id, p) for p in preferences])
+    heldout = [factories.preference(f"h{q.id}", question=q, kind=q.kind, origin=Origin.GOLD) for q in questions]
+    _stage(folder / "heldout", Preference, [_unit(p.id, p) for p in heldout])
+    _evaluation(folder / "round-0" / "evaluation", heldout, (0.5, 0.5))
+    critiques = StageFolder(folder / "round-1" / "critiques")
+    selection = StageFolder(folder / "round-1" / "selection")
+    _stage(critiques.path, Critique, [_unit(p.id, *_critiques(p)) for p in preferences])
+    _stage(selection.path, Example, [_selected(i, p) for i, p in enumerate(preferences)], finish=False)
+    metrics = selection_metrics(
+        selection, critiques, StageFolder(folder / "preferences"), scale=MarginScale.PROBABILITY, min_mass=0.0
+    )
+    selection.finish(seconds=1.0, metrics=metrics)
+    _evaluation(folder / "round-1" / "evaluation", heldout, rewards, finish=is_finished)
+    if is_finished:
+        write_json(folder / "summary.json", {"seed": 7, "seconds": 12.5})
+    return folder
+
+
+def _image(folder: Path) -> ImageRef:
+    path = folder / "image.png"
+    Image.new("RGB", (240, 240), (200, 30, 30)).save(path)
+    return images.probe(str(path), ImageLimits())
+
+
+def _unit(id: str, *records: Any) -> Unit[Any]:
+    return Unit(id=id, records=records, num_tokens=len(records))
+
+
+def _stage(path: Path, cls: type, units: list[Unit[Any]], *, metrics: Any = None, finish: bool = True) -> None:
+    folder = StageFolder(path)
+    folder.begin("settings", {})
+    write_units(folder, cls, units)
+    if finish:
+        folder.finish(seconds=1.5, metrics=metrics)
+
+
+def _checked(question: Question) -> CheckedResponse:
+    text = factories.preference().chosen
+    claim = factories.claim(start=5, end=len(text) - 1)
+    finding = Finding(claim=claim, truth=Truth.SUPPORTED, expert="detector", score=0.9, boxes=(factories.box(),))
+    response = factories.response(f"{question.id}/r0", question=question, text=text)
+    detection = factories.detection("square", x0=100.0, x1=200.0)
+    return CheckedResponse(id=response.id, response=response, findings=(finding,), detections=(detection,))
+
+
+def _critiques(preference: Preference) -> tuple[Critique, ...]:
+    return tuple(
+        factories.critique(
+            f"{preference.id}/{side.value}/c{k}",
+            preference_id=preference.id,
+            side=side,
+            text=f"{HOSTILE} critique {k} of {side.value}\nVerdict: Yes",
+            p_yes=0.9 - 0.2 * k if side is Side.CHOSEN else 0.4 + 0.3 * k,
+        )
+        for side in Side
+        for k in range(2)
+    )
+
+
+def _selected(index: int, preference: Preference) -> Unit[Example]:
+    critiques = _critiques(preference)
+    if index % 3 == 0:
+        drops = [Dropped(stage="selection", id=c.id, reason="small_margin", detail="no margin") for c in critiques]
+        pair = Dropped(stage="selection", id=preference.id, reason="small_margin", detail="none of 4 selected")
+        return Unit(id=preference.id, dropped=(pair, *drops))
+    drops = [Dropped(stage="selection", id=c.id, reason="wrong_verdict", detail="") for c in critiques[1::2]]
+    examples = tuple(factories.example(f"{c.id}/example") for c in critiques[::2])
+    return Unit(id=preference.id, records=examples, dropped=tuple(drops))
+
+
+def _evaluation(path: Path, pairs: list[Preference], rewards: tuple[float, float], finish: bool = True) -> None:
+    units = []
+    for index, pair in enumerate(pairs):
+        chosen, rejected = rewards if index % 4 else rewards[::-1]
+        result = PairResult(
+            id=pair.id,
+            preference_id=pair.id,
+            kind=pair.kind,
+            chosen=_judgement(pair.id, chosen),
+            rejected=_judgement(pair.id, None if index == 5 else rejected),
+        )
+        units.append(_unit(pair.id, result))
+    results = [record for unit in units for record in unit.records]
+    _stage(path, PairResult, units, metrics=pair_metrics(results, pairs), finish=finish)
+
+
+def _judgement(id: str, reward: float | None) -> Judgement:
+    status = "ok" if reward is not None else "unreadable_verdict"
+    critique = factories.judge_critique(f"{HOSTILE}\nVerdict: Yes", p_yes=reward)
+    return Judgement(id=id, reward=reward, status=status, critiques=(critique,))

@@ -1,0 +1,205 @@
+"""The HTML report of a run: its values, its examples, and what it must never do."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report_runs
+from typer.testing import CliRunner
+
+from vlgenrm_ray.cli import app
+from vlgenrm_ray.data.store import StageFolder, write_json
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.report import html
+from vlgenrm_ray.report.html import gallery
+from vlgenrm_ray.report.html.run_data import JudgedPairs, RunData, critiques_by_decision, read_run, reliability
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report_runs.write_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def data(run: Path) -> RunData:
+    [data] = read_run(run)
+    return data
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    return html.write_report([run]).read_text()
+
+
+def test_all_stages_are_accounted_for(data: RunData) -> None:
+    accounts = {stage.name: stage for stage in data.stages}
+    assert set(accounts) >= {"pool", "experts", "preferences", "round-1/selection", "round-1/evaluation"}
+    selection = accounts["round-1/selection"]
+    assert selection.rows_in == report_runs.NUM_PAIRS
+    assert selection.dropped == {"small_margin": 4 * 5, "wrong_verdict": 8 * 2}
+    assert data.is_finished
+    assert data.seconds == 12.5
+
+
+def test_the_gain_is_paired_with_the_base(data: RunData) -> None:
+    # All pairs of the base are tied (1/2). In round 1, of 12 pairs 3 are wrong, 1 is unreadable, and 8 are right.
+    gain = data.gain()
+    assert data.best_round is not None
+    assert data.best_round.round == 1
+    assert gain is not None
+    assert gain.value == pytest.approx((3 * 0 + 0.5 + 8) / 12 - 0.5)
+    assert gain.low < gain.value < gain.high
+
+
+def test_mistakes_come_first_and_the_worst_of_them_on_top() -> None:
+    pairs = JudgedPairs(
+        ids=("right", "bad", "worse", "tied", "unread"),
+        kinds=("",) * 5,
+        chosen=np.array([0.9, 0.4, 0.1, 0.5, np.nan]),
+        rejected=np.array([0.1, 0.5, 0.9, 0.5, 0.2]),
+    )
+    groups = gallery._choose_heldout(pairs)
+    assert list(groups.items()) == [
+        ("worse", "mistake"),
+        ("bad", "mistake"),
+        ("tied", "undecided"),
+        ("unread", "undecided"),
+        ("right", "right"),
+    ]
+
+
+def test_training_examples_show_kept_and_lost_pairs_with_findings(data: RunData, run: Path) -> None:
+    examples = gallery.training_examples(run, data.rounds[1])
+    groups = [example.group for example in examples]
+    assert groups.count("lost") == 4
+    assert groups.count("kept") == 8
+    kept = examples[-1]
+    assert [critique.decision for critique in kept.sides[0].critiques] == ["kept", "wrong verdict: "]
+    assert {box.mark for box in kept.boxes} == {"supported"}
+    assert "supported" in {piece.mark for piece in kept.sides[0].pieces}
+    assert "".join(piece.text for piece in kept.sides[0].pieces) == "Yes, there is a red circle."
+    assert kept.picture.startswith("data:image/png;base64,")
+
+
+def test_critiques_are_grouped_by_their_fate(run: Path) -> None:
+    by_decision, num_critiques = critiques_by_decision(
+        StageFolder(run / "round-1" / "critiques"), StageFolder(run / "round-1" / "selection")
+    )
+    assert num_critiques == 4 * report_runs.NUM_PAIRS
+    assert {name: len(values) for name, values in by_decision.items()} == {
+        "kept": 16,
+        "small_margin": 16,
+        "wrong_verdict": 16,
+    }
+    assert sorted(set(by_decision["kept"].round(6))) == [0.6, 0.9]
+
+
+def test_reliability_bins_hold_every_readable_response() -> None:
+    pairs = JudgedPairs(ids=("a", "b"), kinds=("", ""), chosen=np.array([1.0, 0.25]), rejected=np.array([0.21, np.nan]))
+    low, high = reliability(pairs)
+    assert (low.num, low.share_right, low.mean_reward) == (2, 0.5, pytest.approx(0.23))
+    assert (high.num, high.share_right, high.mean_reward) == (1, 1.0, 1.0)
+
+
+def test_the_page_is_self_contained(page: str) -> None:
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", page)
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_text_of_models_is_escaped(page: str) -> None:
+    assert report_runs.HOSTILE not in page
+    assert "&lt;script&gt;document.title" in page
+
+
+def test_ids_are_unique(page: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_every_section_is_linked(page: str) -> None:
+    for target in re.findall(r'href="#([^"]+)"', page.partition("<main>")[0]):
+        assert f'id="{target}"' in page
+
+
+def test_charts_use_the_colours_of_the_page(page: str) -> None:
+    assert page.count('class="chart"') == 6
+    assert "var(--series-1)" in page
+    assert not re.findall(r"#0a0[bc]", page)
+
+
+def test_runs_are_compared_on_their_common_pairs(run: Path, tmp_path: Path) -> None:
+    other = report_runs.write_run(tmp_path / "other", rewards=(0.3, 0.8))
+    page = html.write_report([run, other], tmp_path / "both.html").read_text()
+    comparison = page.partition('id="comparison"')[2].partition("</section>")[0]
+    # Round 1 of the other run is worse than its base, which ties all pairs: 0.5 against (8 + 0.5) / 12.
+    assert re.search(r"<td>other</td>.*-20\.8 \[-\d+\.\d, [-+]\d+\.\d\], n = 12", comparison, re.DOTALL)
+
+
+def test_an_unfinished_run_can_be_read(tmp_path: Path) -> None:
+    run = report_runs.write_run(tmp_path / "run", is_finished=False)
+    [data] = read_run(run)
+    assert not data.is_finished
+    assert not data.rounds[1].evaluation
+    [evaluation] = [stage for stage in data.stages if stage.name == "round-1/evaluation"]
+    assert not evaluation.is_complete
+    assert evaluation.rows_in == report_runs.NUM_PAIRS
+    assert "unfinished" in html.write_report([run]).read_text()
+
+
+def test_a_live_report_reloads_until_the_run_is_finished(tmp_path: Path) -> None:
+    run = report_runs.write_run(tmp_path / "run", is_finished=False)
+    versions: list[str] = []
+
+    def finish(path: Path) -> None:
+        versions.append(path.read_text())
+        if len(versions) == 1:
+            (run / "round-1").rename(tmp_path / "old")
+            report_runs.write_run(tmp_path / "finished")
+            (tmp_path / "finished" / "round-1").rename(run / "round-1")
+
+    html.write_live([run], on_write=finish, every_s=1.0)
+    assert ['http-equiv="refresh"' in version for version in versions] == [True, False]
+
+
+def test_an_image_that_is_gone_leaves_a_reason(run: Path, tmp_path: Path) -> None:
+    copy = report_runs.write_run(tmp_path / "run")
+    (copy / "image.png").unlink()
+    assert "no image:" in html.write_report([copy]).read_text()
+
+
+def test_a_policy_run_shows_curves_and_samples(tmp_path: Path) -> None:
+    run = tmp_path / "policy-run"
+    (run / "policy").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 1\n")
+    answers = [{"text": "A.", "reward": None, "status": "timeout", "critique": "", "finish": "stop"}]
+    answers.append({"text": "B.", "reward": 0.75, "status": "ok", "critique": "Right.", "finish": "stop"})
+    sample = {"step": 1, "image": "s3://bucket/a.png", "question": "What?", "answers": answers}
+    steps = [{"step": i, "reward": 0.5, "reference_kl": 0.01, "length": 9.0} for i in range(3)]
+    evaluation = {"step": 0, "value": 0.5, "outcomes": {"q": 0.0}, "warning": "", "held_out": 0.5}
+    later = evaluation | {"step": 2, "outcomes": {"q": 1.0}, "warning": "rewards rise, the measure does not"}
+    for name, lines in (("metrics", steps), ("evaluations", [evaluation, later]), ("samples", [sample])):
+        text = "".join(f"{line}\n" for line in map(json.dumps, lines))
+        (run / "policy" / f"{name}.jsonl").write_text(text)
+    summary = {"seed": 1, "steps": 3, "samples": 12, "failed": 3, "seconds": 9.0, "stopped": ""}
+    write_json(run / "policy" / "summary.json", summary | {"first": evaluation, "last": later, "best": later})
+    page = html.write_report([run]).read_text()
+    assert "timeout" in page
+    assert "25.0 % of samples without a reward" in page
+    assert "rewards rise, the measure does not" in page
+    assert page.count('class="chart"') == 4
+    assert page.index("<td>0.750</td>") < page.index("<td>timeout</td>")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not a run folder .*--run"):
+        html.write_report([tmp_path])
+
+
+def test_the_command_prints_the_file(run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "page.html")])
+    assert result.exit_code == 0
+    assert result.output.strip() == str(tmp_path / "page.html")

@@ -1,0 +1,174 @@
+"""HTML report: one self-contained page about a run, or several runs side by side.
+
+`run_data.py` reads the measured values of a run, `gallery.py` its examples, `charts.py` draws, and
+`page.html.jinja` arranges them. The page needs no network and no server.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlgenrm_ray import __version__
+from vlgenrm_ray.data.store import StageFolder
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.evaluation.metrics import Estimate, paired_gain
+from vlgenrm_ray.report.html import charts, gallery
+from vlgenrm_ray.report.html.run_data import RunData, critiques_by_decision, read_run, reliability
+from vlgenrm_ray.report.policy_summary import measure_gain
+
+FILE_NAME = "report.html"
+LIVE_EVERY_S = 10.0
+"""Seconds between two versions of a live report, and between two reloads of its page."""
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None, *, refresh_s: float = 0.0) -> Path:
+    """Write the report of one or several runs, finished or not.
+
+    Args:
+        runs: Run folders; a co-training counts as all of its reward-model and policy runs.
+        out: File to write; default: `report.html` in the first run folder.
+        refresh_s: Seconds after which the page reloads itself; 0: never.
+
+    Returns:
+        The file written. Readers see the old file or the new one, never a part.
+
+    Raises:
+        InputError: A folder is not that of a run.
+    """
+    data = [part for run in runs for part in read_run(run)]
+    if not data:
+        raise InputError(f"{runs[0]}: the run has not begun yet")
+    target = out or runs[0] / FILE_NAME
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.write_text(render(data, refresh_s=refresh_s), encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def write_live(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    *,
+    on_write: Callable[[Path], None] = lambda path: None,
+    every_s: float = LIVE_EVERY_S,
+) -> Path:
+    """Write the report again and again until all runs are finished, the last time without reloads; return the file."""
+    while True:
+        is_finished = all(part.is_finished for run in runs for part in read_run(run))
+        target = write_report(runs, out, refresh_s=0.0 if is_finished else every_s)
+        on_write(target)
+        if is_finished:
+            return target
+        time.sleep(every_s)
+
+
+def render(runs: Sequence[RunData], *, refresh_s: float = 0.0) -> str:
+    """Render the page. Everything that a model or a data set wrote is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vlgenrm_ray.report.html", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": _format_number, "estimate": _format_estimate, "share": _format_share}
+    return environment.get_template("page.html.jinja").render(
+        version=__version__,
+        refresh_s=refresh_s,
+        runs=[_run_view(run) for run in runs],
+        comparison=_comparison(runs) if len(runs) > 1 else None,
+        policy_charts=_comparison_curves(runs),
+    )
+
+
+def _run_view(run: RunData) -> dict[str, Any]:
+    """Arrange one run for the template."""
+    evaluated = [r for r in run.rounds if r.evaluation]
+    shown = list({r.round: r for r in (evaluated[0], evaluated[-1])}.values()) if evaluated else []
+    selected = next((r for r in reversed(run.rounds) if r.selection), None)
+    round_charts: list[tuple[str, str]] = []
+    if evaluated:
+        round_charts = [
+            ("Accuracy by round", charts.accuracy_by_round(evaluated)),
+            ("Accuracy by kind", charts.accuracy_by_kind(shown)),
+            (
+                "Reliability",
+                charts.reliability_diagram({r.name: reliability(r.pairs) for r in shown if r.pairs is not None}),
+            ),
+        ]
+    selection_charts: list[tuple[str, str]] = []
+    num_critiques = 0
+    if selected is not None:
+        by_decision, num_critiques = critiques_by_decision(
+            StageFolder(selected.folder / "critiques"), StageFolder(selected.folder / "selection")
+        )
+        selection_charts = [("Margins before selection", charts.margin_histogram(run.rounds))]
+        if by_decision:
+            selection_charts.append((f"Critiques of {selected.name}", charts.critique_histogram(by_decision)))
+    examples = gallery.training_examples(run.folder, selected) if selected is not None else []
+    if evaluated:
+        examples = gallery.heldout_examples(run.folder, evaluated[-1]) + examples
+    return {
+        "data": run,
+        "best": run.best_round,
+        "gain": run.gain(),
+        "round_charts": round_charts,
+        "selection_charts": selection_charts,
+        "selected_round": selected.name if selected is not None else "",
+        "num_critiques": num_critiques,
+        "largest_stage": max((s.rows_out + sum(s.dropped.values()) for s in run.stages), default=0) or 1,
+        "seconds_chart": charts.stage_seconds(run.stages) if run.stages else "",
+        "examples": examples,
+        "kinds": sorted({example.kind for example in examples}),
+        "policy_gains": _policy_gains(run),
+        "samples": gallery.policy_samples(run.policy) if run.policy is not None else [],
+        "benchmarks": [json.dumps(benchmark, indent=2) for benchmark in run.benchmarks],
+    }
+
+
+def _policy_gains(run: RunData) -> dict[str, Estimate]:
+    if run.policy is None or not run.policy.summary:
+        return {}
+    gains = {name: measure_gain(run.policy.summary, name) for name in ("best", "last")}
+    return {name: gain for name, gain in gains.items() if gain is not None}
+
+
+def _comparison_curves(runs: Sequence[RunData]) -> list[tuple[str, str]]:
+    policies = {run.name: run.policy for run in runs if run.policy is not None and run.policy.steps}
+    return charts.policy_curves(policies) if policies else []
+
+
+def _comparison(runs: Sequence[RunData]) -> list[Mapping[str, Any]]:
+    """Compare the best rounds of several runs; each later run is paired with the first on their common pairs."""
+    first = next((run for run in runs if run.best_round is not None), None)
+    rows: list[Mapping[str, Any]] = []
+    for run in runs:
+        best = run.best_round
+        difference = None
+        if best is not None and first is not None and run is not first and first.best_round is not None:
+            reference, pairs = first.best_round.pairs, best.pairs
+            if reference is not None and pairs is not None:
+                difference = paired_gain(reference.outcomes(), pairs.outcomes())
+        rows.append({"run": run, "best": best, "gain": run.gain(), "difference": difference})
+    return rows
+
+
+def _format_number(value: Any, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _format_share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _format_estimate(value: Estimate | None) -> str:
+    """Format a gain in points with its interval."""
+    if value is None or not value.num:
+        return ""
+    return f"{value.value * 100:+.1f} [{value.low * 100:+.1f}, {value.high * 100:+.1f}], n = {value.num}"

@@ -1,0 +1,211 @@
+"""Charts of the HTML report: matplotlib figures as inline SVG whose colours follow the page's light or dark theme.
+
+Colours are drawn as marker values and replaced by CSS variables, so one drawing serves both themes and print.
+"""
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlgenrm_ray.report.curves import PANELS, extract_curve
+from vlgenrm_ray.report.html.run_data import KEPT, Array, PolicyData, ReliabilityBin, RoundData, StageAccount
+from vlgenrm_ray.reward.selection import NUM_BINS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_TEXT, _LINE = "#0a0b0c", "#0a0b0d"
+_SERIES = tuple(f"#0a0c{number:02x}" for number in range(1, 9))
+_THEME = {_TEXT: "var(--soft)", _LINE: "var(--line)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
+}
+"""Marker colour in the drawing -> CSS colour in the page."""
+_WIDTH = 6.4
+"""Width of a chart in inches; the page scales it."""
+_IDS = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
+
+
+def accuracy_by_round(rounds: Sequence[RoundData]) -> str:
+    """Draw held-out accuracy with its 95 % interval, and AUROC, over the rounds, with the blind baselines."""
+    figure, axes = _new_chart()
+    numbers = [r.round for r in rounds]
+    values = np.array([r.evaluation["pairwise_accuracy"] for r in rounds])
+    low, high = (np.array([r.evaluation["ci95"][i] for r in rounds]) for i in (0, 1))
+    axes.errorbar(
+        numbers, values, yerr=[values - low, high - values], color=_SERIES[0], marker="o", capsize=4, label="accuracy"
+    )
+    axes.plot(numbers, [r.evaluation["auroc"] for r in rounds], color=_SERIES[1], marker="s", ls="--", label="AUROC")
+    for number, (name, row) in enumerate(_baselines(rounds[-1]).items(), start=2):
+        axes.axhline(row, color=_SERIES[number], lw=1, ls=":", label=f"blind: {name}")
+    axes.set_xticks(numbers, [r.name for r in rounds])
+    axes.legend(frameon=False, labelcolor=_TEXT)
+    return _to_svg(figure, "Held-out accuracy with its 95 % interval and AUROC by round")
+
+
+def _baselines(round: RoundData) -> dict[str, float]:
+    baselines = round.evaluation.get("baselines", {})
+    values = {name: baselines[name]["value"] for name in ("shorter", "longer") if name in baselines}
+    if no_image := baselines.get("no_image"):
+        values["no image"] = no_image["pairwise_accuracy"]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def accuracy_by_kind(rounds: Sequence[RoundData]) -> str:
+    """Draw held-out accuracy by kind of pair, for the first and the last given round."""
+    kinds = sorted({kind for r in rounds for kind in r.evaluation["by_kind"]})
+    figure, axes = _new_chart(height=1.4 + 0.5 * len(kinds))
+    for number, round in enumerate(rounds):
+        offset = (number - (len(rounds) - 1) / 2) * 0.3
+        for row, kind in enumerate(kinds):
+            if (estimate := round.evaluation["by_kind"].get(kind)) is None or estimate["value"] is None:
+                continue
+            low, high = estimate["ci95"]
+            axes.errorbar(
+                estimate["value"],
+                row + offset,
+                xerr=np.array([[max(0.0, estimate["value"] - low)], [max(0.0, high - estimate["value"])]]),
+                color=_SERIES[number],
+                marker="os"[number % 2],
+                capsize=3,
+                label=round.name if kind == kinds[0] else None,
+            )
+    axes.axvline(0.5, color=_LINE, lw=1)
+    axes.set_yticks(range(len(kinds)), [kind or "(none)" for kind in kinds])
+    axes.set_ylim(len(kinds) - 0.4, -0.6)
+    axes.set_xlabel("accuracy")
+    axes.legend(frameon=False, labelcolor=_TEXT)
+    return _to_svg(figure, "Held-out accuracy by kind of pair")
+
+
+def reliability_diagram(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
+    """Draw the share of right responses over the mean reward of each bin, a line per judge."""
+    figure, axes = _new_chart(height=4.2)
+    axes.plot([0, 1], [0, 1], color=_LINE, lw=1)
+    for number, (name, judge_bins) in enumerate(bins.items()):
+        axes.plot(
+            [b.mean_reward for b in judge_bins],
+            [b.share_right for b in judge_bins],
+            color=_SERIES[number],
+            marker="os"[number % 2],
+            label=name,
+        )
+    axes.set_xlabel("mean reward of the bin")
+    axes.set_ylabel("share of right responses")
+    axes.legend(frameon=False, labelcolor=_TEXT)
+    return _to_svg(figure, "Reliability diagram: share of right responses over mean reward")
+
+
+def margin_histogram(rounds: Sequence[RoundData]) -> str:
+    """Draw the margins of all combinations of critiques before selection, a line per round."""
+    figure, axes = _new_chart()
+    edges = np.linspace(-1, 1, NUM_BINS + 1)
+    for number, round in enumerate(r for r in rounds if r.selection):
+        counts = np.array(round.selection["margin_histogram"], dtype=float)
+        axes.stairs(counts / max(counts.sum(), 1), edges, color=_SERIES[number], label=round.name, lw=1.5)
+    axes.axvline(0, color=_LINE, lw=1)
+    axes.set_xlabel("margin: reward of the chosen minus that of the rejected response")
+    axes.set_ylabel("share of combinations")
+    axes.legend(frameon=False, labelcolor=_TEXT)
+    return _to_svg(figure, "Margins of all combinations of critiques before selection")
+
+
+def critique_histogram(by_decision: Mapping[str, Array]) -> str:
+    """Draw the probability of the right verdict, stacked by what selection did with the critique."""
+    names = sorted(by_decision, key=lambda name: (name != KEPT, -len(by_decision[name])))[: len(_SERIES)]
+    figure, axes = _new_chart()
+    axes.hist(
+        [by_decision[name] for name in names],
+        bins=20,
+        range=(0, 1),
+        stacked=True,
+        color=list(_SERIES[: len(names)]),
+        label=[f"{name.replace('_', ' ')} ({len(by_decision[name]):,})" for name in names],
+    )
+    axes.set_xlabel("probability of the right verdict")
+    axes.set_ylabel("critiques")
+    axes.legend(frameon=False, labelcolor=_TEXT)
+    return _to_svg(figure, "Critiques by probability of the right verdict and result of the selection")
+
+
+def stage_seconds(stages: Sequence[StageAccount]) -> str:
+    """Draw the working seconds of each stage as bars."""
+    figure, axes = _new_chart(height=0.7 + 0.3 * len(stages))
+    axes.barh([stage.name for stage in stages], [stage.seconds for stage in stages], color=_SERIES[0])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    return _to_svg(figure, "Working seconds of each stage")
+
+
+def policy_curves(policies: Mapping[str, PolicyData]) -> list[tuple[str, str]]:
+    """Draw the training curves of policies. Returns (title, SVG) for each panel that has a value."""
+    charts = []
+    for panel in PANELS:
+        figure, axes = _new_chart(height=2.6)
+        num_points = 0
+        for number, (name, policy) in enumerate(policies.items()):
+            lines = policy.steps if panel.file == "metrics.jsonl" else policy.evaluations
+            if curve := extract_curve(lines, panel.key):
+                num_points += len(curve)
+                marker = "o" if panel.file == "evaluations.jsonl" else None
+                axes.plot(*zip(*curve, strict=True), color=_SERIES[number % 8], marker=marker, label=name)
+        axes.set_xlabel("step")
+        if len(policies) > 1:
+            axes.legend(frameon=False, labelcolor=_TEXT)
+        svg = _to_svg(figure, panel.title)
+        if num_points:
+            charts.append((panel.title, svg))
+    return charts
+
+
+def lines_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: str, y: str, log: bool) -> str:
+    """Draw any curves (x, y) by name, with a base-2 logarithmic x axis on request."""
+    figure, axes = _new_chart()
+    for number, (name, curve) in enumerate(curves.items()):
+        axes.plot(*zip(*curve, strict=True), color=_SERIES[number % 8], marker="o", ms=3, label=name)
+    if log:
+        axes.set_xscale("log", base=2)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False, labelcolor=_TEXT)
+    return _to_svg(figure, title)
+
+
+def _new_chart(height: float = 3.2) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_LINE)
+    axes.tick_params(colors=_TEXT, labelsize=9)
+    axes.xaxis.label.set(color=_TEXT, size=9)
+    axes.yaxis.label.set(color=_TEXT, size=9)
+    axes.grid(color=_LINE, lw=0.5)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _to_svg(figure: "Figure", title: str) -> str:
+    """Render a figure as an SVG element that scales with the page, has a name, and shares no id with others."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "savefig.transparent": True}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"font: (?:\w+ )?([\d.]+px) [^;\"]*", r"font: \1 var(--font)", svg)
+    for marker, colour in _THEME.items():
+        svg = svg.replace(marker, colour)
+    prefix = re.sub(r"\W+", "-", title.lower())
+    svg = _IDS.sub(rf"\1{prefix}-\2", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}" class="chart"', 1)
