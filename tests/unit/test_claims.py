@@ -1,12 +1,14 @@
 """Claim extraction: kinds, spans, negation and hedges, in the language of the world and in everyday English."""
 
+import json
 import random
 
 import pytest
+from golden.write_claims_readings import GOLDEN, reading_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlgenrm_ray.experts.claims import VocabularyExtractor, extract_claims
+from vlgenrm_ray.experts.claims import GRAMMAR_VERSION, VocabularyExtractor, extract_claims
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 from vlgenrm_ray.shapes import truth
@@ -130,7 +132,10 @@ CASES = {
     "3 dogs and a cat": [key("count", "dog", "3"), key("existence", "cat")],
     "The star-shaped car is red.": [key("attribute", "car", "red")],
     "The car is not red.": [key("attribute", "car", "red", negated=True)],
-    "The bus is red and white.": [key("attribute", "bus", "red"), key("attribute", "bus", "white")],
+    "The bus is red and white.": [
+        key("attribute", "bus", "red", hedged=True),
+        key("attribute", "bus", "white", hedged=True),
+    ],
     "The dog is to the left of the red car.": [key("spatial", "dog", "left of", "red car")],
     "The dog isn't above the cat.": [key("spatial", "dog", "above", "cat", negated=True)],
     "There is an orange on the table.": [key("existence", "orange"), key("spatial", "orange", "on", "table")],
@@ -181,6 +186,39 @@ def test_an_object_after_a_negated_unknown_verb_is_hedged() -> None:
 
 def test_a_negated_identity_does_not_negate_existence() -> None:
     assert key("existence", "star", negated=True) not in claims_in("The circle is not a star.", "shapes")
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "claims"),
+    [
+        ("What is missing?", "A dog.", []),
+        ("What is missing?", "It is a dog.", []),
+        ("Which object is not in the image?", "A dog", []),
+        ("What would be there if it were night?", "A dog.", []),
+        ("What isn't there?", "Dogs and cats.", []),
+        ("Which of these is false?", "There is a dog.", []),
+        ("What is missing?", "There is a dog on the left, but no cat.", ["dog", "dog", "cat"]),
+        ("What is in the image?", "A dog.", ["dog"]),
+        ("Is there a dog?", "Yes, there is a dog.", ["dog"]),
+        ("Describe the image.", "A dog sits on a bench.", ["dog", "bench"]),
+        ("", "A dog.", ["dog"]),
+    ],
+)
+def test_an_answer_is_read_with_its_question(question: str, text: str, claims: list[str]) -> None:
+    subjects = [claim.subject for claim in extract_claims(text, COCO, question) if not claim.hedged]
+    assert set(subjects) == set(claims)
+
+
+def test_a_change_of_any_reading_has_another_version_of_the_grammar() -> None:
+    """Stages compare the version, so that a run does not continue with claims of another grammar.
+
+    If this fails, raise `GRAMMAR_VERSION` and write the golden file: `python tests/golden/write_claims_readings.py`.
+    """
+    golden = json.loads(GOLDEN.read_text())
+    changed = [text for text, hash in golden["readings"].items() if hash != reading_hash(text)]
+    assert not changed or golden["version"] != GRAMMAR_VERSION
+    assert golden["version"] == GRAMMAR_VERSION, "the golden file is of another version"
+    assert len(golden["readings"]) > 300
 
 
 def test_the_extractor_equals_the_function_with_its_vocabulary() -> None:

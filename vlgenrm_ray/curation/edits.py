@@ -73,10 +73,10 @@ class Statement:
 
 
 @lru_cache(maxsize=8192)
-def split_statements(text: str, vocabulary: Vocabulary) -> tuple[Statement, ...]:
-    """Return the statements of a text, in its order. Cached."""
+def split_statements(text: str, vocabulary: Vocabulary, question: str = "") -> tuple[Statement, ...]:
+    """Return the statements of an answer to a question, in its order. Cached."""
     groups: list[list[Claim]] = []
-    for claim in cached_claims(text, vocabulary):
+    for claim in cached_claims(text, vocabulary, question):
         if groups and claim.start < max(c.end for c in groups[-1]):
             groups[-1].append(claim)
         else:
@@ -84,9 +84,9 @@ def split_statements(text: str, vocabulary: Vocabulary) -> tuple[Statement, ...]
     return tuple(Statement(tuple(group)) for group in groups)
 
 
-def propose_edits(text: str, index: int, vocabulary: Vocabulary) -> Iterator[Edit]:
+def propose_edits(text: str, index: int, vocabulary: Vocabulary, question: str = "") -> Iterator[Edit]:
     """Yield every text that changes one fact of statement `index`. Filter them with `changes_one_statement`."""
-    statement = split_statements(text, vocabulary)[index]
+    statement = split_statements(text, vocabulary, question)[index]
     if any(c.hedged for c in statement.claims):
         return
     words = lexicon_of(vocabulary).read(text)
@@ -98,9 +98,9 @@ def propose_edits(text: str, index: int, vocabulary: Vocabulary) -> Iterator[Edi
         yield from _edit_presence(text, statement, words)
 
 
-def changes_one_statement(text: str, index: int, edit: Edit, vocabulary: Vocabulary) -> bool:
+def changes_one_statement(text: str, index: int, edit: Edit, vocabulary: Vocabulary, question: str = "") -> bool:
     """Return True if the edit changes the meaning of statement `index` only, and the new statement is not hedged."""
-    before, after = (split_statements(t, vocabulary) for t in (text, edit.text))
+    before, after = (split_statements(t, vocabulary, question) for t in (text, edit.text))
     if len(before) != len(after) or any(c.hedged for c in after[index].claims):
         return False
     return [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a.meaning != b.meaning] == [index]

@@ -46,9 +46,9 @@ class RejectedPair:
 
 
 @lru_cache(maxsize=8192)
-def cached_claims(text: str, vocabulary: Vocabulary) -> tuple[Claim, ...]:
-    """Extract the claims of a text. Cached: building pairs reads the same few texts many times."""
-    return extract_claims(text, vocabulary)
+def cached_claims(text: str, vocabulary: Vocabulary, question: str) -> tuple[Claim, ...]:
+    """Extract the claims of an answer to a question. Cached: building pairs reads the same few texts many times."""
+    return extract_claims(text, vocabulary, question)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,9 @@ class EvidenceIndex:
         whole_image = Box(label="", score=1.0, x0=0.0, y0=0.0, x1=image.width, y1=image.height)
         self._evidence = ImageEvidence(image.width, image.height, detections, (WindowMatch(whole_image, scores),))
 
-    def check_text(self, text: str) -> tuple[Finding, ...]:
-        """Return a finding on every claim of a text."""
-        return tuple(self.check(claim) for claim in cached_claims(text, self.vocabulary))
+    def check_text(self, text: str, question: str = "") -> tuple[Finding, ...]:
+        """Return a finding on every claim of an answer to a question."""
+        return tuple(self.check(claim) for claim in cached_claims(text, self.vocabulary, question))
 
     def check(self, claim: Claim) -> Finding:
         """Return a finding on one claim."""
@@ -250,9 +250,13 @@ class QuestionEvidence:
     def question_id(self) -> str:
         return self.responses[0].checked.response.question.id
 
+    @property
+    def question_text(self) -> str:
+        return self.responses[0].checked.response.question.text
+
     def summarise(self, text: str) -> EvidenceSummary:
         """Check a text that is not among the responses."""
-        return EvidenceSummary.from_findings(self.index.check_text(text), self.config.min_score)
+        return EvidenceSummary.from_findings(self.index.check_text(text, self.question_text), self.config.min_score)
 
     def summarise_claims(self, claims: Iterable[Claim]) -> EvidenceSummary:
         """Check some claims of a text that is not among the responses."""
@@ -264,7 +268,7 @@ class QuestionEvidence:
 
     def text_is_answer(self, text: str) -> bool:
         """Return True if the claims of a text answer the question, see `is_answer`."""
-        return self.is_answer(cached_claims(text, self.index.vocabulary))
+        return self.is_answer(cached_claims(text, self.index.vocabulary, self.question_text))
 
     def can_be_chosen(self, response: ResponseEvidence) -> bool:
         """Return True if a response is good enough for the chosen side of a pair."""

@@ -14,10 +14,12 @@ from vlgenrm_ray.data import flow, images
 from vlgenrm_ray.data.arrow import from_row, from_table, to_table
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
+from vlgenrm_ray.experts.claims import grammar_fingerprint
 from vlgenrm_ray.experts.expert import ExpertConfig, ExpertPipelineConfig, ImageTask
 from vlgenrm_ray.experts.pipeline import ExpertPipeline, build_expert, expert_configs
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import CheckedResponse, ClaimKind, Dropped, Response, Truth
+from vlgenrm_ray.settings import digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +59,8 @@ def open_image(id: str, responses: Sequence[Response], pipeline: ExpertPipeline,
     """Decode the image of some responses and extract their claims. An unusable image is marked, not raised."""
     ref = responses[0].question.image
     try:
-        task = pipeline.open_task(id, images.read(ref, limits), [response.text for response in responses])
+        texts = [response.text for response in responses]
+        task = pipeline.open_task(id, images.read(ref, limits), texts, [r.question.text for r in responses])
     except ImageError as error:
         task = ImageTask(id=id, original_width=ref.width, original_height=ref.height)
         task = task.mark_dropped(error.reason, error.detail)
@@ -140,7 +143,7 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
         ConfigError: `target` was made with other settings.
         StageError: `source` is incomplete, or rows were lost.
     """
-    load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     rows, total = group_by_image(source)
     experts = expert_configs(config)
 
@@ -156,7 +159,7 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
         rows,
         work,
         total=total,
-        fingerprint=config.fingerprint(),
+        fingerprint=digest([config.fingerprint(), vocabulary.fingerprint(), grammar_fingerprint()]),
         inputs={"responses": source.data_hash()},
         metrics=count_findings,
     )

@@ -137,8 +137,8 @@ def _falsify(question: QuestionEvidence, text: str, rng: random.Random) -> tuple
     """Change one fact so that the evidence contradicts it. All facts are equally likely; the number of words stays."""
     vocabulary = question.index.vocabulary
     options: dict[tuple[int, Fact], list[Edit]] = {}
-    for i, statement in enumerate(split_statements(text, vocabulary)):
-        for edit in propose_edits(text, i, vocabulary):
+    for i, statement in enumerate(split_statements(text, vocabulary, question.question_text)):
+        for edit in propose_edits(text, i, vocabulary, question.question_text):
             if len(text.split()) == len(edit.text.split()) and _is_plausible(statement, edit):
                 options.setdefault((i, edit.fact), []).append(edit)
     keys = sorted(options)
@@ -149,7 +149,9 @@ def _falsify(question: QuestionEvidence, text: str, rng: random.Random) -> tuple
         # A phrase that another response made up is a plausible error, and its absence is known.
         candidates.sort(key=lambda edit: not any(phrase in edit.text for phrase in question.index.absent_phrases))
         for edit in candidates[:_MAX_TRIES]:
-            if changes_one_statement(text, i, edit, vocabulary) and question.text_is_answer(edit.text):
+            if changes_one_statement(text, i, edit, vocabulary, question.question_text) and question.text_is_answer(
+                edit.text
+            ):
                 summary = question.summarise(edit.text)
                 if summary.contradicted:
                     return edit, summary.worst
@@ -193,7 +195,7 @@ def repaired_pairs(question: QuestionEvidence, balance: BalanceConfig) -> Iterat
 def _repair(question: QuestionEvidence, text: str) -> _Repair:
     """Correct the contradicted statements of a text, or remove those that no single edit corrects."""
     repair = _Repair(text)
-    for _ in split_statements(text, question.index.vocabulary):
+    for _ in split_statements(text, question.index.vocabulary, question.question_text):
         following = _repair_first(question, repair)
         if following is None:
             break
@@ -204,14 +206,14 @@ def _repair(question: QuestionEvidence, text: str) -> _Repair:
 def _repair_first(question: QuestionEvidence, repair: _Repair) -> _Repair | None:
     """Correct or remove the first contradicted statement. Return None if nothing is contradicted."""
     vocabulary = question.index.vocabulary
-    statements = split_statements(repair.text, vocabulary)
+    statements = split_statements(repair.text, vocabulary, question.question_text)
     for i, statement in enumerate(statements):
         if not question.summarise_claims(statement.claims).contradicted:
             continue
         other_meanings = {s.meaning for j, s in enumerate(statements) if j != i}
         for edit in _propose_corrections(question, repair.text, i):
-            if changes_one_statement(repair.text, i, edit, vocabulary):
-                corrected = split_statements(edit.text, vocabulary)[i]
+            if changes_one_statement(repair.text, i, edit, vocabulary, question.question_text):
+                corrected = split_statements(edit.text, vocabulary, question.question_text)[i]
                 is_supported = question.summarise_claims(corrected.claims).is_fully_supported
                 # The repair must not answer another question, nor repeat another statement.
                 if is_supported and corrected.meaning not in other_meanings and question.is_answer(corrected.claims):
@@ -223,11 +225,11 @@ def _repair_first(question: QuestionEvidence, repair: _Repair) -> _Repair | None
 def _propose_corrections(question: QuestionEvidence, text: str, index: int) -> Iterator[Edit]:
     """Yield edits of one fact to detected words, in the order of `Fact`, then of an attribute with its object."""
     vocabulary = question.index.vocabulary
-    single = [e for e in propose_edits(text, index, vocabulary) if _is_detected(question, e)]
+    single = [e for e in propose_edits(text, index, vocabulary, question.question_text) if _is_detected(question, e)]
     yield from sorted(single, key=lambda e: list(Fact).index(e.fact))
     for first in single:
         if first.fact is Fact.ATTRIBUTE:
-            for second in propose_edits(first.text, index, vocabulary):
+            for second in propose_edits(first.text, index, vocabulary, question.question_text):
                 if second.fact is Fact.OBJECT and _is_detected(question, second):
                     yield replace(second, start=min(first.start, second.start), end=max(first.end, second.end))
 

@@ -26,6 +26,7 @@ from vlgenrm_ray.data import flow
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason, StageError
 from vlgenrm_ray.experts.checking import Thresholds
+from vlgenrm_ray.experts.claims import grammar_fingerprint
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.records import CheckedResponse, Dropped, Origin, Preference
 from vlgenrm_ray.settings import Settings, digest
@@ -266,7 +267,15 @@ def run(
         flow.read_units(source),
         lambda rows: rows.map_batches(_BuildPairs(config, experts, seed), **flow.LIGHT),
         total=source.complete().rows_in,
-        fingerprint=digest([config.fingerprint(), vocabulary.fingerprint(), experts.thresholds.fingerprint(), seed]),
+        fingerprint=digest(
+            [
+                config.fingerprint(),
+                vocabulary.fingerprint(),
+                experts.thresholds.fingerprint(),
+                grammar_fingerprint(),
+                seed,
+            ]
+        ),
         inputs={"experts": source.data_hash()},
         metrics=measure_pairs,
     )

@@ -152,7 +152,11 @@ class _Checker:
             if phrase.noun not in ("", item.box.label):
                 continue
             attribute_scores = [item.attribute_score(attribute, self.vocabulary) for attribute in phrase.attributes]
-            if 0.0 in attribute_scores:
+            # The matcher names one attribute of a family: a truck that it calls red may be red and white.
+            best = dict.fromkeys(families, 0.0)
+            for family, score in zip(families, attribute_scores, strict=True):
+                best[family] = max(best[family], 1.0 if score is None else score)
+            if 0.0 in best.values():
                 continue
             if unprovable or None in attribute_scores or item.box.score < self.thresholds.sure_box:
                 possible.append(item)

@@ -9,26 +9,42 @@ text that takes itself back is hedged only if it does so in listed words ("Just 
 naming an object ("No, there is not.", `takes_back`).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-from vlgenrm_ray.experts.grammar import is_plain_question, is_plain_statement, takes_back
-from vlgenrm_ray.experts.lexicon import Lexicon, Word, WordKind
+from vlgenrm_ray.experts.grammar import (
+    Stance,
+    is_fragment,
+    is_plain_question,
+    is_plain_statement,
+    is_remark,
+    question_stance,
+    takes_back,
+)
+from vlgenrm_ray.experts.lexicon import Lexicon, Word, WordKind, english
 from vlgenrm_ray.experts.phrases import ContextPhrase, Item, NounPhrase, group_phrases
 from vlgenrm_ray.experts.sentences import Scope, has_disclaimer, split_sentences
 from vlgenrm_ray.experts.vocabulary import Vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
+from vlgenrm_ray.settings import digest
 
 
 class ClaimExtractor(Protocol):
     """Extracts claims from texts: the grammar of this module, or a language model."""
 
-    def extract(self, text: str) -> tuple[Claim, ...]:
+    def extract(self, text: str, question: str = "") -> tuple[Claim, ...]:
         """Return the claims of a text, in its order and in canonical words.
 
-        For every claim, `claim.text == text[claim.start:claim.end]`.
+        Args:
+            text: A response, or any other text about an image.
+            question: The question that it answers; "" if it stands by itself. "A dog." claims nothing about a dog
+                if the question is what is missing.
+
+        Returns:
+            The claims. For each, `claim.text == text[claim.start:claim.end]`.
         """
         ...
 
@@ -39,9 +55,18 @@ class VocabularyExtractor:
 
     vocabulary: Vocabulary
 
-    def extract(self, text: str) -> tuple[Claim, ...]:
+    def extract(self, text: str, question: str = "") -> tuple[Claim, ...]:
         """See `ClaimExtractor`."""
-        return extract_claims(text, self.vocabulary)
+        return extract_claims(text, self.vocabulary, question)
+
+
+GRAMMAR_VERSION = 2
+"""Version of the grammar, raised whenever the reading of any text changes: stages that stored claims run again."""
+
+
+def grammar_fingerprint() -> str:
+    """Return a hash that changes with the grammar and its English words, for the fingerprints of stages."""
+    return digest([GRAMMAR_VERSION, english()])
 
 
 ClaimKey = tuple[ClaimKind, str, str, str, bool, bool]
@@ -53,16 +78,17 @@ def claim_key(claim: Claim) -> ClaimKey:
     return (claim.kind, claim.subject, claim.value, claim.other, claim.negated, claim.hedged)
 
 
-def extract_claims(text: str, vocabulary: Vocabulary) -> tuple[Claim, ...]:
+def extract_claims(text: str, vocabulary: Vocabulary, question: str = "") -> tuple[Claim, ...]:
     """Extract the claims of a text with the grammar. See `ClaimExtractor`."""
     claims: list[Claim] = []
     scope = Scope()
-    is_disclaimed = has_disclaimer(text)
+    stance = question_stance(question)
+    is_disclaimed = has_disclaimer(text) or stance is Stance.FALSEHOOD
     is_after_question = False
     for sentence in split_sentences(text, lexicon_of(vocabulary).read(text)):
         items = group_phrases(sentence.words, vocabulary)
         # "No." after a question is its answer; elsewhere it takes back what was said.
-        if takes_back(items) and not is_after_question:
+        if (takes_back(items) and not is_after_question) or (is_remark(items) and not sentence.is_uncertain):
             claims = [replace(claim, hedged=True) for claim in claims]
         is_after_question = sentence.is_question
         if sentence.is_question:
@@ -70,9 +96,23 @@ def extract_claims(text: str, vocabulary: Vocabulary) -> tuple[Claim, ...]:
             continue
         is_plain = not sentence.is_uncertain and is_plain_statement(items)
         is_hedged = scope.enter(sentence, is_plain=is_plain) or is_disclaimed
-        for clause in _split_at_breaks(items):
-            claims += _Clause(clause, text, is_hedged=is_hedged).claims()
+        # "A dog." as the answer to "What is missing?".
+        is_hedged = is_hedged or (stance is Stance.ABSENCE and is_fragment(items))
+        of_clauses = [_Clause(clause, text, is_hedged=is_hedged).claims() for clause in _split_at_breaks(items)]
+        claims += _hedge_partial_counts([claim for of_clause in of_clauses for claim in of_clause])
     return tuple(sorted(claims, key=lambda c: (c.start, c.end)))
+
+
+def _hedge_partial_counts(claims: Sequence[Claim]) -> Iterator[Claim]:
+    """Hedge the numbers of a sentence that counts one kind of object several times: "two dogs and another dog"."""
+    subjects = Counter(
+        claim.subject
+        for claim in claims
+        if claim.kind is ClaimKind.COUNT or (claim.kind is ClaimKind.EXISTENCE and not claim.negated)
+    )
+    for claim in claims:
+        is_partial = claim.kind is ClaimKind.COUNT and subjects[claim.subject] > 1
+        yield replace(claim, hedged=True) if is_partial else claim
 
 
 @lru_cache(maxsize=8)
@@ -167,8 +207,8 @@ class _Clause:
                 )
         elif has_verb:
             is_joined = _is_kind(self._item(i + 1), WordKind.AND) and _is_kind(self._item(i + 2), WordKind.ATTRIBUTE)
-            # "The circle and the star are red and blue": which one is red?
-            hedged = hedged or (is_joined and (noun.is_plural or _is_kind(self._item(at - 1), WordKind.AND)))
+            # "The circle is red and blue": neither word alone is the answer to its colour, nor excludes the other.
+            hedged = hedged or is_joined
             while word and word.kind in (WordKind.ATTRIBUTE, WordKind.AND):
                 if word.kind is WordKind.ATTRIBUTE:
                     self.used.add(at)
@@ -252,7 +292,10 @@ class _Clause:
     def _is_restricted(self, at: int) -> bool:
         """Check whether the phrase's number counts only some objects: "two men in suits", "between two cars"."""
         before = self._item(at - 1)
-        is_shown = _is_kind(before, WordKind.HAVE) or _is_kind(before, WordKind.DISPLAY)
+        owner = self._item(at - 2)
+        is_owned = isinstance(owner, NounPhrase) or (isinstance(owner, ContextPhrase) and owner.kind is WordKind.THING)
+        # "The image has two dogs" counts all of them, "the man has two dogs" only his.
+        is_shown = _is_kind(before, WordKind.DISPLAY) or (_is_kind(before, WordKind.HAVE) and not is_owned)
         is_counted_apart = self._is_object(at) and not is_shown
         context = self._item(at + 2)
         has_things = isinstance(context, ContextPhrase) and context.kind is WordKind.THING

@@ -30,9 +30,10 @@ a question mark, a quotation, a comparison, a numeral that is not read whole, a 
 
 import re
 from collections.abc import Sequence
+from enum import StrEnum
 from itertools import pairwise
 
-from vlgenrm_ray.experts.lexicon import Word, WordKind
+from vlgenrm_ray.experts.lexicon import Word, WordKind, english
 from vlgenrm_ray.experts.phrases import ContextPhrase, Item, NounPhrase
 
 _LETTERS = {
@@ -77,7 +78,20 @@ _DETERMINER_LETTERS = {
 _ADVERBIAL = ("on", "behind", "inside", "around", "along", "by")
 """Relations and prepositions that may end a sentence: "with skis on"."""
 _DOUBTS = (WordKind.NOT, WordKind.NONE, WordKind.NOTHING, WordKind.QUESTION)
+_MAX_REMARK = 4
+"""Longest sentence without objects, in words, whose unknown words may take back what was said."""
 _DEMONSTRATIVES = ("this", "these", "that", "those")
+
+_COLOURS = ("color", "colors", "colour", "colours")
+_LIKENESSES = (
+    *("color", "colors", "colour", "colours", "design", "pattern", "patterns", "stripes", "costume", "costumes"),
+    *("outfit", "outfits", "attire", "clothing", "clothes", "atmosphere", "ambiance", "mood", "shade", "style"),
+)
+"""Things that may be like an object that is not there."""
+_ANNOUNCEMENTS = frozenset(
+    (WordKind.DISPLAY, WordKind.HAVE, WordKind.THERE, WordKind.SEE, WordKind.PRESENT, WordKind.PLACE, WordKind.WHOLE)
+)
+"""Words that announce what follows a colon: "the image shows:"."""
 
 _OBJECTS = "abciuN"
 _PHRASES = f"{_OBJECTS}HSGgP"
@@ -161,6 +175,10 @@ _UNCLEAR_FORMS = (
     re.compile("(?<!^)(?<!;)(?<!PI)(?:g|GF)|[Gg]F[^;]*I|[HPabciuN]D*I?D*B"),
     # A number in one place: "on the couch, there are two cats".
     re.compile("(?:^|;)D*(?:R|K[HPabciuN])[^;]*c"),
+    # Two for each: "each car has two wheels", "two dogs in every car".
+    re.compile("u[^;]*c|c[^;]*u"),
+    # "This is where a dog sits."
+    re.compile("I;Y"),
     # "Behind the picture", "to him".
     re.compile("[KRD]G|(?:^|[,;])D*KP"),
 )
@@ -173,12 +191,56 @@ def is_plain_statement(items: Sequence[Item]) -> bool:
     letters = spell(items)
     if "?" in letters or "w" in letters or any(form.search(letters) for form in _UNCLEAR_FORMS):
         return False
+    if any(map(_is_unclear_at, [items] * len(items), range(len(items)))):
+        return False
     start = 0
     for clause in letters.split(";"):
         if not _is_plain_clause(clause, letters[:start]):
             return False
         start += len(clause) + 1
     return True
+
+
+def _is_unclear_at(items: Sequence[Item], at: int) -> bool:
+    """Check for a form that is not plain and that the letters do not show, at one item of a sentence."""
+    item = items[at]
+    following = items[at + 1 : at + 3]
+    if isinstance(item, NounPhrase):
+        if not item.is_plural and following and isinstance(following[0], Word) and following[0].value == "stand":
+            # "A hot dog stand".
+            return True
+        # "The bear is a costume", "the man is a bear": one of them is not there.
+        complement = following[1] if len(following) == 2 and _is_kind(following[0], WordKind.IS) else None
+        is_colour = isinstance(complement, ContextPhrase) and complement.noun in _COLOURS
+        is_phrase = isinstance(complement, NounPhrase | ContextPhrase) and not is_colour
+        return is_phrase and not item.is_general
+    if isinstance(item, ContextPhrase):
+        # "The design of a dog", "the color of an orange".
+        if item.noun == "camera":
+            # "A dog is behind the camera."
+            return at > 0 and _is_kind(items[at - 1], WordKind.RELATION)
+        return item.noun in _LIKENESSES and bool(following) and _is_kind(following[0], WordKind.OF)
+    if item.value in ("down", "up") and at == 0:
+        # "Down with dogs!"
+        return bool(following) and _is_kind(following[0], WordKind.PREPOSITION)
+    if item.kind is WordKind.PRONOUN and item.value in ("i", "you"):
+        # "I have a dog", "you are a bear".
+        return bool(following) and (_is_kind(following[0], WordKind.IS) or _is_kind(following[0], WordKind.HAVE))
+    return item.value == ":" and at + 1 < len(items) and _quotes(items[:at])
+
+
+def _quotes(items: Sequence[Item]) -> bool:
+    """Check whether the words before a colon say whose words, or what label, follows: "the sign: no dogs"."""
+    start = max((i + 1 for i, item in enumerate(items) if _is_kind(item, WordKind.BREAK)), default=0)
+    clause = items[start:]
+    if any(isinstance(item, Word) and item.kind in _ANNOUNCEMENTS for item in clause):
+        return False
+    return any(
+        isinstance(item, NounPhrase)
+        or (isinstance(item, ContextPhrase) and item.kind is WordKind.THING)
+        or (isinstance(item, Word) and item.kind in (WordKind.PRONOUN, WordKind.VERB))
+        for item in clause
+    )
 
 
 def is_plain_question(items: Sequence[Item]) -> bool:
@@ -190,6 +252,43 @@ def takes_back(items: Sequence[Item]) -> bool:
     """Check for a sentence that denies or questions another one: "Not!", "No, there is not.", "Or is there?"."""
     is_about_objects = any(isinstance(item, NounPhrase | ContextPhrase) for item in items)
     return not is_about_objects and any(isinstance(item, Word) and item.kind in _DOUBTS for item in items)
+
+
+def is_remark(items: Sequence[Item]) -> bool:
+    """Check for a short sentence of unknown words about what was said before: "Arguably.", "It is bogus."."""
+    if any(isinstance(item, NounPhrase | ContextPhrase) for item in items):
+        return False
+    words = [item for item in items if isinstance(item, Word) and item.kind is not WordKind.BREAK]
+    is_about_text = bool(words) and (words[0].kind is WordKind.PRONOUN or words[0].value in _DEMONSTRATIVES)
+    has_subject = any(word.kind is WordKind.IS for word in words) and not is_about_text
+    is_unknown = any(word.kind in (WordKind.OTHER, WordKind.HEDGE) for word in words)
+    return len(words) <= _MAX_REMARK and is_unknown and not has_subject
+
+
+def is_fragment(items: Sequence[Item]) -> bool:
+    """Check for an answer that is no sentence ("A dog."), or a sentence about "it" ("It is a dog.")."""
+    letters = spell(items)
+    return not re.search("[TWBvVLQJ]|I(?!$)", letters) or re.match("D*,?PI", letters) is not None
+
+
+class Stance(StrEnum):
+    """Effect of a question on the meaning of its answer."""
+
+    PRESENCE = "presence"
+    """The answer means what it says."""
+    ABSENCE = "absence"
+    """A phrase alone names an object that is missing, replaced or only thought of."""
+    FALSEHOOD = "falsehood"
+    """The answer may be a statement that is false."""
+
+
+def question_stance(question: str) -> Stance:
+    """Return how an answer to a question is to be read. Words of `english.yaml` decide."""
+    words = set(re.findall(r"[a-z]+(?:'[a-z]+)?", question.lower().replace("\u2019", "'")))
+    if words & set(english()["falsehood_questions"]):
+        return Stance.FALSEHOOD
+    is_denied = words & set(english()["absence_questions"]) or any(word.endswith("n't") for word in words)
+    return Stance.ABSENCE if is_denied else Stance.PRESENCE
 
 
 def spell(items: Sequence[Item]) -> str:
@@ -285,6 +384,9 @@ def _is_plain_part(part: str, before: str, clauses_before: str) -> bool:
     """Check a part without denial. It may continue the part before it, if that has a subject and no denial."""
     last = before[:-1].rpartition(",")[2]
     if _DENIAL.search(last) and not _AFTER_DENIAL.match(part):
+        return False
+    # "The image does not show a dog and a cat", "without a tie, a hat".
+    if re.search("[XM]", last) and not _PREDICATE.search(part):
         return False
     can_continue = bool(_SUBJECT.search(before)) and not _DENIAL.search(last)
     starts = _CONTINUATIONS if can_continue else f"{_STARTS}UYV" if clauses_before.strip(";") else _STARTS

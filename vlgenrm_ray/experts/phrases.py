@@ -26,6 +26,8 @@ class NounPhrase:
     """True if it has adjectives that are not in its subject, so that its count or negation does not hold for that."""
     is_plain: bool = True
     """False if some of its words, or their order, are unknown to the grammar."""
+    is_general: bool = False
+    """True for an object of any noun ("the thing")."""
 
     @property
     def is_denied(self) -> bool:
@@ -44,6 +46,8 @@ class ContextPhrase:
     """As of a noun phrase."""
     is_plain: bool
     """False if its determiners are unknown to the grammar, for instance if they deny it."""
+    noun: str = ""
+    """Its last word."""
 
 
 Item = NounPhrase | ContextPhrase | Word
@@ -76,6 +80,7 @@ _CONTEXT_KINDS = frozenset((WordKind.IMAGE, WordKind.SCENE, WordKind.THING))
 _MODIFIERS = frozenset((WordKind.ADJECTIVE, WordKind.SCENE, WordKind.THING))
 _MODIFIERS_AFTER_DETERMINER = _MODIFIERS | {WordKind.VERB, WordKind.POSTURE}
 _MORE_MODIFIERS = frozenset((WordKind.ATTRIBUTE, WordKind.IMAGE))
+_MATERIALS = frozenset(("snow", "ice", "sand", "cloud", "smoke", "water", "balloon", "grass", "shade", "wall"))
 _DENYING = (WordKind.NONE, WordKind.ANY)
 _NOUN_KINDS = frozenset((WordKind.NOUN, WordKind.NOUNS))
 _MAX_UNKNOWN_ADJECTIVES = 2
@@ -97,7 +102,7 @@ def group_phrases(words: Sequence[Word], vocabulary: Vocabulary) -> list[Item]:
 def _read_phrase(words: Sequence[Word], vocabulary: Vocabulary) -> tuple[NounPhrase | ContextPhrase | None, int]:
     """Return the phrase that the words begin with, if any, and its length in words."""
     if words[0].kind is WordKind.NOTHING and vocabulary.general:
-        return _noun_phrase(vocabulary.general[0], words[:1], WordKind.NOTHING), 1
+        return _noun_phrase(vocabulary.general[0], words[:1], WordKind.NOTHING, is_general=True), 1
     determiners, is_plain = _read_determiners(words)
     first = i = len(determiners)
     unknown = 0
@@ -112,6 +117,8 @@ def _read_phrase(words: Sequence[Word], vocabulary: Vocabulary) -> tuple[NounPhr
             pass
         elif words[i].kind in (_MODIFIERS_AFTER_DETERMINER if determiners and not attributes else _MODIFIERS):
             vague = True
+            # "A snow bear" is none.
+            is_plain = is_plain and words[i].value not in _MATERIALS
         elif determiners and not attributes and unknown < _MAX_UNKNOWN_ADJECTIVES and _is_unknown(words[i]):
             unknown += 1
             vague, is_plain = True, False
@@ -130,6 +137,7 @@ def _read_phrase(words: Sequence[Word], vocabulary: Vocabulary) -> tuple[NounPhr
         vague=vague,
         # "Red and blue circles" may be of one colour each.
         is_plain=is_plain and not (is_plural and joined),
+        is_general=words[i].value in vocabulary.general,
     )
     return noun, i + 1
 
@@ -172,6 +180,7 @@ def _noun_phrase(
     number: str = "",
     vague: bool = False,
     is_plain: bool = True,
+    is_general: bool = False,
 ) -> NounPhrase:
     return NounPhrase(
         subject=subject,
@@ -182,6 +191,7 @@ def _noun_phrase(
         number=number,
         vague=vague,
         is_plain=is_plain,
+        is_general=is_general,
     )
 
 
@@ -199,11 +209,14 @@ def _read_context_phrase(words: Sequence[Word], num_determiners: int) -> tuple[C
         return None, 1
     determiners, is_plain = _read_determiners(words)
     kind = words[end - 1].kind
-    # "Another image" is not this one.
-    is_plain = is_plain and not any(word.kind is WordKind.ANY for word in determiners)
+    # "Another image" is not this one, and "another room" is not the one that the image shows.
+    is_elsewhere = any(word.value == "another" for word in determiners) and kind is not WordKind.THING
+    is_plain = is_plain and not is_elsewhere and not any(word.kind is WordKind.ANY for word in determiners)
     if kind is WordKind.IMAGE:
         is_plain = is_plain and all(word.kind in (WordKind.A, WordKind.THE) for word in determiners)
-    return ContextPhrase(kind, words[0].start, words[end - 1].end, _main_determiner(determiners), is_plain), end
+    return ContextPhrase(
+        kind, words[0].start, words[end - 1].end, _main_determiner(determiners), is_plain, words[end - 1].value
+    ), end
 
 
 def _are_plain(determiners: Sequence[Word]) -> bool:

@@ -61,16 +61,26 @@ class ExpertPipeline:
         """
         return cls(config, [build_expert(expert, config) for expert in expert_configs(config)])
 
-    def report(self, image: "PIL.Image.Image", texts: Sequence[str]) -> ExpertReport:
+    def report(self, image: "PIL.Image.Image", texts: Sequence[str], questions: Sequence[str] = ()) -> ExpertReport:
         """Examine one image and check every claim of every text. Raises the error of an expert that fails."""
-        task = self.open_task("image", image, texts)
+        task = self.open_task("image", image, texts, questions)
         for expert in self.experts:
             (task,) = expert.examine([task])
         return self.check(task)
 
-    def open_task(self, id: str, image: "PIL.Image.Image", texts: Sequence[str]) -> ImageTask:
-        """Extract the claims of the texts and scale the image down to `config.max_side`."""
-        claims = tuple(self._extractor.extract(text) for text in texts)
+    def open_task(
+        self, id: str, image: "PIL.Image.Image", texts: Sequence[str], questions: Sequence[str] = ()
+    ) -> ImageTask:
+        """Extract the claims of texts and scale the image down to `config.max_side`.
+
+        Args:
+            id: Id of the task.
+            image: Image of any size and mode.
+            texts: Texts about it.
+            questions: The question that each text answers; () if they answer none.
+        """
+        answered = questions or [""] * len(texts)
+        claims = tuple(map(self._extractor.extract, texts, answered))
         original = to_rgb(image)
         # `thumbnail` changes the image it is called on.
         pixels = original.copy()

@@ -22,7 +22,9 @@ _AFTER_STOP = re.compile(rf"[{re.escape(_CLOSING_MARKS)}]*(?:\s+(\S|$)|($))")
 _BLANK_LINE = re.compile(r"[^\S\n]*(?:\n|$)")
 _QUOTATION = re.compile(
     r'"[^"]*(?:"|$)|`[^`]*(?:`|$)|\u201c.*?(?:\u201d|$)|\u201e.*?(?:[\u201c\u201d]|$)|\u00ab.*?(?:\u00bb|$)|~~.*?(?:~~|$)'
-    r"|(?<!\w)['\u2018](?=\S).*?(?:(?<=\S)['\u2019](?!\w)|$)",
+    r"|(?<!\w)['\u2018](?=\S).*?(?:(?<=\S)['\u2019](?!\w)|$)"
+    r"|<(?P<tag>del|s|strike|q|blockquote|think)\b.*?(?:</(?P=tag)\b|$)|<!--.*?(?:-->|$)"  # HTML
+    r"|(?m:^[ \t]*>).*?(?=\n|$)|\[[^\[\]]*(?:\]|$)|\{[^{}]*(?:\}|$)",  # a quoted line, brackets
     re.DOTALL,
 )
 _LINE_LEVEL = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from vlgenrm_ray.experts.checking import Thresholds, check_claim
-from vlgenrm_ray.experts.claims import ClaimExtractor, VocabularyExtractor, claim_key
+from vlgenrm_ray.experts.claims import ClaimExtractor, VocabularyExtractor, claim_key, grammar_fingerprint
 from vlgenrm_ray.experts.evidence import ImageEvidence
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.judge.verdict import strip_verdict
@@ -116,7 +116,8 @@ class CritiqueChecker:
 
     def fingerprint(self) -> str:
         """Hash of everything that decides the result of a check."""
-        return digest([type(self.extractor).__name__, self.vocabulary.fingerprint(), self.thresholds.fingerprint()])
+        parts = (self.vocabulary.fingerprint(), self.thresholds.fingerprint(), grammar_fingerprint())
+        return digest([type(self.extractor).__name__, *parts])
 
     def is_faithful(self, critique: Critique, preference: Preference) -> bool:
         """Check a critique against the claims of its response; see the function `is_faithful`."""

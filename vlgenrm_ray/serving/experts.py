@@ -37,6 +37,8 @@ class EvidenceRequest(_EvidenceModel):
     image: str = Field(max_length=64 * 1024 * 1024)
     """An image reference as in `ScoreItem`."""
     responses: list[Annotated[str, Field(max_length=MAX_TEXT)]] = Field(min_length=1, max_length=_MAX_RESPONSES)
+    question: str = Field(default="", max_length=MAX_TEXT)
+    """Question that the responses answer, if any: "A dog." claims no dog if the question is what is missing."""
     deadline_s: float | None = Field(default=None, gt=0, le=3600)
     """Seconds from arrival; at most the service's `experts.deadline_s`, which is also the default."""
 
@@ -108,6 +110,7 @@ class EvidenceJob:
     responses: tuple[str, ...]
     deadline_s: float
     """Seconds left."""
+    question: str = ""
 
 
 Examine = Callable[[EvidenceJob], Awaitable[EvidenceResponse]]
@@ -142,7 +145,12 @@ class ExpertService:
         try:
             async with asyncio.timeout(deadline_s):
                 image = await asyncio.to_thread(self._store.resolve, request.image)
-                job = EvidenceJob(image=image, responses=tuple(request.responses), deadline_s=deadline_s)
+                job = EvidenceJob(
+                    image=image,
+                    responses=tuple(request.responses),
+                    question=request.question,
+                    deadline_s=deadline_s,
+                )
                 return await self._examine(job)
         except ImageError as error:
             return _image_failure(error)
@@ -178,7 +186,7 @@ class ExpertWorker:
             return _failure(Status.TIMEOUT, "the experts were not done by the deadline")
         try:
             image = images.decode(job.image.data, self._limits)
-            return _build_response(self._pipeline.report(image, job.responses))
+            return _build_response(self._pipeline.report(image, job.responses, [job.question] * len(job.responses)))
         except ImageError as error:
             return _image_failure(error)
         # An expert may raise anything on one image; the other requests are not affected.
