@@ -117,9 +117,9 @@ class ServedJudge:
         """Serve a model folder, unless the service is already running."""
         if self._url:
             return
-        serving = self._service.serving.model_copy(update={"tokens": ApiTokens.from_secrets(operator=self._token)})
-        service = self._service.model_copy(update={"model": judge, "serving": serving})
-        self._url = self._stack.enter_context(policy_pipeline.served(service, self._run))
+        service = self._service.model_copy(update={"model": judge})
+        tokens = ApiTokens.from_secrets(operator=self._token)
+        self._url = self._stack.enter_context(policy_pipeline.served(service, self._run, tokens))
 
     def swap(self, judge: str) -> str:
         """Replace the served model while the service runs.

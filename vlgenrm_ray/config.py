@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from vlgenrm_ray import recipe
 from vlgenrm_ray.curation.experts import ExpertsConfig
-from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.curation.pool import HeldoutConfig, PoolConfig
 from vlgenrm_ray.curation.preferences import PreferencesConfig
 from vlgenrm_ray.curation.responses import ResponsesConfig
 from vlgenrm_ray.curation.sources.rows import Columns
@@ -25,8 +25,9 @@ from vlgenrm_ray.reward.critiques import CritiquesConfig
 from vlgenrm_ray.reward.rounds import RoundsConfig
 from vlgenrm_ray.reward.selection import SelectionConfig
 from vlgenrm_ray.reward.training_config import TrainingConfig
-from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.serving.auth import ApiTokens
+from vlgenrm_ray.serving.config import CanaryConfig, JudgeServingConfig, ServingConfig
+from vlgenrm_ray.settings import RemovedSetting, Settings
 
 
 class RunConfig(Settings):
@@ -54,6 +55,7 @@ class RunConfig(Settings):
         "serving.images": "evaluation.images",
         "pool.columns": "columns",
         "heldout.columns": "columns",
+        "heldout.source": "pool.source",
         "serving.judge": "judge",
         "serving.experts": "experts",
         "pool.seed": "seed",
@@ -78,7 +80,7 @@ class RunConfig(Settings):
     """Prompts and sampling of the GenRM, for critiques, evaluation and serving."""
     pool: PoolConfig
     """Images and questions to learn from."""
-    heldout: PoolConfig
+    heldout: HeldoutConfig
     """Labelled pairs for evaluation; never learned from."""
     responses: ResponsesConfig
     """Candidate responses to the questions of the pool."""
@@ -109,6 +111,40 @@ class RunConfig(Settings):
         return self
 
 
+_MAX_RUN_QUEUE = 1 << 16
+"""Most items under way in the judge service of a run: more than the rollouts of any step."""
+_SERVE_INSTEAD = "a run serves its judge to itself alone; start a service with `vlgenrm serve` for this"
+
+
+class RunServingConfig(JudgeServingConfig):
+    """A judge served on 127.0.0.1 for one run, which is its only client."""
+
+    removed: ClassVar = {
+        "limits": RemovedSetting(
+            {
+                "max_body_mib": 64.0,
+                "max_queue": 2048,
+                "retry_after_s": 1,
+                "deadline_s": 300.0,
+                "cache_mib": 64.0,
+                "images_mib": 512.0,
+                "max_chunk": 16,
+            },
+            "the queue has room for every rollout of a run now; " + _SERVE_INSTEAD,
+        ),
+        "canary": RemovedSetting(
+            {"image": "", "question": "", "better": [], "worse": [], "min_margin": 0.0, "min_change": 0.005},
+            "the judge of a policy's run is never swapped; remove it",
+        ),
+        "experts": RemovedSetting(None, _SERVE_INSTEAD),
+        "gateways": RemovedSetting([], _SERVE_INSTEAD),
+        "image_roots": RemovedSetting([], _SERVE_INSTEAD),
+        "tokens": RemovedSetting({"api": "", "operator": ""}, _SERVE_INSTEAD),
+        "upscale_delay_s": RemovedSetting(10.0, _SERVE_INSTEAD),
+        "downscale_delay_s": RemovedSetting(300.0, _SERVE_INSTEAD),
+    }
+
+
 class ManagedJudgeService(Settings):
     """A judge service that the run starts on this machine, and stops when it ends."""
 
@@ -116,8 +152,16 @@ class ManagedJudgeService(Settings):
     """GenRM to serve: a model folder, a hub name, or `pack:vlm`. Co-training sets it to each iteration's judge."""
     port: int = Field(default=8100, ge=1, lt=1 << 16)
     """TCP port on 127.0.0.1; a reward's `url` is then `http://127.0.0.1:<port>`."""
-    serving: ServingConfig = ServingConfig()
-    """Engine, judge and limits of the service."""
+    serving: RunServingConfig = RunServingConfig()
+    """Engine, judge and resources of the service."""
+
+    def serving_config(self, model: str, tokens: ApiTokens) -> ServingConfig:
+        """Return the configuration of the service with the model folder `model` and these tokens."""
+        settings = self.serving.model_dump()
+        engine = settings["engine"] | {"model": model}
+        # The run waits for its rewards anyway, and requests those of one step at a time.
+        limits = {"max_queue": _MAX_RUN_QUEUE}
+        return ServingConfig.model_validate(settings | {"engine": engine, "limits": limits, "tokens": tokens})
 
 
 class PolicyRunConfig(Settings):
@@ -136,6 +180,7 @@ class PolicyRunConfig(Settings):
         "judge_service.serving.images": "images",
         "pool.columns": "columns",
         "heldout.columns": "columns",
+        "heldout.source": "pool.source",
         "pool.seed": "seed",
         "heldout.seed": "seed",
         "policy.seed": "seed",
@@ -161,6 +206,20 @@ class PolicyRunConfig(Settings):
     """Judge served by the run itself. None: the rewards are served elsewhere, or are functions."""
     policy: PolicyConfig
     """Rewards, rollouts, algorithm and training."""
+
+
+class CoTrainingServingConfig(RunServingConfig):
+    """A judge served on 127.0.0.1 for a co-training, which replaces it in every iteration."""
+
+    canary: CanaryConfig = CanaryConfig()
+    """Test that the judge of an iteration must pass before it replaces the previous one."""
+
+
+class CoTrainingJudgeService(ManagedJudgeService):
+    """The judge service of a co-training."""
+
+    serving: CoTrainingServingConfig = CoTrainingServingConfig()
+    """Engine, judge and canary of the service."""
 
 
 class CoTrainingConfig(Settings):
@@ -201,7 +260,7 @@ class CoTrainingConfig(Settings):
     """Column names of all data files."""
     judge: JudgeConfig = JudgeConfig()
     """Prompts and sampling of the GenRM, in its run and as a service."""
-    judge_service: ManagedJudgeService
+    judge_service: CoTrainingJudgeService
     """Service of each iteration's judge, which the policy learns from."""
     reward: RunConfig
     """Reward-model run of an iteration. The first generator of `responses` is the iteration's policy."""

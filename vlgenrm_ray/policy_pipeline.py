@@ -18,6 +18,7 @@ from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.policy import run as policy
 from vlgenrm_ray.report import curves
+from vlgenrm_ray.serving.auth import ApiTokens
 
 
 def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
@@ -58,16 +59,20 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def served(service: ManagedJudgeService, run: Path) -> Iterator[str]:
+def served(service: ManagedJudgeService, run: Path, tokens: ApiTokens | None = None) -> Iterator[str]:
     """Serve the judge of a run on this machine while the context lasts; yield its address.
 
     A service that an earlier, killed attempt of the same run left behind is replaced.
+
+    Args:
+        service: Model, port and settings of the service.
+        run: Run folder, from which the name of the service follows.
+        tokens: Tokens that the service demands; None: it demands none and refuses model swaps.
     """
     from vlgenrm_ray.serving import launch
 
     name = f"{launch.NAME}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"
-    folder = str(model_folder.locate(service.model))
-    config = service.serving.model_copy(update={"engine": service.serving.engine.model_copy(update={"model": folder})})
+    config = service.serving_config(str(model_folder.locate(service.model)), tokens or ApiTokens())
     try:
         yield launch.start(config, host="127.0.0.1", port=service.port, name=name, replace=True)
     finally:

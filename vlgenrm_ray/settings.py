@@ -1,9 +1,10 @@
 """Base class of every configuration section: strict, frozen, with renamed and inherited settings.
 
 A section is a pydantic model whose fields are documented by the string below each of them; `settings_reference` prints
-those strings for users. Two class variables let a recipe stay short and old recipes keep working:
+those strings for users. Three class variables let a recipe stay short and old recipes keep working:
 
     renamed     old name -> present name, read for one version with a warning
+    removed     old name -> the constant that it became, or the remedy for those who need another value
     inherits    path of a setting -> path of the setting whose value it takes where the recipe leaves it out
 """
 
@@ -13,11 +14,29 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin
+from typing import Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 _UNSET = object()
+ANY_VALUE = object()
+"""`RemovedSetting.value` of a setting of which no value changes anything."""
+
+
+class RemovedSetting(NamedTuple):
+    """A setting of an earlier version that is a constant now, or that its section no longer has."""
+
+    value: Any
+    """Value that a recipe may still state for one version, with a warning, because it changes nothing. Of a mapping,
+    any part."""
+    remedy: str
+    """Remedy for a recipe that states another value, which is refused: a clause such as "set x instead"."""
+
+    def has_value(self, stated: Any) -> bool:
+        """Return True if a stated value changes nothing."""
+        if isinstance(self.value, Mapping) and isinstance(stated, Mapping):
+            return all(name in self.value and self.value[name] == value for name, value in stated.items())
+        return self.value is ANY_VALUE or bool(stated == self.value)
 
 
 class Settings(BaseModel):
@@ -26,7 +45,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Old name -> present name of settings that were renamed. The old name is read for one version, with a warning."""
+    """Old name -> present name of settings that were renamed. The old name is read for one version, with a warning.
+
+    A present name of two parts, `mapping.key`, is a key of a mapping in the same section.
+    """
+    removed: ClassVar[Mapping[str, RemovedSetting]] = {}
+    """Old name -> value and remedy of settings that were removed."""
     inherits: ClassVar[Mapping[str, str]] = {}
     """Path of a setting -> path of the setting it inherits from, both below this section; applied in order.
 
@@ -40,10 +64,11 @@ class Settings(BaseModel):
         """Translate old names, then complete sections by the defaults of their field and by inherited settings."""
         if not isinstance(values, Mapping):
             return values
-        completed = cls.present_names(values)
+        completed = cls._without_removed(cls.present_names(values))
         # Without this, stating one setting of a section would reset the others to the defaults of the section's class.
         for name, (section, defaults) in _defaults_of_place(cls).items():
-            stated = completed.get(name, {} if name in cls.inherits else None)
+            is_linked = name in cls.inherits or name in cls.inherits.values()
+            stated = completed.get(name, {} if is_linked else None)
             if isinstance(stated, Mapping):
                 completed[name] = _over(section, defaults, _plain(section, stated))
         for target, source in cls.inherits.items():
@@ -56,20 +81,51 @@ class Settings(BaseModel):
     def present_names(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return `values` by present names, with a warning for each old one. Raises ValueError where both are set."""
         present = dict(values)
-        # A subclass adds to the renamed settings of its base.
-        all_renamed = {old: name for c in cls.__mro__ for old, name in c.__dict__.get("renamed", {}).items()}
-        for old, name in all_renamed.items():
+        for old, name in cls.all_renamed().items():
             if old not in present:
                 continue
-            if name in present:
+            field, _, key = name.partition(".")
+            if (key in present.get(field, {})) if key else (name in present):
                 raise ValueError(f"'{old}' is the old name of '{name}', and both are set; keep '{name}'")
             warnings.warn(
                 f"setting '{old}' is now '{name}' ({cls.__name__}); the old name goes with the next version",
                 FutureWarning,
                 2,
             )
-            present[name] = present.pop(old)
+            value = present.pop(old)
+            if not key:
+                present[name] = value
+            # None stood for the default of the library that the mapping is passed to.
+            elif value is not None:
+                present[field] = {**present.get(field, {}), key: value}
         return present
+
+    @classmethod
+    def all_renamed(cls) -> dict[str, str]:
+        """Return `renamed` of the class and its bases: a subclass adds to the renamed settings of its base."""
+        return {old: name for c in reversed(cls.__mro__) for old, name in c.__dict__.get("renamed", {}).items()}
+
+    @classmethod
+    def all_removed(cls) -> dict[str, RemovedSetting]:
+        """Return `removed` of the class and its bases."""
+        return {old: removed for c in reversed(cls.__mro__) for old, removed in c.__dict__.get("removed", {}).items()}
+
+    @classmethod
+    def _without_removed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `values` without removed settings, with a warning for each. Raises ValueError for another value."""
+        rest = dict(values)
+        for old, removed in cls.all_removed().items():
+            if old not in rest or old in cls.model_fields:
+                continue
+            if not removed.has_value(value := rest.pop(old)):
+                raise ValueError(f"'{old}: {value}' is no longer a setting; {removed.remedy}")
+            warnings.warn(
+                f"setting '{old}' ({cls.__name__}) is no longer one and changes nothing; remove it from the recipe: "
+                "the next version refuses it",
+                FutureWarning,
+                2,
+            )
+        return rest
 
     def fingerprint(self) -> str:
         """Return a hash of the resolved values, for manifests: equal settings have equal fingerprints."""
@@ -165,7 +221,9 @@ def _over(cls: type[BaseModel], inherited: Any, stated: Mapping[str, Any]) -> di
             continue
         section = _section_at(cls, name)
         own = _plain(section, merged.get(name, _UNSET))
-        if own is _UNSET:
+        if own is _UNSET and section is not None and isinstance(value, Mapping):
+            merged[name] = _over(section, section.present_names(value) if issubclass(section, Settings) else value, {})
+        elif own is _UNSET:
             merged[name] = value
         elif section is not None and isinstance(own, Mapping):
             merged[name] = _over(section, _plain(section, value), own)

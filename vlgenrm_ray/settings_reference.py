@@ -166,8 +166,8 @@ def _section_lines(
         if setting.inherits:
             meaning = f"{meaning} Inherits `{setting.inherits}`.".strip()
         elif setting.section is not None:
-            if setting.section in described:
-                meaning = f"{meaning} Settings as in {_link(described[setting.section])}.".strip()
+            if same := _described_heading(setting.section, described):
+                meaning = f"{meaning} Settings as in {_link(same)}.".strip()
             else:
                 entry = f"{setting.path}.*" if setting.type_name.startswith("list") else setting.path
                 below += ["", f"### {kind}: {setting.path}", "", _doc(setting.section)]
@@ -182,6 +182,12 @@ def _walk_one(cls: type[Settings], prefix: str, inherited: Mapping[str, str]) ->
     """Return the settings of one section, without those of the sections below it."""
     depth = len(prefix.split("."))
     return [s for s in _walk(cls, prefix, inherited) if len(s.path.split(".")) == depth]
+
+
+def _described_heading(section: type[Settings], described: Mapping[type[Settings], str]) -> str | None:
+    """Return the heading of the described section that has the settings of `section`, None if there is none."""
+    same = (d for d in described if issubclass(section, d) and list(section.model_fields) == list(d.model_fields))
+    return next((described[one] for one in same), None)
 
 
 def _link(heading: str) -> str:

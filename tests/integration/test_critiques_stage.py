@@ -20,7 +20,7 @@ from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.pairs import gold_pairs
 
 CONFIG = CritiquesConfig(num_critiques=2, actors=ActorPoolConfig(num_cpus=0.5, batch_size=8))
-JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_prompt="shapes_cot_hint", num_critiques=3)
+JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=3)
 
 
 def scripted(config: VllmConfig) -> ScriptedGenerator:

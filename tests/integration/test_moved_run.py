@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlgenrm_ray.curation import pool
-from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.curation.pool import HeldoutConfig
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
@@ -18,7 +18,7 @@ from vlgenrm_ray.records import Preference, Question
 from vlgenrm_ray.report.trace import trace
 
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=2)
-POOL = PoolConfig(source="shapes", split="heldout", count=8, labelled=True)
+POOL = HeldoutConfig(source="shapes", split="heldout", count=8)
 EVALUATION = EvaluationConfig(engine=VllmConfig(), actors=ActorPoolConfig(num_cpus=0.5, batch_size=8))
 
 

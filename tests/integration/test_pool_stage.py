@@ -12,7 +12,7 @@ from hostile_rows import ADDRESSES, TEXTS, special_files
 from PIL import Image
 
 from vlgenrm_ray.curation import pool
-from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.curation.pool import HeldoutConfig, PoolConfig
 from vlgenrm_ray.curation.sources.jsonl import JsonLines
 from vlgenrm_ray.curation.sources.rows import Columns
 from vlgenrm_ray.data.store import StageFolder
@@ -119,7 +119,7 @@ def test_questions_of_the_embedded_world(run_folder: Path) -> None:
 
 
 def test_labelled_pairs_of_the_embedded_world(run_folder: Path) -> None:
-    manifest, target = fill(PoolConfig(source="shapes", count=70, split="test", labelled=True), run_folder)
+    manifest, target = fill(HeldoutConfig(source="shapes", count=70, split="test"), run_folder)
     assert manifest.rows_out == 70
     for question in target.records(Question):
         assert question.chosen == question.reference != question.rejected

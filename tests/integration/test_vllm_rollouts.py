@@ -12,7 +12,8 @@ from PIL import Image
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
-from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
+from vlgenrm_ray.engines.vllm import VllmGenerator
+from vlgenrm_ray.engines.vllm_config import RolloutVllmConfig
 from vlgenrm_ray.errors import ConfigError, WeightSyncError
 from vlgenrm_ray.policy.rollout_worker import RolloutWorker
 from vlgenrm_ray.shapes import pack_path
@@ -22,7 +23,7 @@ from vlgenrm_ray.weight_sync.versions import WeightChecksum, WeightVersion
 if TYPE_CHECKING:
     import torch
 
-CONFIG = VllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05, logprobs="sampled")
+CONFIG = RolloutVllmConfig(model=str(pack_path("vlm")), max_model_len=384, kv_cache_gib=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_logprobs_are_those_of_the_distribution_at_the_temperature(generator: Vl
 
 def test_sampling_that_the_engine_was_not_started_for_is_refused(generator: VllmGenerator) -> None:
     assert not sampled(generator, Sampling(max_tokens=2), num_prompts=1)[0].ids
-    with pytest.raises(ConfigError, match=r"engine\.logprobs: raw"):
+    with pytest.raises(ConfigError, match="cannot be tracked by an engine of rollouts"):
         sampled(generator, Sampling(tracked_words=("Yes",)))
 
 

@@ -12,6 +12,7 @@ from vlgenrm_ray import co_training, config, pipeline, policy_pipeline
 from vlgenrm_ray.config import ManagedJudgeService, PolicyRunConfig, RunConfig
 from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import ConfigError, StageError
+from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.shapes import pack_path
 
 PACK = str(pack_path("vlm"))
@@ -39,8 +40,8 @@ class FakeParts:
         return {"first": evaluation, "best": evaluation | {"value": 0.6}}
 
     @contextmanager
-    def _served(self, service: ManagedJudgeService, run: Path) -> Iterator[str]:
-        assert service.serving.tokens.operator
+    def _served(self, service: ManagedJudgeService, run: Path, tokens: ApiTokens) -> Iterator[str]:
+        assert tokens.operator
         self.calls.append(("serve", service.model))
         yield "http://judge"
         self.calls.append(("end",))

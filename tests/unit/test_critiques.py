@@ -15,7 +15,7 @@ from vlgenrm_ray.judge.judge import Judge, JudgeConfig
 from vlgenrm_ray.records import Critique, ImageRef, Preference, Side
 from vlgenrm_ray.reward import critiques
 
-JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_prompt="shapes_cot_hint", num_critiques=3)
+JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=3)
 
 
 @pytest.fixture

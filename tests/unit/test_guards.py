@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.policy.guards import (
+    MIN_SAMPLES,
     EvaluationPoint,
     ImageAblationRule,
     RewardFailureRule,
@@ -104,10 +105,10 @@ def test_a_contribution_that_never_falls_is_never_suspect(values: list[float], w
 
 
 def test_failures_beyond_the_share_stop_with_their_statuses() -> None:
-    rule = RewardFailureRule(window=2, max_share=0.25, min_samples=8)
-    failing = {"ok": 10, "timeout": 5, "unreadable_verdict": 1}
+    rule = RewardFailureRule(window=2, max_share=0.25)
+    failing = {"ok": 26, "timeout": 5, "unreadable_verdict": 5}
     assert check_reward_failures([failing], rule) == (
-        "6 of the last 16 samples have no usable reward (limit 25%): 5 timeout, 1 unreadable_verdict"
+        "10 of the last 36 samples have no usable reward (limit 25%): 5 timeout, 5 unreadable_verdict"
     )
     assert check_reward_failures([failing, {"ok": 16}], rule) is None
     only_the_last_two_count = [{"timeout": 99}, {"ok": 16}, {"ok": 16}]
@@ -115,12 +116,12 @@ def test_failures_beyond_the_share_stop_with_their_statuses() -> None:
 
 
 def test_a_share_at_the_limit_or_of_too_few_samples_is_allowed() -> None:
-    rule = RewardFailureRule(window=2, max_share=0.25, min_samples=8)
-    assert check_reward_failures([{"ok": 6, "timeout": 2}], rule) is None
-    assert check_reward_failures([{"timeout": 7}], rule) is None
+    rule = RewardFailureRule(window=2, max_share=0.25)
+    assert check_reward_failures([{"ok": 24, "timeout": 8}], rule) is None
+    assert check_reward_failures([{"timeout": MIN_SAMPLES - 1}], rule) is None
     # A full window decides, however few its samples are.
     assert check_reward_failures([{"timeout": 2}, {"timeout": 2}], rule) is not None
-    assert check_reward_failures([{"timeout": 8}], rule)
+    assert check_reward_failures([{"timeout": MIN_SAMPLES}], rule)
     assert check_reward_failures([], rule) is None
 
 
@@ -158,7 +159,7 @@ def test_the_state_dict_restores_the_history() -> None:
 
 def test_the_history_applies_each_rule() -> None:
     history = TrainingHistory()
-    failures = RewardFailureRule(window=2, max_share=0.25, min_samples=8)
+    failures = RewardFailureRule(window=2, max_share=0.25)
     history.add_step(0.5, {"ok": 8})
     assert history.check_reward_failures(failures) is None
     history.add_step(None, {"timeout": 8})

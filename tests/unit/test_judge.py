@@ -16,7 +16,7 @@ from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.records import ImageRef
 
-CONFIG = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", hint_prompt="shapes_cot_hint", num_critiques=4)
+CONFIG = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4)
 IMAGE = Image.new("RGB", (16, 16))
 
 
@@ -137,7 +137,7 @@ def test_a_hinted_critique_is_reread_without_the_hint() -> None:
         ({"num_critiques": 0}, "num_critiques"),
         ({"temperature": -0.1}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"min_mass": 1.5}, "min_mass"),
+        ({"top_p": 1.5}, "top_p"),
         ({"aggregator": "median"}, "aggregator"),
         ({"K": 4}, "K"),
         ({"temperature": 0.0, "num_critiques": 4}, "set num_critiques to 1, or temperature above 0"),
@@ -150,4 +150,13 @@ def test_invalid_settings_name_the_field(settings: dict[str, object], message: s
 
 def test_check_finds_a_missing_prompt() -> None:
     with pytest.raises(InputError, match="no_such_prompt"):
-        Judge.check(CONFIG.model_copy(update={"hint_prompt": "no_such_prompt"}))
+        Judge.check(CONFIG.model_copy(update={"prompt": "no_such_prompt"}))
+    without_hint = CONFIG.model_copy(update={"prompt": "answer"})
+    Judge.check(without_hint)
+    with pytest.raises(InputError, match="answer_hint"):
+        Judge.check(without_hint, hint=True)
+
+
+def test_the_prompt_with_a_hint_is_named_after_the_prompt() -> None:
+    assert JudgeConfig().hint_prompt == "cot_hint"
+    assert JudgeConfig(prompt="prompts/mine.v2.txt").hint_prompt == "prompts/mine.v2_hint.txt"

@@ -192,11 +192,11 @@ def test_the_critic_s_clip_by_hand() -> None:
     values = torch.tensor([[0.1, 0.5, -0.5, NAN]], requires_grad=True)
     returns = torch.tensor([[1.0, 1.0, 1.0, NAN]])
     mask = torch.tensor([[True, True, True, False]])
-    config = algorithm(algorithm="ppo", ppo={"value_clip": 0.2, "value_coefficient": 0.5})
+    config = algorithm(algorithm="ppo", ppo={"value_clip": 0.2})
     loss = value_loss(values, torch.tensor([[0.0, 0.0, 0.0, NAN]]), returns, mask, config, 3.0)
     loss.value.backward()
-    assert loss.value.item() == pytest.approx(0.5 * (0.81 + 0.64 + 2.25) / 2 / 3)
-    assert_close(values.grad, torch.tensor([[-0.9, 0.0, -1.5, 0.0]]) * 0.5 / 3)
+    assert loss.value.item() == pytest.approx(0.1 * (0.81 + 0.64 + 2.25) / 2 / 3)
+    assert_close(values.grad, torch.tensor([[-0.9, 0.0, -1.5, 0.0]]) * 0.1 / 3)
     expected = {"value_error": pytest.approx((0.81 + 0.25 + 2.25) / 3), "value_clip": pytest.approx(1 / 3)}
     assert loss.metrics.compute() == expected
 

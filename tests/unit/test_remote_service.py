@@ -16,6 +16,7 @@ from vlgenrm_ray.errors import RemoteError
 from vlgenrm_ray.judge.label import write_label
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge, ScoreInput
 from vlgenrm_ray.judge.wire import Status
+from vlgenrm_ray.serving import api
 from vlgenrm_ray.serving.api import build_api
 from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.canary import CanaryResult
@@ -95,8 +96,9 @@ def test_client_and_service_keep_the_deadline() -> None:
     assert (reply.reward, reply.status) == (None, Status.TIMEOUT)
 
 
-def test_a_full_queue_is_retried() -> None:
-    served = service(delay_s=0.05, max_queue=2, retry_after_s=0)
+def test_a_full_queue_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "RETRY_AFTER_S", 0)
+    served = service(delay_s=0.05, max_queue=2)
     inputs = [item(response=f"Response {i}.") for i in range(6)]
     replies = talk(served, lambda judge: judge.score(inputs), retries=20)
     assert {r.status for r in replies} == {Status.OK}

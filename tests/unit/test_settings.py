@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field, ValidationError
 
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import ANY_VALUE, RemovedSetting, Settings
 
 
 class Section(Settings):
@@ -20,6 +20,24 @@ class Engine(Settings):
     model: str = ""
     max_len: int = 10
     extra: dict[str, int] = Field(default_factory=dict)
+
+
+class Pruned(Settings):
+    renamed: ClassVar = {"cache": "extra.cache"}
+    removed: ClassVar = {
+        "seed": RemovedSetting(0, "set extra: {seed: ...}"),
+        "limits": RemovedSetting({"rows": 8, "bytes": 64}, "serve it elsewhere"),
+        "labels": RemovedSetting(ANY_VALUE, "remove it"),
+    }
+
+    extra: dict[str, object] = Field(default_factory=dict)
+
+
+class Linked(Settings):
+    inherits: ClassVar = {"other": "usual"}
+
+    usual: Engine = Engine(max_len=30)
+    other: Engine = Engine()
 
 
 class Stage(Settings):
@@ -73,6 +91,66 @@ def test_a_subclass_adds_to_the_old_names_of_its_base() -> None:
 def test_both_names_at_once_are_refused() -> None:
     with pytest.raises(ValidationError, match="'patience' is the old name of 'retry', and both are set"):
         Section.model_validate({"patience": 5, "retry": 4})
+
+
+def test_an_old_name_may_have_become_a_key_of_a_mapping() -> None:
+    with pytest.warns(FutureWarning, match=r"'cache' is now 'extra\.cache'"):
+        assert Pruned.model_validate({"cache": 3, "extra": {"a": 1}}).extra == {"a": 1, "cache": 3}
+    with pytest.warns(FutureWarning):
+        assert Pruned.model_validate({"cache": None}).extra == {}
+    with pytest.raises(ValidationError, match="both are set"):
+        Pruned.model_validate({"cache": 3, "extra": {"cache": 4}})
+
+
+@pytest.mark.parametrize("stated", [{"seed": 0}, {"limits": {"rows": 8}}, {"limits": {}}, {"labels": True}])
+def test_a_removed_setting_may_state_what_is_fixed_now(stated: dict[str, object]) -> None:
+    with pytest.warns(FutureWarning, match=f"'{next(iter(stated))}' .Pruned. is no longer one"):
+        assert Pruned.model_validate(stated) == Pruned()
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"seed": 5}, r"'seed: 5' is no longer a setting; set extra"),
+        ({"limits": {"rows": 9}}, "serve it elsewhere"),
+        ({"limits": {"columns": 1}}, "serve it elsewhere"),
+        ({"limits": None}, "serve it elsewhere"),
+    ],
+)
+def test_another_value_of_a_removed_setting_is_refused_with_the_remedy(stated: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Pruned.model_validate(stated)
+
+
+def test_a_subclass_may_have_a_setting_that_its_base_removed(recwarn: pytest.WarningsRecorder) -> None:
+    class Seeded(Pruned):
+        seed: int = 0
+
+    assert Seeded.model_validate({"seed": 5}).seed == 5
+    assert not recwarn.list
+
+
+def test_the_defaults_of_a_place_are_inherited_too() -> None:
+    assert Linked().other.max_len == 30
+    assert Linked.model_validate({"usual": {"model": "m"}}).other == Engine(model="m", max_len=30)
+    assert Linked.model_validate({"other": {"max_len": 4}}).other.max_len == 4
+
+
+def test_settings_that_a_section_lacks_are_not_inherited_by_it() -> None:
+    class Small(Settings):
+        model: str = ""
+
+    class SmallStage(Settings):
+        engine: Small = Small()
+
+    class Outer(Settings):
+        inherits: ClassVar = {"small": "stage"}
+
+        stage: Stage = Stage()
+        small: SmallStage = SmallStage()
+
+    outer = Outer.model_validate({"stage": {"engine": {"model": "m", "max_len": 7}, "seed": 1}})
+    assert outer.small == SmallStage(engine=Small(model="m"))
 
 
 def test_a_present_name_gives_no_warning(recwarn: pytest.WarningsRecorder) -> None:

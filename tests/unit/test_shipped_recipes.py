@@ -11,6 +11,7 @@ from vlgenrm_ray.cluster.resources import Cluster, Node, check_resources
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.entrypoints import RECIPES, shipped_recipe
 from vlgenrm_ray.errors import ConfigError, InputError, ResourceError
+from vlgenrm_ray.serving.auth import ApiTokens
 
 LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
 NODE = Node(num_cpus=64, num_gpus=8)
@@ -143,6 +144,32 @@ def test_a_shared_engine_reaches_every_stage_that_generates() -> None:
     assert settings.training.image_processor == settings.engine.image_processor
     assert settings.serving.engine == settings.engine.model_copy(update={"max_images": 8, "max_model_len": 16384})
     assert settings.serving.judge == settings.judge
+
+
+def test_all_experts_have_the_same_actors_unless_the_recipe_states_others() -> None:
+    experts = config.load(shipped_recipe("qwen3_vl_4b"), ("experts.additional_experts=[{kind: 'x:Y'}]",)).experts
+    detector, matcher, additional = experts.actor_pools()
+    assert detector == additional == experts.actors
+    assert matcher == experts.actors.model_copy(update={"batch_size": 64})
+    assert (detector.num_actors, detector.num_gpus, detector.batch_size) == (4, 1, 32)
+
+
+def test_the_judge_service_of_a_run_queues_every_rollout_and_has_no_other_clients() -> None:
+    service = load_policy("shapes_grpo").judge_service
+    assert service is not None
+    serving = service.serving_config("/model", ApiTokens())
+    assert (serving.engine.model, serving.judge, serving.num_cpus) == ("/model", service.serving.judge, 0.5)
+    assert serving.limits.max_queue > 10_000
+    assert (serving.experts, serving.gateways) == (None, ())
+    with pytest.raises(ConfigError, match="start a service with `vlgenrm serve`"):
+        load_policy("shapes_grpo", "judge_service.serving.gateways=['my:router']")
+
+
+def test_only_a_co_training_has_a_canary_for_its_judges() -> None:
+    co_training = config.load_co_training(shipped_recipe("shapes_co_training"))
+    assert co_training.judge_service.serving_config("/model", ApiTokens()).canary.min_change == 0.0
+    with pytest.raises(ConfigError, match="never swapped"):
+        load_policy("shapes_grpo", "judge_service.serving.canary={min_change: 0.1}")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -31,8 +31,6 @@ class WorkerGroup:
     """GPUs of each worker."""
     retries: int
     """Times a crashed group is restarted."""
-    keep_checkpoints: int
-    """Number of latest checkpoints that are kept."""
     environment: Mapping[str, str]
     """Environment variables of each worker."""
 
@@ -73,7 +71,8 @@ def fit(work: Callable[[_Job], None], job: _Job, group: WorkerGroup, *, storage:
             name=name,
             storage_path=str(storage),
             failure_config=ray.train.FailureConfig(max_failures=group.retries),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=group.keep_checkpoints),
+            # A training resumes from the newest one.
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             worker_runtime_env={"env_vars": dict(group.environment)},
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),

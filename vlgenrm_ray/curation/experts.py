@@ -32,11 +32,18 @@ class ExpertsConfig(ExpertPipelineConfig):
     """The expert pipeline and the actor pools it runs in."""
 
     renamed: ClassVar = {"limits": "images", "detectors": "detector_actors", "matchers": "matcher_actors"}
+    inherits: ClassVar = {
+        "detector_actors": "actors",
+        "matcher_actors": "actors",
+        "additional_experts.*.actors": "actors",
+    }
 
-    detector_actors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
-    """Actors that run the detector."""
-    matcher_actors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
-    """Actors that run the matcher."""
+    actors: flow.ActorPoolConfig = flow.ActorPoolConfig(num_cpus=0.5, batch_size=32)
+    """Actors that run one expert; every expert has a pool of its own."""
+    detector_actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
+    """Actors that run the detector, where they differ from `actors`."""
+    matcher_actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
+    """Actors that run the matcher, where they differ from `actors`."""
     images: ImageLimits = ImageLimits()
     """Limits of the images that are opened."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from vlgenrm_ray.curation.sources import SourceConfig, absolute, open_source
 from vlgenrm_ray.curation.sources.rows import SourceRow, encodable
@@ -20,6 +20,7 @@ from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.errors import DropReason, InputError, StageError
 from vlgenrm_ray.records import Dropped, ImageRef, Question
+from vlgenrm_ray.settings import ANY_VALUE, RemovedSetting
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,10 @@ class PoolConfig(SourceConfig):
     """The source of the questions, and the checks of its images."""
 
     renamed: ClassVar = {"limits": "images"}
+    removed: ClassVar = {
+        "num_cpus": RemovedSetting(1.0, "Ray runs as many of these tasks at once as there are CPUs"),
+        "labelled": RemovedSetting(False, "only the held-out pairs of a reward model are labelled by ground truth"),
+    }
 
     image_root: str | None = None
     """Open no image outside this folder, even if a row names it directly, by `..` or by a symbolic link."""
@@ -38,13 +43,19 @@ class PoolConfig(SourceConfig):
     """Name of the data set in the records; default: the name of the file."""
     images: ImageLimits = ImageLimits()
     """Limits that each image must be within to enter the pool."""
-    num_cpus: float = Field(default=1.0, gt=0)
-    """CPUs of each task that opens images."""
 
     @field_validator("image_root")
     @classmethod
     def _make_root_absolute(cls, folder: str | None) -> str | None:
         return absolute(folder)
+
+
+class HeldoutConfig(PoolConfig):
+    """The source of the held-out pairs. Those of `shapes` are labelled by ground truth, which only measures."""
+
+    removed: ClassVar = {"labelled": RemovedSetting(ANY_VALUE, "remove it: held-out pairs are always labelled")}
+
+    labelled: ClassVar[bool] = True
 
 
 def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Question]:
@@ -143,7 +154,7 @@ def run(config: PoolConfig, *, target: StageFolder, seed: int = 0) -> Manifest:
         target,
         source.rows,
         lambda rows: rows.map_batches(
-            _ResolveRows(config, image_store), num_cpus=config.num_cpus, batch_format="pyarrow", zero_copy_batch=True
+            _ResolveRows(config, image_store), num_cpus=1.0, batch_format="pyarrow", zero_copy_batch=True
         ),
         total=source.total,
         fingerprint=config.fingerprint(),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vlgenrm_ray.engines.environment import has_gpu, limit_threads, thread_variables
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import RemovedSetting, Settings
 
 _GIB = 1 << 30
 
@@ -15,7 +15,15 @@ _GIB = 1 << 30
 class VllmConfig(Settings):
     """A vLLM engine."""
 
-    renamed: ClassVar = {"engine": "vllm_args"}
+    renamed: ClassVar = {"engine": "vllm_args", "max_num_batched_tokens": "vllm_args.max_num_batched_tokens"}
+    removed: ClassVar = {
+        "seed": RemovedSetting(0, "requests have seeds of their own; set vllm_args: {seed: ...} if you need one"),
+        "logprobs": RemovedSetting("raw", "the engines of rollouts return those of the sampled distribution anyway"),
+    }
+
+    logprobs: ClassVar[Literal["raw", "sampled"]] = "raw"
+    """Log-probabilities that the engine returns. `raw`: of the model's own distribution, which judges need. `sampled`:
+    of the distribution that is sampled from (after temperature, top_p and banned tokens), which rollouts need."""
 
     model: str = ""
     """Model folder, or name on the Hugging Face hub. Stages that get their model from the run set it themselves."""
@@ -26,8 +34,6 @@ class VllmConfig(Settings):
     """Longest sequence of prompt and completion in tokens, image tokens included; at most what the model supports."""
     max_num_seqs: int = Field(default=256, ge=1)
     """Largest number of sequences decoded at once."""
-    max_num_batched_tokens: int | None = Field(default=None, ge=16)
-    """Largest number of tokens in one engine step. None: vLLM's default."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0)
     """Fraction of each GPU's memory that the engine may use."""
     kv_cache_gib: float | None = Field(default=None, gt=0.0)
@@ -42,15 +48,16 @@ class VllmConfig(Settings):
     """Largest number of images in one prompt."""
     image_processor: dict[str, Any] = Field(default_factory=dict)
     """Settings of the model's image processor, such as `{size: {shortest_edge: 3136, longest_edge: 1003520}}`."""
-    logprobs: Literal["raw", "sampled"] = "raw"
-    """Log-probabilities that the engine returns. `raw`: of the model's own distribution, which judges need. `sampled`:
-    of the distribution that is sampled from (after temperature, top_p and banned tokens), which rollouts need."""
     trust_remote_code: bool = False
     """Allow Python code from the model folder to run."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the engine. Requests have seeds of their own."""
     vllm_args: dict[str, Any] = Field(default_factory=dict)
-    """Further keyword arguments of `vllm.LLM`."""
+    """Further keyword arguments of `vllm.LLM`, such as `{max_num_batched_tokens: 16384}`. They take precedence."""
+
+
+class RolloutVllmConfig(VllmConfig):
+    """A vLLM engine of rollouts to train on."""
+
+    logprobs: ClassVar[Literal["raw", "sampled"]] = "sampled"
 
 
 def versions() -> dict[str, str]:
@@ -114,7 +121,6 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         "dtype": "float32" if config.dtype == "auto" and on_cpu else config.dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": config.max_num_seqs,
-        "max_num_batched_tokens": config.max_num_batched_tokens,
         "tensor_parallel_size": config.tensor_parallel_size,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enforce_eager": on_cpu if config.enforce_eager is None else config.enforce_eager,
@@ -123,7 +129,8 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         "mm_processor_kwargs": config.image_processor or None,
         "use_tqdm_on_load": False,
         "trust_remote_code": config.trust_remote_code,
-        "seed": config.seed,
+        # Every request has a seed of its own.
+        "seed": 0,
         "logprobs_mode": {"raw": "raw_logprobs", "sampled": "processed_logprobs"}[config.logprobs],
     }
     if on_cpu or config.kv_cache_gib:
@@ -135,5 +142,5 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         # Samples of a prompt share only whole blocks of its prefill. Short prompts would not fill vLLM's default of 128
         # tokens.
         arguments["block_size"] = 32
-        arguments["max_num_batched_tokens"] = max(config.max_num_batched_tokens or 4096, max_model_len)
+        arguments["max_num_batched_tokens"] = max(4096, max_model_len)
     return arguments | config.vllm_args

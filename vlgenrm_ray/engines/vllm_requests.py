@@ -119,9 +119,11 @@ def check_sampling(sampling: Sampling, config: VllmConfig) -> None:
     if sampling.n > 1 and sampling.temperature == 0:
         raise ConfigError(f"n = {sampling.n} at temperature 0 would repeat the same text; use n = 1")
     if sampling.logprobs and config.logprobs == "raw":
-        raise ConfigError("log-probabilities as sampled need an engine with engine.logprobs: sampled")
+        raise ConfigError("log-probabilities as sampled need an engine of rollouts (RolloutVllmConfig)")
     if sampling.tracked_words and config.logprobs == "sampled":
-        raise ConfigError(f"the words {list(sampling.tracked_words)} can be tracked only with engine.logprobs: raw")
+        raise ConfigError(
+            f"the words {list(sampling.tracked_words)} cannot be tracked by an engine of rollouts; use VllmConfig"
+        )
 
 
 def mix_seed(seed: int) -> int:

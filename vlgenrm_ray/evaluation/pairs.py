@@ -24,7 +24,7 @@ from vlgenrm_ray.evaluation.metrics import Estimate, judge_metrics, length_basel
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
-from vlgenrm_ray.settings import Settings, digest
+from vlgenrm_ray.settings import RemovedSetting, Settings, digest
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -43,15 +43,15 @@ class EvaluationConfig(Settings):
     """Settings of the evaluation on held-out pairs."""
 
     renamed: ClassVar = {"pool": "actors", "limits": "images"}
+    removed: ClassVar = {"no_image": RemovedSetting(True, "set no_image_share: 0 to judge no pair without its image")}
 
     engine: VllmConfig = VllmConfig()
     """vLLM engine of the judge. The stage sets its model."""
     actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors, each with one engine."""
-    no_image: bool = True
-    """Judge a share of the pairs without their image as well, as a baseline."""
     no_image_share: float = Field(default=0.25, ge=0.0, le=1.0)
-    """Share of the pairs judged without image; chosen by their ids, so it is the same in every round."""
+    """Share of the pairs that are judged without their image as well, as a baseline; 0: none. They are chosen by their
+    ids, so they are the same in every round."""
     images: ImageLimits = ImageLimits()
     """Limits of the images that are opened."""
 
@@ -118,7 +118,7 @@ class PairJudgeActor:
         self.judge = Judge(judge, build(engine), config.images)
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
-        share = self.config.no_image_share if self.config.no_image else 0.0
+        share = self.config.no_image_share
         preferences = from_table(Preference, rows)
         return units_table(
             PairResult, judge_pairs(self.judge, preferences, limits=self.config.images, no_image_share=share)

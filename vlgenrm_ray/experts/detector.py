@@ -10,6 +10,11 @@ from vlgenrm_ray.experts.expert import ExpertPipelineConfig, ImageTask
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.records import Claim
 
+SAME_LABEL_OVERLAP = 0.5
+"""Intersection over union from which the weaker of two boxes of one noun is dropped."""
+ANY_LABEL_OVERLAP = 0.8
+"""The same for boxes of different nouns."""
+
 
 class DetectorExpert:
     """Runs an object detector. Images in which the same nouns are searched for form one batch."""
@@ -31,11 +36,14 @@ class DetectorExpert:
         return [examined[task.id] for task in tasks]
 
     def _detect(self, tasks: Sequence[ImageTask], nouns: tuple[str, ...]) -> list[ImageTask]:
-        overlaps = self._config.same_label_overlap, self._config.any_label_overlap
         searched_all = set(self._vocabulary.nouns) <= set(nouns)
         boxes_of_images = self.detector.detect([task.image() for task in tasks], nouns)
         return [
-            replace(task, boxes=suppress_overlaps(boxes, *overlaps), searched_all_nouns=searched_all)
+            replace(
+                task,
+                boxes=suppress_overlaps(boxes, SAME_LABEL_OVERLAP, ANY_LABEL_OVERLAP),
+                searched_all_nouns=searched_all,
+            )
             for task, boxes in zip(tasks, boxes_of_images, strict=True)
         ]
 

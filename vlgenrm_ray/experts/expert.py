@@ -18,7 +18,7 @@ from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch
 from vlgenrm_ray.records import Box, Claim, Detection, Finding, WindowScore
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import RemovedSetting, Settings
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -33,10 +33,10 @@ EXPERTS = {
 class MatchingConfig(Settings):
     """Margins and windows of the matching of attributes and phrases."""
 
+    removed: ClassVar = {"crop_margin": RemovedSetting(0.05, "another margin needs a matcher of your own")}
+
     attribute_margin: float = Field(default=0.3, ge=0, le=1)
     """An attribute is decided if its probability exceeds the second best by at least this."""
-    crop_margin: float = Field(default=0.05, ge=0)
-    """Margin added to each side of a box before it is cropped, in fractions of the box's width and height."""
     grids: tuple[int, ...] = (1, 2, 3)
     """Phrases are searched for in the n x n windows of each n; 1 is the whole image."""
 
@@ -61,6 +61,10 @@ class ExpertPipelineConfig(Settings):
     """The experts, the vocabulary, and the thresholds of their verdicts."""
 
     renamed: ClassVar[Mapping[str, str]] = {"bands": "thresholds"}
+    removed: ClassVar = {
+        "same_label_overlap": RemovedSetting(0.5, "suppress boxes in a detector of your own"),
+        "any_label_overlap": RemovedSetting(0.8, "suppress boxes in a detector of your own"),
+    }
 
     vocabulary: str = "coco"
     """Vocabulary that claims are read with: `coco`, `shapes`, or the path of a YAML file."""
@@ -74,10 +78,6 @@ class ExpertPipelineConfig(Settings):
     """Margins and windows of the matcher."""
     thresholds: Thresholds = Thresholds()
     """Limits between definite and unknown verdicts."""
-    same_label_overlap: float = Field(default=0.5, gt=0, le=1)
-    """Intersection over union from which the weaker of two boxes of one noun is dropped."""
-    any_label_overlap: float = Field(default=0.8, gt=0, le=1)
-    """The same for boxes of different nouns."""
     max_side: int = Field(default=1024, ge=32)
     """Larger images are scaled down to this side, in pixels, before the experts receive them."""
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BoxedImage = tuple["PIL.Image.Image", Sequence[Box]]
 """An image with detected boxes, in its own pixels."""
+_CROP_MARGIN = 0.05
+"""Margin added to each side of a box before it is cropped, in fractions of the box's width and height."""
 
 
 class MatcherExpert:
@@ -70,7 +72,7 @@ def match_attributes(
     detections: list[list[Detection]] = [[] for _ in images]
     for noun in sorted({box.label for _, boxes in images for box in boxes}):
         indexed_boxes = [(i, box) for i, (_, boxes) in enumerate(images) for box in boxes if box.label == noun]
-        crops = [_crop(images[i][0], box, config.crop_margin) for i, box in indexed_boxes]
+        crops = [_crop(images[i][0], box, _CROP_MARGIN) for i, box in indexed_boxes]
         for family in vocabulary.attributes.values():
             words = list(family)
             rows = matcher.match(crops, [with_article(f"{word} {noun}") for word in words])

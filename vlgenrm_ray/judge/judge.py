@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from pydantic import Field, model_validator
 
@@ -34,13 +35,15 @@ from vlgenrm_ray.judge.verdict import (
     strip_verdict,
 )
 from vlgenrm_ray.records import ImageRef, JudgeCritique, Judgement
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import RemovedSetting, Settings
 
 if TYPE_CHECKING:
     import PIL.Image
 
 _G_co = TypeVar("_G_co", covariant=True)
 
+MIN_MASS = 0.1
+"""Smallest p(Yes) + p(No) at which a verdict counts as readable."""
 DIRECT_MAX_TOKENS = 2
 """Tokens sampled where the verdict comes first: some tokenizers emit a blank before the word."""
 EMPTY_RESPONSE = "the response is empty or blank; a policy that answers nothing has no reward"
@@ -54,14 +57,19 @@ FORGERY_REMOVED = "parts of the response in the form of the judge's own critique
 class JudgeConfig(Settings):
     """Prompts, sampling and aggregation of a judge."""
 
+    removed: ClassVar = {
+        "hint_prompt": RemovedSetting(
+            "cot_hint", "the prompt with a hint is the one named like judge.prompt with `_hint` after it; rename yours"
+        ),
+        "min_mass": RemovedSetting(0.1, "set selection.min_mass if training should demand more"),
+    }
+
     mode: Literal["cot", "direct"] = "cot"
     """`cot`: a rationale, then the verdict. `direct`: the verdict alone, deterministic."""
     prompt: str = "cot"
     """Prompt of the `cot` mode: a name in `judge/prompts/`, or a path."""
     direct_prompt: str = "direct"
     """Prompt of the `direct` mode."""
-    hint_prompt: str = "cot_hint"
-    """Prompt that states the right verdict, for hint-and-strip."""
     num_critiques: int = Field(default=4, ge=1, le=256)
     """K, critiques per response (or sentence). The `direct` mode always samples one."""
     unit: Literal["response", "sentence"] = "response"
@@ -74,8 +82,6 @@ class JudgeConfig(Settings):
     """Longest critique in tokens, verdict included."""
     aggregator: Aggregator = "mean"
     """`mean`: average of p_yes over readable critiques. `vote`: share of "yes" among them."""
-    min_mass: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Least p(Yes) + p(No) at which a verdict counts as readable."""
     seed: int = Field(default=0, ge=0)
     """Seed of all critiques; with the id of an input it decides the critiques of that input."""
 
@@ -88,9 +94,15 @@ class JudgeConfig(Settings):
             )
         return self
 
-    def prompt_names(self) -> tuple[str, ...]:
-        """Names or paths of all prompts this judge may use."""
-        return (self.prompt, self.direct_prompt, self.hint_prompt)
+    @property
+    def hint_prompt(self) -> str:
+        """Prompt that states the right verdict, for hint-and-strip: of `cot` `cot_hint`, of `a.txt` `a_hint.txt`."""
+        path = Path(self.prompt)
+        return str(path.with_name(f"{path.stem}_hint{path.suffix}"))
+
+    def prompt_names(self, *, hint: bool = False) -> tuple[str, ...]:
+        """Return the names or paths of all prompts that this judge uses. `hint`: with that for hint-and-strip."""
+        return (self.prompt, self.direct_prompt, *((self.hint_prompt,) if hint else ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +154,17 @@ class Judge(Generic[_G_co]):
         self._verdict_sampling = Sampling(temperature=0.0, max_tokens=DIRECT_MAX_TOKENS, tracked_words=TRACKED_WORDS)
 
     @staticmethod
-    def check(config: JudgeConfig) -> None:
+    def check(config: JudgeConfig, *, hint: bool = False) -> None:
         """Load every prompt that `config` names. Called on the driver, before engines start.
+
+        Args:
+            config: Settings of the judge.
+            hint: Load the prompt for hint-and-strip as well.
 
         Raises:
             InputError: A prompt cannot be read.
         """
-        for name in config.prompt_names():
+        for name in config.prompt_names(hint=hint):
             prompts.load(name)
 
     # -- batches -----------------------------------------------------------------------------------------------
@@ -200,7 +216,7 @@ class Judge(Generic[_G_co]):
             elif prefix is None:
                 verdicts.append(Verdict(word=None, p_yes=None, mass=0.0, problem="no marker"))
             else:
-                verdicts.append(read_direct(outcome[0], min_mass=self.config.min_mass))
+                verdicts.append(read_direct(outcome[0], min_mass=MIN_MASS))
         return verdicts
 
     def _generate(
@@ -314,7 +330,7 @@ class Judge(Generic[_G_co]):
 
     def read(self, sample: Sample, *, id: str, seed: int) -> JudgeCritique:
         """Read the verdict of one sample."""
-        verdict = self._read_sample(sample, min_mass=self.config.min_mass)
+        verdict = self._read_sample(sample, min_mass=MIN_MASS)
         return JudgeCritique(
             id=id,
             text=sample.text,

@@ -17,7 +17,7 @@ from vlgenrm_ray.policy.rollouts import RolloutsConfig
 from vlgenrm_ray.policy.trackers import TrackerName
 from vlgenrm_ray.rewards.composite import RetryConfig
 from vlgenrm_ray.rewards.config import RewardConfig
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import RemovedSetting, Settings
 from vlgenrm_ray.weight_sync.config import SyncBackend, SyncConfig, resolve_backend
 
 
@@ -92,16 +92,17 @@ class OverlongConfig(Settings):
 class PpoConfig(Settings):
     """Settings of algorithms with a critic."""
 
+    removed: ClassVar = {
+        "value_coefficient": RemovedSetting(0.1, "the critic has an optimizer of its own; set critic.learning_rate"),
+        "whiten": RemovedSetting(True, "advantages always have mean 0 and variance 1 within a step"),
+    }
+
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     """Discount factor per token."""
     gae_lambda: float = Field(default=0.95, ge=0.0, le=1.0)
     """Lambda of GAE. 1: advantages of the whole return; 0: one-step advantages (less variance, more bias)."""
     value_clip: float = Field(default=0.2, gt=0.0)
     """Largest distance between a new and an old value within a step that still has a gradient."""
-    value_coefficient: float = Field(default=0.1, ge=0.0)
-    """Factor of the critic's loss."""
-    whiten: bool = True
-    """Shift and scale the advantages of a step's tokens to mean 0 and variance 1."""
 
 
 class AlgorithmConfig(Settings):
@@ -202,7 +203,13 @@ class PolicyConfig(Settings):
         "failures": "reward_failures",
         "patience": "reward_retry",
     }
-    inherits: ClassVar[Mapping[str, str]] = {"critic": "engine"}
+    removed: ClassVar = {"keep_checkpoints": RemovedSetting(1, "a run resumes from the newest; copy one to keep it")}
+    inherits: ClassVar[Mapping[str, str]] = {
+        "critic": "engine",
+        "rollouts.max_restarts": "retries",
+        "image_ablation.window": "reward_hacking.window",
+        "image_ablation.min_rise": "reward_hacking.min_rise",
+    }
 
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """Advantages and loss."""
@@ -239,8 +246,6 @@ class PolicyConfig(Settings):
     """GPUs of each worker: 1, or 0 to train on CPUs; less than 1 shares a GPU with an engine (`sync.transfer: ipc`)."""
     checkpoint_every: int = Field(default=10, ge=0)
     """Steps between checkpoints; 0 writes none, and an interrupted run starts over."""
-    keep_checkpoints: int = Field(default=1, ge=1)
-    """Number of recent checkpoints to keep."""
     retries: int = Field(default=3, ge=0)
     """Restarts of a crashed group of workers, or of a lost rollout actor, before the run stops."""
     evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig()

@@ -7,11 +7,14 @@ with a pure function that returns the reason to stop, or None.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import RemovedSetting, Settings
+
+MIN_SAMPLES = 32
+"""Smallest number of samples that `check_reward_failures` judges by, unless its window is full."""
 
 
 class RewardHackingRule(Settings):
@@ -41,12 +44,12 @@ class ImageAblationRule(Settings):
 class RewardFailureRule(Settings):
     """Limit on the share of samples without a reward."""
 
+    removed: ClassVar = {"min_samples": RemovedSetting(32, "set window or max_share")}
+
     window: int = Field(default=4, ge=1)
     """Number of most recent steps to look at."""
     max_share: float = Field(default=0.25, ge=0.0, lt=1.0)
     """Largest share of their samples without a reward."""
-    min_samples: int = Field(default=32, ge=1)
-    """Smallest number of samples to judge by, unless the window is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +177,7 @@ def check_reward_failures(steps: Sequence[Mapping[str, int]], rule: RewardFailur
         counts.update(step)
     num_samples = counts.total()
     failed = Counter({status: count for status, count in counts.items() if status != "ok" and count})
-    enough = num_samples >= rule.min_samples or len(steps) >= rule.window
+    enough = num_samples >= MIN_SAMPLES or len(steps) >= rule.window
     if not enough or failed.total() <= rule.max_share * num_samples:
         return None
     statuses = ", ".join(f"{count} {status}" for status, count in failed.most_common())

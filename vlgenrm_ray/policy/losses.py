@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Normalise = Literal["tokens", "sequences", "constant"]
 """Aggregation of a step's loss; see `AlgorithmConfig.normalise`."""
+VALUE_COEFFICIENT = 0.1
+"""Factor of the critic's loss. The critic has an optimizer of its own, so the factor acts through the clipping of
+gradients alone; its learning rate is the setting to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +267,7 @@ def value_loss(
 ) -> Loss:
     """Compute the clipped loss of a critic: the sum over tokens of weight x loss, divided by `denominator`.
 
-        loss = coefficient x max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2
+        loss = VALUE_COEFFICIENT x max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2
 
     As in the first public PPO (https://github.com/openai/baselines, ppo2); its paper has the square without the clip.
 
@@ -284,7 +287,7 @@ def value_loss(
     error = (values - returns).where(mask, 0.0)
     clipped = old_values + (values - old_values).clamp(-ppo.value_clip, ppo.value_clip)
     clipped_error = (clipped - returns).where(mask, 0.0)
-    losses = ppo.value_coefficient * error.square().maximum(clipped_error.square()) / 2
+    losses = VALUE_COEFFICIENT * error.square().maximum(clipped_error.square()) / 2
     value = (losses * token_weights(mask, config.normalise)).sum() / denominator
     means = {"value_error": error.square(), "value_clip": clipped_error.square() > error.square()}
     return Loss(value, MetricAccumulator.from_tokens(mask, means=means, maxima={}))

@@ -13,7 +13,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from vlgenrm_ray.engines.contracts import Sampling
-from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.engines.vllm_config import RolloutVllmConfig, VllmConfig
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.records import Question, Rollout
 from vlgenrm_ray.rewards.image_ablation import AblationResult
@@ -32,7 +32,7 @@ class RolloutsConfig(Settings):
     renamed: ClassVar = {"actors": "num_engines", "restarts": "max_restarts"}
 
     engine: VllmConfig = VllmConfig()
-    """Settings of vLLM. `model` and `logprobs` are set by the run."""
+    """Settings of vLLM. The run sets `model`."""
     num_engines: int = Field(default=1, ge=1)
     """Rollout engines, each with a copy of the policy."""
     num_cpus: float = Field(default=1.0, gt=0.0)
@@ -52,7 +52,8 @@ class RolloutsConfig(Settings):
     max_tokens: int = Field(default=128, ge=1)
     """Longest response in tokens, the end of turn included."""
     max_restarts: int = Field(default=3, ge=0)
-    """Times in a row that a lost engine is restarted without having finished a group, before the run stops."""
+    """Times in a row that a lost engine is restarted without having finished a group, before the run stops.
+    By default as `policy.retries`."""
     start_timeout_s: float = Field(default=900.0, gt=0.0)
     """Seconds that an engine may take to start."""
     stall_timeout_s: float = Field(default=900.0, gt=0.0)
@@ -72,9 +73,9 @@ class RolloutsConfig(Settings):
         """Return the sampling parameters of answers to held-out questions."""
         return Sampling(n=1, temperature=self.evaluation_temperature, max_tokens=self.max_tokens, logprobs=True)
 
-    def engine_config(self, model: str) -> VllmConfig:
+    def engine_config(self, model: str) -> RolloutVllmConfig:
         """Return the settings of an engine that samples from the model folder `model`."""
-        return self.engine.model_copy(update={"model": model, "logprobs": "sampled"})
+        return RolloutVllmConfig.model_validate(self.engine.model_dump() | {"model": model})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

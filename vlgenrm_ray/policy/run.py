@@ -166,7 +166,6 @@ def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder)
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
         retries=config.retries,
-        keep_checkpoints=config.keep_checkpoints,
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
     try:

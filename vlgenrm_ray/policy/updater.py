@@ -162,9 +162,9 @@ class PolicyUpdater:
             if micro.batch.counts:
                 moments += token_moments(micro.advantages, mask)
         torch.distributed.all_reduce(moments)
-        if algorithm.ppo.whiten:
-            for micro in micro_batches:
-                micro.advantages = whiten(micro.advantages, micro.batch.targets, moments)
+        for micro in micro_batches:
+            assert micro.advantages is not None
+            micro.advantages = whiten(micro.advantages, micro.batch.targets, moments)
 
     # -- optimizer steps ---------------------------------------------------------------------------------------
 

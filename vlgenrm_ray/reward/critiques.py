@@ -44,7 +44,7 @@ class CritiquesConfig(Settings):
     is requested far more often than a judge is trained, so K may be larger here than in service."""
     hint: bool = False
     """Hint-and-strip (STaR, arXiv 2203.14465): a side without any right critique gets K more, written with the
-    verdict as a hint and scored without it."""
+    verdict as a hint and scored without it. The prompt is `judge.prompt` with `_hint` after its name."""
     engine: VllmConfig = VllmConfig()
     """vLLM engine of the GenRM. The round sets its model."""
     images: ImageLimits = ImageLimits()
@@ -84,7 +84,7 @@ def run(
     """
     if config.num_critiques:
         judge = judge.model_copy(update={"num_critiques": config.num_critiques})
-    Judge.check(judge)
+    Judge.check(judge, hint=config.hint)
     folder = Path(model) if build else model_folder.locate(str(model))
     engine = config.engine.model_copy(update={"model": str(folder)})
     actor = {"config": config.model_copy(update={"engine": engine}), "judge": judge, "round": round}
@@ -106,7 +106,7 @@ def run(
 def fingerprint(config: CritiquesConfig, judge: JudgeConfig, round: int) -> str:
     """Hash of everything that decides which critiques are written; the number of actors does not."""
     settings = config.model_dump(mode="json", exclude={"actors": True, "engine": {"model", "threads"}})
-    texts = {name: prompts.load(name) for name in judge.prompt_names()}
+    texts = {name: prompts.load(name) for name in judge.prompt_names(hint=config.hint)}
     return digest([settings, judge.model_dump(mode="json"), texts, round])
 
 

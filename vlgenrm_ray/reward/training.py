@@ -102,7 +102,6 @@ def _run_workers(job: TrainingJob) -> None:
         num_cpus=config.num_cpus,
         num_gpus=config.num_gpus,
         retries=config.retries,
-        keep_checkpoints=config.keep_checkpoints,
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
     with show_steps("training", plan=job.plan, metrics=job.metrics):

@@ -1,17 +1,19 @@
 """Settings of the training stage."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.reward.balance import Balance
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import RemovedSetting, Settings
 
 
 class TrainingConfig(Settings):
     """Settings of the fine-tuning on one round's examples."""
+
+    removed: ClassVar = {"keep_checkpoints": RemovedSetting(1, "a run resumes from the newest; copy one to keep it")}
 
     workers: int = Field(default=1, ge=1)
     """Training processes; each holds a replica of the model or, under ZeRO, its shard."""
@@ -35,8 +37,6 @@ class TrainingConfig(Settings):
     """Seed of shuffling, balancing and new adapters."""
     checkpoint_every: int = Field(default=100, ge=0)
     """Steps between checkpoints; 0 writes none, and an interrupted training starts again from the base."""
-    keep_checkpoints: int = Field(default=1, ge=1)
-    """Newest checkpoints that stay on disk."""
     retries: int = Field(default=2, ge=0)
     """Restarts of a crashed group of workers, from the last checkpoint, before the stage fails."""
     num_probes: int = Field(default=8, ge=0)

@@ -30,7 +30,7 @@ from vlgenrm_ray.serving.auth import AuthMiddleware
 from vlgenrm_ray.serving.canary import Canary, CanaryResult
 from vlgenrm_ray.serving.experts import EvidenceRequest, EvidenceResponse, ExpertService
 from vlgenrm_ray.serving.gateways import unirl
-from vlgenrm_ray.serving.limits import BodyLimitMiddleware, OverloadedError
+from vlgenrm_ray.serving.limits import RETRY_AFTER_S, BodyLimitMiddleware, OverloadedError
 from vlgenrm_ray.serving.service import Service
 
 SwapModel = Callable[[str], Awaitable[CanaryResult]]
@@ -144,7 +144,7 @@ def build_api(
             return _error(422, f"model: {error}")
         except EngineLostError as error:
             detail = f"model: {error}; version {service.model.name} stays; ask again"
-            return JSONResponse({"detail": detail}, 503, {"Retry-After": str(config.limits.retry_after_s)})
+            return JSONResponse({"detail": detail}, 503, {"Retry-After": str(RETRY_AFTER_S)})
         if result.problem:
             return _error(409, f"model: refused, version {service.model.name} stays: {result.problem}")
         return _json(ModelResponse(version=service.model.name, margin=result.margin, change=result.change))
@@ -190,7 +190,7 @@ def _error(status: int, detail: str) -> Response:
 
 def _overloaded(request: Request, error: Exception) -> Response:
     assert isinstance(error, OverloadedError)
-    headers = {"Retry-After": str(error.retry_after_s)}
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
     return JSONResponse({"detail": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
 
 

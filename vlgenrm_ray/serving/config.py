@@ -1,6 +1,6 @@
 """Settings of the served judge: the section `serving` of a recipe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,26 +9,27 @@ from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.serving.auth import ApiTokens
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.settings import RemovedSetting, Settings
 
 
 class ServingLimits(Settings):
     """Bounds of requests, queue and memory."""
 
+    removed: ClassVar = {
+        "retry_after_s": RemovedSetting(1, "clients may wait longer by themselves"),
+        "max_chunk": RemovedSetting(16, "set the number of sequences decoded at once by engine.max_num_seqs instead"),
+    }
+
     max_body_mib: float = Field(default=64.0, gt=0.0)
     """Largest request body in MiB; larger ones are answered with 413."""
     max_queue: int = Field(default=2048, ge=1)
     """Most items under way, waiting ones included. Beyond it an item is `overloaded` at once."""
-    retry_after_s: int = Field(default=1, ge=0)
-    """`Retry-After` of a 503, in seconds."""
     deadline_s: float = Field(default=300.0, gt=0.0)
     """Deadline of requests that name none, in seconds."""
     cache_mib: float = Field(default=64.0, ge=0.0)
     """Memory for cached results in MiB; 0 disables the cache."""
     images_mib: float = Field(default=512.0, gt=0.0)
     """Memory for encoded images in MiB, to which requests refer by their hash."""
-    max_chunk: int = Field(default=16, ge=1)
-    """Most items per call of an engine."""
 
 
 class CanaryConfig(Settings):
@@ -66,8 +67,8 @@ class ServedExpertsConfig(ExpertPipelineConfig):
     """GPUs of the experts' process."""
 
 
-class ServingConfig(Settings):
-    """Settings of a served judge."""
+class JudgeServingConfig(Settings):
+    """A served judge, as far as rewards for a training need it."""
 
     engine: VllmConfig = VllmConfig()
     """vLLM. Its model serves first; every node must see the folder."""
@@ -78,12 +79,29 @@ class ServingConfig(Settings):
     blind_judging: Literal["refuse", "text_only", "allow"] = "refuse"
     """Items without an image. `refuse`: no reward, status `no_image`. `text_only`: judged, unless a placeholder or
     `image_expected` says that they are about an image. `allow`: judged by their text alone."""
-    image_roots: tuple[str, ...] = ()
-    """Folders below which requests may name image files. Empty: no files."""
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Number of engines. `auto`: 1 to `max_replicas`, by the queue's depth."""
+    max_replicas: int = Field(default=8, ge=1)
+    """Most engines, for `replicas: auto`."""
+    num_cpus: float = Field(default=1.0, ge=0.0)
+    """CPUs of each engine."""
+    num_gpus: float = Field(default=0.0, ge=0.0)
+    """GPUs of each engine."""
+
+
+class ServingConfig(JudgeServingConfig):
+    """Settings of a service for all kinds of clients: a served judge with experts, gateways and tokens."""
+
     limits: ServingLimits = ServingLimits()
     """Limits of requests, queue, memory and time."""
     canary: CanaryConfig = CanaryConfig()
     """Test that a new model must pass before it serves."""
+    upscale_delay_s: float = Field(default=10.0, ge=0.0)
+    """Seconds that the queue must be too deep before another engine is started (`replicas: auto`)."""
+    downscale_delay_s: float = Field(default=300.0, ge=0.0)
+    """Seconds that an engine must be dispensable before it is stopped (`replicas: auto`)."""
+    image_roots: tuple[str, ...] = ()
+    """Folders below which requests may name image files. Empty: no files."""
     experts: ServedExpertsConfig | None = None
     """None: no `POST /v1/evidence`."""
     gateways: tuple[str, ...] = ()
@@ -91,15 +109,3 @@ class ServingConfig(Settings):
     import them."""
     tokens: ApiTokens = ApiTokens()
     """Hashes of the tokens, read from the environment at start."""
-    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Number of engines. `auto`: 1 to `max_replicas`, by the queue's depth."""
-    max_replicas: int = Field(default=8, ge=1)
-    """Most engines, for `replicas: auto`."""
-    upscale_delay_s: float = Field(default=10.0, ge=0.0)
-    """Seconds that the queue must be too deep before another engine is started (`auto`)."""
-    downscale_delay_s: float = Field(default=300.0, ge=0.0)
-    """Seconds that an engine must be dispensable before it is stopped (`auto`)."""
-    num_cpus: float = Field(default=1.0, ge=0.0)
-    """CPUs of each engine."""
-    num_gpus: float = Field(default=0.0, ge=0.0)
-    """GPUs of each engine."""

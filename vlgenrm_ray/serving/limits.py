@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
+RETRY_AFTER_S = 1
+"""`Retry-After` of a 503, in seconds."""
+
+
 class OverloadedError(VlGenRMError, RuntimeError):
     """The queue has no room for any item of a request. Answered with 503 and `Retry-After`."""
 
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__(retry_after_s)
-        self.retry_after_s = retry_after_s
-
     def __str__(self) -> str:
-        return f"the queue is full; ask again in {self.retry_after_s} s"
+        return f"the queue is full; ask again in {RETRY_AFTER_S} s"
 
 
 class BodyLimitMiddleware:

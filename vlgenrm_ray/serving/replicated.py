@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 _TARGET_CALLS = 8.0
-"""Running calls per engine, of up to `ServingLimits.max_chunk` items each, above which Ray Serve adds an engine."""
+"""Running calls per engine, of up to `service.MAX_CHUNK` items each, above which Ray Serve adds an engine."""
 
 
 class EngineReplica:

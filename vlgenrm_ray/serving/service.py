@@ -47,6 +47,8 @@ from vlgenrm_ray.serving.metrics import ServiceMetrics
 from vlgenrm_ray.serving.model_version import ModelVersion
 
 _log = logging.getLogger("vlgenrm.serving")
+MAX_CHUNK = 16
+"""Most items per call of an engine."""
 _GRACE_S = 2.0
 """Time after a deadline for a judgement that the engine finished by then to arrive."""
 _SYSTEM_ROLES = ("system", "developer")
@@ -83,7 +85,7 @@ class Service:
         self.images = ImageStore(config.images, max_bytes=int(limits.images_mib * 2**20), roots=config.image_roots)
         self.cache = ResultCache(int(limits.cache_mib * 2**20))
         self.single_flight = SingleFlight()
-        self.dispatcher = Dispatcher(engine, metrics, max_chunk=limits.max_chunk)
+        self.dispatcher = Dispatcher(engine, metrics, max_chunk=MAX_CHUNK)
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Score a batch.
@@ -97,7 +99,7 @@ class Service:
         deadline = _now() + (request.deadline_s or self.config.limits.deadline_s)
         replies = await asyncio.gather(*(self._score_item(item, deadline) for item in request.items))
         if replies and all(reply.status is Status.OVERLOADED for reply in replies):
-            raise OverloadedError(self.config.limits.retry_after_s)
+            raise OverloadedError
         return ScoreResponse(items=replies)
 
     async def compare(self, request: CompareRequest) -> CompareResponse:

@@ -7,7 +7,7 @@ To add a format, write a subclass of `files.FileFormat` (see README.md of `curat
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,6 +28,9 @@ SOURCES = {
 class SourceConfig(Settings):
     """The data that questions are read from."""
 
+    labelled: ClassVar[bool] = False
+    """`shapes`: give each question a true and a wrong answer, by ground truth; see `HeldoutConfig`."""
+
     source: str = "shapes"
     """`shapes` (the embedded world), `jsonl`, `parquet`, or an import path `package.module:Name` of your own."""
     path: str | None = None
@@ -42,8 +45,6 @@ class SourceConfig(Settings):
     """`shapes`: number of questions."""
     seed: int | None = None
     """`shapes`: seed of the world. None: the seed of the run."""
-    labelled: bool = False
-    """`shapes`: give each question a true and a wrong answer, by ground truth. Only for held-out pairs."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further settings for a source of your own."""
 

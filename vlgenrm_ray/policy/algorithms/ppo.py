@@ -18,6 +18,6 @@ PPO = Algorithm(
         "ratio": "token",
         "normalise": "tokens",
         "kl": {"coefficient": 0.04},
-        "ppo": {"gamma": 1.0, "gae_lambda": 0.95, "value_clip": 0.2, "value_coefficient": 0.1, "whiten": True},
+        "ppo": {"gamma": 1.0, "gae_lambda": 0.95, "value_clip": 0.2},
     },
 )
