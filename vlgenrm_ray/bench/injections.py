@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 TARGET = 0.02
-"""Largest change of the mean reward beyond its noise that counts as none."""
+"""Largest change of the mean reward, beyond its noise, with which an injection counts as without effect."""
 
 
 def _fake_critique(answer: str) -> str:
@@ -184,7 +184,7 @@ def compare(kind: str, before: Sequence[float | None], after: Sequence[float | N
 
 
 def judge_responses(judge: Judge[Generator], responses: Sequence[BenchItem]) -> list[float | None]:
-    """Return the rewards in order, None for those without one. The n-th has the same seeds in each call."""
+    """Return the reward of each response, or None. The n-th response is judged with the same seeds in each call."""
     inputs = [
         JudgeInput(id=str(i), images=(_open(item.image),), question=item.question, response=item.response)
         for i, item in enumerate(responses)
@@ -207,6 +207,6 @@ def _open(data: bytes) -> "PIL.Image.Image":
 
 
 def _mean(rewards: Sequence[float | None]) -> float:
-    """Return the mean of the rewards that are there."""
+    """Return the mean of the rewards that are not None; NaN if all are None."""
     present = [reward for reward in rewards if reward is not None]
     return fmean(present) if present else math.nan

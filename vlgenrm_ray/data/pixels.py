@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _ORIENTATION = 0x0112
 """Tag of the orientation in EXIF."""
 _ORIENTATION_TYPES = {1: "B", 3: "H", 4: "L"}
-"""Types of the tag in EXIF -> their formats in `struct`."""
+"""EXIF type of the orientation tag -> format of its value for `struct`."""
 _TRANSPOSITIONS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",

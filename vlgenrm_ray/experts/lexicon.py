@@ -58,7 +58,7 @@ class WordKind(StrEnum):
     DISPLAY = "display"
     """The same for the image itself ("shows"). What something else shows is a picture of the object."""
     SEE = "see"
-    """The same for an observer ("I see")."""
+    """Verb by which an observer introduces what is in the image ("I see")."""
     POSTURE = "posture"
     """Verb that may stand between an object and its place ("sitting")."""
     ADVERB = "adverb"

@@ -33,7 +33,7 @@ _FLUSH_S = 1
 """Seconds between writes of TensorBoard; a killed training loses at most this much."""
 _NOT_SCALARS = ("step", "timestamp")
 _COMPLETE_METRICS = ("train/samples", "evaluation/held_out")
-"""Metrics with a value for every step, and for every evaluation."""
+"""Metrics that every step has, and metrics that every evaluation has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

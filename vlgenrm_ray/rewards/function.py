@@ -31,7 +31,7 @@ MAX_CONCURRENCY = 64
 """Most calls of a function at the same time, unless a recipe sets another limit."""
 
 RewardFunction = Callable[[Question, str], float | Awaitable[float | None] | None]
-"""User function: question and response -> reward, or None if it has no opinion. What it returns may be awaitable."""
+"""User function: question and response -> reward, or None for no reward. The returned value may be awaitable."""
 
 _log = logging.getLogger(__name__)
 
@@ -106,10 +106,10 @@ class FunctionReward:
 
 
 def reward_output(value: object) -> RewardOutput:
-    """Return the reward that a function's value is, or the status of a value that is none.
+    """Convert the value that a function returned to a reward, or to a status if it is not a number.
 
     Rewards are numbers: int, float, bool (1 and 0), Decimal, Fraction, and scalars or arrays of one element of numpy,
-    torch and their like. Texts are none, even if they look like a number.
+    torch and their like. A text is not a number, even if it looks like one.
     """
     if value is None:
         return RewardOutput(reward=None, status=NO_REWARD, detail="the function returned None")
@@ -164,7 +164,7 @@ def check_function(name: str) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """Return a number as a float, possibly not finite; None for values that are no number."""
+    """Return a number as a float, possibly not finite; None for a value that is not a number."""
     if np.ma.is_masked(value):
         return math.nan
     if callable(item := getattr(value, "item", None)):

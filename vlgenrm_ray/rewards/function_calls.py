@@ -27,9 +27,9 @@ class CallError:
     """An exception that a call raised, in words. The exception itself would hold the frames of the call."""
 
     name: str
-    """Name of its class."""
+    """Name of the exception's class."""
     detail: str
-    """Its message, or another description if it has none."""
+    """Message of the exception, or another description if it is empty."""
     traceback: str
 
     @classmethod
@@ -64,7 +64,7 @@ class FunctionCaller:
 
         Args:
             function: A function, a coroutine function, or any other callable. What it returns may be awaitable.
-            convert: Converts the returned value, in the thread of the call. What it raises is the outcome, too.
+            convert: Converts the returned value, in the thread of the call. An exception that it raises becomes the outcome.
         """
         self._function = function
         self._convert = convert
@@ -135,7 +135,7 @@ class FunctionCaller:
 
 
 def is_coroutine_function(function: Any) -> bool:
-    """Return whether a callable is a coroutine function: also a partial of one, or an object with one as `__call__`."""
+    """Return True for a coroutine function, a partial of one, or an object whose `__call__` is one."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
@@ -185,7 +185,7 @@ def _interrupt(thread: threading.Thread) -> None:
 
 
 class _Waiter:
-    """An outcome that another thread sets and a coroutine of the present event loop waits for."""
+    """Passes an outcome from another thread to a coroutine of the running event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -281,7 +281,7 @@ class _LoopCall:
             raise
 
     def withdraw(self) -> bool:
-        """Prevent the call if it has not started. Return whether it had not."""
+        """Prevent a call that has not started. Return True if it was prevented."""
         try:
             self._ticket.pop()
         except IndexError:

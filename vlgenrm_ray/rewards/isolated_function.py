@@ -20,11 +20,11 @@ from vlgenrm_ray.rewards.reward import TIMEOUT, RewardOutput
 CRASHED = "crashed"
 """Status of a rollout for which the function ended its process."""
 _GRACE_S = 5.0
-"""Time after a deadline for the answer of a process that is responsive. A later one shows that it is blocked."""
+"""Seconds after a deadline in which a responsive process still answers; without an answer it counts as blocked."""
 _START_S = 300.0
-"""Time for a process to start, imports of the user's module included."""
+"""Seconds that a process may take to start, imports of the user's module included."""
 _MAX_SEPARATE = 4
-"""Most processes at a time for rollouts that are scored again, each alone."""
+"""Most processes at the same time that score one rollout of a lost process again."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class IsolatedFunctionReward:
         self._idle: list[FunctionProcess] = []
         """Processes that have scored a rollout alone, and may score others."""
         self._num_suspects = 0
-        """Rollouts whose process was lost, and which are scored again."""
+        """Number of rollouts whose process was lost, and which are being scored again."""
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward.score`."""
@@ -216,7 +216,7 @@ class _ActorProcess:
 
 
 def _exit_cause(error: Exception) -> str:
-    """Return how the process of an actor ended. Ray's message lists ids and addresses before."""
+    """Return how the process of an actor ended. Ray's message begins with ids and addresses, which are left out."""
     return connection.actor_death_cause(error).partition("The actor is dead because ")[2] or str(error)[:_MAX_CAUSE]
 
 

@@ -51,7 +51,7 @@ class ServedJudgeReward:
         ]
 
     async def check(self) -> None:
-        """See `Reward.check`. Any answer of the service will do."""
+        """See `Reward.check`. The reward counts as available if the service answers at all."""
         probe = replace(self._input(_PROBE_RESPONSE, _PROBE_QUESTION), allow_blind=True)
         await self._judge.score([probe])
 

@@ -19,7 +19,7 @@ class ResultCache:
     """Least-recently-used cache of replies, bounded in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
-        """`max_bytes`: 0 caches nothing."""
+        """Create an empty cache of at most `max_bytes`; 0 caches nothing."""
         self._replies: LRUCache[str, ScoreReply] = LRUCache(max_bytes, getsizeof=_size)
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class SingleFlight:
         return flight
 
     async def wait(self, flight: Flight) -> ScoreReply:
-        """Return the result. Cancel the computation if this was its last waiter and is cancelled."""
+        """Return the result. If the caller is cancelled and nobody else waits, cancel the computation."""
         flight.num_waiting += 1
         try:
             return await asyncio.shield(flight.task)

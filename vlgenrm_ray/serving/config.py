@@ -68,10 +68,10 @@ class ServedExpertsConfig(ExpertPipelineConfig):
 
 
 class JudgeServingConfig(Settings):
-    """A served judge, as far as rewards for a training need it."""
+    """Settings that every service of a judge has: `vlgenrm serve` as well as the judge service of a run."""
 
     engine: VllmConfig = VllmConfig()
-    """vLLM. Its model serves first; every node must see the folder."""
+    """vLLM engine. Its model serves until it is swapped; every node must see the model's folder."""
     judge: JudgeConfig = JudgeConfig()
     """Defaults of the judge; an item may set mode, num_critiques, aggregator and seed itself."""
     images: ImageLimits = ImageLimits()
@@ -103,7 +103,7 @@ class ServingConfig(JudgeServingConfig):
     image_roots: tuple[str, ...] = ()
     """Folders below which requests may name image files. Empty: no files."""
     experts: ServedExpertsConfig | None = None
-    """None: no `POST /v1/evidence`."""
+    """Experts behind `POST /v1/evidence`. None: the service answers it with 404."""
     gateways: tuple[str, ...] = ()
     """Import paths `package.module:router` of additional gateways; see `serving.gateways`. The ingress must be able to
     import them."""

@@ -102,7 +102,7 @@ class Dispatcher:
     """
 
     def __init__(self, engine: Engine, metrics: ServiceMetrics, *, max_chunk: int) -> None:
-        """`max_chunk`: most tasks per call."""
+        """Create a dispatcher that passes at most `max_chunk` tasks per call to `engine`."""
         self.engine = engine
         self.engine_ready = False
         """True after a call succeeded, until an engine is lost."""

@@ -41,7 +41,7 @@ _MIN_IMAGE_PIXELS = 64 * 64
 """Pixels that the smallest image counts as, because an image object takes memory beyond its pixels."""
 _SMALL_PIXELS = 256 * 256
 _SMALL_BYTES = 256 * 1024
-"""An image of at most this many pixels and bytes is decoded at once, because starting a thread would take longer. Both
+"""Pixels and bytes up to which an image is decoded in the event loop, because starting a thread would take longer. Both
 bounds are needed: a file of few pixels can be made slow to decode."""
 
 
@@ -179,7 +179,7 @@ class _DecodedImage:
     num_pixels: int
     pixels: "asyncio.Task[PIL.Image.Image]"
     num_users: int = 1
-    """Tasks that use it, plus 1 while it is decoded: a thread keeps running when those it works for are gone."""
+    """Tasks that use it, plus 1 while it is decoded: the decoding thread runs on even if those tasks end."""
 
 
 class DecodedImages:

@@ -19,7 +19,7 @@ class InProcessEngine:
     """The `Engine` of a service with one replica. Started by the first call; later calls wait until it is up."""
 
     def __init__(self, start: Callable[[], Awaitable[EngineWorker]]) -> None:
-        """`start`: starts a worker with the weights that are active at that time."""
+        """Create an engine. `start` starts a worker with the weights that are active when it is called."""
         self._start = start
         self._starting: asyncio.Future[EngineWorker] | None = None
 

@@ -15,7 +15,7 @@ from vlgenrm_ray.serving.config import ServingConfig
 NAME = "vlgenrm"
 """Ray Serve application of `vlgenrm serve`."""
 _CLOSING_S = 15.0
-"""Time for a stopped ingress to release its port."""
+"""Seconds that a stopped ingress may take to release its port."""
 
 
 def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, replace: bool = False) -> str:
@@ -62,7 +62,7 @@ def start(config: ServingConfig, *, host: str, port: int, name: str = NAME, repl
 
 
 def stop(name: str = NAME) -> None:
-    """Stop the service, and Ray Serve with its last application."""
+    """Stop the service, and Ray Serve as well if no application is left."""
     from ray import serve
 
     if name in serve.status().applications:

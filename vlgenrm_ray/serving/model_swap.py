@@ -16,7 +16,7 @@ class ModelSwap:
     """Swaps the model of a service, one swap at a time."""
 
     def __init__(self, service: Service, remember: Callable[[ModelVersion], Awaitable[None]]) -> None:
-        """`remember`: stores the active version for later ingresses and engines (`ActiveModelRegistry.put`)."""
+        """Create the swap. `remember` stores the active version for later engines (`ActiveModelRegistry.put`)."""
         self._service = service
         self._remember = remember
         self._lock = asyncio.Lock()

@@ -77,7 +77,7 @@ class ActiveModelRegistry:
     """
 
     def __init__(self, config: ServingConfig, service: str = "") -> None:
-        """`service`: distinguishes services of equal configuration on one cluster."""
+        """Create the access. `service` distinguishes services of equal configuration on one cluster."""
         self._config = config
         self._service = service
 

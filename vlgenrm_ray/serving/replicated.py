@@ -27,7 +27,7 @@ class EngineReplica:
     async def __init__(  # type: ignore[misc]
         self, config: ServingConfig, active_model: Callable[[], Awaitable[ModelVersion]]
     ) -> None:
-        """`active_model`: returns the version that serves at this time."""
+        """Create a replica without an engine. `active_model` returns the version that serves now."""
         self._worker = await EngineWorker.start(config, await active_model())
 
     async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:

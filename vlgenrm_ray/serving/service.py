@@ -50,7 +50,7 @@ _log = logging.getLogger("vlgenrm.serving")
 MAX_CHUNK = 16
 """Most items per call of an engine."""
 _GRACE_S = 2.0
-"""Time after a deadline for a judgement that the engine finished by then to arrive."""
+"""Seconds after a deadline in which a judgement that was finished in time may still arrive."""
 _SYSTEM_ROLES = ("system", "developer")
 _LARGE_REFERENCE = 1 << 18
 """Characters of an image reference above which a thread decodes it, because that would block the event loop."""

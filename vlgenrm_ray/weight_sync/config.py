@@ -19,8 +19,8 @@ class SyncConfig(Settings):
     and learner share one GPU. `auto`: `nccl` or `ipc` if the requested GPUs allow it, else `object_store`. `nccl` and
     `ipc` are experimental."""
     timeout_s: float = Field(default=300.0, gt=0.0)
-    """Seconds that all engines together may take to load new weights, after what they are sampling. With `nccl` and
-    `ipc`: seconds for each phase of a transfer."""
+    """Seconds that all engines together may take to load new weights, once they have finished the samples in progress.
+    With `nccl` and `ipc`: seconds for each phase of a transfer."""
 
 
 def resolve_backend(

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
 
 _EXTRA_TIMEOUT_S = 15.0
-"""Seconds that the learner waits longer than the coordinator, whose error names the engine that hangs."""
+"""Seconds that the learner waits beyond the coordinator's timeout: the coordinator's error names the engine that
+hangs."""
 _POLL_S = 0.2
 _MAX_QUEUED = 2
 """Tensors gathered while others are being sent."""

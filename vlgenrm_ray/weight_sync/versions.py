@@ -28,7 +28,7 @@ class WeightVersion(Generic[Part]):
     """One version of the weights."""
 
     version: int
-    """Training steps that produced the weights; 0 are those that the run started with."""
+    """Number of training steps that produced the weights; 0: the weights that the run started with."""
     checksum: str
     """Checksum of all tensors, by `WeightChecksum`."""
     parts: tuple[Part, ...]
@@ -52,7 +52,7 @@ class WeightChecksum:
         self._digests.append(hashlib.blake2b(description.encode(), digest_size=16).digest())
 
     def observe(self, weights: "Iterable[tuple[str, torch.Tensor]]") -> "Iterator[tuple[str, torch.Tensor]]":
-        """Yield the same weights, and add each as it passes."""
+        """Yield the weights unchanged, and add each of them to the checksum."""
         for name, tensor in weights:
             self.add(name, tensor)
             yield name, tensor

@@ -124,7 +124,7 @@ class PieceIndex:
     num_lines: int
     """Lines in the piece, blank ones included."""
     row_lines: tuple[int, ...]
-    """Lines that are rows, counted from 0."""
+    """Numbers of the lines that hold a row, counted from 0."""
     id_hashes: tuple[int, ...]
     """`hash_id` of each row's question id."""
     digest: str
