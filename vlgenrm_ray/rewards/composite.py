@@ -35,7 +35,7 @@ class WeightedSumReward:
         self.terms = terms
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
-        """See `Reward.score`. A rollout that failed has the status of the first term that failed, with the term's name in front."""
+        """See `Reward.score`. A failed rollout has the status of the first term that failed, after the term's name."""
         outputs = await asyncio.gather(*(term.reward.score(rollouts) for term in self.terms))
         return [self._sum(of_rollout) for of_rollout in zip(*outputs, strict=True)]
 

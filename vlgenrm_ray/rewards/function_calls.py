@@ -64,7 +64,7 @@ class FunctionCaller:
 
         Args:
             function: A function, a coroutine function, or any other callable. What it returns may be awaitable.
-            convert: Converts the returned value, in the thread of the call. An exception that it raises becomes the outcome.
+            convert: Converts the returned value, in the thread of the call. An exception in it becomes the outcome.
         """
         self._function = function
         self._convert = convert
