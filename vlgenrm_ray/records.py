@@ -132,7 +132,7 @@ class Finding:
     score: float
     """Confidence of the deciding expert in [0, 1]."""
     boxes: tuple[Box, ...] = ()
-    """Boxes the verdict rests on."""
+    """Boxes that the verdict is based on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

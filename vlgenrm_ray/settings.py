@@ -20,15 +20,15 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 _UNSET = object()
 ANY_VALUE = object()
-"""`RemovedSetting.value` of a setting of which no value changes anything."""
+"""`RemovedSetting.value` of a setting that changes nothing, whatever its value."""
 
 
 class RemovedSetting(NamedTuple):
     """A setting of an earlier version that is a constant now, or that its section no longer has."""
 
     value: Any
-    """Value that a recipe may still state for one version, with a warning, because it changes nothing. Of a mapping,
-    any part."""
+    """Value that a recipe may still state for one version, with a warning, because it changes nothing. For a section:
+    the values of all its settings, of which a recipe may state some."""
     remedy: str
     """Remedy for a recipe that states another value, which is refused: a clause such as "set x instead"."""
 

@@ -57,7 +57,7 @@ def read_items(path: Path, count: int) -> list[BenchItem]:
 
 
 def read_pairs(path: Path, count: int) -> list[BenchPair]:
-    """Read the first `count` pairs of a file as `read_items` takes it, from its rows with `chosen` and `rejected`.
+    """Read the first `count` pairs of a JSON Lines file (see `read_items`), from its rows with `chosen` and `rejected`.
 
     Raises:
         InputError: A row cannot be read, or the file has fewer than `count` pairs.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vlgenrm_ray.errors import ResourceError
 
 _ROUNDING = 1e-6
-"""Sums of fractions such as 0.1 are off by a rounding error, which must not cost a place."""
+"""Tolerance for the rounding error in sums of fractions such as 0.1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

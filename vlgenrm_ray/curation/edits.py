@@ -167,7 +167,7 @@ def _opposite_wording(wording: str, relation: str) -> str:
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _ALWAYS_PROPOSED = 6
-"""Numbers below this are proposed for every number."""
+"""Numbers below this one are proposed as replacements of any number."""
 _PLURAL_VERBS = {"is": "are", "are": "are", "was": "were", "were": "were"}
 """Verb -> its plural."""
 

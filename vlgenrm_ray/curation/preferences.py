@@ -76,7 +76,7 @@ class QuestionPairs:
 
     question_id: str
     pairs: tuple[Preference, ...]
-    """Without ids."""
+    """Pairs that are not numbered yet: they have no ids."""
     rejected: tuple[RejectedPair, ...]
 
 

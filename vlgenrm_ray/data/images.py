@@ -117,7 +117,7 @@ def read_file(path: str | Path, limits: ImageLimits, name: str, *, follow_links:
     Raises:
         ImageError: The file is larger than `limits.max_bytes`, or not a regular one.
         OSError: The file cannot be read.
-        ValueError: The path is none.
+        ValueError: The text is not a valid path.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     with open(os.open(path, flags), "rb") as file:

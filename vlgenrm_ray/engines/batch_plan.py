@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PADDING = 1 / 16
-"""Fixed cost of a micro-batch as a fraction of its token budget. Less padding than this is no reason to add one."""
+"""Fixed cost of a micro-batch as a fraction of its token budget. Another micro-batch is added only if it saves more
+padding than that."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Positions in the list of entries of an epoch that form one forward pass."""
+    """The entries of one forward pass, by their positions in the list of the epoch."""
 
     members: tuple[int, ...]
     counts: bool = True

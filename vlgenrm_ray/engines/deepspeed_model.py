@@ -34,7 +34,7 @@ class NonFiniteLoss(NonFiniteStep):
     quantity = "loss"
 
     def __init__(self, examples: Sequence[tuple[int, int]]) -> None:
-        """Create the error. `examples`: those of this worker with such a loss, as (batch, index in it), if any."""
+        """Create the error. `examples`: this worker's examples with such a loss, as (batch, index in the batch)."""
         super().__init__(examples)
         self.examples = examples
 

@@ -47,7 +47,7 @@ class TokenVocabulary:
         return text
 
     def _divide(self, spelling: str) -> str:
-        """Return a special token's spelling with a blank in it, or what else is no special token."""
+        """Return a special token's spelling with a blank in it, or a blank or "" if no blank divides it."""
         divided = (f"{spelling[:i]} {spelling[i:]}" for i in range(1, len(spelling)))
         return next((text for text in (*divided, " ") if not self._spelling.search(text)), "")
 

@@ -320,7 +320,7 @@ def _start(mark: re.Match[str]) -> int:
 
 
 def _starts_text(text: str, marks: _Marks, searched: str) -> bool:
-    """Return whether a text begins with a turn, after special tokens at most."""
+    """Return whether a text begins with a turn; special tokens may precede it."""
     first = marks.first.search(searched)
     return first is not None and not _blank_tokens(text[: first.start()])
 

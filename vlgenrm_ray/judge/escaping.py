@@ -67,7 +67,7 @@ def _blunt_tokens(text: str) -> str:
 
 
 def _blunt_token(token: re.Match[str]) -> str:
-    """Return the words of a token in parentheses. What has blanks is no token, but may be code: `x <| y |> z`."""
+    """Replace a special token by its words in parentheses. With blanks it is no token but code: `x <| y |> z`."""
     return token[0] if " " in token[0] else f"({' '.join(_TOKEN_SIGNS.sub(' ', token[0]).split())})"
 
 

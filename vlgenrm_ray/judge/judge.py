@@ -185,7 +185,7 @@ class Judge(Generic[_G_co]):
         ]
 
     def critique(self: "Judge[Generator]", inputs: Sequence[JudgeInput]) -> list[tuple[JudgeCritique, ...] | Refusal]:
-        """Write K critiques of each whole input (one in `direct` mode), in order; `Refusal` for one that is refused."""
+        """Return for each whole input, in order, its K critiques (one in `direct` mode), or a `Refusal`."""
         seeds = [self.seed(item) for item in inputs]
         outcomes = self._generate(self._prompts(inputs, [""] * len(inputs)), self.sampling, seeds)
         return [
@@ -316,7 +316,7 @@ class Judge(Generic[_G_co]):
     def refusal(self, item: JudgeInput) -> Refusal | None:
         """Return the refusal of a response in which nothing can be judged, else None.
 
-        A judge would give it a reward, and not a low one.
+        Without the refusal, the judge would give such a response a reward, and not a low one.
         """
         if is_blank(item.response):
             return Refusal(reason=DropReason.EMPTY_TEXT, detail=EMPTY_RESPONSE)

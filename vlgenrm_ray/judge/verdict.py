@@ -100,7 +100,8 @@ def strip_verdict(text: str) -> str | None:
 def _after_marker(text: str) -> int | None:
     """Find the end of the last marker that is not a quotation, including blanks and emphasis after it.
 
-    A marker in quotation marks counts if all are, and only if it begins its line: some models quote the prompt's form.
+    If every marker is in quotation marks, those that begin a line count: some models quote the form that the prompt
+    shows.
     """
     markers = [(text[text.rfind("\n", 0, m.start()) + 1 : m.start()], m.end()) for m in MARKER.finditer(text)]
     unquoted = [end for line, end in markers if not _opens_quotation(line)]

@@ -51,7 +51,7 @@ class Status(StrEnum):
 
     @property
     def http_status(self) -> int:
-        """HTTP status where one item is the whole answer: 200, 422 (would fail again), 503 (may succeed later)."""
+        """HTTP status of a reply about this item alone: 200, 422 (would fail again) or 503 (may succeed later)."""
         if self is Status.OK:
             return 200
         return 503 if self in (Status.TIMEOUT, Status.OVERLOADED, Status.INTERNAL) else 422
@@ -107,7 +107,7 @@ class ScoreItem(_Strict):
     reference: str | None = Field(default=None, max_length=MAX_TEXT)
     """A right answer, which the judge sees."""
     mode: Literal["cot", "direct"] | None = None
-    """None: the server's setting. The same holds for the following fields."""
+    """`cot` or `direct`. None: the server's setting; the same holds for the following fields."""
     num_critiques: int | None = Field(
         default=None, ge=1, le=MAX_CRITIQUES, validation_alias=AliasChoices("num_critiques", "K", "k")
     )

@@ -141,7 +141,7 @@ class AlgorithmConfig(Settings):
     kl: KlConfig = KlConfig()
     """Penalty for divergence from the reference model."""
     importance: ImportanceConfig | None = ImportanceConfig()
-    """None: no correction; the engine's probabilities are taken as the trainer's."""
+    """Correction for engines whose probabilities differ from the trainer's. None: none; they are taken as equal."""
     overlong: OverlongConfig = OverlongConfig()
     """Treatment of responses that reach the length limit."""
     ppo: PpoConfig = PpoConfig()
@@ -214,7 +214,7 @@ class PolicyConfig(Settings):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """Advantages and loss."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    """The reward is their weighted sum."""
+    """Rewards of a rollout; the policy is trained on their weighted sum."""
     reward_retry: RetryConfig = RetryConfig()
     """Time to wait for a reward that is unavailable."""
     rollouts: RolloutsConfig = RolloutsConfig()
@@ -251,7 +251,7 @@ class PolicyConfig(Settings):
     evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig()
     """Evaluation on held-out questions during the training."""
     reward_hacking: RewardHackingRule | None = RewardHackingRule()
-    """None: never stop for reward hacking."""
+    """Rule by which a hacked reward stops the run. None: never."""
     image_ablation: ImageAblationRule = ImageAblationRule()
     """Rule about the part of the reward that depends on the image."""
     reward_failures: RewardFailureRule = RewardFailureRule()

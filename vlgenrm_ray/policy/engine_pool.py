@@ -307,7 +307,7 @@ class RolloutEnginePool:
             awaitables: One per slot, in order. They run concurrently.
             timeout_s: Seconds for all of them.
             subject: Beginning of the error message.
-            action: Past participle of what late engines "have not" done.
+            action: End of the error message after "have not", such as "loaded them".
 
         Raises:
             WeightSyncError: `timeout_s` is over; the message names the engines that are late.

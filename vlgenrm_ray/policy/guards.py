@@ -14,7 +14,7 @@ from pydantic import Field
 from vlgenrm_ray.settings import RemovedSetting, Settings
 
 MIN_SAMPLES = 32
-"""Smallest number of samples that `check_reward_failures` judges by, unless its window is full."""
+"""Samples below which `check_reward_failures` waits for more, unless its window is full."""
 
 
 class RewardHackingRule(Settings):
@@ -36,7 +36,7 @@ class ImageAblationRule(Settings):
     min_rise: float = Field(default=0.02, ge=0.0)
     """Rise of the training reward, in its units, since the image contributed most to it."""
     floor: float = 0.02
-    """Contribution of the image to the reward, in its units, that counts as none."""
+    """Contribution of the image to the reward, in its units, up to which the image counts as ignored."""
     stop: bool = False
     """True: stop the run. False: log a warning and go on."""
 
@@ -89,7 +89,7 @@ class TrainingHistory:
     def add_evaluation(
         self, step: int, *, held_out: float, reward: float | None, image_reward_gain: float | None
     ) -> None:
-        """Record an evaluation. `reward`: the held-out one, used if no step since the last evaluation had a reward."""
+        """Record an evaluation. `reward`: mean held-out reward, used if no step since the last evaluation had one."""
         training_reward = self.training_reward
         if training_reward is None:
             training_reward = held_out if reward is None else reward
@@ -99,7 +99,7 @@ class TrainingHistory:
         self.rewards = []
 
     def check_reward_failures(self, rule: RewardFailureRule) -> str | None:
-        """Apply the module's function `check_reward_failures` to the recorded statuses."""
+        """See `check_reward_failures`."""
         return check_reward_failures(self.statuses, rule)
 
     def check_reward_hacking(self, rule: RewardHackingRule) -> str | None:

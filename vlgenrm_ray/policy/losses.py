@@ -36,7 +36,7 @@ class ResponseTokens:
     old: "torch.Tensor"
     """Log-probabilities by the trainer with the weights at the start of the step."""
     advantages: "torch.Tensor"
-    """[B], or [B, T]."""
+    """Advantages of sequences [B], or of tokens [B, T]."""
     sampled: "torch.Tensor | None" = None
     """Log-probabilities by the engine at sampling time."""
     reference: "torch.Tensor | None" = None
@@ -97,7 +97,7 @@ class Loss(NamedTuple):
     """Loss of one part of a step."""
 
     value: "torch.Tensor"
-    """[], with gradient."""
+    """Value of the loss, a scalar [] with gradient."""
     metrics: MetricAccumulator
 
 

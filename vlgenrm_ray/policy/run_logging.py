@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _THUMBNAIL_SIZE = 512
 """Largest side of an image for trackers, in pixels."""
 _CONSOLE_WIDTH = 80
-"""Columns."""
+"""Columns of the console."""
 _NUM_ANSWERS = 4
 """Answers per question on the console."""
 
@@ -94,7 +94,7 @@ class RunLogger:
     """Writer of a training's log files. Each line has a `step`: the number of steps done when it was written."""
 
     def __init__(self, paths: RunPaths, config: PolicyConfig, *, enabled: bool) -> None:
-        """Create the logger of one worker. `enabled`: false on all ranks but 0, which then write nothing."""
+        """Create the logger of one worker. `enabled`: True on rank 0 only; the others write nothing."""
         self._paths = paths
         self._config = config
         self._enabled = enabled

@@ -33,9 +33,9 @@ class _MicroBatchTensors:
     sampled: "torch.Tensor"
     """Log-probabilities by the engine, [B, T]."""
     advantages: "torch.Tensor"
-    """[B], or [B, T] with a critic."""
+    """Advantages of samples [B], or of tokens [B, T] with a critic."""
     rewards: "torch.Tensor"
-    """[B]."""
+    """Rewards of the samples, [B]."""
     old: "torch.Tensor | None" = None
     reference: "torch.Tensor | None" = None
     values: "torch.Tensor | None" = None

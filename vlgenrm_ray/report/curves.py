@@ -22,7 +22,7 @@ class Panel:
     file: str
     """Log file in the folder of the training."""
     key: str
-    """Metric in its lines."""
+    """Metric to plot, a key of the lines in `file`."""
 
 
 PANELS = (

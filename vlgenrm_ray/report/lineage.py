@@ -52,7 +52,7 @@ class QuestionLineage:
     """One question and all records derived from it, in the order of the stages."""
 
     question: Question | None
-    """None if the pool dropped it."""
+    """The question; None if the pool dropped it."""
     responses: tuple[Response, ...]
     checked: tuple[CheckedResponse, ...]
     preferences: tuple[Preference, ...]

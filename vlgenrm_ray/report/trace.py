@@ -90,7 +90,7 @@ class _TracePage:
     # -- formatting ---------------------------------------------------------------------------------------------
 
     def _put(self, level: int, text: str, id: str = "") -> Iterator[str]:
-        """Wrap a paragraph at an indent; mark it if it belongs to the record."""
+        """Append an indented paragraph, wrapped to the page's width; mark it if it is about the traced record."""
         indent = " " * (_INDENT * level)
         first = ">" + indent[1:] if id == self.id else indent
         if not level:

@@ -86,7 +86,7 @@ class Combination:
     chosen: Critique
     rejected: Critique
     margin: float
-    """In [-1, 1]; positive if the chosen response is rewarded more."""
+    """Margin in [-1, 1]; positive if the chosen response is rewarded more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,10 +36,10 @@ def sentence(clause: str) -> str:
 
 
 def cot_prompt(question: str, response: str) -> str:
-    """Ask the judge for a critique with a verdict. `judge/prompts/shapes_cot.txt` holds the same text."""
+    """Return the prompt for a critique with a verdict. `judge/prompts/shapes_cot.txt` holds the same text."""
     return f"Question: {question}\nResponse: {response}\nCheck each claim against the image, then give a verdict."
 
 
 def direct_prompt(question: str, response: str) -> str:
-    """Ask the judge for a verdict alone. `judge/prompts/shapes_direct.txt` holds the same text."""
+    """Return the prompt for a verdict alone. `judge/prompts/shapes_direct.txt` holds the same text."""
     return f"Question: {question}\nResponse: {response}\nIs the response right? Answer Yes or No."

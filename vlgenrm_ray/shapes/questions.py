@@ -66,7 +66,7 @@ def _existence(scene: Scene, rng: random.Random) -> ShapesQuestion:
 
 
 def existence(name: str, present: bool) -> str:
-    """Answer "Is there a ...?"."""
+    """Return the answer to "Is there a ...?"."""
     return f"Yes, there is {with_article(name)}." if present else f"No, there is no {name}."
 
 

@@ -36,7 +36,7 @@ def reference_critique(scene: Scene, question: str, response: str) -> str:
 
 
 def verdict_word(right: bool) -> str:
-    """Return the word of a verdict."""
+    """Return "Yes" or "No" for a verdict."""
     return "Yes" if right else "No"
 
 

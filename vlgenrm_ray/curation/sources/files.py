@@ -40,7 +40,7 @@ class OpenedSource:
     total: int
     """Number of rows."""
     data_hash: str
-    """Changes when the data change."""
+    """Hash of the data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class DataFile:
     name: str
     """Path below the folder that was given; row ids begin with it."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
     @property
     def folder(self) -> str:
@@ -218,7 +218,7 @@ def _first_lines(pieces: Sequence[FilePiece], indices: Sequence[PieceIndex]) -> 
 
 
 def find_duplicates(hashes: Iterable[int]) -> dict[int, int]:
-    """Return the index of every value that occurred before -> the index of its first occurrence."""
+    """Map the index of every value that occurred before to the index of its first occurrence."""
     values = np.fromiter(hashes, dtype=np.uint64)
     if not len(values):
         return {}

@@ -74,7 +74,7 @@ class SourceRow:
     duplicate_of: str = ""
     """`id` of the first row with the same `question_id`; "" if this is the first."""
     problem: str = ""
-    """Why the row is malformed, or ""."""
+    """Reason why the row is malformed, or ""."""
     image_uri: str | None = None
     image_bytes: bytes | None = None
     text: str = ""
