@@ -18,6 +18,7 @@ from typing import Any
 
 from vlgenrm_ray import pipeline, policy_pipeline, recipe
 from vlgenrm_ray.config import CoTrainingConfig, ManagedJudgeService, RunConfig
+from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import ConfigError, StageError
@@ -56,7 +57,14 @@ def run(
             f"{folder} was made by an older version (it has turn-1 instead of iteration-1); "
             "finish it with that version, or choose another run folder with --run"
         )
-    recipe.claim(config, folder)
+    with lease.hold(folder):
+        recipe.claim(config, folder)
+        return _run_iterations(config, folder, on_iteration)
+
+
+def _run_iterations(
+    config: CoTrainingConfig, folder: Path, on_iteration: Callable[[IterationResult], None]
+) -> list[IterationResult]:
     summary_path = folder / "summary.json"
     results: list[IterationResult] = read_json(summary_path)["iterations"] if summary_path.exists() else []
     with ServedJudge(config.judge_service, folder) as served_judge:

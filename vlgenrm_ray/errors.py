@@ -5,6 +5,7 @@
     |-- InputError                 a file or model folder that the user named cannot be used
     |-- ResourceError              the cluster does not have the resources that a stage requests
     |-- StageError                 a stage cannot continue, such as for lack of input
+    |   `-- DamagedShardError      a shard of a stage cannot be read
     |-- EngineLostError            an engine died; its requests can be repeated on another engine
     |-- WeightSyncError            new weights did not reach an engine; it keeps those it has
     |   `-- TransferBrokenError    an engine was lost during a transfer from GPU to GPU; start it again and repeat
@@ -36,6 +37,10 @@ class ResourceError(VlGenRMError, RuntimeError):
 
 class StageError(VlGenRMError, RuntimeError):
     """A stage that failed, or produced no input for the next one."""
+
+
+class DamagedShardError(StageError):
+    """A shard whose content was truncated or overwritten after it was written."""
 
 
 class RemoteError(VlGenRMError, RuntimeError):

@@ -20,6 +20,7 @@ from typing import Any
 from vlgenrm_ray import recipe
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.curation import experts, pool, preferences, responses
+from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.evaluation import evidence_quality, heldout, pairs
@@ -63,10 +64,15 @@ def run(
     Raises:
         VlGenRMError: See `errors.py`. Finished work stays on disk, and the same call continues from it.
     """
-    started_at = time.monotonic()
     reward_run = RewardRun(config, folder.absolute())
     reward_run.stage("pool").check_format()
-    recipe.claim(config, reward_run.folder)
+    with lease.hold(reward_run.folder):
+        recipe.claim(config, reward_run.folder)
+        return _run_stages(reward_run, on_round)
+
+
+def _run_stages(reward_run: RewardRun, on_round: Callable[[RoundResult], None]) -> dict[str, Any]:
+    config, started_at = reward_run.config, time.monotonic()
     earlier_seconds = _earlier_seconds(reward_run)
     prepared = prepare(reward_run)
     results: list[RoundResult] = []

@@ -14,6 +14,7 @@ from typing import Any
 from vlgenrm_ray import recipe
 from vlgenrm_ray.config import ManagedJudgeService, PolicyRunConfig
 from vlgenrm_ray.curation import pool
+from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.policy import run as policy
@@ -34,7 +35,8 @@ def run(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     Raises:
         VlGenRMError: See `errors.py`.
     """
-    with nullcontext() if config.judge_service is None else served(config.judge_service, folder):
+    service = nullcontext() if config.judge_service is None else served(config.judge_service, folder)
+    with lease.hold(folder.absolute()), service:
         return train(config, folder)
 
 

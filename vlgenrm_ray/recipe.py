@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vlgenrm_ray.data.store import write_text
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.settings import Settings, sections_of
 from vlgenrm_ray.shapes import pack_path
@@ -68,8 +69,7 @@ def claim(config: BaseModel, folder: Path) -> None:
             f"{path} is of a run with other settings, or of another version of this package; choose another run folder "
             "with --run, or delete that folder to run it again"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_text(path, text)
 
 
 def resolve(value: Any) -> Any:

@@ -5,7 +5,7 @@ that are committed already are filtered out; each block of units is committed as
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -71,14 +71,29 @@ def read_records(source: StageFolder) -> "Dataset":
 
 
 def _read_shards(source: StageFolder, read: "Callable[[pa.Table], Iterator[pa.Table]]") -> "Dataset":
-    import pyarrow as pa
     import ray.data
 
     source.data_hash()
     # ray.data.read_parquet took 10 to 20 s per stage on two cores, for listing and splitting small files. Here each row
     # is the path of a shard, which the task opens.
-    paths = pa.table({"path": [str(p) for p in source.shards()]})
-    return ray.data.from_arrow(paths).map_batches(read, **LIGHT)
+    return ray.data.from_arrow(_path_blocks(source.shards(), num_blocks=_num_read_tasks())).map_batches(read, **LIGHT)
+
+
+def _num_read_tasks() -> int:
+    """Twice as many tasks as CPUs of the cluster: all nodes read, and slow tasks leave others something to do."""
+    import ray
+
+    return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _path_blocks(shards: Sequence[Path], num_blocks: int) -> "list[pa.Table]":
+    """Distribute the paths of shards over at most `num_blocks` tables, in order; one empty table if there are none."""
+    import pyarrow as pa
+
+    schema = pa.schema([("path", pa.string())])
+    size = max(1, -(-len(shards) // num_blocks))
+    paths = [[str(path) for path in shards[start : start + size]] for start in range(0, len(shards), size)]
+    return [pa.table({"path": block}, schema=schema) for block in paths or [[]]]
 
 
 @dataclass(frozen=True)
@@ -102,15 +117,13 @@ class _Remaining:
     """Filter for rows whose id is not committed yet."""
 
     done: Any
-    """Ray object with the committed ids."""
+    """Ray object with the committed ids, an Arrow array that tasks of a node share without a copy."""
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
-        import pyarrow as pa
         import pyarrow.compute as pc
         import ray
 
-        done = ray.get(self.done)
-        return rows.filter(pc.invert(pc.is_in(rows.column("id"), value_set=pa.array(done, pa.string()))))
+        return rows.filter(pc.invert(pc.is_in(rows.column("id"), value_set=ray.get(self.done))))
 
 
 @dataclass(frozen=True)
@@ -162,11 +175,12 @@ def run(
     folder.begin(fingerprint, inputs)
     if (finished := folder.manifest()) is not None:
         return finished
-    done = folder.done_ids()
+    done = folder.done_ids_array()
     start = time.monotonic()
     try:
-        if done:
-            rows = rows.map_batches(_Remaining(ray.put(sorted(done))), **LIGHT)
+        if len(done):
+            # Whole blocks, not the stage's small ones: each task builds the hash table of the ids once.
+            rows = rows.map_batches(_Remaining(ray.put(done)), batch_size=None, **LIGHT)
         if len(done) < total:
             with Progress(folder.stage, total=total, done=len(done)) as progress:
                 blocks = rows.repartition(target_num_rows_per_block=block_rows)
@@ -181,7 +195,7 @@ def run(
             error.__context__ = None
             error.__traceback__ = None
         raise
-    if (num_done := len(folder.done_ids())) != total:
+    if (num_done := len(folder.done_ids_array())) != total:
         raise StageError(
             f"stage '{folder.stage}': {total} rows in, {num_done} finished; run again to finish the others"
         )

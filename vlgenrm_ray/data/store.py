@@ -9,7 +9,11 @@ A *unit* is one input row of a stage with its result: its records (children) and
 records of its units, in order; the units themselves (id, number of records, tokens, drops) are kept in the file's
 footer under the key `vlgenrm_ray.units`, which other readers ignore. One file rename therefore commits a block's
 records together with their accounting, and after an interruption the unit ids in the footers are exactly the rows that
-need no more work.
+need no more work. The footer also holds the shard's totals (`vlgenrm_ray.totals`), computed by the task that wrote it,
+so that a stage is accounted for by its footers alone.
+
+Shards are flushed to the disk before they are renamed, and their pages have checksums. A shard that was damaged or lost
+later is noticed when its stage begins; only its rows are made again.
 
 Fields named `uri` (images, checkpoints) are stored relative to the run folder if they lie in it, and read as absolute
 paths, so a run folder may be moved or mounted elsewhere. It must lie on a file system that all nodes share.
@@ -18,17 +22,20 @@ paths, so a run folder may be moved or mounted elsewhere. It must lie on a file 
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
-from vlgenrm_ray.errors import ConfigError, InputError, StageError
+from vlgenrm_ray.errors import ConfigError, DamagedShardError, InputError, StageError
 from vlgenrm_ray.records import Dropped
 
 if TYPE_CHECKING:
@@ -36,10 +43,13 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 R = TypeVar("R")
+_log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Version of the layout described above. Version 1 nested the records of a unit in one row."""
 _UNITS_KEY = b"vlgenrm_ray.units"
+_TOTALS_KEY = b"vlgenrm_ray.totals"
+_HASH_BITS = 256
 _ABSOLUTE_URI = "^(/|[A-Za-z][A-Za-z0-9+.-]*:)"
 
 
@@ -125,6 +135,32 @@ def _unit(cls: type[R], row: dict[str, Any]) -> Unit[R]:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTotals:
+    """Sums over the units of a shard; those of a stage are the sums of its shards'."""
+
+    num_units: int
+    num_records: int
+    num_tokens: int
+    dropped: dict[str, int]
+    """Reason -> rows."""
+    hash: int
+    """Sum of the hashes of the units, modulo 2^256: independent of their order and of their distribution."""
+
+    @classmethod
+    def of(cls, units: "pa.Table") -> "ShardTotals":
+        """Sum up a table of units as they are stored."""
+        rows = units.to_pylist()
+        hashes = (hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest() for row in rows)
+        return cls(
+            num_units=len(rows),
+            num_records=sum(len(row["records"]) for row in rows),
+            num_tokens=sum(row["num_tokens"] for row in rows),
+            dropped=dict(Counter(drop["reason"] for row in rows for drop in row["dropped"])),
+            hash=sum(int.from_bytes(digest) for digest in hashes) % (1 << _HASH_BITS),
+        )
+
+
 # -- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -187,9 +223,37 @@ class StageFolder:
                 )
         else:
             write_json(started_path, started | {"format": FORMAT, "seconds": 0.0})
+        self._discard_damage()
+
+    def _discard_damage(self) -> None:
+        """Remove shards that cannot be read, and a manifest that does not account for the shards that are there.
+
+        The stage then makes the missing rows again.
+        """
+        num_units = 0
+        for shard in self.shards():
+            try:
+                num_units += self.read_totals(shard).num_units
+            except DamagedShardError as error:
+                _log.warning("%s; its rows are made again", error)
+                shard.unlink()
+        try:
+            manifest = self.manifest()
+        except StageError as error:
+            _log.warning("%s; it is made again", error)
+            self.manifest_path.unlink()
+            return
+        if manifest is not None and manifest.rows_in != num_units:
+            missing = manifest.rows_in - num_units
+            _log.warning("%s: %d of %d rows are lost and made again", self.path, missing, manifest.rows_in)
+            self.manifest_path.unlink()
 
     def write_shard(self, table: "pa.Table") -> None:
-        """Commit a table of units (see `units_table`). Atomic; writing the same units again changes nothing."""
+        """Commit a table of units (see `units_table`). Atomic; writing the same units again changes nothing.
+
+        Raises:
+            StageError: The file system takes no more data.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -199,15 +263,25 @@ class StageFolder:
         lists = table.column("records").combine_chunks()
         records = lists.flatten()
         rows = pa.Table.from_arrays(records.flatten(), schema=pa.schema(list(records.type)))
+        rows = map_uris(rows, self._to_stored_uris)
         units = table.drop_columns(["records"]).append_column("num_records", lists.value_lengths())
+        totals = ShardTotals.of(self._nest(units, rows))
         target = self.path / "shards" / f"{name}.parquet"
         partial = target.with_name(f".{name}.{uuid.uuid4().hex}")
-        with pq.ParquetWriter(partial, rows.schema, compression="zstd") as writer:
-            if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
-                writer.write_table(map_uris(rows, self._to_stored_uris))
-            # In the footer, not in the schema's metadata: that Parquet files hold twice.
-            writer.add_key_value_metadata({_UNITS_KEY: _serialise(units)})
-        os.replace(partial, target)
+        try:
+            with pq.ParquetWriter(partial, rows.schema, compression="zstd", write_page_checksum=True) as writer:
+                if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
+                    writer.write_table(rows)
+                # In the footer, not in the schema's metadata: that Parquet files hold twice.
+                writer.add_key_value_metadata({_UNITS_KEY: _serialise(units), _TOTALS_KEY: json.dumps(asdict(totals))})
+            _replace(partial, target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            free = shutil.disk_usage(target.parent).free
+            raise StageError(
+                f"{target.parent}: cannot write a shard of about {rows.nbytes / 1e6:.1f} MB "
+                f"({error.strerror or error}; {free / 1e6:.1f} MB free); make room and run the same command again"
+            ) from error
 
     def add_seconds(self, seconds: float) -> float:
         """Add working time, which is kept across interruptions; return the sum."""
@@ -223,33 +297,24 @@ class StageFolder:
         metrics: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
     ) -> Manifest:
-        """Count the content of all shards and write the manifest. Raises StageError if a unit is in two shards."""
-        num_units = 0
-        data = 0
-        unit_ids: set[str] = set()
-        rows_out = 0
-        num_tokens = 0
+        """Sum up the totals of all shards and write the manifest. Raises StageError if a unit is in two shards."""
+        totals = [self.read_totals(shard) for shard in self.shards()]
+        num_units, num_distinct = sum(t.num_units for t in totals), len(self.done_ids_array())
+        if num_distinct != num_units:
+            raise StageError(f"{self.path}: {num_units - num_distinct} units are in more than one shard")
         reasons: Counter[str] = Counter()
-        for shard in self.shards():
-            for row in self._read_stored_units(shard).to_pylist():
-                num_units += 1
-                unit_ids.add(row["id"])
-                rows_out += len(row["records"])
-                num_tokens += row["num_tokens"]
-                reasons.update(d["reason"] for d in row["dropped"])
-                data += int(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest(), 16)
-        if len(unit_ids) != num_units:
-            raise StageError(f"{self.path}: {num_units - len(unit_ids)} units are in more than one shard")
+        for shard_totals in totals:
+            reasons.update(shard_totals.dropped)
         started = read_json(self.path / "started.json")
         manifest = Manifest(
             stage=self.stage,
             fingerprint=started["fingerprint"],
             inputs=started["inputs"],
-            data_hash=f"{data % (1 << 64):016x}",
+            data_hash=f"{sum(t.hash for t in totals) % (1 << 64):016x}",
             rows_in=num_units,
-            rows_out=rows_out,
+            rows_out=sum(t.num_records for t in totals),
             dropped=dict(sorted(reasons.items())),
-            num_tokens=num_tokens,
+            num_tokens=sum(t.num_tokens for t in totals),
             seconds=round(self.add_seconds(seconds), 3),
             versions=dict(versions or {}),
             metrics=dict(metrics or {}),
@@ -265,6 +330,17 @@ class StageFolder:
             return None
         return Manifest(**read_json(self.manifest_path))
 
+    def read_totals(self, shard: Path) -> ShardTotals:
+        """Read a shard's totals from its footer. Raises DamagedShardError, or InputError for another format."""
+        import pyarrow.parquet as pq
+
+        with _reading(shard):
+            metadata = pq.read_metadata(shard)
+        _serialised_units(metadata, shard)
+        if (totals := metadata.metadata.get(_TOTALS_KEY)) is None:  # Written before shards had totals.
+            return ShardTotals.of(self._read_stored_units(shard))
+        return ShardTotals(**json.loads(totals))
+
     def complete(self) -> Manifest:
         """Return the manifest. Raises StageError if the stage is not complete."""
         manifest = self.manifest()
@@ -278,7 +354,14 @@ class StageFolder:
 
     def done_ids(self) -> set[str]:
         """Return the ids of all committed units; reads the shards' footers only."""
-        return {id for shard in self.shards() for id in self.read_unit_index(shard).column("id").to_pylist()}
+        return set(self.done_ids_array().to_pylist())
+
+    def done_ids_array(self) -> "pa.Array":
+        """Return `done_ids` as an Arrow array of strings: tens of bytes an id, and no Python object."""
+        import pyarrow as pa
+
+        ids = [self.read_unit_index(shard).column("id").combine_chunks() for shard in self.shards()]
+        return pa.chunked_array(ids, pa.string()).unique()
 
     def units(self, cls: type[R]) -> Iterator[Unit[R]]:
         """Yield all units (input rows with their results), shard by shard."""
@@ -297,12 +380,13 @@ class StageFolder:
     def read_unit_index(self, shard: Path) -> "pa.Table":
         """Read a shard's footer: a table with `id`, `dropped`, `num_tokens` and `num_records` of each unit.
 
-        Raises InputError for a shard of another storage format.
+        Raises DamagedShardError, or InputError for a shard of another storage format.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        units = _serialised_units(pq.read_metadata(shard), shard)
+        with _reading(shard):
+            units = _serialised_units(pq.read_metadata(shard), shard)
         return pa.ipc.open_stream(base64.b64decode(units)).read_all()
 
     def read_records(self, shard: Path, *, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
@@ -358,11 +442,30 @@ def _read_rows(shard: Path, columns: Sequence[str] | None = None, filters: Any =
     import pyarrow.parquet as pq
 
     # Unlike `read_table`, `ParquetFile` reads single columns inside nested ones.
-    with pq.ParquetFile(shard) as file:
+    with _reading(shard), pq.ParquetFile(shard, page_checksum_verification=True) as file:
         _serialised_units(file.metadata, shard)
-        table = file.read(columns=columns) if filters is None else pq.read_table(shard, filters=filters)
+        table = (
+            file.read(columns=columns)
+            if filters is None
+            else pq.read_table(shard, filters=filters, page_checksum_verification=True)
+        )
     # The footer's units would otherwise travel with every slice of the table.
     return table.replace_schema_metadata(None)
+
+
+@contextmanager
+def _reading(shard: Path) -> Iterator[None]:
+    """Turn a failure to read a shard's content into DamagedShardError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedShardError(
+            f"{shard} is damaged ({' '.join(str(error).split())[:200]}); delete it and run the same command again"
+        ) from error
 
 
 def _serialised_units(metadata: "pq.FileMetaData", shard: Path) -> bytes:
@@ -442,15 +545,37 @@ def write_units(folder: StageFolder, cls: type[R], units: Sequence[Unit[R]]) -> 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file."""
-    value = json.loads(path.read_text())
-    assert isinstance(value, dict)
+    """Read a JSON object from a file. Raises StageError if its content is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise StageError(
+            f"{path} is damaged ({error}); restore it, or delete {path.parent} to make its content again"
+        ) from error
+    if not isinstance(value, dict):
+        raise StageError(f"{path} is damaged (no JSON object); restore it, or delete {path.parent} to make it again")
     return value
 
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically: a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, and flush it to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Rename a file whose content is on the disk, so that a loss of power leaves the old file or the new one."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, target)
