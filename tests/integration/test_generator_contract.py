@@ -106,8 +106,8 @@ def test_a_prompt_too_long_is_refused_alone(generator: StreamingGenerator) -> No
 
 def test_several_images_are_taken_and_too_many_refused_alone(generator: StreamingGenerator) -> None:
     sampling = Sampling(max_tokens=6)
-    pictures = tuple(Image.new("RGB", (48, 48), (shade, 80, 120)) for shade in (0, 90, 180))
-    one, two, three = (Prompt(images=pictures[:num], text=TEXT) for num in (1, 2, 3))
+    shaded_images = tuple(Image.new("RGB", (48, 48), (shade, 80, 120)) for shade in (0, 90, 180))
+    one, two, three = (Prompt(images=shaded_images[:num], text=TEXT) for num in (1, 2, 3))
     first, refused, second = generator.generate([one, three, two], sampling, [1, 2, 3])
     assert isinstance(refused, Refusal)
     assert refused.reason is DropReason.TOO_MANY_IMAGES

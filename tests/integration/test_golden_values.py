@@ -91,14 +91,14 @@ RUN_METRICS = ("reward", "length", "loss", "grad_norm", "reference_kl", "entropy
 JUDGE = ("judge.num_critiques=2", "evaluation.engine.kv_cache_gib=0.05", "evaluation.engine.threads=1")
 
 
-def compare(name: str, found: Mapping[str, Any], tolerance: float) -> None:
+def compare(name: str, metrics: Mapping[str, Any], tolerance: float) -> None:
     """Compare numbers with the golden file `name`, or rewrite that file if `VLGENRM_REGENERATE_GOLDEN` is 1."""
     path = GOLDEN / f"{name}.json"
     if os.environ.get(REGENERATE) == "1":
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(metrics, indent=1) + "\n")
         pytest.skip(f"{path.name} was regenerated")
     golden = json.loads(path.read_text())
-    assert found == {part: pytest.approx(numbers, rel=0.0, abs=tolerance) for part, numbers in golden.items()}
+    assert metrics == {part: pytest.approx(numbers, rel=0.0, abs=tolerance) for part, numbers in golden.items()}
 
 
 def by_metric(lines: Sequence[Mapping[str, Any]], *names: str) -> dict[str, list[float]]:
@@ -122,9 +122,9 @@ def learner_metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[
     recipe = policy_runs.write_recipe(folder)
     settings = {name: config.load_policy(recipe, (*POLICY, *more)).policy for name, more in ALGORITHMS.items()}
     pairs = list(gold_pairs(folder / "images", seed=SEED, split="train", count=4))
-    run_on_workers(learn, folder, folder / "found.json", settings, pairs)
-    found: dict[str, list[dict[str, float]]] = json.loads((folder / "found.json").read_text())
-    return found
+    run_on_workers(learn, folder, folder / "metrics.json", settings, pairs)
+    metrics: dict[str, list[dict[str, float]]] = json.loads((folder / "metrics.json").read_text())
+    return metrics
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -190,8 +190,8 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
         written = [encoder.encode(image, asked, answer) for answer in answers]
         ids = [tokens.ids[tokens.num_prompt :] for tokens in written]
         ids[2] = ids[2][: len(ids[2]) // 2]
-        made = [encoder.encode_rollout(image, asked, of) for of in ids]
-        (values,) = learner.logprobs([encoder.batch([(tokens, image, 1.0) for tokens in made])])
+        samples = [encoder.encode_rollout(image, asked, of) for of in ids]
+        (values,) = learner.logprobs([encoder.batch([(tokens, image, 1.0) for tokens in samples])])
         groups.append(
             tuple(
                 rollout(
@@ -207,7 +207,7 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
                     reward=reward,
                     status="timeout" if reward is None else "ok",
                 )
-                for place, (tokens, reward) in enumerate(zip(made, rewards[number], strict=True))
+                for place, (tokens, reward) in enumerate(zip(samples, rewards[number], strict=True))
             )
         )
     return groups
@@ -233,9 +233,9 @@ def test_golden_rewards_of_a_judge(tmp_path: Path) -> None:
         for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
     ]
     generator = VllmGenerator(settings.evaluation.engine.model_copy(update={"model": str(pack_path("vlm"))}))
-    found = {}
+    rewards = {}
     for mode in ("cot", "direct"):
         judged = Judge(settings.judge.model_copy(update={"mode": mode}), generator).score(items)
-        found[mode] = {one.id: one.reward for one in judged}
+        rewards[mode] = {one.id: one.reward for one in judged}
     generator.close()
-    compare("rewards", found, 1e-6)
+    compare("rewards", rewards, 1e-6)

@@ -83,8 +83,8 @@ def test_the_shapes_recipe_runs_as_a_job_and_is_not_run_twice(head: str, tmp_pat
     run = tmp_path / "run"
     first = submit(head, *small(run))
     assert first.returncode == 0, first.stdout + first.stderr
-    for said in ("base: held-out pairwise accuracy", "round 1: held-out pairwise accuracy", "succeeded"):
-        assert said in first.stdout
+    for message in ("base: held-out pairwise accuracy", "round 1: held-out pairwise accuracy", "succeeded"):
+        assert message in first.stdout
     summary = json.loads((run / "summary.json").read_text())
     assert [r["round"] for r in summary["rounds"]] == [0, 1]
     assert all(r["num_pairs"] == 10 for r in summary["rounds"])

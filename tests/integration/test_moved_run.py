@@ -33,12 +33,12 @@ def test_a_moved_run_is_continued_and_traced(tmp_path: Path) -> None:
     # Workers cannot import this file, so `scripted` travels as code.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     run = tmp_path / "run"
-    made = pool.run(POOL, target=StageFolder(run / "heldout-pool"))
+    manifest = pool.run(POOL, target=StageFolder(run / "heldout-pool"))
     heldout.run(source=StageFolder(run / "heldout-pool"), target=StageFolder(run / "heldout"))
     run.rename(tmp_path / "moved")
     run = tmp_path / "moved"
 
-    assert pool.run(POOL, target=StageFolder(run / "heldout-pool")) == made
+    assert pool.run(POOL, target=StageFolder(run / "heldout-pool")) == manifest
     uris = [q.image.uri for q in StageFolder(run / "heldout-pool").records(Question)]
     assert all(uri.startswith(str(run / "heldout-pool" / "images")) and Path(uri).exists() for uri in uris)
     source, target = StageFolder(run / "heldout"), StageFolder(run / "round-0" / "evaluation")

@@ -56,13 +56,13 @@ def test_answers_in_transformers_depend_on_the_image() -> None:
     processor = AutoProcessor.from_pretrained(VLM)
     model = AutoModelForImageTextToText.from_pretrained(VLM, dtype=torch.float32)
     scenes = [draw_item(2, "heldout", i) for i in range(0, 100, 5)]
-    pictures = [render(scene) for scene, _ in scenes]
+    scene_images = [render(scene) for scene, _ in scenes]
     texts = []
     for _, item in scenes:
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": item.text}]}
         texts.append(processor.apply_chat_template([turn], add_generation_prompt=True) + item.reference)
     losses = []
-    for shown_images in (pictures, pictures[1:] + pictures[:1]):
+    for shown_images in (scene_images, scene_images[1:] + scene_images[:1]):
         batch = processor(text=texts, images=shown_images, padding=True, padding_side="right", return_tensors="pt")
         with torch.no_grad():
             losses.append(float(model(**batch, labels=batch["input_ids"]).loss))

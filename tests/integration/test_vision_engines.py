@@ -41,14 +41,14 @@ def test_the_detector_of_the_pack_detects_shapes_in_unseen_scenes() -> None:
 
     rng = random.Random(9)
     scenes = [draw_scene_of("test", rng) for _ in range(80)]
-    pictures = [render(scene) for scene in scenes]
+    scene_images = [render(scene) for scene in scenes]
     detector = build_detector(YOLO)
     assert detector.labels == SHAPES
-    assert check_detector(detector, pictures[:3], SHAPES) >= 3
-    assert check_detector(detector, [pictures[0], pictures[1].resize((100, 50))], ["star", "unicorn"]) >= 0
-    assert check_detector(detector, pictures[:2], ["unicorn"]) == 0
+    assert check_detector(detector, scene_images[:3], SHAPES) >= 3
+    assert check_detector(detector, [scene_images[0], scene_images[1].resize((100, 50))], ["star", "unicorn"]) >= 0
+    assert check_detector(detector, scene_images[:2], ["unicorn"]) == 0
     assert detector.detect([], SHAPES) == []
-    predicted = [of_image for i in range(0, 80, 20) for of_image in detector.detect(pictures[i : i + 20], SHAPES)]
+    predicted = [of_image for i in range(0, 80, 20) for of_image in detector.detect(scene_images[i : i + 20], SHAPES)]
     assert average_precision(predicted, [boxes(scene) for scene in scenes])["map50"] >= 0.95
 
 
@@ -76,9 +76,9 @@ def test_the_matcher_of_the_pack_recognises_colours_and_rows_sum_to_one() -> Non
     rng = random.Random(10)
     crops, names = [], []
     for scene in (draw_scene_of("test", rng) for _ in range(40)):
-        picture = render(scene)
+        image = render(scene)
         for thing, box in zip(scene.objects, boxes(scene), strict=True):
-            crops.append(picture.crop((box.x0, box.y0, box.x1, box.y1)))
+            crops.append(image.crop((box.x0, box.y0, box.x1, box.y1)))
             names.append(thing)
     right = 0
     for shape in SHAPES:
@@ -198,8 +198,8 @@ def test_zero_shot_detectors_of_transformers_satisfy_the_contract(make: object, 
     make(tmp_path)
     detector = build_detector(DetectorConfig(kind="zero_shot", model=str(tmp_path), min_score=0.01))
     assert detector.labels == ()
-    pictures = [Image.new("RGB", (120, 80), "red"), Image.new("RGB", (50, 90), "blue")]
-    number = check_detector(detector, pictures, ["dog", "traffic light"])
+    plain_images = [Image.new("RGB", (120, 80), "red"), Image.new("RGB", (50, 90), "blue")]
+    number = check_detector(detector, plain_images, ["dog", "traffic light"])
     # Random weights: OWLv2's boxes have no height and are dropped, Grounding DINO's stay.
     assert number > 0 or make is owlv2
-    assert detector.detect(pictures, []) == [(), ()]
+    assert detector.detect(plain_images, []) == [(), ()]

@@ -31,9 +31,9 @@ def ask(shade: int, text: str = "Is there a red circle?") -> Prompt:
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """One event loop for all, as vLLM's engine belongs to the first that asks."""
-    made = asyncio.new_event_loop()
-    yield made
-    made.close()
+    new_loop = asyncio.new_event_loop()
+    yield new_loop
+    new_loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_responses_depend_on_the_seed_and_not_on_the_batch(generator: AsyncVllmG
     assert len(together) == 12
     assert together[:2] == texts(run(_many(generator, [0, 1])))
     assert texts(run(_many(generator, [5, 5, 5]))) == [together[5]] * 3
-    assert len({tuple(said) for said in together}) > 1
+    assert len({tuple(critiques) for critiques in together}) > 1
 
 
 def test_a_refusal_is_an_outcome(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
@@ -75,7 +75,7 @@ def test_a_refusal_is_an_outcome(generator: AsyncVllmGenerator, run: Run[Any]) -
 
 
 def test_samples_of_several_images_see_them_all(generator: AsyncVllmGenerator, run: Run[Any]) -> None:
-    pictures = tuple(image for shade in (10, 240) for image in ask(shade).images)
+    two_images = tuple(image for shade in (10, 240) for image in ask(shade).images)
 
     async def chances(images: tuple[Image.Image, ...]) -> list[float]:
         prompt = Prompt(images=images, text="Is there a red circle?")
@@ -83,12 +83,12 @@ def test_samples_of_several_images_see_them_all(generator: AsyncVllmGenerator, r
         assert not isinstance(outcome, Refusal), outcome
         return [sample.tokens[0].tracked_probabilities["Yes"] for sample in outcome]
 
-    both, turned, alone = (run(chances(images)) for images in (pictures, pictures[::-1], pictures[:1]))
+    both, turned, alone = (run(chances(images)) for images in (two_images, two_images[::-1], two_images[:1]))
     for several in (both, turned, alone):
         # The second and the third sample are asked for without the pixels.
         assert several == pytest.approx(several[:1] * 3, abs=1e-5)
     assert min(abs(both[0] - turned[0]), abs(both[0] - alone[0])) > 1e-4
-    refused = run(generator.generate_one(Prompt(images=pictures * 2, text="?"), SAMPLING, 1))
+    refused = run(generator.generate_one(Prompt(images=two_images * 2, text="?"), SAMPLING, 1))
     assert refused.reason is DropReason.TOO_MANY_IMAGES
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from picture_corpus import pictures
+from image_corpus import corpus_images
 from PIL import Image
 
 from vlgenrm_ray.data import images
@@ -115,10 +115,10 @@ def test_transparency_is_decoded_as_vllm_shows_it_to_a_policy() -> None:
 
     # vLLM overlooks ICC profiles, depths above 8 bits, and the transparent colour of a PNG in RGB.
     alike = ("png-rgba", "png-la", "png-palette", "webp-rgba", "gif", "bmp", "jpeg-cmyk")
-    for picture in pictures():
-        if picture.name.startswith(alike):
-            shown = convert_image_mode(Image.open(io.BytesIO(picture.data)), "RGB")
-            assert shown.tobytes() == images.decode(picture.data, ImageLimits()).tobytes(), picture.name
+    for example in corpus_images():
+        if example.name.startswith(alike):
+            shown = convert_image_mode(Image.open(io.BytesIO(example.data)), "RGB")
+            assert shown.tobytes() == images.decode(example.data, ImageLimits()).tobytes(), example.name
 
 
 def test_placeholders_are_never_sampled(generator: VllmGenerator) -> None:

@@ -20,7 +20,7 @@ from vlgenrm_ray.adapters.inputs import build_score_input
 from vlgenrm_ray.errors import ConfigError, RemoteError
 from vlgenrm_ray.judge.label import read_label, write_label
 
-PICTURE = Image.new("RGB", (16, 16), "red")
+IMAGE = Image.new("RGB", (16, 16), "red")
 OTHER = Image.new("RGB", (16, 16), "blue")
 URL = "data:image/png;base64,iVBORw0KGgo="
 
@@ -44,7 +44,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
 
 def test_trl_masks_items_without_a_reward(service: FakeService, caplog: pytest.LogCaptureFixture) -> None:
     logged: dict[str, float] = {}
-    prompts = [[user("What is it?", PICTURE)]] * 2 + [[user("And this?", OTHER)]] * 2
+    prompts = [[user("What is it?", IMAGE)]] * 2 + [[user("And this?", OTHER)]] * 2
     completions = [[{"role": "assistant", "content": c}] for c in ("0.25", "fails:timeout", "1", "0")]
     with caplog.at_level(logging.WARNING):
         rewards = trl.vlgenrm_reward(
@@ -54,7 +54,7 @@ def test_trl_masks_items_without_a_reward(service: FakeService, caplog: pytest.L
             trainer_state=None,
             log_extra=None,
             log_metric=logged.__setitem__,
-            image=[PICTURE, PICTURE, OTHER, OTHER],
+            image=[IMAGE, IMAGE, OTHER, OTHER],
             reference=["a star", None, None, None],
         )
     assert rewards == [0.25, None, 1.0, 0.0]
@@ -67,7 +67,7 @@ def test_trl_masks_items_without_a_reward(service: FakeService, caplog: pytest.L
 
 
 def test_trl_reads_images_from_columns_and_accepts_plain_prompts(service: FakeService) -> None:
-    assert trl.vlgenrm_reward(["What?"] * 2, ["0.5", "1"], image=[PICTURE, None]) == [0.5, 1.0]
+    assert trl.vlgenrm_reward(["What?"] * 2, ["0.5", "1"], image=[IMAGE, None]) == [0.5, 1.0]
     assert trl.vlgenrm_reward([[user("What?")]], ["0"], images=[[OTHER]]) == [0.0]
     assert asyncio.run(trl.vlgenrm_reward_async(["What?"], ["1"], images=[[OTHER]])) == [1.0]
     assert [len(item.images) for item in service.items] == [1, 0, 1, 1]
@@ -103,7 +103,7 @@ def test_the_operator_can_set_a_reward_for_failed_samples(
 
 def test_easyr1_reads_question_and_image_from_the_ground_truth(service: FakeService, tmp_path: Any) -> None:
     path = tmp_path / "a.png"
-    PICTURE.save(path)
+    IMAGE.save(path)
     truth = write_label(question="What?", images=[str(path)], reference="a star")
     easyr1.compute_score([{"response": "1", "response_length": 3, "ground_truth": truth}], weight=2)
     (item,) = service.items
@@ -148,7 +148,7 @@ def run_manager(data: FakeDataProto, decoded: list[list[int]]) -> dict[str, Any]
 
 def test_verl_manager_passes_on_prompt_and_images(service: FakeService) -> None:
     decoded: list[list[int]] = []
-    prompt = np.array([user("What?", PICTURE)], dtype=object)
+    prompt = np.array([user("What?", IMAGE)], dtype=object)
     data = FakeDataProto(
         [7, 8, 0], [1, 1, 1, 1, 0], raw_prompt=prompt, reward_model={"ground_truth": "a star"}, extra_info={}
     )
@@ -162,7 +162,7 @@ def test_verl_manager_passes_on_prompt_and_images(service: FakeService) -> None:
 
 def test_verl_manager_passes_images_with_the_question_of_extra_info(service: FakeService) -> None:
     """As in geo3k, whose `extra_info` has the question without the prompt's instructions."""
-    turn = {"role": "user", "content": [{"type": "image", "image": p} for p in (PICTURE, OTHER)] + ["What? Think."]}
+    turn = {"role": "user", "content": [{"type": "image", "image": p} for p in (IMAGE, OTHER)] + ["What? Think."]}
     extra = {"question": "What?", "answer": "a star", "index": 3}
     run_manager(FakeDataProto([7], [1], raw_prompt=np.array([turn], dtype=object), extra_info=extra), [])
     (item,) = service.items
@@ -181,7 +181,7 @@ def test_a_label_question_is_shown_with_its_images_or_the_prompts() -> None:
 
 
 def test_ms_swift_reads_messages_and_images(service: FakeService, tmp_path: Any) -> None:
-    PICTURE.save(tmp_path / "a.png")
+    IMAGE.save(tmp_path / "a.png")
     conversation = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "0"}]
     reward = ms_swift.JudgeReward(args=None)
     result = asyncio.run(
@@ -203,7 +203,7 @@ def test_ms_swift_reads_messages_and_images(service: FakeService, tmp_path: Any)
 
 def test_areal_returns_or_raises_within_its_deadline(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n<|im_start|>assistant\n"
-    assert areal.vlgenrm_reward(rendered, "0.5", [1], [2], images=[PICTURE], answer="a star", messages=rendered) == 0.5
+    assert areal.vlgenrm_reward(rendered, "0.5", [1], [2], images=[IMAGE], answer="a star", messages=rendered) == 0.5
     (item,) = service.items
     assert (item.question, item.reference, len(item.images)) == ("What?", "a star", 1)
     assert b'"deadline_s":1' in service.requests[-1].content

@@ -16,7 +16,7 @@ from vlgenrm_ray.errors import RemoteError
 from vlgenrm_ray.judge.label import read_label, write_label
 from vlgenrm_ray.judge.protocol import image_references
 
-PICTURE, OTHER = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
+IMAGE, OTHER = (Image.new("RGB", (16, 16), shade) for shade in ("red", "blue"))
 PROMPT = "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -40,7 +40,7 @@ class Sample:
     label: Any = None
     group_index: int = 0
     remove_sample: bool = False
-    multimodal_inputs: dict[str, Any] | None = field(default_factory=lambda: {"images": [PICTURE]})
+    multimodal_inputs: dict[str, Any] | None = field(default_factory=lambda: {"images": [IMAGE]})
 
 
 def run_slime(args: Any, samples: Any) -> Any:
@@ -74,11 +74,11 @@ def test_slime_returns_the_reward_under_each_configured_key(
 
 
 def test_images_of_the_messages_are_not_sent_twice(service: FakeService) -> None:
-    pictures = [PICTURE, OTHER]
-    spoken = [{"role": "user", "content": [*({"type": "image", "image": p} for p in pictures), "Which?"]}]
+    images = [IMAGE, OTHER]
+    spoken = [{"role": "user", "content": [*({"type": "image", "image": p} for p in images), "Which?"]}]
     marked = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, "Which?"]}]
     for prompt in (PROMPT, marked, spoken):
-        run_slime(SimpleNamespace(), Sample("1", prompt=prompt, multimodal_inputs={"images": pictures}))
+        run_slime(SimpleNamespace(), Sample("1", prompt=prompt, multimodal_inputs={"images": images}))
     assert len({tuple(image_references(item)) for item in service.items}) == 1
     assert [len(item.images) for item in service.items] == [2, 2, 0]
     label = write_label(question="Which?", images=[f"sha256:{name * 64}" for name in "ab"])

@@ -86,8 +86,8 @@ def test_no_answer_moves_the_border_in_any_multimodal_template(
     assert answer_after_prompt(transcript, rendered) == expected
     if "\n" in question and names == "paligemma":
         return  # Its prompts end with the first newline, and it has no other mark.
-    shown, found = split_transcript(transcript)
-    assert (strip_images(shown), found) == (question, expected)
+    shown, answer = split_transcript(transcript)
+    assert (strip_images(shown), answer) == (question, expected)
     if names != "ernie_vl":  # The assistant's mark is not part of its prompt.
         assert strip_images(last_question(rendered)) == question
 

@@ -36,7 +36,7 @@ from vlgenrm_ray.judge.wire import (
 from vlgenrm_ray.serving.gateways import llama_factory, nemo_gym, openai_chat, openrlhf, unirl
 from vlgenrm_ray.serving.gateways import slime as slime_gateway
 
-PICTURE = Image.new("RGB", (16, 16), "red")
+IMAGE = Image.new("RGB", (16, 16), "red")
 URL = "data:image/png;base64," + base64.b64encode(png()).decode()
 RENDERED = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n<|im_start|>assistant\n"
 MARKED = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
@@ -141,13 +141,13 @@ BLIND_ADAPTERS: dict[str, Callable[[RecordingJudge], Any]] = {
 }
 # The same with the image, where the trainer keeps it.
 SEEING_ADAPTERS: dict[str, Callable[[RecordingJudge, str], Any]] = {
-    "trl, messages": lambda judge, text: trl.vlgenrm_reward([[user(PICTURE)]], [text], image=[PICTURE]),
-    "trl, marks and column": lambda judge, text: trl.vlgenrm_reward([[MARKED]], [text], images=[[PICTURE]]),
+    "trl, messages": lambda judge, text: trl.vlgenrm_reward([[user(IMAGE)]], [text], image=[IMAGE]),
+    "trl, marks and column": lambda judge, text: trl.vlgenrm_reward([[MARKED]], [text], images=[[IMAGE]]),
     "verl function": lambda judge, text: asyncio.run(
         verl_adapter.compute_score("geo3k", text, "48", GEO3K | {"images": [{"bytes": png(), "path": None}]})
     ),
     "verl manager, messages": lambda judge, text: verl_manager(
-        text, raw_prompt=np.array([user(PICTURE)], dtype=object), extra_info=dict(GEO3K)
+        text, raw_prompt=np.array([user(IMAGE)], dtype=object), extra_info=dict(GEO3K)
     ),
     "verl manager, bytes in the part": lambda judge, text: verl_manager(
         text, raw_prompt=[{"role": "user", "content": [{"type": "image", "bytes": png(), "path": None}, "What is it?"]}]
@@ -155,11 +155,11 @@ SEEING_ADAPTERS: dict[str, Callable[[RecordingJudge, str], Any]] = {
     "verl manager, multi_modal_data": lambda judge, text: verl_manager(
         text,
         raw_prompt=np.array([MARKED], dtype=object),
-        multi_modal_data={"images": [PICTURE]},
+        multi_modal_data={"images": [IMAGE]},
         extra_info=dict(GEO3K),
     ),
     "easyr1": lambda judge, text: easyr1.compute_score(
-        [{"response": text, "response_length": 3, "ground_truth": {"question": "<image>What?", "image": PICTURE}}]
+        [{"response": text, "response_length": 3, "ground_truth": {"question": "<image>What?", "image": IMAGE}}]
     ),
     "ms_swift": lambda judge, text: asyncio.run(
         ms_swift.JudgeReward()(
@@ -168,20 +168,20 @@ SEEING_ADAPTERS: dict[str, Callable[[RecordingJudge, str], Any]] = {
             images=[[{"bytes": png(), "path": None}]],
         )
     ),
-    "areal": lambda judge, text: areal.vlgenrm_reward(RENDERED, text, images=[PICTURE], messages=RENDERED),
+    "areal": lambda judge, text: areal.vlgenrm_reward(RENDERED, text, images=[IMAGE], messages=RENDERED),
     "slime": lambda judge, text: asyncio.run(
-        slime.reward(SimpleNamespace(), slime_sample(response=text, multimodal_inputs={"images": [PICTURE]}))
+        slime.reward(SimpleNamespace(), slime_sample(response=text, multimodal_inputs={"images": [IMAGE]}))
     ),
-    "roll": lambda judge, text: roll_input(RENDERED, text, multi_modal_data={"multi_modal_data": {"image": [PICTURE]}}),
-    "nemo_rl, content": lambda judge, text: judge._replies([nemo_rl_input(user(PICTURE)["content"], response=text)]),
-    "nemo_rl, label": lambda judge, text: judge._replies([nemo_rl_input(RENDERED, {"images": [PICTURE]}, text)]),
+    "roll": lambda judge, text: roll_input(RENDERED, text, multi_modal_data={"multi_modal_data": {"image": [IMAGE]}}),
+    "nemo_rl, content": lambda judge, text: judge._replies([nemo_rl_input(user(IMAGE)["content"], response=text)]),
+    "nemo_rl, label": lambda judge, text: judge._replies([nemo_rl_input(RENDERED, {"images": [IMAGE]}, text)]),
     "skyrl": lambda judge, text: skyrl_step([user(URL)], text),
-    "verifiers": lambda judge, text: asyncio.run(verifiers_adapter.rubric_reward([user(PICTURE)], text)),
+    "verifiers": lambda judge, text: asyncio.run(verifiers_adapter.rubric_reward([user(IMAGE)], text)),
 }
 
 
-def user(picture: Any) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]}
+def user(image: Any) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]}
 
 
 def status(score_item: ScoreItem, **settings: Any) -> Status:

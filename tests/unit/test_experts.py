@@ -145,8 +145,8 @@ def test_a_report_on_one_image_equals_the_result_of_the_stage(tmp_path: Path) ->
     row = open_row(tmp_path, *texts)
     (examined,) = experts.examine_images([row], PIPELINE)
     records = experts.check_responses(examined, PIPELINE).records
-    with PIL.Image.open(row.responses[0].question.image.uri) as picture:
-        report = PIPELINE.report(picture, texts)
+    with PIL.Image.open(row.responses[0].question.image.uri) as image:
+        report = PIPELINE.report(image, texts)
     assert report.findings == tuple(record.findings for record in records)
     assert (report.detections, report.window_scores) == (records[0].detections, records[0].window_scores)
     assert (report.width, report.height) == (120, 60)
@@ -216,10 +216,10 @@ def test_an_additional_expert_decides_only_claims_that_are_otherwise_unknown(pac
     expert = ExpertConfig(kind=f"{package}:PositionExpert", options={"score": 0.75})
     config = CONFIG.model_copy(update={"additional_experts": (expert,)})
     texts = ("There is a red square at the top left.", "There is a red circle at the bottom right.", "A red square.")
-    picture = PIL.Image.new("RGB", (120, 60), "white")
-    before = PIPELINE.report(picture, texts)
+    image = PIL.Image.new("RGB", (120, 60), "white")
+    before = PIPELINE.report(image, texts)
     builtin = [DetectorExpert(config, detector=FakeDetector()), MatcherExpert(config, matcher=FakeMatcher())]
-    after = ExpertPipeline(config, [*builtin, build_expert(expert_configs(config)[-1], config)]).report(picture, texts)
+    after = ExpertPipeline(config, [*builtin, build_expert(expert_configs(config)[-1], config)]).report(image, texts)
     for old, new in zip(sum(before.findings, ()), sum(after.findings, ()), strict=True):
         if old.truth is Truth.UNKNOWN and old.claim.value:
             assert (new.truth, new.expert, new.score, new.claim) == (Truth.SUPPORTED, "position", 0.75, old.claim)

@@ -60,7 +60,7 @@ def test_a_certain_and_an_unreadable_verdict_have_finite_logprobs_or_none() -> N
 
 
 @pytest.mark.parametrize(
-    ("body", "code", "said"),
+    ("body", "code", "message"),
     [
         (chat("fails:overloaded"), 503, "overloaded"),
         (chat("fails:bad_image"), 422, "bad_image"),
@@ -69,10 +69,10 @@ def test_a_certain_and_an_unreadable_verdict_have_finite_logprobs_or_none() -> N
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant"}]}, 422, "audio"),
     ],
 )
-def test_a_chat_error_has_openais_form(body: dict[str, object], code: int, said: str) -> None:
+def test_a_chat_error_has_openais_form(body: dict[str, object], code: int, message: str) -> None:
     answer = FakeGateway(openai_chat.router).post("/v1/chat/completions", body)
     assert answer.status_code == code
-    assert said in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     assert ("retry-after" in answer.headers) == (code == 503)
 
 

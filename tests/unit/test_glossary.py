@@ -83,6 +83,7 @@ RETIRED_NAMES = {
     "fate",
     "figures",
     "flights",
+    "found",
     "from_first",
     "glance",
     "go_round",
@@ -90,17 +91,22 @@ RETIRED_NAMES = {
     "handover",
     "heard",
     "inquiry",
+    "kept",
     "laboratory",
     "lesson",
     "lesson_plan",
     "let_go",
     "looking",
+    "made",
     "muster",
     "our_side",
     "own_judge",
     "peers",
+    "picture",
+    "pictures",
     "pupil",
     "pupils",
+    "said",
     "sight",
     "sighting",
     "straight",
@@ -137,7 +143,7 @@ def definitions(path: Path) -> Iterator[str]:
 def is_retired(name: str) -> bool:
     """Return whether the glossary replaced a name."""
     bare = name.strip("_")
-    return bare in RETIRED_CLASSES or bare in RETIRED_NAMES or bare.startswith(RETIRED_PREFIXES)
+    return bare in RETIRED_CLASSES or bare.lower() in RETIRED_NAMES or bare.startswith(RETIRED_PREFIXES)
 
 
 @pytest.mark.parametrize("paths", [CODE, TESTS], ids=["code", "tests"])

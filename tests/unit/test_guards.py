@@ -18,8 +18,8 @@ from vlgenrm_ray.policy.guards import (
     check_reward_hacking,
 )
 
-HACKING = RewardHackingRule(window=2, min_rise=0.05, min_fall=0.05)
-ABLATION = ImageAblationRule(window=2, min_rise=0.05, floor=0.02)
+HACKING_RULE = RewardHackingRule(window=2, min_rise=0.05, min_fall=0.05)
+ABLATION_RULE = ImageAblationRule(window=2, min_rise=0.05, floor=0.02)
 measures = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
@@ -34,7 +34,7 @@ def evaluations(rewards: list[float], held_out: list[float]) -> list[EvaluationP
 
 
 def test_a_reward_that_rises_while_the_measure_falls_is_hacking() -> None:
-    reason = check_reward_hacking(evaluations([0.5, 0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.6, 0.5, 0.4]), HACKING)
+    reason = check_reward_hacking(evaluations([0.5, 0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.6, 0.5, 0.4]), HACKING_RULE)
     # Best window: steps 10 and 20, reward 0.65 and measure 0.6; the last: 0.85 and 0.45.
     assert reason == (
         "reward hacking: since step 20 the training reward rose by 0.2 (limit 0.05) while the held-out measure fell by "
@@ -45,14 +45,14 @@ def test_a_reward_that_rises_while_the_measure_falls_is_hacking() -> None:
 def test_the_best_window_is_compared_however_long_ago() -> None:
     falling = [0.6 - 0.01 * i for i in range(12)]
     rising = [0.5 + 0.01 * i for i in range(12)]
-    assert check_reward_hacking(evaluations(rising[:6], falling[:6]), HACKING) is None
-    assert check_reward_hacking(evaluations(rising, falling), HACKING)
+    assert check_reward_hacking(evaluations(rising[:6], falling[:6]), HACKING_RULE) is None
+    assert check_reward_hacking(evaluations(rising, falling), HACKING_RULE)
 
 
 def test_one_bad_evaluation_or_a_fall_of_both_is_not_reward_hacking() -> None:
     rising = [0.5, 0.6, 0.7, 0.8, 0.9]
-    assert check_reward_hacking(evaluations(rising, [0.6, 0.6, 0.6, 0.6, 0.52]), HACKING) is None
-    assert check_reward_hacking(evaluations(rising[::-1], [0.6, 0.6, 0.6, 0.3, 0.2]), HACKING) is None
+    assert check_reward_hacking(evaluations(rising, [0.6, 0.6, 0.6, 0.6, 0.52]), HACKING_RULE) is None
+    assert check_reward_hacking(evaluations(rising[::-1], [0.6, 0.6, 0.6, 0.3, 0.2]), HACKING_RULE) is None
 
 
 @given(measures, st.integers(1, 4))
@@ -79,7 +79,7 @@ def ablations(rewards: list[float], gains: Sequence[float | None]) -> list[Evalu
 
 
 def test_a_reward_that_rises_with_blank_images_as_well_is_suspect() -> None:
-    assert check_image_ablation(ablations([0.5, 0.6, 0.8, 0.9], [0.1, 0.3, 0.02, 0.0]), ABLATION) == (
+    assert check_image_ablation(ablations([0.5, 0.6, 0.8, 0.9], [0.1, 0.3, 0.02, 0.0]), ABLATION_RULE) == (
         "the judge may ignore the image: since step 10 the training reward rose by 0.3 (limit 0.05) while the image's "
         "contribution to it fell from 0.2 to 0.01 (limit 0.02)"
     )
@@ -87,12 +87,12 @@ def test_a_reward_that_rises_with_blank_images_as_well_is_suspect() -> None:
 
 def test_a_contribution_that_stays_or_grows_or_falls_with_the_reward_is_not_suspect() -> None:
     rising = [0.5, 0.6, 0.8, 0.9]
-    assert check_image_ablation(ablations(rising, [0.1, 0.3, 0.1, 0.0]), ABLATION) is None
+    assert check_image_ablation(ablations(rising, [0.1, 0.3, 0.1, 0.0]), ABLATION_RULE) is None
     # If most answers are wrong, images lower the reward.
-    assert check_image_ablation(ablations(rising, [-0.4, -0.3, -0.2, -0.1]), ABLATION) is None
-    assert check_image_ablation(ablations(rising[::-1], [0.3, 0.3, 0.0, 0.0]), ABLATION) is None
+    assert check_image_ablation(ablations(rising, [-0.4, -0.3, -0.2, -0.1]), ABLATION_RULE) is None
+    assert check_image_ablation(ablations(rising[::-1], [0.3, 0.3, 0.0, 0.0]), ABLATION_RULE) is None
     only_three_measured = ablations(rising, [0.3, None, 0.0, 0.0])
-    assert check_image_ablation(only_three_measured, ABLATION) is None
+    assert check_image_ablation(only_three_measured, ABLATION_RULE) is None
 
 
 @given(measures, st.integers(1, 4))

@@ -75,12 +75,12 @@ def test_training_examples_show_kept_and_lost_pairs_with_findings(data: RunData,
     groups = [example.group for example in examples]
     assert groups.count("lost") == 4
     assert groups.count("kept") == 8
-    kept = examples[-1]
-    assert [critique.decision for critique in kept.sides[0].critiques] == ["kept", "wrong verdict: "]
-    assert {box.mark for box in kept.boxes} == {"supported"}
-    assert "supported" in {piece.mark for piece in kept.sides[0].pieces}
-    assert "".join(piece.text for piece in kept.sides[0].pieces) == "Yes, there is a red circle."
-    assert kept.picture.startswith("data:image/png;base64,")
+    selected = examples[-1]
+    assert [critique.decision for critique in selected.sides[0].critiques] == ["kept", "wrong verdict: "]
+    assert {box.mark for box in selected.boxes} == {"supported"}
+    assert "supported" in {piece.mark for piece in selected.sides[0].pieces}
+    assert "".join(piece.text for piece in selected.sides[0].pieces) == "Yes, there is a red circle."
+    assert selected.image_url.startswith("data:image/png;base64,")
 
 
 def test_critiques_are_grouped_by_their_fate(run: Path) -> None:

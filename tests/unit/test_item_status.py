@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fake_gateway import FakeGateway
 from fake_service import FakeService
-from picture_corpus import encode, png
+from image_corpus import encode, png
 from PIL import Image
 from serving_examples import item, request, service
 

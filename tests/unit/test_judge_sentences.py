@@ -149,10 +149,10 @@ _PIECES = [
 
 @given(st.lists(st.sampled_from(_PIECES), max_size=12).map(" ".join) | st.text(max_size=60))
 def test_no_word_is_lost_and_no_unit_is_without_one(response: str) -> None:
-    found = split_sentences(replace(INPUT, response=response))
-    assert "".join("".join(part.response.split()) for part in found) == "".join(response.split())
-    assert len({part.id for part in found}) == len(found) <= 32
-    assert len(found) == 1 or all(any(letter.isalpha() for letter in part.response) for part in found)
+    units = split_sentences(replace(INPUT, response=response))
+    assert "".join("".join(part.response.split()) for part in units) == "".join(response.split())
+    assert len({part.id for part in units}) == len(units) <= 32
+    assert len(units) == 1 or all(any(letter.isalpha() for letter in part.response) for part in units)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ def test_splitting_takes_linear_time(response: str) -> None:
 
 
 def test_many_sentences_are_grouped_into_32_parts() -> None:
-    found = split_sentences(replace(INPUT, response="A star. " * 1000))
-    assert len(found) == 32
-    assert "".join(part.response for part in found).count("A star.") == 1000
+    units = split_sentences(replace(INPUT, response="A star. " * 1000))
+    assert len(units) == 32
+    assert "".join(part.response for part in units).count("A star.") == 1000
 
 
 def test_a_single_sentence_is_judged_like_a_whole_response() -> None:

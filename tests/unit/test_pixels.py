@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_experts import PIPELINE
-from picture_corpus import (
-    Picture,
+from image_corpus import (
+    CorpusImage,
     as_rgb,
     colours,
+    corpus_images,
     encode,
     exif,
     greys,
     lying,
     on_white,
     opacity,
-    pictures,
     swapped_profile,
 )
 from PIL import Image
@@ -46,7 +46,7 @@ from vlgenrm_ray.policy.rollouts import RolloutRequest
 from vlgenrm_ray.records import ImageRef, Question
 
 LIMITS = ImageLimits()
-PICTURES = pytest.mark.parametrize("picture", pictures(), ids=lambda picture: picture.name)
+EACH_IMAGE = pytest.mark.parametrize("example", corpus_images(), ids=lambda example: example.name)
 
 
 def pixels(image: Image.Image) -> bytes:
@@ -55,23 +55,23 @@ def pixels(image: Image.Image) -> bytes:
     return repr(image.size).encode() + image.tobytes()
 
 
-@PICTURES
-def test_a_picture_is_decoded_as_it_is_shown(picture: Picture) -> None:
-    decoded = images.decode(picture.data, LIMITS)
-    assert decoded.size == (picture.shows.shape[1], picture.shows.shape[0])
-    difference = np.abs(np.asarray(decoded).astype(int) - picture.shows.astype(int)).mean()
-    assert difference <= picture.tolerance
+@EACH_IMAGE
+def test_a_picture_is_decoded_as_it_is_shown(example: CorpusImage) -> None:
+    decoded = images.decode(example.data, LIMITS)
+    assert decoded.size == (example.shows.shape[1], example.shows.shape[0])
+    difference = np.abs(np.asarray(decoded).astype(int) - example.shows.astype(int)).mean()
+    assert difference <= example.tolerance
     assert pixels(decoded) == pixels(to_rgb(decoded))
 
 
-@PICTURES
-def test_an_exported_picture_is_seen_alike_by_other_programs(picture: Picture) -> None:
-    exported = images.portable(picture.data, LIMITS)
-    decoded = images.decode(picture.data, LIMITS)
+@EACH_IMAGE
+def test_an_exported_picture_is_seen_alike_by_other_programs(example: CorpusImage) -> None:
+    exported = images.portable(example.data, LIMITS)
+    decoded = images.decode(example.data, LIMITS)
     assert Image.open(io.BytesIO(exported)).convert("RGB").tobytes() == decoded.tobytes()
     assert images.decode(exported, LIMITS).tobytes() == decoded.tobytes()
-    if picture.name in ("png", "jpeg", "png-grey", "webp"):
-        assert exported is picture.data, "plain images are not encoded again"
+    if example.name in ("png", "jpeg", "png-grey", "webp"):
+        assert exported is example.data, "plain images are not encoded again"
 
 
 # -- what each of them sees ------------------------------------------------------------------------------------------
@@ -152,28 +152,28 @@ def seen_by_experts(image: Image.Image) -> Image.Image:
     return PIPELINE.open_task("q", image, ["A circle."]).image()
 
 
-@PICTURES
-def test_everyone_sees_the_picture_that_is_decoded(picture: Picture, tmp_path: Path) -> None:
-    row = SourceRow(id="d:1", question_id="q", text="What is it?", image_bytes=picture.data)
+@EACH_IMAGE
+def test_everyone_sees_the_picture_that_is_decoded(example: CorpusImage, tmp_path: Path) -> None:
+    row = SourceRow(id="d:1", question_id="q", text="What is it?", image_bytes=example.data)
     (question,) = resolve_row(row, PoolConfig(), tmp_path).records
-    decoded = images.decode(picture.data, LIMITS)
-    opened = Image.open(io.BytesIO(picture.data))
+    decoded = images.decode(example.data, LIMITS)
+    opened = Image.open(io.BytesIO(example.data))
     forms = [
-        picture.data,
+        example.data,
         question.image.uri,
-        images.data_url(picture.data),
-        base64.b64encode(picture.data).decode(),
-        {"bytes": picture.data, "path": None},
+        images.data_url(example.data),
+        base64.b64encode(example.data).decode(),
+        {"bytes": example.data, "path": None},
         opened,
     ]
     everyone = {
         "policy": seen_by_policy(question.image),
         "learner": seen_by_learner(question.image),
         "judge": seen_by_judge(question.image),
-        "judge, given pixels": seen_by_judge(Image.open(io.BytesIO(picture.data))),
+        "judge, given pixels": seen_by_judge(Image.open(io.BytesIO(example.data))),
         "served judge": seen_by_served_judge(*forms),
         "experts": [seen_by_experts(images.read(question.image, LIMITS))],
-        "experts, given pixels": [seen_by_experts(Image.open(io.BytesIO(picture.data)))],
+        "experts, given pixels": [seen_by_experts(Image.open(io.BytesIO(example.data)))],
     }
     assert (question.image.width, question.image.height) == decoded.size
     for who, seen in everyone.items():
@@ -252,11 +252,11 @@ def test_a_profile_of_another_colour_space_is_ignored() -> None:
 
 def test_no_other_module_opens_or_converts_an_image() -> None:
     package = Path(vlgenrm_ray.__file__).parent
-    found = []
+    users = []
     for path in sorted(package.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 name = ast.unparse(node.func)
                 if name.endswith("Image.open") or name.endswith("exif_transpose") or node.func.attr == "convert":
-                    found.append((path.relative_to(package).as_posix(), name))
-    assert {path for path, _ in found} <= {"data/images.py", "data/pixels.py"}, found
+                    users.append((path.relative_to(package).as_posix(), name))
+    assert {path for path, _ in users} <= {"data/images.py", "data/pixels.py"}, users

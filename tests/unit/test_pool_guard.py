@@ -12,7 +12,7 @@ import pytest
 from hostile_rows import ADDRESSES, TEXTS, nested, special_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_corpus import pictures
+from image_corpus import corpus_images
 
 from vlgenrm_ray.curation.pool import PoolConfig, is_within, resolve_row
 from vlgenrm_ray.curation.sources.files import DataFile, FileFormat
@@ -24,7 +24,7 @@ from vlgenrm_ray.data.store import Unit, units_table
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Question
 
-PNG = next(picture.data for picture in pictures() if picture.name == "png")
+PNG = next(example.data for example in corpus_images() if example.name == "png")
 ROW = {"id": "q1", "image": PNG, "question": "What is it?"}
 REASONS = {reason.value for reason in DropReason}
 
@@ -115,12 +115,12 @@ _TEXTS = (
 )
 
 
-def _damage(picture: int, place: int, byte: int) -> bytes:
-    data = pictures()[picture].data
+def _damage(index: int, place: int, byte: int) -> bytes:
+    data = corpus_images()[index].data
     return data[:place] + bytes([byte]) + data[place + 1 :]
 
 
-_DAMAGED = st.builds(_damage, st.integers(0, len(pictures()) - 1), st.integers(0, 300), st.integers(0, 255))
+_DAMAGED = st.builds(_damage, st.integers(0, len(corpus_images()) - 1), st.integers(0, 300), st.integers(0, 255))
 _VALUES = st.recursive(
     _SCALARS | _TEXTS | _DAMAGED,
     lambda inner: (

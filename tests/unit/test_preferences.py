@@ -226,10 +226,10 @@ def test_imported_pairs_are_kept_flipped_or_rejected() -> None:
     index = next(i for i in range(200) if draw_world(i)[1].kind == "count" and "two" in right_answer(i))
     noun = right_answer(index).removeprefix("There are two ").removesuffix(".")
     true, wrong, other = right_answer(index), f"There are three {noun}.", f"There are no {noun}."
-    kept = imported_pair(index, true, wrong)
-    assert isinstance(kept, Preference)
-    assert (kept.chosen, kept.rejected, kept.kind) == (true, wrong, "count")
-    assert "contradicted" in kept.evidence
+    pair = imported_pair(index, true, wrong)
+    assert isinstance(pair, Preference)
+    assert (pair.chosen, pair.rejected, pair.kind) == (true, wrong, "count")
+    assert "contradicted" in pair.evidence
     flipped = imported_pair(index, wrong, true)
     assert isinstance(flipped, Preference)
     assert (flipped.chosen, flipped.chosen_id) == (true, f"q{index}/r1")
@@ -243,9 +243,9 @@ def test_imported_pairs_are_kept_flipped_or_rejected() -> None:
 
 
 def test_an_imported_pair_without_evidence_is_kept_only_if_configured() -> None:
-    kept = imported_pair(3, "It is lovely.", "It is dull.", blind=True)
-    assert isinstance(kept, Preference)
-    assert (kept.chosen, kept.kind) == ("It is lovely.", "")
+    pair = imported_pair(3, "It is lovely.", "It is dull.", blind=True)
+    assert isinstance(pair, Preference)
+    assert (pair.chosen, pair.kind) == ("It is lovely.", "")
     rejected_pair = imported_pair(3, "It is lovely.", "It is dull.", blind=True, keep_unknown=False)
     assert isinstance(rejected_pair, RejectedPair)
     assert rejected_pair.reason == "no_evidence"

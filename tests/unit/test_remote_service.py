@@ -52,8 +52,8 @@ def item(image: Any = None, response: str = "It is red.") -> ScoreInput:
 
 
 def test_the_judge_sees_the_image_that_was_sent() -> None:
-    pictures = [Image.new("RGB", (16, 16), shade) for shade in ("red", "blue", "red")]
-    replies = talk(service(is_red), lambda judge: judge.score([item(p) for p in pictures]))
+    images = [Image.new("RGB", (16, 16), shade) for shade in ("red", "blue", "red")]
+    replies = talk(service(is_red), lambda judge: judge.score([item(p) for p in images]))
     assert [r.reward for r in replies] == [pytest.approx(0.9), pytest.approx(0.1), pytest.approx(0.9)]
     assert replies[0].model_version == "first-0"
 

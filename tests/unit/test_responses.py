@@ -29,7 +29,7 @@ from vlgenrm_ray.records import ImageRef, Question, Response
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> ImageRef:
+def image(tmp_path_factory: pytest.TempPathFactory) -> ImageRef:
     path = tmp_path_factory.mktemp("images") / "a.png"
     Image.new("RGB", (16, 16)).save(path)
     return images.probe(str(path), ImageLimits())
@@ -53,8 +53,8 @@ def generate(
     return generate_responses(questions, generator, config(**more), first=first, seed=7, limits=ImageLimits())
 
 
-def test_responses_are_numbered_and_seeded(picture: ImageRef) -> None:
-    (unit,) = generate([question(picture)], first=2, n=3)
+def test_responses_are_numbered_and_seeded(image: ImageRef) -> None:
+    (unit,) = generate([question(image)], first=2, n=3)
     assert [r.id for r in unit.records] + [d.id for d in unit.dropped] == ["q1/r2", "q1/r3", "q1/r4"]
     for response in unit.records:
         assert response.seed == question_seed(7, "q1", "policy")
@@ -62,16 +62,16 @@ def test_responses_are_numbered_and_seeded(picture: ImageRef) -> None:
     assert unit.num_tokens == 9
 
 
-def test_responses_do_not_depend_on_the_batch(picture: ImageRef) -> None:
-    questions = [question(picture, f"q{i}") for i in range(5)]
+def test_responses_do_not_depend_on_the_batch(image: ImageRef) -> None:
+    questions = [question(image, f"q{i}") for i in range(5)]
     together = {u.id: u for u in generate(questions)}
     alone = {q.id: generate([q])[0] for q in reversed(questions)}
     assert together == alone
     assert len({u.records[0].seed for u in together.values()}) == 5
 
 
-def test_repeated_texts_are_dropped(picture: ImageRef) -> None:
-    (unit,) = generate([question(picture)], {"q1": "A cat."}, n=3)
+def test_repeated_texts_are_dropped(image: ImageRef) -> None:
+    (unit,) = generate([question(image)], {"q1": "A cat."}, n=3)
     assert [r.id for r in unit.records] == ["q1/r0"]
     assert [(d.id, d.reason, d.detail) for d in unit.dropped] == [
         ("q1/r1", "duplicate_text", "same as q1/r0"),
@@ -79,34 +79,32 @@ def test_repeated_texts_are_dropped(picture: ImageRef) -> None:
     ]
 
 
-def test_a_cut_response_is_marked_and_an_empty_one_dropped(picture: ImageRef) -> None:
-    cut, empty = generate([question(picture, "q1"), question(picture, "q2")], {"q1": "a b c d"}, n=1, max_tokens=2)
+def test_a_cut_response_is_marked_and_an_empty_one_dropped(image: ImageRef) -> None:
+    cut, empty = generate([question(image, "q1"), question(image, "q2")], {"q1": "a b c d"}, n=1, max_tokens=2)
     assert (cut.records[0].text, cut.records[0].finish) == ("a b", "length")
     assert [(d.reason, d.detail) for d in empty.dropped] == [("empty_text", "finish: stop")]
 
 
-def test_a_bad_image_or_a_refused_prompt_affects_only_its_question(picture: ImageRef, tmp_path: Path) -> None:
+def test_a_bad_image_or_a_refused_prompt_affects_only_its_question(image: ImageRef, tmp_path: Path) -> None:
     lost = ImageRef(uri=str(tmp_path / "lost.png"), sha256="0", width=1, height=1)
     good, missing, long = generate(
-        [question(picture), question(lost, "q2"), question(picture, "q" * 60)], {"q": "Yes."}, n=2
+        [question(image), question(lost, "q2"), question(image, "q" * 60)], {"q": "Yes."}, n=2
     )
     assert [r.text for r in good.records] == ["Yes."]
     assert [(d.id, d.reason) for d in missing.dropped] == [("q2/r0", "image_missing"), ("q2/r1", "image_missing")]
     assert [d.reason for d in long.dropped] == ["prompt_too_long"] * 2
 
 
-def test_questions_with_responses_are_not_assigned(picture: ImageRef) -> None:
-    pair = question(picture, chosen="A cat.", rejected="A dog.")
+def test_questions_with_responses_are_not_assigned(image: ImageRef) -> None:
+    pair = question(image, chosen="A cat.", rejected="A dog.")
     unit = import_responses(pair)
     assert [(r.id, r.text, r.sampler) for r in unit.records] == [
         ("q1/r0", "A cat.", CHOSEN),
         ("q1/r1", "A dog.", REJECTED),
     ]
     assert not config().is_assigned(pair, 0)
-    assert import_responses(question(picture)) == Unit(id="q1")
-    assert [d.reason for d in import_responses(question(picture, chosen="A cat.", rejected="")).dropped] == [
-        "empty_text"
-    ]
+    assert import_responses(question(image)) == Unit(id="q1")
+    assert [d.reason for d in import_responses(question(image, chosen="A cat.", rejected="")).dropped] == ["empty_text"]
 
 
 @settings(max_examples=20)

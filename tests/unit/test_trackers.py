@@ -19,7 +19,7 @@ from vlgenrm_ray.policy.trackers import (
     to_scalars,
 )
 
-PICTURE = Image.new("RGB", (30, 20), "red")
+IMAGE = Image.new("RGB", (30, 20), "red")
 SAMPLES = {
     "step": 1,
     "question": "What is *left*?",
@@ -56,7 +56,7 @@ def log_training(names: tuple[TrackerName, ...], folder: Path, num_done: int, un
     for number in range(num_done + 1, until + 1):
         group.log_step(step(number))
         group.log_evaluation(evaluation(number))
-        group.log_samples(SAMPLES | {"step": number}, lambda: PICTURE)
+        group.log_samples(SAMPLES | {"step": number}, lambda: IMAGE)
     group.close()
 
 
@@ -129,7 +129,7 @@ def test_tensorboard_has_every_step_once_after_a_kill(tmp_path: Path, monkeypatc
 
 def test_tensorboard_has_samples_with_their_image(tmp_path: Path) -> None:
     group = TrackerGroup.start(("tensorboard",), context(tmp_path))
-    group.log_samples(SAMPLES, lambda: PICTURE)
+    group.log_samples(SAMPLES, lambda: IMAGE)
     group.close()
     values = {value.tag: value for event in read_events(tmp_path / "tensorboard") for value in event.summary.value}
     assert (values["samples"].image.width, values["samples"].image.height) == (30, 20)

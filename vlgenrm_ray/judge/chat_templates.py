@@ -223,8 +223,8 @@ def split_transcript(transcript: str, *, num_turns: int | None = 1, answer_mark:
         InputError: The border between prompt and answer cannot be told.
     """
     if answer_mark:
-        prompt, found, answer = transcript.partition(answer_mark)
-        if not found:
+        prompt, separator, answer = transcript.partition(answer_mark)
+        if not separator:
             raise InputError(f"the text has no {answer_mark!r}, with which its answer begins")
         return last_question(prompt), strip_special_tokens(answer).strip()
     marks, text = _find_marks(transcript)

@@ -70,13 +70,13 @@ class RolloutWorker:
             EngineLostError: The engine died.
         """
         with ThreadPoolExecutor(_NUM_DECODERS) as threads:
-            pictures = list(threads.map(self._open_image, [request.question for request in requests]))
+            images_or_refusals = list(threads.map(self._open_image, [request.question for request in requests]))
         prompts: list[tuple[int, Prompt]] = []
-        for index, (request, picture) in enumerate(zip(requests, pictures, strict=True)):
-            if isinstance(picture, Refusal):
-                yield index, self._group(request, picture, sampling.n)
+        for index, (request, image) in enumerate(zip(requests, images_or_refusals, strict=True)):
+            if isinstance(image, Refusal):
+                yield index, self._group(request, image, sampling.n)
             else:
-                prompts.append((index, Prompt(images=(picture,), text=request.question.text)))
+                prompts.append((index, Prompt(images=(image,), text=request.question.text)))
         seeds = [requests[index].seed for index, _ in prompts]
         for position, outcome in self.generator.generate_stream([prompt for _, prompt in prompts], sampling, seeds):
             index = prompts[position][0]

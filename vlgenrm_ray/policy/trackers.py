@@ -102,8 +102,8 @@ class TrackerGroup:
     def log_samples(self, line: Mapping[str, Any], image: "Callable[[], PIL.Image.Image | None]") -> None:
         """Record a line of `samples.jsonl`. `image` reads its image, and is called only if there is a tracker."""
         if self._trackers:
-            table, picture = to_markdown(line), image()
-            self._call_each(lambda tracker: tracker.log_samples(line["step"], table, picture))
+            table, sample_image = to_markdown(line), image()
+            self._call_each(lambda tracker: tracker.log_samples(line["step"], table, sample_image))
 
     def close(self) -> None:
         """Finish the run in all trackers."""

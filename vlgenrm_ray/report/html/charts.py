@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlgenrm_ray.report.curves import PANELS, extract_curve
-from vlgenrm_ray.report.html.run_data import KEPT, Array, PolicyData, ReliabilityBin, RoundData, StageAccount
+from vlgenrm_ray.report.html.run_data import SELECTED, Array, PolicyData, ReliabilityBin, RoundData, StageAccount
 from vlgenrm_ray.reward.selection import NUM_BINS
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def margin_histogram(rounds: Sequence[RoundData]) -> str:
 
 def critique_histogram(by_decision: Mapping[str, Array]) -> str:
     """Draw the probability of the right verdict, stacked by what selection did with the critique."""
-    names = sorted(by_decision, key=lambda name: (name != KEPT, -len(by_decision[name])))[: len(_SERIES)]
+    names = sorted(by_decision, key=lambda name: (name != SELECTED, -len(by_decision[name])))[: len(_SERIES)]
     figure, axes = _new_chart()
     axes.hist(
         [by_decision[name] for name in names],

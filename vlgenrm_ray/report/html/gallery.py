@@ -26,7 +26,7 @@ from vlgenrm_ray.records import (
     Side,
     Truth,
 )
-from vlgenrm_ray.report.html.run_data import KEPT, JudgedPairs, PolicyData, RoundData
+from vlgenrm_ray.report.html.run_data import SELECTED, JudgedPairs, PolicyData, RoundData
 
 _NUM_MISTAKES, _NUM_RIGHT, _NUM_TRAINING = 36, 12, 48
 """Examples shown: held-out pairs ranked wrong, held-out pairs ranked right, training pairs."""
@@ -96,9 +96,9 @@ class ExampleView:
     """`mistake`, `undecided`, `right`, `kept` or `lost`."""
     kind: str
     question: str
-    picture: str
-    """Data URL; "" if the image cannot be read, with the reason in `picture_error`."""
-    picture_error: str
+    image_url: str
+    """Data URL; "" if the image cannot be read, with the reason in `image_error`."""
+    image_error: str
     width: int
     height: int
     boxes: tuple[BoxView, ...]
@@ -123,7 +123,7 @@ def heldout_examples(run: Path, round: RoundData) -> list[ExampleView]:
             boxes=(),
             sides=tuple(_judged_side(pairs[id], results[id], side) for side in Side),
             note="",
-            **_picture(pairs[id].question.image),
+            **_image_fields(pairs[id].question.image),
         )
         for id, group in groups.items()
         if id in results
@@ -186,7 +186,7 @@ def _selection_reasons(selection: StageFolder) -> dict[str, str]:
     for shard in selection.shards():
         for unit in selection.read_unit_index(shard).to_pylist():
             own = [drop["reason"] for drop in unit["dropped"] if drop["id"] == unit["id"]]
-            reasons[unit["id"]] = own[0] if own else KEPT
+            reasons[unit["id"]] = own[0] if own else SELECTED
     return reasons
 
 
@@ -204,12 +204,12 @@ def _choose_training(kinds: Mapping[str, str], reasons: Mapping[str, str]) -> li
     random.Random(0).shuffle(ids)
     groups: dict[tuple[bool, str, str], list[str]] = {}
     for id in ids:
-        groups.setdefault((reasons[id] != KEPT, kinds[id], reasons[id]), []).append(id)
+        groups.setdefault((reasons[id] != SELECTED, kinds[id], reasons[id]), []).append(id)
     chosen: list[str] = []
     while len(chosen) < _NUM_TRAINING and any(groups.values()):
         chosen += [group.pop() for _, group in sorted(groups.items()) if group]
     chosen = chosen[:_NUM_TRAINING]
-    return sorted(chosen, key=lambda id: (reasons[id] == KEPT, kinds[id], id))
+    return sorted(chosen, key=lambda id: (reasons[id] == SELECTED, kinds[id], id))
 
 
 def _training_example(
@@ -236,16 +236,16 @@ def _training_example(
         )
         for side in Side
     )
-    result = "kept for training" if reason == KEPT else f"lost: {reason.replace('_', ' ')}"
+    result = "kept for training" if reason == SELECTED else f"lost: {reason.replace('_', ' ')}"
     return ExampleView(
         id=preference.id,
-        group="kept" if reason == KEPT else "lost",
+        group="kept" if reason == SELECTED else "lost",
         kind=preference.kind,
         question=preference.question.text,
         boxes=_boxes(preference, [finding for side in Side for finding in findings[side]]),
         sides=sides,
         note="; ".join(filter(None, (preference.origin.value, preference.evidence, result))),
-        **_picture(preference.question.image),
+        **_image_fields(preference.question.image),
     )
 
 
@@ -259,7 +259,7 @@ def _trained_critique(critique: Critique, drops: Mapping[str, str]) -> CritiqueV
         text=critique.text.strip(),
         p_yes=critique.p_yes,
         is_right=None if critique.verdict is None else critique.verdict == right,
-        decision=drops.get(critique.id, KEPT),
+        decision=drops.get(critique.id, SELECTED),
     )
 
 
@@ -335,8 +335,8 @@ class SampleView:
 
     step: int
     question: str
-    picture: str
-    picture_error: str
+    image_url: str
+    image_error: str
     answers: tuple[Mapping[str, Any], ...]
 
 
@@ -347,33 +347,33 @@ def policy_samples(policy: PolicyData) -> list[SampleView]:
         lines = [lines[i * (len(lines) - 1) // (_NUM_SAMPLES - 1)] for i in range(_NUM_SAMPLES)]
     views = []
     for line in lines:
-        picture = _thumbnail(line["image"])
+        image_url = _thumbnail(line["image"])
         answers = sorted(line["answers"], key=lambda a: -1.0 if a["reward"] is None else a["reward"], reverse=True)
         views.append(
             SampleView(
                 step=line["step"],
                 question=line["question"],
-                picture=picture["picture"],
-                picture_error=picture["picture_error"],
+                image_url=image_url["image_url"],
+                image_error=image_url["image_error"],
                 answers=tuple(answers),
             )
         )
     return views
 
 
-def _picture(image: ImageRef) -> dict[str, Any]:
+def _image_fields(image: ImageRef) -> dict[str, Any]:
     return _thumbnail(image.uri) | {"width": image.width, "height": image.height}
 
 
 def _thumbnail(uri: str) -> dict[str, str]:
     """Return a small copy of an image as a data URL, or the reason why there is none. Never opens remote addresses."""
     if "://" in uri:
-        return {"picture": "", "picture_error": "image at a remote address"}
+        return {"image_url": "", "image_error": "image at a remote address"}
     limits = ImageLimits()
     try:
         image = images.decode(images.fetch(uri, limits), limits, uri)
     except ImageError as error:
-        return {"picture": "", "picture_error": error.detail}
+        return {"image_url": "", "image_error": error.detail}
     is_drawn = image.getcolors(_MAX_COLOURS) is not None
     image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     out = io.BytesIO()
@@ -382,4 +382,4 @@ def _thumbnail(uri: str) -> dict[str, str]:
     else:
         image.save(out, "JPEG", quality=_JPEG_QUALITY)
     kind = "png" if is_drawn else "jpeg"
-    return {"picture": f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", "picture_error": ""}
+    return {"image_url": f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", "image_error": ""}

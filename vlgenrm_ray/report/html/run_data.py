@@ -25,7 +25,7 @@ ROUND_STAGES = ("critiques", "selection", "training", "evaluation")
 _NO_IMAGE = "/no-image"
 _MAX_CRITIQUES = 200_000
 """Critiques read for the histogram; larger runs are represented by their first shards, whose order is random."""
-KEPT = "kept"
+SELECTED = "kept"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,7 +322,7 @@ def critiques_by_decision(critiques: StageFolder, selection: StageFolder) -> tup
     for shard in selection.shards():
         for id in selection.read_records(shard, columns=["id"]).column("id").to_pylist():
             if (value := p_right.get(id.removesuffix("/example"))) is not None:
-                by_decision.setdefault(KEPT, []).append(value)
+                by_decision.setdefault(SELECTED, []).append(value)
     for drop in selection.dropped():
         if (value := p_right.get(drop.id)) is not None:
             by_decision.setdefault(drop.reason, []).append(value)

@@ -1,6 +1,6 @@
-"""One picture in every format and mode that the package decodes, with the pixels that each encoding shows.
+"""One image in every format and mode that the package decodes, with the pixels that each encoding shows.
 
-The picture is not symmetric, and its parts differ in colour and brightness: a wrong turn, depth, background or colour
+The image is not symmetric, and its parts differ in colour and brightness: a wrong turn, depth, background or colour
 space changes it visibly.
 """
 
@@ -22,8 +22,8 @@ _ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded picture and what it shows."""
+class CorpusImage:
+    """An encoded image and what it shows."""
 
     name: str
     data: bytes
@@ -34,7 +34,7 @@ class Picture:
 
 
 def colours() -> Pixels:
-    """The picture: a gradient, a red and a green rectangle, a white and a black corner."""
+    """The image: a gradient, a red and a green rectangle, a white and a black corner."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[..., 2] = np.linspace(40, 200, WIDTH, dtype=np.uint8)
     pixels[..., 1] = np.linspace(60, 180, HEIGHT, dtype=np.uint8)[:, None]
@@ -47,7 +47,7 @@ def colours() -> Pixels:
 
 
 def greys() -> Pixels:
-    """The picture in grey, shape (height, width)."""
+    """The image in grey, shape (height, width)."""
     return np.asarray(Image.fromarray(colours()).convert("L"))
 
 
@@ -122,7 +122,7 @@ def exif(orientation: int, *, damaged: str = "") -> bytes:
 
 
 def lying(orientation: int) -> Image.Image:
-    """The picture as a camera stores it that names an orientation: the inverse of turning it upright."""
+    """The image as a camera stores it that names an orientation: the inverse of turning it upright."""
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
     image = Image.fromarray(colours())
     image.info["exif"] = exif(inverse)
@@ -130,55 +130,55 @@ def lying(orientation: int) -> Image.Image:
 
 
 @cache
-def pictures() -> tuple[Picture, ...]:
+def corpus_images() -> tuple[CorpusImage, ...]:
     """Return the corpus."""
     return (*_grey(), *_coloured(), *_transparent(), *_turned(), *_animated(), *_profiled())
 
 
-def _grey() -> list[Picture]:
+def _grey() -> list[CorpusImage]:
     grey = greys()
     image = Image.fromarray(grey)
     bilevel = image.point(lambda value: 255 * (value > 127)).convert("1")
     two, four = grey // 85, grey // 17
     deep = grey.astype(np.uint16) * 257
     return [
-        Picture("png-1", encode(bilevel, "PNG"), np.asarray(bilevel.convert("RGB"))),
-        Picture("png-grey-2-bit", png(two[..., None], 2, 0), as_rgb(two * 85)),
-        Picture("png-grey-4-bit", png(four[..., None], 4, 0), as_rgb(four * 17)),
-        Picture("png-grey", encode(image, "PNG"), as_rgb(grey)),
-        Picture("png-grey-16-bit", encode(Image.fromarray(deep), "PNG"), as_rgb(grey)),
-        Picture("png-grey-16-bit-low-byte", png((deep & 0xFF00)[..., None], 16, 0), as_rgb(grey)),
-        Picture("jpeg-grey", encode(image, "JPEG", quality=95), as_rgb(grey), LOSSY),
-        Picture("webp-grey", encode(image, "WEBP", lossless=True), as_rgb(grey)),
-        Picture("gif-grey", encode(image, "GIF"), as_rgb(grey)),
-        Picture("bmp-1", encode(bilevel, "BMP"), np.asarray(bilevel.convert("RGB"))),
-        Picture("bmp-grey", encode(image, "BMP"), as_rgb(grey)),
+        CorpusImage("png-1", encode(bilevel, "PNG"), np.asarray(bilevel.convert("RGB"))),
+        CorpusImage("png-grey-2-bit", png(two[..., None], 2, 0), as_rgb(two * 85)),
+        CorpusImage("png-grey-4-bit", png(four[..., None], 4, 0), as_rgb(four * 17)),
+        CorpusImage("png-grey", encode(image, "PNG"), as_rgb(grey)),
+        CorpusImage("png-grey-16-bit", encode(Image.fromarray(deep), "PNG"), as_rgb(grey)),
+        CorpusImage("png-grey-16-bit-low-byte", png((deep & 0xFF00)[..., None], 16, 0), as_rgb(grey)),
+        CorpusImage("jpeg-grey", encode(image, "JPEG", quality=95), as_rgb(grey), LOSSY),
+        CorpusImage("webp-grey", encode(image, "WEBP", lossless=True), as_rgb(grey)),
+        CorpusImage("gif-grey", encode(image, "GIF"), as_rgb(grey)),
+        CorpusImage("bmp-1", encode(bilevel, "BMP"), np.asarray(bilevel.convert("RGB"))),
+        CorpusImage("bmp-grey", encode(image, "BMP"), as_rgb(grey)),
     ]
 
 
-def _coloured() -> list[Picture]:
+def _coloured() -> list[CorpusImage]:
     pixels = colours()
     image = Image.fromarray(pixels)
     palette = image.quantize(64)
     few = image.quantize(16, dither=Image.Dither.NONE)
     shown, shown_few = np.asarray(palette.convert("RGB")), np.asarray(few.convert("RGB"))
     return [
-        Picture("png", encode(image, "PNG"), pixels),
-        Picture("png-16-bit", png(pixels.astype(np.uint16) * 257, 16, 2), pixels),
-        Picture("png-palette", encode(palette, "PNG"), shown),
-        Picture("png-palette-4-bit", encode(few, "PNG", bits=4), shown_few),
-        Picture("jpeg", encode(image, "JPEG", quality=95), pixels, LOSSY),
-        Picture("jpeg-progressive", encode(image, "JPEG", quality=95, progressive=True), pixels, LOSSY),
-        Picture("jpeg-cmyk", encode(image.convert("CMYK"), "JPEG", quality=95), pixels, LOSSY),
-        Picture("webp", encode(image, "WEBP", lossless=True), pixels),
-        Picture("webp-lossy", encode(image, "WEBP", quality=95), pixels, 2 * LOSSY),
-        Picture("gif", encode(palette, "GIF"), shown),
-        Picture("bmp", encode(image, "BMP"), pixels),
-        Picture("bmp-palette", encode(palette, "BMP"), shown),
+        CorpusImage("png", encode(image, "PNG"), pixels),
+        CorpusImage("png-16-bit", png(pixels.astype(np.uint16) * 257, 16, 2), pixels),
+        CorpusImage("png-palette", encode(palette, "PNG"), shown),
+        CorpusImage("png-palette-4-bit", encode(few, "PNG", bits=4), shown_few),
+        CorpusImage("jpeg", encode(image, "JPEG", quality=95), pixels, LOSSY),
+        CorpusImage("jpeg-progressive", encode(image, "JPEG", quality=95, progressive=True), pixels, LOSSY),
+        CorpusImage("jpeg-cmyk", encode(image.convert("CMYK"), "JPEG", quality=95), pixels, LOSSY),
+        CorpusImage("webp", encode(image, "WEBP", lossless=True), pixels),
+        CorpusImage("webp-lossy", encode(image, "WEBP", quality=95), pixels, 2 * LOSSY),
+        CorpusImage("gif", encode(palette, "GIF"), shown),
+        CorpusImage("bmp", encode(image, "BMP"), pixels),
+        CorpusImage("bmp-palette", encode(palette, "BMP"), shown),
     ]
 
 
-def _transparent() -> list[Picture]:
+def _transparent() -> list[CorpusImage]:
     pixels, grey, alpha = colours(), greys(), opacity()
     rgba = Image.fromarray(np.dstack([pixels, alpha]))
     la = Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
@@ -198,42 +198,42 @@ def _transparent() -> list[Picture]:
     without_key = np.where(grey == grey[8, 8], 255, grey).astype(np.uint8)
     # Blending rounds; it may differ by one level from the formula above.
     return [
-        Picture("png-rgba", encode(rgba, "PNG"), on_white(pixels, alpha), 1.0),
-        Picture("png-rgba-16-bit", png(deep, 16, 6), on_white(pixels, alpha), 1.0),
-        Picture("png-la", encode(la, "PNG"), on_white(as_rgb(grey), alpha), 1.0),
-        Picture("png-la-16-bit", png(deep_grey, 16, 4), on_white(as_rgb(grey), alpha), 1.0),
-        Picture("png-colour-key", encode(Image.fromarray(pixels), "PNG", transparency=red), without_red),
-        Picture(
+        CorpusImage("png-rgba", encode(rgba, "PNG"), on_white(pixels, alpha), 1.0),
+        CorpusImage("png-rgba-16-bit", png(deep, 16, 6), on_white(pixels, alpha), 1.0),
+        CorpusImage("png-la", encode(la, "PNG"), on_white(as_rgb(grey), alpha), 1.0),
+        CorpusImage("png-la-16-bit", png(deep_grey, 16, 4), on_white(as_rgb(grey), alpha), 1.0),
+        CorpusImage("png-colour-key", encode(Image.fromarray(pixels), "PNG", transparency=red), without_red),
+        CorpusImage(
             "png-16-bit-colour-key",
             png(pixels.astype(np.uint16) * 257, 16, 2, (b"tRNS", struct.pack(">HHH", *(c * 257 for c in red)))),
             without_red,
         ),
-        Picture(
+        CorpusImage(
             "png-grey-4-bit-key",
             png(four[..., None], 4, 0, (b"tRNS", struct.pack(">H", key))),
             as_rgb(np.where(four == key, 255, four * 17).astype(np.uint8)),
         ),
-        Picture(
+        CorpusImage(
             "png-grey-16-bit-key",
             png(sixteen[..., None], 16, 0, (b"tRNS", struct.pack(">H", int(sixteen[8, 8])))),
             as_rgb(without_key),
         ),
-        Picture(
+        CorpusImage(
             "png-palette-key", encode(palette, "PNG", transparency=int(indices[8, 8])), without_first.astype(np.uint8)
         ),
-        Picture("png-palette-alpha", encode(palette, "PNG", transparency=bytes(faint)), half, 1.0),
-        Picture("webp-rgba", encode(rgba, "WEBP", lossless=True, exact=True), on_white(pixels, alpha), 1.0),
-        Picture("gif-key", encode(palette, "GIF", transparency=int(indices[8, 8])), without_first.astype(np.uint8)),
+        CorpusImage("png-palette-alpha", encode(palette, "PNG", transparency=bytes(faint)), half, 1.0),
+        CorpusImage("webp-rgba", encode(rgba, "WEBP", lossless=True, exact=True), on_white(pixels, alpha), 1.0),
+        CorpusImage("gif-key", encode(palette, "GIF", transparency=int(indices[8, 8])), without_first.astype(np.uint8)),
     ]
 
 
-def _turned() -> list[Picture]:
+def _turned() -> list[CorpusImage]:
     turned = [
-        Picture(f"jpeg-orientation-{n}", encode(lying(n), "JPEG", quality=95, exif=exif(n)), colours(), LOSSY)
+        CorpusImage(f"jpeg-orientation-{n}", encode(lying(n), "JPEG", quality=95, exif=exif(n)), colours(), LOSSY)
         for n in range(1, 9)
     ]
     damaged = [
-        Picture(
+        CorpusImage(
             f"jpeg-damaged-exif-{kind}",
             encode(lying(6), "JPEG", quality=95, exif=exif(6, damaged=kind)),
             colours(),
@@ -245,30 +245,30 @@ def _turned() -> list[Picture]:
     return [
         *turned,
         *damaged,
-        Picture("jpeg-exif-of-nothing", upright, colours(), LOSSY),
-        Picture("png-orientation-6", encode(lying(6), "PNG", exif=exif(6)), colours()),
-        Picture("png-damaged-exif", encode(lying(6), "PNG", exif=exif(6, damaged="before")), colours()),
-        Picture("webp-orientation-8", encode(lying(8), "WEBP", lossless=True, exif=exif(8)), colours()),
+        CorpusImage("jpeg-exif-of-nothing", upright, colours(), LOSSY),
+        CorpusImage("png-orientation-6", encode(lying(6), "PNG", exif=exif(6)), colours()),
+        CorpusImage("png-damaged-exif", encode(lying(6), "PNG", exif=exif(6, damaged="before")), colours()),
+        CorpusImage("webp-orientation-8", encode(lying(8), "WEBP", lossless=True, exif=exif(8)), colours()),
     ]
 
 
-def _animated() -> list[Picture]:
+def _animated() -> list[CorpusImage]:
     first, second = Image.fromarray(colours()), Image.fromarray(colours()[::-1].copy())
     palette = first.quantize(64)
     frames = {"save_all": True, "append_images": [second], "duration": 50}
     return [
-        Picture("png-animated", encode(first, "PNG", **frames), colours()),
-        Picture("webp-animated", encode(first, "WEBP", lossless=True, **frames), colours()),
-        Picture(
+        CorpusImage("png-animated", encode(first, "PNG", **frames), colours()),
+        CorpusImage("webp-animated", encode(first, "WEBP", lossless=True, **frames), colours()),
+        CorpusImage(
             "gif-animated",
             encode(palette, "GIF", **frames | {"append_images": [second.quantize(64)]}),
             np.asarray(palette.convert("RGB")),
         ),
-        Picture("jpeg-several", encode(first, "MPO", quality=95, **frames), colours(), LOSSY),
+        CorpusImage("jpeg-several", encode(first, "MPO", quality=95, **frames), colours(), LOSSY),
     ]
 
 
-def _profiled() -> list[Picture]:
+def _profiled() -> list[CorpusImage]:
     pixels, alpha = colours(), opacity()
     image = Image.fromarray(pixels)
     swapped = image.copy().point(lambda value: value)
@@ -276,15 +276,19 @@ def _profiled() -> list[Picture]:
     stored = Image.merge("RGB", [green, red, blue])
     rgba = Image.fromarray(np.dstack([np.asarray(stored), alpha]))
     return [
-        Picture("png-srgb-profile", encode(image, "PNG", icc_profile=srgb_profile()), pixels),
-        Picture("png-profile", encode(stored, "PNG", icc_profile=swapped_profile()), pixels, 2.0),
-        Picture("png-profile-rgba", encode(rgba, "PNG", icc_profile=swapped_profile()), on_white(pixels, alpha), 2.0),
-        Picture("png-damaged-profile", encode(image, "PNG", icc_profile=b"no profile"), pixels),
-        Picture(
+        CorpusImage("png-srgb-profile", encode(image, "PNG", icc_profile=srgb_profile()), pixels),
+        CorpusImage("png-profile", encode(stored, "PNG", icc_profile=swapped_profile()), pixels, 2.0),
+        CorpusImage(
+            "png-profile-rgba", encode(rgba, "PNG", icc_profile=swapped_profile()), on_white(pixels, alpha), 2.0
+        ),
+        CorpusImage("png-damaged-profile", encode(image, "PNG", icc_profile=b"no profile"), pixels),
+        CorpusImage(
             "png-grey-profile-of-colours",
             encode(image.convert("L"), "PNG", icc_profile=srgb_profile()),
             as_rgb(greys()),
         ),
-        Picture("jpeg-profile", encode(stored, "JPEG", quality=95, icc_profile=swapped_profile()), pixels, 2 * LOSSY),
-        Picture("webp-profile", encode(stored, "WEBP", lossless=True, icc_profile=swapped_profile()), pixels, 2.0),
+        CorpusImage(
+            "jpeg-profile", encode(stored, "JPEG", quality=95, icc_profile=swapped_profile()), pixels, 2 * LOSSY
+        ),
+        CorpusImage("webp-profile", encode(stored, "WEBP", lossless=True, icc_profile=swapped_profile()), pixels, 2.0),
     ]
