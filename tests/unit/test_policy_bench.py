@@ -182,5 +182,5 @@ def test_the_table_marks_missed_targets() -> None:
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(InputError, match="--parts: 'speed' is none of trl, phases, one_step_off"):
+    with pytest.raises(InputError, match="--parts: 'speed' is not one of trl, phases, one_step_off"):
         policy_bench.run(parts=("speed",))

@@ -233,7 +233,9 @@ def reduce_recipe(
     if not policy.evaluation.measure:
         raise InputError("policy.evaluation.measure: the bench's reward is the function named there, and it is empty")
     if policy.num_gpus or policy.rollouts.num_gpus:
-        raise InputError("policy.num_gpus, policy.rollouts.num_gpus: the bench shares out CPU cores; set both to 0")
+        raise InputError(
+            "policy.num_gpus, policy.rollouts.num_gpus: the bench divides CPU cores between both sides; set both to 0"
+        )
     rollouts = policy.rollouts
     engine = rollouts.engine.model_copy(update={"threads": threads})
     changes = {

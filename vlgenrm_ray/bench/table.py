@@ -57,7 +57,7 @@ def select_parts(chosen: Sequence[str], *, default: Sequence[str], known: Sequen
         InputError: A chosen part is not `known`.
     """
     if unknown := sorted(set(chosen) - set(known)):
-        raise InputError(f"--parts: {unknown[0]!r} is none of {', '.join(known)}")
+        raise InputError(f"--parts: {unknown[0]!r} is not one of {', '.join(known)}")
     return tuple(chosen or default)
 
 

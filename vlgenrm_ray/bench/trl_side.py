@@ -53,7 +53,7 @@ def grpo_arguments(training: PolicyRunConfig, *, generation: GenerationBackend, 
     """
     policy = training.policy
     if unsupported := _unsupported_settings(policy):
-        raise InputError(f"TRL's GRPOTrainer is no match for this recipe: {'; '.join(unsupported)}")
+        raise InputError(f"TRL's GRPOTrainer cannot train this recipe: {'; '.join(unsupported)}")
     algorithm, engine, rollouts = policy.algorithm, policy.engine, policy.rollouts
     num_samples = policy.questions_per_step * rollouts.group_size
     if num_samples % micro_batches:

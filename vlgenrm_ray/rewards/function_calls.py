@@ -88,7 +88,7 @@ class FunctionCaller:
             if outcome is None:
                 return None
             if _lacks_event_loop(outcome.error):
-                # It creates tasks or futures before it returns one of them.
+                # It needs a running event loop, to create the task or future that it returns.
                 self._needs_event_loop = True
             elif inspect.isawaitable(outcome.value):
                 awaitable = outcome.value
@@ -117,7 +117,7 @@ class FunctionCaller:
             if (outcome := await call.wait(now + (deadline - now) / 2)) is not None:
                 return outcome
             if not call.withdraw():
-                # It runs; another event loop cannot take it over.
+                # The call is running; another event loop cannot take it over.
                 outcome = await call.wait(deadline)
                 if outcome is None and call.cancel():
                     self._replace(event_loop)

@@ -184,7 +184,7 @@ class _ActorProcess:
         import ray
 
         self._function = function
-        # Without CPUs of its own, as the orchestrator that called functions before.
+        # It reserves no CPU: a function shares those of the orchestrator, in which it would run otherwise.
         actor_class = ray.remote(FunctionActor).options(num_cpus=0, max_concurrency=_MAX_CALLS)
         self._actor: Any = actor_class.remote(function, deadline_s, max_concurrency)
 

@@ -46,7 +46,7 @@ class EvidenceRequest(_EvidenceModel):
     @classmethod
     def _refuse_several_images(cls, body: Any) -> Any:
         if isinstance(body, dict) and ("images" in body or isinstance(body.get("image"), list)):
-            raise ValueError("evidence is of one image; ask for each by itself, as `image`")
+            raise ValueError("evidence is of one image; send one request per image, as `image`")
         return body
 
 

@@ -157,7 +157,9 @@ def _parse_path(reference: str) -> Path | None:
             pass
         raise ImageError(DropReason.IMAGE_UNREADABLE, "not the address of a file")
     if scheme:
-        raise ImageError(DropReason.IMAGE_MISSING, "addresses are not fetched; send the image, or a path it lies at")
+        raise ImageError(
+            DropReason.IMAGE_MISSING, "network addresses are not fetched; send the image itself, or a path"
+        )
     # Base64 may begin with a slash too (JPEG does), but has no dot.
     return Path(reference) if reference.startswith("/") and "." in reference[:_MAX_PATH] else None
 
@@ -235,9 +237,7 @@ class DecodedImages:
                     reserved = await self._reserve({image.sha256: image for image in stored}, num_pixels)
                     decoded = [await self._wait(reserved, stored, place) for place in range(len(stored))]
             except TimeoutError:
-                raise DecodeTimeoutError(
-                    "no room for its pictures, or no time to decode them, by the deadline"
-                ) from None
+                raise DecodeTimeoutError("no room for its images, or no time to decode them, by the deadline") from None
             yield tuple(decoded)
         finally:
             for image in reserved.values():

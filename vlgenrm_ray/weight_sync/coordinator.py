@@ -173,7 +173,7 @@ class WeightTransferCoordinator:
         try:
             return await self._pool.gather(calls, self._timeout_s, "new weights", f"finished the {phase} phase")
         except BaseException as error:
-            # Not if another transfer has replaced this one.
+            # Another transfer may have replaced this one, and must not be cancelled.
             if engines is self._engines:
                 self.cancel(str(error))
             raise

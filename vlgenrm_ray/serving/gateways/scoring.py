@@ -88,7 +88,7 @@ def require_rewards(replies: Sequence[ScoreReply]) -> list[float]:
     permanent = [(i, reply) for i, reply in failures if reply.status.http_status != 503]
     first, reply = (permanent or failures)[0]
     detail = f"{len(failures)} of {len(replies)} items have no reward; the first is {first}: {failure_reason(reply)}"
-    # A trainer that tries again gets no further than to the failures that stay.
+    # 503 only if all may come later: a retry cannot get past a permanent failure.
     if permanent:
         raise HTTPException(422, detail)
     raise HTTPException(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
