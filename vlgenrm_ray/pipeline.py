@@ -130,7 +130,7 @@ def evidence_quality_report(run: RewardRun) -> Mapping[str, Any]:
 def _bind_stages(run: RewardRun) -> RoundStages:
     config = run.config
     vocabulary = load_vocabulary(config.experts.vocabulary)
-    checker = CritiqueChecker(VocabularyExtractor(vocabulary), vocabulary, config.experts.thresholds)
+    checker = CritiqueChecker(VocabularyExtractor(vocabulary), vocabulary, config.experts.fitted_thresholds())
 
     def run_critiques(model: Path, round: int, target: StageFolder) -> Manifest:
         return critiques.run(

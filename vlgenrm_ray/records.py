@@ -128,7 +128,7 @@ class Finding:
     claim: Claim
     truth: Truth
     expert: str
-    """The experts that decided: `detector`, `detector+matcher`, or the name of an additional expert."""
+    """The experts that decided, such as `detector+matcher`, or the name of an additional expert."""
     score: float
     """Confidence of the deciding expert in [0, 1]."""
     boxes: tuple[Box, ...] = ()
@@ -164,6 +164,8 @@ class CheckedResponse:
     findings: tuple[Finding, ...]
     detections: tuple[Detection, ...] = ()
     window_scores: tuple[WindowScore, ...] = ()
+    nouns_searched_twice: tuple[str, ...] = ()
+    """Nouns that two detectors searched for: those without a detection are absent."""
 
 
 class Origin(StrEnum):
@@ -200,6 +202,8 @@ class Preference:
     """Objects detected in the image, against which critiques may be checked."""
     window_scores: tuple[WindowScore, ...] = ()
     """Scores of the image's windows, which prove the absence of objects."""
+    nouns_searched_twice: tuple[str, ...] = ()
+    """Nouns that two detectors searched for: those without a detection are absent."""
 
     def response(self, side: "Side") -> str:
         """Return the response of one side."""

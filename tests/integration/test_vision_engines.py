@@ -203,3 +203,59 @@ def test_zero_shot_detectors_of_transformers_satisfy_the_contract(make: object, 
     # Random weights: OWLv2's boxes have no height and are dropped, Grounding DINO's stay.
     assert number > 0 or make is owlv2
     assert detector.detect(plain_images, []) == [(), ()]
+
+
+# -- ultralytics: exported and open-vocabulary models ------------------------------------------------------------------
+
+
+def test_an_onnx_model_without_onnxruntime_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *args: None if name == "onnxruntime" else find_spec(name, *args)
+    )
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match=r"needs the package onnxruntime.*pip install onnxruntime"):
+        build_detector(DetectorConfig(model=str(tmp_path / "model.onnx")))
+
+
+@pytest.mark.parametrize("architecture", ["yolov8-world.yaml", "yoloe-11.yaml"])
+def test_yolo_world_and_yoloe_search_for_the_nouns_of_each_call(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights; the text encoder, which is a download, is replaced by random embeddings."""
+    import torch
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import WorldModel, YOLOEModel
+
+    YOLO(architecture, task="detect").save(tmp_path / "model.pt")
+    config = DetectorConfig(model=str(tmp_path), image_size=96, min_score=0.0001)
+    detector = build_detector(config)
+    assert detector.labels == ()
+    image = Image.new("RGB", (90, 60), "red")
+    with monkeypatch.context() as offline:
+        for model in (WorldModel, YOLOEModel):
+            offline.setattr(model, "get_text_pe", lambda self, text, **_: (_ for _ in ()).throw(OSError("no encoder")))
+        with pytest.raises(
+            InputError, match=r"the text encoder of .*model\.pt cannot be loaded \(OSError: no encoder\)"
+        ):
+            detector.detect([image], ["cup"])
+    for model in (WorldModel, YOLOEModel):
+        monkeypatch.setattr(model, "get_text_pe", lambda self, text, **_: torch.randn(1, len(text), 512))
+    num_boxes = check_detector(detector, [image], ["cup", "red bus"])
+    assert num_boxes + check_detector(detector, [image], ["unicorn"]) > 0
+    assert detector.detect([image], []) == [()]
+
+
+@pytest.mark.skipif("VLGENRM_REAL_DATA" not in os.environ, reason="VLGENRM_REAL_DATA is unset")
+def test_a_real_onnx_detector_finds_the_objects_of_real_photographs() -> None:
+    root = Path(os.environ["VLGENRM_REAL_DATA"])
+    model = root / "detector" / "nanodet_g_coco80.onnx"
+    detector = build_detector(DetectorConfig(model=str(model), image_size=416, min_score=0.3))
+    assert len(detector.labels) == 80
+    paths = sorted((root / "photos" / "coco128_train" / "images").glob("*.jpg"))[:8]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    assert check_detector(detector, images, detector.labels) >= 8

@@ -105,7 +105,9 @@ class EvidenceIndex:
         """Nouns and attributes of the detections."""
         image = checked[0].response.question.image
         whole_image = Box(label="", score=1.0, x0=0.0, y0=0.0, x1=image.width, y1=image.height)
-        self._evidence = ImageEvidence(image.width, image.height, detections, (WindowMatch(whole_image, scores),))
+        windows = (WindowMatch(whole_image, scores),)
+        twice = frozenset(checked[0].nouns_searched_twice)
+        self._evidence = ImageEvidence(image.width, image.height, detections, windows, twice)
 
     def check_text(self, text: str, question: str = "") -> tuple[Finding, ...]:
         """Return a finding on every claim of an answer to a question."""
@@ -309,6 +311,7 @@ class QuestionEvidence:
             rejected_id=rejected[0],
             detections=first.detections,
             window_scores=first.window_scores,
+            nouns_searched_twice=first.nouns_searched_twice,
         )
 
 

@@ -14,6 +14,7 @@ from vlgenrm_ray.data import flow, images
 from vlgenrm_ray.data.arrow import from_row, from_table, to_table
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
+from vlgenrm_ray.experts.calibration import load_calibration
 from vlgenrm_ray.experts.claims import grammar_fingerprint
 from vlgenrm_ray.experts.expert import ExpertConfig, ExpertPipelineConfig, ImageTask
 from vlgenrm_ray.experts.pipeline import ExpertPipeline, build_expert, expert_configs
@@ -34,6 +35,7 @@ class ExpertsConfig(ExpertPipelineConfig):
     renamed: ClassVar = {"limits": "images", "detectors": "detector_actors", "matchers": "matcher_actors"}
     inherits: ClassVar = {
         "detector_actors": "actors",
+        "second_detector_actors": "actors",
         "matcher_actors": "actors",
         "additional_experts.*.actors": "actors",
     }
@@ -42,6 +44,8 @@ class ExpertsConfig(ExpertPipelineConfig):
     """Actors that run one expert; every expert has a pool of its own."""
     detector_actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors that run the detector, where they differ from `actors`."""
+    second_detector_actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
+    """Actors that run the second detector, where they differ from `actors`."""
     matcher_actors: flow.ActorPoolConfig = flow.ActorPoolConfig()
     """Actors that run the matcher, where they differ from `actors`."""
     images: ImageLimits = ImageLimits()
@@ -49,7 +53,12 @@ class ExpertsConfig(ExpertPipelineConfig):
 
     def actor_pools(self) -> tuple[flow.ActorPoolConfig, ...]:
         """Return the actor pool of each of `expert_configs`, in the same order."""
-        return (self.detector_actors, self.matcher_actors, *(expert.actors for expert in self.additional_experts))
+        pools = {
+            "detector": self.detector_actors,
+            "second_detector": self.second_detector_actors,
+            "matcher": self.matcher_actors,
+        }
+        return tuple(pools.get(expert.kind, expert.actors) for expert in expert_configs(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +105,7 @@ def check_responses(row: ImageResponses, pipeline: ExpertPipeline) -> Unit[Check
             findings=findings,
             detections=report.detections,
             window_scores=report.window_scores,
+            nouns_searched_twice=report.nouns_searched_twice,
         )
         for response, findings in zip(row.responses, report.findings, strict=True)
     )
@@ -150,7 +160,8 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
         ConfigError: `target` was made with other settings.
         StageError: `source` is incomplete, or rows were lost.
     """
-    vocabulary = load_vocabulary(config.vocabulary)
+    fitted = load_calibration(config.calibration)
+    parts = [section.fingerprint() for section in (config, load_vocabulary(config.vocabulary), fitted)]
     rows, total = group_by_image(source)
     experts = expert_configs(config)
 
@@ -166,7 +177,7 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
         rows,
         work,
         total=total,
-        fingerprint=digest([config.fingerprint(), vocabulary.fingerprint(), grammar_fingerprint()]),
+        fingerprint=digest([*parts, grammar_fingerprint()]),
         inputs={"responses": source.data_hash()},
         metrics=count_findings,
     )

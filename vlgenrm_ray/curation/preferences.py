@@ -236,10 +236,11 @@ class _BuildPairs:
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         vocabulary = load_vocabulary(self.experts.vocabulary)
+        thresholds = self.experts.fitted_thresholds()
         units = units_from_table(CheckedResponse, rows)
         return units_table(
             Preference,
-            [build_image_pairs(u, self.config, vocabulary, self.experts.thresholds, self.seed) for u in units],
+            [build_image_pairs(u, self.config, vocabulary, thresholds, self.seed) for u in units],
         )
 
 
@@ -271,7 +272,7 @@ def run(
             [
                 config.fingerprint(),
                 vocabulary.fingerprint(),
-                experts.thresholds.fingerprint(),
+                experts.fitted_thresholds().fingerprint(),
                 grammar_fingerprint(),
                 seed,
             ]

@@ -3,8 +3,10 @@
 Pure and free of engines, so that the verdicts of a run can be recomputed from its records. The rules, in order:
 
 1. An object is *sure* if its box scores at least `sure_box` and the matcher gives it every attribute that the phrase
-   names. It is *possible* if either is undecided. A phrase is *absent* only if no object is sure or possible and the
-   matcher gives the phrase less than `absent_below` in every window that could show another object of it.
+   names. It is *possible* if either is undecided; a box that does not count (`counts`) is ignored. A phrase is *absent*
+   only if no object is sure or possible and a second expert agrees: the matcher gives the phrase less than
+   `absent_below` in every window that could show another object of it, or another detector searched for its noun as
+   well. With both, both must agree; with neither, nothing is absent.
 2. Existence: supported by a sure object, contradicted by absence.
 3. Count: supported if the number of sure objects agrees, none is only possible and no window suggests one more;
    contradicted if there are more sure objects, or if even the possible ones are fewer and no window suggests one more.
@@ -14,7 +16,8 @@ Pure and free of engines, so that the verdicts of a run can be recomputed from i
    in the region, or by another object there if the vocabulary allows one object per region.
 6. Relation: supported if it holds for all pairs of sure objects, contradicted if it holds for none, or if either phrase
    is absent.
-7. A negated claim swaps supported and contradicted. A hedged claim stays unknown.
+7. A verdict whose confidence is below `min_score` of the claim's kind is unknown.
+8. A negated claim swaps supported and contradicted. A hedged claim stays unknown.
 
 Everything else is unknown. `unknown` never produces a negative.
 """
@@ -43,6 +46,22 @@ class Thresholds(Settings):
     dead_zone: float = Field(default=0.15, ge=0, lt=1)
     """Distance along an axis below which two centres are in no relation, in fractions of the image's side."""
 
+    def is_sure(self, box: Box) -> bool:
+        """Return True if a box proves its object."""
+        return box.score >= self.sure_box
+
+    def counts(self, box: Box) -> bool:
+        """Return True if a box makes its object at least possible."""
+        return True
+
+    def p_both_miss(self, noun: str) -> float:
+        """Return the probability that an object is there although two detectors find no box of it."""
+        return 0.1
+
+    def min_score(self, kind: ClaimKind) -> float:
+        """Return the confidence that a verdict on a claim of this kind requires."""
+        return 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
@@ -50,6 +69,7 @@ class _Decision:
     score: float
     boxes: tuple[Box, ...] = ()
     used_matcher: bool = False
+    used_second_detector: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +116,14 @@ def check_claim(claim: Claim, evidence: ImageEvidence, vocabulary: Vocabulary, t
     """
     verdict = _Checker(evidence, vocabulary, thresholds).decide(claim)
     truth = verdict.truth
-    if claim.hedged:
+    if claim.hedged or verdict.score < thresholds.min_score(claim.kind):
         truth = Truth.UNKNOWN
     elif claim.negated:
         truth = _NEGATED[truth]
-    expert = "detector+matcher" if verdict.used_matcher else "detector"
+    experts = ["detector"]
+    experts += ["second_detector"] if verdict.used_second_detector else []
+    experts += ["matcher"] if verdict.used_matcher else []
+    expert = "+".join(experts)
     return Finding(claim=claim, truth=truth, expert=expert, score=verdict.score, boxes=verdict.boxes)
 
 
@@ -124,7 +147,7 @@ class _Checker:
             attributes = attributes_of.setdefault(detection.box, {})
             if detection.attribute:
                 attributes[detection.attribute] = detection.attribute_score
-        self.objects = tuple(_Object(box, attributes) for box, attributes in attributes_of.items())
+        self.objects = tuple(_Object(box, of_box) for box, of_box in attributes_of.items() if thresholds.counts(box))
 
     def decide(self, claim: Claim) -> _Decision:
         """Decide the claim as if it were neither negated nor hedged."""
@@ -158,7 +181,7 @@ class _Checker:
                 best[family] = max(best[family], 1.0 if score is None else score)
             if 0.0 in best.values():
                 continue
-            if unprovable or None in attribute_scores or item.box.score < self.thresholds.sure_box:
+            if unprovable or None in attribute_scores or not self.thresholds.is_sure(item.box):
                 possible.append(item)
             else:
                 sure.append(item)
@@ -177,15 +200,28 @@ class _Checker:
         ]
         return max(scores) if scores else None
 
+    def _were_searched_twice(self, phrase: Phrase) -> bool:
+        """Return True if two detectors searched for every noun that satisfies the phrase."""
+        nouns = {phrase.noun} if phrase.noun else set(self.vocabulary.nouns)
+        return nouns <= self.evidence.nouns_searched_twice
+
     def _check_absence(
         self, subject: str, candidates: _Candidates, windows: Sequence[WindowMatch] | None = None
     ) -> _Decision:
-        """Decide a claim without sure candidates: contradicted if no window shows the phrase, else unknown."""
+        """Decide a claim without sure candidates: contradicted if the second experts find no object, else unknown."""
         windows = self.evidence.window_matches if windows is None else windows
-        probability = self._max_probability(subject, (), windows)
-        if candidates.possible or probability is None or probability >= self.thresholds.absent_below:
-            return _Decision(Truth.UNKNOWN, 0.0, _boxes(candidates.possible), probability is not None)
-        return _Decision(Truth.CONTRADICTED, 1.0 - probability, (), used_matcher=True)
+        return self._decide_absence(subject, self._max_probability(subject, (), windows), candidates.possible)
+
+    def _decide_absence(self, subject: str, matched: float | None, possible: Sequence[_Object] = ()) -> _Decision:
+        """Combine the matcher's probability of a phrase, None if it has none, with the search of two detectors."""
+        phrase = self.vocabulary.phrase(subject)
+        searched_twice = phrase is not None and self._were_searched_twice(phrase)
+        used = {"used_matcher": matched is not None, "used_second_detector": searched_twice}
+        missed = self.thresholds.p_both_miss(phrase.noun) if phrase and searched_twice else None
+        probabilities = [p for p in (matched, missed) if p is not None]
+        if possible or not probabilities or max(probabilities) >= self.thresholds.absent_below:
+            return _Decision(Truth.UNKNOWN, 0.0, _boxes(possible), **used)
+        return _Decision(Truth.CONTRADICTED, 1.0 - max(probabilities), (), **used)
 
     # -- one rule per kind of claim ------------------------------------------------------------------------------
 
@@ -210,11 +246,12 @@ class _Checker:
             return _Decision(Truth.UNKNOWN, 0.0, boxes, used_matcher=True)
         if number == at_most and number > 0:
             used_matcher = probability is not None or bool(phrase.attributes)
-            return _Decision(Truth.SUPPORTED, candidates.score, boxes, used_matcher)
-        if probability is None:
-            return _Decision(Truth.UNKNOWN, 0.0, boxes)
+            return _Decision(Truth.SUPPORTED, candidates.score, boxes, used_matcher, self._were_searched_twice(phrase))
+        absence = self._decide_absence(subject, probability)
+        if absence.truth is Truth.UNKNOWN:
+            return replace(absence, boxes=boxes)
         truth = Truth.SUPPORTED if number == at_most else Truth.CONTRADICTED
-        return _Decision(truth, min(candidates.score, 1.0 - probability), boxes, used_matcher=True)
+        return replace(absence, truth=truth, score=min(candidates.score, absence.score), boxes=boxes)
 
     def _check_attribute(self, subject: str, phrase: Phrase, attribute: str) -> _Decision:
         candidates = self._find_candidates(phrase)
@@ -249,7 +286,7 @@ class _Checker:
         others = [
             item
             for item in self.objects
-            if self._side_of_border(item.box, place) > 0 and item.box.score >= self.thresholds.sure_box
+            if self._side_of_border(item.box, place) > 0 and self.thresholds.is_sure(item.box)
         ]
         if others and self.vocabulary.exclusive_places:
             return _Decision(Truth.CONTRADICTED, others[0].box.score, _boxes(others), bool(phrase.attributes))

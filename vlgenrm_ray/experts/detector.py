@@ -1,14 +1,24 @@
-"""The detector expert: finds the objects that the claims of an image name."""
+"""The detector experts: find the objects that the claims of an image name.
 
-from collections.abc import Iterable, Sequence
+With a second detector every object has one score, a logistic combination of both (`FusionConfig`), and the nouns that
+both searched for can be found absent.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from vlgenrm_ray.engines.contracts import Detector
 from vlgenrm_ray.engines.detectors import build_detector
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.experts.calibration import FusionConfig
 from vlgenrm_ray.experts.evidence import suppress_overlaps
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig, ImageTask
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
-from vlgenrm_ray.records import Claim
+from vlgenrm_ray.records import Box, Claim
+
+_NEVER = 2.0
+"""Overlap that no two boxes reach."""
 
 SAME_LABEL_OVERLAP = 0.5
 """Intersection over union from which the weaker of two boxes of one noun is dropped."""
@@ -36,16 +46,93 @@ class DetectorExpert:
         return [examined[task.id] for task in tasks]
 
     def _detect(self, tasks: Sequence[ImageTask], nouns: tuple[str, ...]) -> list[ImageTask]:
-        searched_all = set(self._vocabulary.nouns) <= set(nouns)
+        has_second = self._config.second_detector is not None
+        # Boxes of different nouns compete when they have the scores of both detectors.
+        overlaps = SAME_LABEL_OVERLAP, _NEVER if has_second else ANY_LABEL_OVERLAP
         boxes_of_images = self.detector.detect([task.image() for task in tasks], nouns)
-        return [
-            replace(
-                task,
-                boxes=suppress_overlaps(boxes, SAME_LABEL_OVERLAP, ANY_LABEL_OVERLAP),
-                searched_all_nouns=searched_all,
-            )
-            for task, boxes in zip(tasks, boxes_of_images, strict=True)
-        ]
+        examined = []
+        for task, boxes in zip(tasks, boxes_of_images, strict=True):
+            remaining = suppress_overlaps(boxes, *overlaps)
+            # With a second detector the score that counts is that of both.
+            counted = remaining if has_second else filter(self._config.fitted_thresholds().counts, remaining)
+            examined.append(replace(task, searched_nouns=nouns).with_boxes(tuple(counted)))
+        return examined
+
+
+class SecondDetectorExpert:
+    """Runs another detector for the same nouns, and combines its boxes with those of the first."""
+
+    def __init__(self, config: ExpertPipelineConfig, *, detector: Detector | None = None) -> None:
+        """Load `config.second_detector`, unless a detector is given. Raises InputError if it cannot be loaded."""
+        if detector is None and config.second_detector is None:
+            raise ConfigError("second_detector: there is none; set experts.second_detector")
+        self.detector = detector or build_detector(config.second_detector or config.detector)
+        self._config = config
+
+    def examine(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
+        """Replace `boxes` by those of both detectors, and add `nouns_searched_twice`. See `Expert`."""
+        labels = set(self.detector.labels)
+        groups: dict[tuple[str, ...], list[ImageTask]] = {}
+        for task in tasks:
+            nouns = tuple(noun for noun in task.searched_nouns if not labels or noun in labels)
+            groups.setdefault(nouns, []).append(task)
+        examined = {task.id: task for nouns, group in groups.items() for task in self._detect(group, nouns)}
+        return [examined[task.id] for task in tasks]
+
+    def _detect(self, tasks: Sequence[ImageTask], nouns: tuple[str, ...]) -> list[ImageTask]:
+        overlaps = SAME_LABEL_OVERLAP, ANY_LABEL_OVERLAP
+        boxes_of_images = self.detector.detect([task.image() for task in tasks], nouns)
+        examined = []
+        for task, boxes in zip(tasks, boxes_of_images, strict=True):
+            second = suppress_overlaps([box for box in boxes if box.label in nouns], overlaps[0], _NEVER)
+            fused = fuse_boxes(task.boxes, second, nouns, self._config.fusion())
+            counted = tuple(filter(self._config.fitted_thresholds().counts, fused))
+            remaining = suppress_overlaps(counted, *overlaps)
+            # A noun whose boxes gave way to another noun's is not absent.
+            lost = {box.label for box in counted} - {box.label for box in remaining}
+            twice = tuple(noun for noun in nouns if noun not in lost)
+            examined.append(replace(task, nouns_searched_twice=twice).with_boxes(remaining))
+        return examined
+
+
+def fuse_boxes(
+    first: Sequence[Box], second: Sequence[Box], nouns: Collection[str], config: FusionConfig
+) -> tuple[Box, ...]:
+    """Combine the boxes of two detectors on one image.
+
+    Args:
+        first: Boxes of the first detector.
+        second: Boxes of the second detector.
+        nouns: Nouns that both searched for. Boxes of others keep their score.
+        config: Weights of the two.
+
+    Returns:
+        One box per object, best score first: that of the detector with the higher score, with the score of both.
+    """
+    fused = [box for box in first if box.label not in nouns]
+    unmatched = list(second)
+    for box in sorted((box for box in first if box.label in nouns), key=lambda b: -b.score):
+        others = [other for other in unmatched if other.label == box.label and other.iou(box) >= SAME_LABEL_OVERLAP]
+        other = max(others, key=box.iou, default=None)
+        if other is not None:
+            unmatched.remove(other)
+        better = other if other is not None and other.score > box.score else box
+        score = fuse_scores(box.score, other.score if other is not None else 0.0, config)
+        fused.append(replace(better, score=score))
+    fused += [replace(other, score=fuse_scores(0.0, other.score, config)) for other in unmatched]
+    return tuple(sorted(fused, key=lambda b: -b.score))
+
+
+def fuse_scores(first: float, second: float, config: FusionConfig) -> float:
+    """Return the score of an object that two detectors gave these scores; 0 for no box. See `FusionConfig`."""
+    pairs = zip(config.weights, (first, second), strict=True)
+    logit = config.offset + sum(weight * _logit(max(score, config.floor)) for weight, score in pairs)
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+
+
+def _logit(p: float) -> float:
+    p = min(p, 1 - 1e-6)
+    return math.log(p / (1 - p))
 
 
 def phrases_of(claims: Iterable[Claim]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Evidence about one image, as `checking` uses it: detections and the phrases matched in its windows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vlgenrm_ray.records import Box, Detection, ImageRef, WindowScore
@@ -31,15 +31,21 @@ class ImageEvidence:
     detections: tuple[Detection, ...]
     """Best score first. A box occurs once per family of attributes that was matched on it."""
     window_matches: tuple[WindowMatch, ...] = ()
-    """Without these nothing is ever found absent: an absence takes both experts."""
+    """Scores of the matcher, if there is one."""
+    nouns_searched_twice: frozenset[str] = frozenset()
+    """Nouns that two detectors searched for. Without them or the matcher nothing is ever found absent."""
 
     @classmethod
     def from_records(
-        cls, image: ImageRef, detections: tuple[Detection, ...], window_scores: Sequence[WindowScore] = ()
+        cls,
+        image: ImageRef,
+        detections: tuple[Detection, ...],
+        window_scores: Sequence[WindowScore] = (),
+        nouns_searched_twice: Iterable[str] = (),
     ) -> "ImageEvidence":
         """Rebuild the evidence that a `CheckedResponse` or `Preference` carries."""
         matches = tuple(WindowMatch(score.box, {ANYTHING: score.anything}) for score in window_scores)
-        return cls(image.width, image.height, detections, matches)
+        return cls(image.width, image.height, detections, matches, frozenset(nouns_searched_twice))
 
     def centre(self, box: Box) -> tuple[float, float]:
         """Return the centre of a box in fractions of the image's width and height."""

@@ -15,6 +15,7 @@ from vlgenrm_ray import plugins
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.engines.detectors import DetectorConfig
 from vlgenrm_ray.engines.matchers import MatcherConfig
+from vlgenrm_ray.experts.calibration import FusionConfig, calibrated, load_calibration
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch
 from vlgenrm_ray.records import Box, Claim, Detection, Finding, WindowScore
@@ -25,9 +26,14 @@ if TYPE_CHECKING:
 
 EXPERTS = {
     "detector": "vlgenrm_ray.experts.detector:DetectorExpert",
+    "second_detector": "vlgenrm_ray.experts.detector:SecondDetectorExpert",
     "matcher": "vlgenrm_ray.experts.matcher:MatcherExpert",
 }
 """Kind -> class. Each class is constructed with the `ExpertPipelineConfig`, and its options as keyword arguments."""
+
+
+BUILTIN_EXPERTS = ("detector", "second_detector", "matcher")
+"""Kinds with a section of their own, in the order in which they run."""
 
 
 class MatchingConfig(Settings):
@@ -70,22 +76,36 @@ class ExpertPipelineConfig(Settings):
     """Vocabulary that claims are read with: `coco`, `shapes`, or the path of a YAML file."""
     detector: DetectorConfig
     """Object detector."""
-    matcher: MatcherConfig
-    """Image-text matcher: attributes of detected objects, and phrases in windows."""
+    second_detector: DetectorConfig | None = None
+    """Another detector, best of another architecture or training: objects that both see are surer, and an object is
+    absent if neither sees it. None: absence takes the matcher."""
+    matcher: MatcherConfig | None = None
+    """Image-text matcher: attributes of detected objects, and phrases in windows. None: attributes stay unknown, and so
+    does absence unless there is a second detector."""
     additional_experts: tuple[ExpertConfig, ...] = ()
-    """Experts that run after these two, and decide claims that they leave unknown. The first one takes precedence."""
+    """Experts that run after these, and decide claims that they leave unknown. The first one takes precedence."""
     matching: MatchingConfig = MatchingConfig()
     """Margins and windows of the matcher."""
     thresholds: Thresholds = Thresholds()
     """Limits between definite and unknown verdicts."""
+    calibration: str = ""
+    """File of fitted limits and weights, which take precedence; all nodes read it. "": none."""
     max_side: int = Field(default=1024, ge=32)
     """Larger images are scaled down to this side, in pixels, before the experts receive them."""
+
+    def fitted_thresholds(self) -> Thresholds:
+        """Return the thresholds, with those of the calibration. Raises InputError if it cannot be read."""
+        return calibrated(self.thresholds, self.calibration)
+
+    def fusion(self) -> FusionConfig:
+        """Return the weights of two detectors. Raises InputError if the calibration cannot be read."""
+        return load_calibration(self.calibration).fusion
 
     @field_validator("additional_experts")
     @classmethod
     def _are_additional(cls, experts: tuple[ExpertConfig, ...]) -> tuple[ExpertConfig, ...]:
-        if any(expert.kind in ("detector", "matcher") for expert in experts):
-            raise ValueError("detector and matcher always run; set them up under `detector` and `matcher`")
+        if any(expert.kind in BUILTIN_EXPERTS for expert in experts):
+            raise ValueError(f"{', '.join(BUILTIN_EXPERTS)} have sections of their own; set them up there")
         return experts
 
 
@@ -97,6 +117,10 @@ class ImageTask:
     """Unique within a batch; the image's sha256 in the experts stage."""
     original_width: int
     original_height: int
+    questions: tuple[str, ...] = ()
+    """The question that each text answers; () if they answer none."""
+    texts: tuple[str, ...] = ()
+    """The texts about the image."""
     width: int = 0
     height: int = 0
     """Size of `pixels`, which may be scaled down."""
@@ -108,8 +132,10 @@ class ImageTask:
     """Noun phrases of the claims. The detector expert removes those whose nouns its model does not know."""
     boxes: tuple[Box, ...] = ()
     """Detected objects, in pixels of `image()`."""
-    searched_all_nouns: bool = False
-    """True if the detector searched for every noun of the vocabulary. Otherwise no window counts as empty."""
+    searched_nouns: tuple[str, ...] = ()
+    """Nouns that the detector searched for."""
+    nouns_searched_twice: tuple[str, ...] = ()
+    """Nouns that the second detector searched for as well."""
     detections: tuple[Detection, ...] = ()
     """Boxes with matched attributes, in pixels of the original image."""
     window_matches: tuple[WindowMatch, ...] = ()
@@ -134,8 +160,19 @@ class ImageTask:
         return self.original_width / self.width, self.original_height / self.height
 
     def evidence(self) -> ImageEvidence:
-        """Return the evidence of the detector and the matcher."""
-        return ImageEvidence(self.original_width, self.original_height, self.detections, self.window_matches)
+        """Return the evidence of the detectors and the matcher."""
+        return ImageEvidence(
+            self.original_width,
+            self.original_height,
+            self.detections,
+            self.window_matches,
+            frozenset(self.nouns_searched_twice),
+        )
+
+    def with_boxes(self, boxes: Sequence[Box]) -> "ImageTask":
+        """Return the task with other boxes, and their detections without attributes."""
+        detections = (Detection(box=box.scaled(*self.scale), attribute="", attribute_score=0.0) for box in boxes)
+        return replace(self, boxes=tuple(boxes), detections=tuple(detections))
 
     def mark_dropped(self, reason: str, detail: str) -> "ImageTask":
         """Return the task marked as unusable."""

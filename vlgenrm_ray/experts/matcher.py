@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vlgenrm_ray.engines.contracts import Matcher
 from vlgenrm_ray.engines.matchers import build_matcher
+from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.experts.evidence import ANYTHING, WindowMatch, cut_windows
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig, ImageTask, MatchingConfig
 from vlgenrm_ray.experts.vocabulary import Phrase, Vocabulary, load_vocabulary, with_article
@@ -30,7 +31,9 @@ class MatcherExpert:
 
     def __init__(self, config: ExpertPipelineConfig, *, matcher: Matcher | None = None) -> None:
         """Load the matcher of `config`, unless one is given. Raises InputError if it cannot be loaded."""
-        self.matcher = matcher or build_matcher(config.matcher)
+        if matcher is None and config.matcher is None:
+            raise ConfigError("matcher: there is none; set experts.matcher")
+        self.matcher = matcher or build_matcher(config.matcher)  # type: ignore[arg-type]
         self._config = config.matching
         self._vocabulary = load_vocabulary(config.vocabulary)
 
@@ -41,11 +44,17 @@ class MatcherExpert:
         phrases = [task.phrases for task in tasks]
         detections = match_attributes(boxed_images, self.matcher, self._vocabulary, self._config)
         windows = match_windows(images, phrases, self.matcher, self._vocabulary, self._config)
-        return [_add_matches(*parts) for parts in zip(tasks, detections, windows, strict=True)]
+        nouns = set(self._vocabulary.nouns)
+        return [
+            _add_matches(task, of_task, windows_of_task, searched_all=nouns <= set(task.searched_nouns))
+            for task, of_task, windows_of_task in zip(tasks, detections, windows, strict=True)
+        ]
 
 
-def _add_matches(task: ImageTask, detections: Sequence[Detection], windows: Sequence[WindowMatch]) -> ImageTask:
-    """Scale boxes to the original image and add them to the task."""
+def _add_matches(
+    task: ImageTask, detections: Sequence[Detection], windows: Sequence[WindowMatch], *, searched_all: bool
+) -> ImageTask:
+    """Scale boxes to the original image and add them to the task. A window is empty only if all nouns were searched."""
     boxes = [window.box.scaled(*task.scale) for window in windows]
     return replace(
         task,
@@ -55,7 +64,7 @@ def _add_matches(task: ImageTask, detections: Sequence[Detection], windows: Sequ
             for box, window in zip(boxes, windows, strict=True)
         ),
         window_scores=tuple(
-            WindowScore(box=box, anything=window.scores[ANYTHING] if task.searched_all_nouns else 1.0)
+            WindowScore(box=box, anything=window.scores[ANYTHING] if searched_all else 1.0)
             for box, window in zip(boxes, windows, strict=True)
         ),
     )

@@ -17,7 +17,14 @@ from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.experts.checking import check_claim
 from vlgenrm_ray.experts.claims import VocabularyExtractor, claim_key
 from vlgenrm_ray.experts.detector import phrases_of
-from vlgenrm_ray.experts.expert import EXPERTS, Expert, ExpertConfig, ExpertPipelineConfig, ImageTask
+from vlgenrm_ray.experts.expert import (
+    BUILTIN_EXPERTS,
+    EXPERTS,
+    Expert,
+    ExpertConfig,
+    ExpertPipelineConfig,
+    ImageTask,
+)
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Claim, Detection, Finding, Truth, WindowScore
 
@@ -33,6 +40,7 @@ class ExpertReport:
     height: int
     detections: tuple[Detection, ...]
     window_scores: tuple[WindowScore, ...]
+    nouns_searched_twice: tuple[str, ...]
     findings: tuple[tuple[Finding, ...], ...]
     """For each text a finding on each of its claims, in the text's order."""
 
@@ -44,11 +52,12 @@ class ExpertPipeline:
         """Combine loaded experts with the vocabulary of `config`.
 
         Raises:
-            InputError: The vocabulary cannot be read.
+            InputError: The vocabulary or the calibration cannot be read.
         """
         self.config = config
         self.vocabulary = load_vocabulary(config.vocabulary)
         self.experts = tuple(experts)
+        self._thresholds = config.fitted_thresholds()
         self._extractor = VocabularyExtractor(self.vocabulary)
 
     @classmethod
@@ -92,6 +101,8 @@ class ExpertPipeline:
             width=pixels.width,
             height=pixels.height,
             pixels=pixels.tobytes(),
+            texts=tuple(texts),
+            questions=tuple(questions),
             claims=claims,
             phrases=phrases_of(claim for of_text in claims for claim in of_text),
         )
@@ -112,7 +123,7 @@ class ExpertPipeline:
         further = {claim_key(f.claim): f for f in reversed(task.findings) if f.truth is not Truth.UNKNOWN}
 
         def find(claim: Claim) -> Finding:
-            finding = check_claim(claim, evidence, self.vocabulary, self.config.thresholds)
+            finding = check_claim(claim, evidence, self.vocabulary, self._thresholds)
             if finding.truth is Truth.UNKNOWN and not claim.hedged and claim_key(claim) in further:
                 return replace(further[claim_key(claim)], claim=claim)
             return finding
@@ -122,13 +133,15 @@ class ExpertPipeline:
             height=task.original_height,
             detections=task.detections,
             window_scores=task.window_scores,
+            nouns_searched_twice=task.nouns_searched_twice,
             findings=tuple(tuple(find(claim) for claim in of_text) for of_text in task.claims),
         )
 
 
 def expert_configs(config: ExpertPipelineConfig) -> tuple[ExpertConfig, ...]:
     """Return every expert of a pipeline in the order in which they run."""
-    builtin = (ExpertConfig(kind="detector"), ExpertConfig(kind="matcher"))
+    sections = {"detector": config.detector, "second_detector": config.second_detector, "matcher": config.matcher}
+    builtin = tuple(ExpertConfig(kind=kind) for kind in BUILTIN_EXPERTS if sections[kind] is not None)
     return builtin + config.additional_experts
 
 

@@ -131,7 +131,10 @@ class CritiqueChecker:
         Quoting a false claim of the response is no fault, and claims that the experts cannot decide are ignored.
         """
         evidence = ImageEvidence.from_records(
-            preference.question.image, preference.detections, preference.window_scores
+            preference.question.image,
+            preference.detections,
+            preference.window_scores,
+            preference.nouns_searched_twice,
         )
         return any(
             Truth.CONTRADICTED in self._truths(self.extractor.extract(step.image), evidence)

@@ -27,7 +27,8 @@ class DetectorConfig(Settings):
     """`ultralytics`, `zero_shot` (Grounding DINO, OWLv2, OWL-ViT: every `AutoModelForZeroShotObjectDetection`), or an
     import path `package.module:Class` of a detector of your own."""
     model: str
-    """ultralytics: a `.pt` file, or a folder with `model.pt`. zero_shot: a folder, or a Hugging Face hub name."""
+    """ultralytics: a `.pt` file (YOLO of any version, RT-DETR, YOLO-World, YOLOE), a folder with `model.pt`, or an
+    `.onnx` file. zero_shot: a folder, or a Hugging Face hub name."""
     min_score: float = Field(default=0.1, gt=0, lt=1)
     """Boxes with a lower score are discarded. Keep it low: a weak box makes a claim `unknown` rather than `absent`."""
     image_size: int = Field(default=640, ge=32)

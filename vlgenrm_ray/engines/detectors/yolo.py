@@ -4,6 +4,7 @@ Ultralytics is AGPL-3.0; this is the only file that imports it. It runs without 
 automatic installs, with its settings in a temporary folder, and it loads checkpoints without unpickling code.
 """
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -43,17 +44,22 @@ def _set_up_ultralytics() -> None:
 
 
 class YoloDetector:
-    """Closed-vocabulary detector: a trained YOLO of any size. It detects the nouns it was trained on."""
+    """A trained YOLO of any kind and size, as a checkpoint or exported to ONNX.
+
+    YOLO-World and YOLOE checkpoints search for the nouns of each call; all others, and exported ones, detect the nouns
+    that they were trained or exported with.
+    """
 
     def __init__(self, config: DetectorConfig) -> None:
         """Load the model. Raises InputError if `config.model` holds no readable checkpoint."""
         _set_up_ultralytics()
-        from ultralytics import YOLO
+        from ultralytics import YOLO, YOLOE, YOLOWorld
 
         path = Path(config.model)
         weights = path / "model.pt" if path.is_dir() else path
         if not weights.is_file():
             raise InputError(f"detector.model: {path} holds no model.pt; give an ultralytics .pt file or its folder")
+        _check_runtime(weights)
         device = resolve_device(config.device)
         try:
             self._model = YOLO(str(weights), task="detect")
@@ -63,7 +69,9 @@ class YoloDetector:
                 f"detector.model: {weights} is not a readable YOLO checkpoint ({type(error).__name__}: {error}); "
                 "give a .pt file that ultralytics saved"
             ) from error
-        self._names: dict[int, str] = self._model.names
+        self._searches_any = isinstance(self._model, YOLOWorld | YOLOE)
+        self._path = weights
+        self._names: dict[int, str] = {} if self._searches_any else dict(self._model.names)
         self._predict_args = {
             "conf": config.min_score,
             "iou": _NMS_IOU,
@@ -75,20 +83,45 @@ class YoloDetector:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """See `contracts.Detector`."""
-        return tuple(self._names.values())
+        """See `contracts.Detector`. Empty for YOLO-World and YOLOE."""
+        return () if self._searches_any else tuple(self._names.values())
 
     def detect(self, images: "Sequence[PIL.Image.Image]", nouns: Sequence[str]) -> list[tuple[Box, ...]]:
         """See `contracts.Detector`."""
+        if self._searches_any and nouns and images:
+            self._set_nouns(nouns)
         classes = [index for index, name in self._names.items() if name in nouns]
         if not classes or not images:
             return [() for _ in images]
         results = self._model.predict(list(images), classes=classes, batch=len(images), **self._predict_args)
         return [tuple(self._read_box(row) for row in result.boxes.data.tolist()) for result in results]
 
+    def _set_nouns(self, nouns: Sequence[str]) -> None:
+        """Make an open-vocabulary model search for `nouns`, which its text encoder embeds."""
+        if tuple(nouns) == tuple(self._names.values()):
+            return
+        try:
+            self._model.set_classes(list(nouns))
+        # The encoder is a package and a file of their own, and each of them fails in its own way.
+        except Exception as error:
+            raise InputError(
+                f"detector.model: the text encoder of {self._path} cannot be loaded ({type(error).__name__}: {error}); "
+                "YOLO-World needs CLIP ViT-B/32, YOLOE needs MobileCLIP, in the working folder or ultralytics' cache; "
+                "or export the model to ONNX with its nouns"
+            ) from error
+        self._names = dict(enumerate(nouns))
+
     def _read_box(self, row: list[float]) -> Box:
         x0, y0, x1, y1, score, index = row
         return Box(label=self._names[int(index)], score=score, x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+def _check_runtime(weights: Path) -> None:
+    if weights.suffix == ".onnx" and importlib.util.find_spec("onnxruntime") is None:
+        raise InputError(
+            f"detector.model: {weights} needs the package onnxruntime, which is not installed; "
+            "`pip install onnxruntime`, or onnxruntime-gpu for CUDA, on every node"
+        )
 
 
 LabelledImage = tuple["PIL.Image.Image", Sequence[Box]]
