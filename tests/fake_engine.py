@@ -4,7 +4,7 @@ import asyncio
 
 from vlgenrm_ray.records import JudgeCritique, Judgement
 from vlgenrm_ray.serving.canary import CanaryResult
-from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.engine import ChatAnswer, ChatResult, ChatTask, ScoreTask
 from vlgenrm_ray.serving.model_version import ModelVersion
 
 SLOW_S = 15.0
@@ -18,6 +18,11 @@ class FakeEngine:
         if any(task.response == "slow" for task in tasks):
             await asyncio.sleep(SLOW_S)
         return model.name, [_judgement(task) for task in tasks]
+
+    async def chat(self, task: ChatTask, model: ModelVersion) -> tuple[str, ChatResult]:
+        text = f"{len(task.turns)} turns, {len(task.images)} images"
+        answer = ChatAnswer(text=text, finish="stop", num_tokens=4)
+        return model.name, ChatResult(status="ok", answers=(answer,) * task.sampling.n, num_prompt_tokens=9)
 
     async def try_model(self, model: ModelVersion) -> CanaryResult:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Conversation, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 
 
@@ -20,9 +20,11 @@ class FakeLiveGenerator:
         """Requests that were cancelled or closed before their last sample."""
 
     async def generate_stream(
-        self, prompt: Prompt, sampling: Sampling, seed: int
+        self, prompt: Prompt | Conversation, sampling: Sampling, seed: int
     ) -> AsyncIterator[tuple[int, Sample | Refusal]]:
-        """Sample, see `contracts.LiveGenerator`."""
+        """Sample, see `contracts.LiveGenerator`. The script sees a conversation as text, `<image>` for its images."""
+        if isinstance(prompt, Conversation):
+            prompt = Prompt(images=prompt.images, text=conversation_text(prompt))
         self.num_asked += 1
         (outcome,) = self.generator.generate([prompt], sampling, [seed])
         elapsed = 0.0
@@ -35,3 +37,11 @@ class FakeLiveGenerator:
         except (asyncio.CancelledError, GeneratorExit):
             self.num_aborted += 1
             raise
+
+
+def conversation_text(conversation: Conversation) -> str:
+    """The turns of a conversation as text, one per line."""
+    turns = [
+        (turn.role, "".join("<image>" if part is None else part for part in turn.parts)) for turn in conversation.turns
+    ]
+    return "\n".join(f"{role}: {text}" for role, text in turns)

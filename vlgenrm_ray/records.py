@@ -299,6 +299,8 @@ class Judgement:
     """Mean p(Yes) + p(No) over the critiques."""
     engine_s: float = 0.0
     """Seconds between request and last critique, if judged by a live engine; 0 in a batch."""
+    num_prompt_tokens: int = 0
+    """Tokens of the prompts, those of images included, if judged by a live engine; 0 in a batch."""
     detail: str = ""
     """Explanation of the status, for people."""
 

@@ -9,7 +9,8 @@
 7.  Every token carries every tracked word's probability, in [0, 1]; a word just written has one above 0.
 8.  A prompt may spell out control tokens, have no image, or begin the answer; an answer never repeats its beginning.
 9.  A prompt may show several images; one with more than the generator takes is refused, and the others are not harmed.
-10. What is finished can be had while the rest is written, each prompt once, and is what a call would return.
+10. A sample ends before the first of its stop texts, and its `finish` is then `stop`.
+11. What is finished can be had while the rest is written, each prompt once, and is what a call would return.
 """
 
 from collections.abc import Iterator
@@ -66,6 +67,26 @@ def test_tokens_make_up_the_text(generator: StreamingGenerator) -> None:
         assert (sample.finish == "length") == (len(sample.tokens) == 5)
         assert "<|" not in sample.text
     assert any(s.finish == "length" for s in samples)
+
+
+def test_a_sample_ends_before_its_stop_texts(generator: StreamingGenerator) -> None:
+    prompts, seeds = [prompt(shade=s) for s in range(6)], list(range(6))
+    whole = generator.generate(prompts, Sampling(max_tokens=8), seeds)
+    num_cut = 0
+    for one, seed, (text,) in zip(prompts, seeds, map(texts_of, whole), strict=True):
+        stop = (text[len(text) // 2 :][:3] or "x", "never said")
+        (outcome,) = generator.generate([one], Sampling(max_tokens=8, stop=stop), [seed])
+        assert not isinstance(outcome, Refusal)
+        assert outcome[0].text == text[: text.index(stop[0])] if stop[0] in text else text
+        if outcome[0].text != text:
+            num_cut += 1
+            assert outcome[0].finish == "stop"
+    assert num_cut
+
+
+def test_the_tokens_of_a_prompt_are_counted(generator: StreamingGenerator) -> None:
+    (short,), (long,) = generator.generate([prompt(), prompt(TEXT * 3)], Sampling(max_tokens=2), [1, 2])
+    assert 0 < short.num_prompt_tokens < long.num_prompt_tokens
 
 
 def test_equal_seeds_give_equal_responses_in_any_batch(generator: StreamingGenerator) -> None:

@@ -118,8 +118,11 @@ GATEWAYS = [
 def test_gateways_return_the_status_and_no_number(gateway: Any, path: str, body: Any, text: str) -> None:
     answer = FakeGateway(gateway.router, service().score).post(path, body(text))
     assert "empty_text" in answer.text
-    assert answer.status_code == (200 if gateway is unirl else 422)
-    assert not {"scores", "rewards", "reward"} & json.loads(answer.text).keys()
+    assert answer.status_code == (200 if gateway in (unirl, nemo_gym) else 422)
+    if gateway is nemo_gym:
+        assert answer.json()["mask_sample"] is True
+    else:
+        assert not {"scores", "rewards", "reward"} & json.loads(answer.text).keys()
 
 
 def test_a_local_judge_passes_status_and_detail_on() -> None:

@@ -1,7 +1,6 @@
-"""Gateways of clients that send conversations: OpenAI chat, NeMo Gym, UniRL."""
+"""Gateways of clients that send conversations: OpenAI chat (judged ones, see also `test_chat`) and UniRL."""
 
 import asyncio
-import json
 import math
 
 import httpx
@@ -10,7 +9,7 @@ from fake_gateway import FakeGateway
 
 from vlgenrm_ray.judge.protocol import image_references
 from vlgenrm_ray.judge.wire import ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
-from vlgenrm_ray.serving.gateways import nemo_gym, openai_chat, unirl
+from vlgenrm_ray.serving.gateways import openai_chat, unirl
 
 URL, OTHER = "data:image/png;base64,aGVsbG8=", "data:image/png;base64,d29ybGQ="
 USER = {
@@ -74,64 +73,6 @@ def test_a_chat_error_has_openais_form(body: dict[str, object], code: int, messa
     assert answer.status_code == code
     assert message in answer.json()["error"]["message"]
     assert ("retry-after" in answer.headers) == (code == 503)
-
-
-def rollout(text: str, **over: object) -> dict[str, object]:
-    content = [{"type": "input_image", "image_url": URL}, {"type": "input_text", "text": "What?"}]
-    output = [
-        {"type": "reasoning", "summary": []},
-        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]},
-    ]
-    turns = [{"type": "message", "role": "user", "content": content}, {"type": "function_call", "name": "f"}]
-    return {"responses_create_params": {"input": turns}, "response": {"output": output}, **over}
-
-
-def test_gym_receives_its_request_with_a_reward() -> None:
-    gateway = FakeGateway(nemo_gym.router)
-    body = rollout("0.75", expected_answer="a cat", row=3)
-    reply = gateway.post("/verify", body).json()
-    assert reply == {**body, "reward": 0.75, "verdict_mass": 0.9, "num_critiques": 1, "model_version": "scripted"}
-    (item,) = gateway.items
-    assert (item.response, item.reference, len(item.messages)) == ("0.75", "a cat", 1)
-    assert item.messages[0]["content"][0]["image_url"]["url"] == URL
-    plain = {"responses_create_params": {"input": "What?"}, "response": rollout("1")["response"]}
-    assert gateway.post("/verify", plain).json()["reward"] == 1.0
-    assert gateway.post("/seed_session", {}).json() == {}
-
-
-def test_a_gym_rollout_may_have_several_images() -> None:
-    gateway = FakeGateway(nemo_gym.router)
-    content = [{"type": "input_image", "image_url": url} for url in (OTHER, URL)]
-    params = {"input": [{"role": "user", "content": [*content, {"type": "input_text", "text": "Which?"}]}]}
-    assert gateway.post("/verify", rollout("1", responses_create_params=params)).json()["reward"] == 1.0
-    assert image_references(gateway.items[0]) == [OTHER, URL]
-
-
-def test_gym_receives_failures_as_http_errors() -> None:
-    for status, code in (("timeout", 503), ("unreadable_verdict", 422)):
-        answer = FakeGateway(nemo_gym.router).post("/verify", rollout(f"fails:{status}"))
-        assert answer.status_code == code
-        assert "reward" not in answer.json()
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        rollout("1", responses_create_params={}),
-        rollout("1", response={"output": "text"}),
-        rollout("1", response={"output": [{"type": "message", "content": "text"}]}),
-        rollout("1", responses_create_params={"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}),
-    ],
-)
-def test_unreadable_gym_rollouts_are_422(body: dict[str, object]) -> None:
-    assert FakeGateway(nemo_gym.router).post("/verify", body).status_code == 422
-
-
-def test_gym_rows_are_returned_unchanged() -> None:
-    text = json.dumps(rollout("1", odd=math.nan, half="\ud800"))
-    answer = FakeGateway(nemo_gym.router).post("/verify", content=text, headers={"content-type": "application/json"})
-    assert answer.status_code == 200
-    assert '"odd": NaN' in answer.text
 
 
 def test_unirl_receives_results_and_errors_per_item() -> None:

@@ -36,7 +36,8 @@ def test_live_judgement_equals_the_batch_judgement() -> None:
     scripted = ScriptedGenerator(random_verdict, confidence=0.8)
     live = score_live(FakeLiveGenerator(scripted, lambda prompt, place: 0.01 * (3 - place)))
     (batch,) = Judge(CONFIG, scripted).score([INPUT])
-    assert replace(live, engine_s=0.0) == batch
+    assert live.num_prompt_tokens > 0
+    assert replace(live, engine_s=0.0, num_prompt_tokens=0) == batch
     assert live.engine_s > 0.0
     assert (live.num_asked, len(live.critiques)) == (4, 4)
     assert live.num_tokens == sum(critique.num_tokens for critique in live.critiques) > 0

@@ -6,7 +6,7 @@ contract tests (`tests/integration/test_generator_contract.py`).
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Box
@@ -28,6 +28,24 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[str | None, ...]
+    """Texts in order. None marks the place of the conversation's next image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Turns to which the model adds the next one. The engine applies the model's own chat template."""
+
+    images: "tuple[PIL.Image.Image, ...]"
+    """As many as the turns have marks; any number up to the engine's `max_images`."""
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """Sampling parameters of one prompt."""
 
@@ -40,6 +58,8 @@ class Sampling:
     """Seed of the first prompt of a call; prompt i uses seed + i, so that equal prompts get different samples."""
     tracked_words: tuple[str, ...] = ()
     """Words whose probability is returned at every position, summed over their token forms ("Yes", " yes", ...)."""
+    stop: tuple[str, ...] = ()
+    """Texts before which a sample ends. `Sample.text` is without them, `Sample.tokens` may have them."""
     logprobs: bool = False
     """Return `Sample.ids` and `Sample.logprobs`, for training on the sample."""
 
@@ -62,7 +82,9 @@ class Sample:
     tokens: tuple[Token, ...]
     """Tokens without special ones such as the end of turn."""
     finish: str
-    """`stop` (end of turn) or `length` (cut at `max_tokens`)."""
+    """`stop` (end of turn, or a text of `Sampling.stop`) or `length` (cut at `max_tokens`)."""
+    num_prompt_tokens: int = 0
+    """Tokens of the prompt, those of images included."""
     ids: tuple[int, ...] = ()
     """All generated tokens, with special ones and the end of turn; empty unless `Sampling.logprobs`."""
     logprobs: tuple[float, ...] = ()
@@ -99,6 +121,11 @@ def refuse_extra_images(num_images: int, limit: int) -> Refusal | None:
         return None
     detail = f"{num_images} images; the engine accepts {limit}; raise its setting engine.max_images"
     return Refusal(reason=DropReason.TOO_MANY_IMAGES, detail=detail)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the part of a text before the first of the texts in `stop`; the whole text without one."""
+    return text[: min((place for place in map(text.find, stop) if place >= 0), default=len(text))]
 
 
 class Generator(Protocol):
@@ -154,7 +181,7 @@ class LiveGenerator(Protocol):
     """A generator for concurrent requests."""
 
     def generate_stream(
-        self, prompt: Prompt, sampling: Sampling, seed: int
+        self, prompt: Prompt | Conversation, sampling: Sampling, seed: int
     ) -> AsyncIterator[tuple[int, Sample | Refusal]]:
         """Yield `sampling.n` samples of a prompt as they finish, each with its number 0 ... n - 1.
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling, Token, refuse_extra_images
+from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling, Token, cut_at_stop, refuse_extra_images
 from vlgenrm_ray.errors import ConfigError, DropReason
 
 Script = Callable[[Prompt, random.Random], str]
@@ -77,13 +77,19 @@ class ScriptedGenerator:
         return [self._sample(prompt, sampling, f"{0 if greedy else seed}/{k}") for k in range(sampling.n)]
 
     def _sample(self, prompt: Prompt, sampling: Sampling, seed: str) -> Sample:
-        text = self.script(prompt, random.Random(seed))
-        pieces = _TOKEN.findall(text)
+        pieces = _TOKEN.findall(self.script(prompt, random.Random(seed)))
         written = pieces[: sampling.max_tokens]
         tokens = tuple(self._token(piece, sampling.tracked_words) for piece in written)
         # The end of turn is a token too: a text of exactly `max_tokens` tokens was cut before it.
         ended = len(pieces) < sampling.max_tokens
-        sample = Sample(text="".join(written), tokens=tokens, finish="stop" if ended else "length")
+        whole = "".join(written)
+        text = cut_at_stop(whole, sampling.stop)
+        sample = Sample(
+            text=text,
+            tokens=tokens,
+            finish="stop" if ended or text != whole else "length",
+            num_prompt_tokens=len(_TOKEN.findall(prompt.text)),
+        )
         if not sampling.logprobs:
             return sample
         ids = tuple(token.id for token in tokens) + ((END_OF_TURN,) if ended else ())

@@ -175,7 +175,7 @@ class VllmGenerator:
     ) -> list[Sample] | Refusal:
         samples = []
         for completion in output.outputs:
-            sample = self.requests.sample(completion, sampling, tracked)
+            sample = self.requests.sample(completion, sampling, tracked, output.prompt_token_ids)
             if isinstance(sample, Refusal):
                 return sample
             samples.append(sample)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
+from vlgenrm_ray.engines.contracts import Conversation, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.environment import kill_on_exit
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment
 from vlgenrm_ray.engines.vllm_requests import VllmRequests, error_summary, mix_seed, refusal
@@ -60,7 +60,9 @@ class AsyncVllmGenerator:
         self._closed = False
         self._loss: asyncio.Future[None] | None = None
 
-    async def generate_one(self, prompt: Prompt, sampling: Sampling, seed: int) -> list[Sample] | Refusal:
+    async def generate_one(
+        self, prompt: Prompt | Conversation, sampling: Sampling, seed: int
+    ) -> list[Sample] | Refusal:
         """Return the n samples of a prompt, or a refusal. Cancelling it aborts the running samples."""
         samples: dict[int, Sample] = {}
         async for place, outcome in self.generate_stream(prompt, sampling, seed):
@@ -70,7 +72,7 @@ class AsyncVllmGenerator:
         return [samples[place] for place in range(sampling.n)]
 
     async def generate_stream(
-        self, prompt: Prompt, sampling: Sampling, seed: int
+        self, prompt: Prompt | Conversation, sampling: Sampling, seed: int
     ) -> AsyncIterator[tuple[int, Sample | Refusal]]:
         """See `contracts.LiveGenerator`."""
         tracked = self.requests.tracked_ids(sampling)
@@ -154,7 +156,9 @@ class AsyncVllmGenerator:
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    async def _submit(self, prompt: Prompt, params: "SamplingParams") -> "list[RequestOutputCollector] | Refusal":
+    async def _submit(
+        self, prompt: Prompt | Conversation, params: "SamplingParams"
+    ) -> "list[RequestOutputCollector] | Refusal":
         """Submit a prompt to the engine, once per sample."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -208,7 +212,7 @@ class AsyncVllmGenerator:
             raise EngineLostError(error_summary(error)) from error
         except Exception as error:
             return place, Refusal(reason=DropReason.ENGINE_ERROR, detail=error_summary(error))
-        return place, self.requests.sample(output.outputs[0], sampling, tracked)
+        return place, self.requests.sample(output.outputs[0], sampling, tracked, output.prompt_token_ids)
 
     async def _abort(self, submitting: "asyncio.Future[list[RequestOutputCollector] | Refusal]") -> None:
         submitted = await submitting

@@ -6,7 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data.pixels import to_rgb
-from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling, Token, refuse_extra_images
+from vlgenrm_ray.engines.contracts import (
+    Conversation,
+    Prompt,
+    Refusal,
+    Sample,
+    Sampling,
+    Token,
+    cut_at_stop,
+    refuse_extra_images,
+)
 from vlgenrm_ray.engines.tokens import TokenVocabulary
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError
@@ -23,8 +32,8 @@ _TEXT_MARKER = "vlgenrm text goes here"
 class VllmRequests:
     """Builder of vLLM requests for one model, and reader of its completions.
 
-    A prompt is one user turn in the model's own chat template: the images, then the text. Image placeholders are banned
-    from sampling.
+    A prompt is one user turn in the model's own chat template: the images, then the text. A conversation has turns of
+    its own. Special tokens in their texts are escaped, and image placeholders are banned from sampling.
     """
 
     def __init__(self, llm: Any, name: str, config: VllmConfig) -> None:
@@ -40,18 +49,23 @@ class VllmRequests:
         """
         self.vocabulary = TokenVocabulary(llm.get_tokenizer().backend_tokenizer)
         configuration = llm.model_config.hf_config.to_dict()
-        processor = llm.renderer.get_mm_processor().info.get_hf_processor()
+        self._processor = llm.renderer.get_mm_processor().info.get_hf_processor()
         self._banned = {configuration[k]: -math.inf for k in IMAGE_TOKENS if isinstance(configuration.get(k), int)}
         self._config = config
-        self._turns = [_turn(processor, name, num_images) for num_images in range(config.max_images + 1)]
+        self._turns = [_turn(self._processor, name, num_images) for num_images in range(config.max_images + 1)]
 
-    def request(self, prompt: Prompt) -> dict[str, Any] | Refusal:
-        """Return a prompt as vLLM takes it, or a refusal if it has too many images."""
+    def request(self, prompt: Prompt | Conversation) -> dict[str, Any] | Refusal:
+        """Return a prompt as vLLM takes it, or a refusal if it has too many images or its turns are not accepted."""
         if refused := refuse_extra_images(len(prompt.images), self._config.max_images):
             return refused
-        before, after = self._turns[len(prompt.images)]
-        escape = self.vocabulary.escape_special_tokens
-        text = f"{before}{escape(prompt.text)}{after}{escape(prompt.prefix)}"
+        if isinstance(prompt, Conversation):
+            text = self._render(prompt)
+            if isinstance(text, Refusal):
+                return text
+        else:
+            before, after = self._turns[len(prompt.images)]
+            escape = self.vocabulary.escape_special_tokens
+            text = f"{before}{escape(prompt.text)}{after}{escape(prompt.prefix)}"
         if not prompt.images:
             return {"prompt": text}
         try:
@@ -60,6 +74,24 @@ class VllmRequests:
         except Exception as error:
             return Refusal(reason=DropReason.IMAGE_UNREADABLE, detail=error_summary(error))
         return {"prompt": text, "multi_modal_data": {"image": pixels}}
+
+    def _render(self, conversation: Conversation) -> str | Refusal:
+        """Return a conversation in the model's chat template, which refuses some orders of turns by an exception."""
+        escape = self.vocabulary.escape_special_tokens
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "image"} if part is None else {"type": "text", "text": escape(part)} for part in turn.parts
+                ],
+            }
+            for turn in conversation.turns
+        ]
+        try:
+            return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:
+            detail = f"the model's chat template does not accept these turns: {error_summary(error)}"
+            return Refusal(reason=DropReason.PROMPT_REFUSED, detail=detail)
 
     def tracked_ids(self, sampling: Sampling) -> dict[str, tuple[int, ...]]:
         """Return the token ids of the tracked words. Raises ConfigError for sampling that is not supported."""
@@ -82,13 +114,19 @@ class VllmRequests:
             logprobs=None if ids else 0,
             logprob_token_ids=ids or None,
             flat_logprobs=True,
-            detokenize=False,
+            stop=list(sampling.stop) or None,
+            # vLLM looks for stop texts in the text; otherwise `sample` alone makes text of tokens.
+            detokenize=bool(sampling.stop),
             logit_bias=self._banned or None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def sample(
-        self, completion: "CompletionOutput", sampling: Sampling, tracked: Mapping[str, Sequence[int]]
+        self,
+        completion: "CompletionOutput",
+        sampling: Sampling,
+        tracked: Mapping[str, Sequence[int]],
+        prompt_ids: Sequence[int] | None = None,
     ) -> Sample | Refusal:
         """Return a finished completion as a sample, or a refusal if it failed or has NaN log-probabilities."""
         if completion.finish_reason not in ("stop", "length"):
@@ -107,7 +145,12 @@ class VllmRequests:
             logprob = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
             probabilities = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in tracked.items()}
             tokens.append(Token(id=token, text=piece, tracked_probabilities=probabilities))
-        sample = Sample(text=text, tokens=tuple(tokens), finish=completion.finish_reason)
+        sample = Sample(
+            text=cut_at_stop(text, sampling.stop),
+            tokens=tuple(tokens),
+            finish=completion.finish_reason,
+            num_prompt_tokens=len(prompt_ids or ()),
+        )
         return replace(sample, ids=tuple(completion.token_ids), logprobs=sampled) if sampling.logprobs else sample
 
 

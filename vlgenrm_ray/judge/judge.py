@@ -299,7 +299,11 @@ class Judge(Generic[_G_co]):
         engine_s = time.monotonic() - begin
         if refused is None and not finished:
             return Judgement(id=item.id, reward=None, status="timeout", num_asked=self.sampling.n, engine_s=engine_s)
-        return replace(self.judgement(item.id, refused or self._critiques(item, finished)), engine_s=engine_s)
+        return replace(
+            self.judgement(item.id, refused or self._critiques(item, finished)),
+            engine_s=engine_s,
+            num_prompt_tokens=max((sample.num_prompt_tokens for sample in finished.values()), default=0),
+        )
 
     # -- shared by both ----------------------------------------------------------------------------------------
 
@@ -413,5 +417,6 @@ def min_over_sentences(id: str, parts: Sequence[Judgement]) -> Judgement:
         num_asked=sum(part.num_asked for part in parts),
         verdict_mass=sum(part.verdict_mass for part in parts) / len(parts),
         engine_s=max(part.engine_s for part in parts),
+        num_prompt_tokens=sum(part.num_prompt_tokens for part in parts),
         detail=next((part.detail for part in parts if part.detail), ""),
     )

@@ -76,6 +76,14 @@ def status_of_reason(reason: DropReason) -> Status:
     return _STATUS_OF_REASON.get(reason, Status.BAD_REQUEST)
 
 
+def parse_status(value: str) -> Status:
+    """Convert the status of a judgement or an engine's answer. It is a wire status already, or a drop reason."""
+    try:
+        return Status(value)
+    except ValueError:
+        return status_of_reason(DropReason(value))
+
+
 ResponseText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(strip_special_tokens)]
 """A response, without the special tokens of the policy's chat template, such as a final `<|im_end|>`."""
 
@@ -216,6 +224,15 @@ class Timings(_Strict):
     total_s: float = 0.0
 
 
+class TokenUsage(_Strict):
+    """Tokens that an item took."""
+
+    prompt_tokens: int = 0
+    """Tokens of the judge's prompts, those of images included. Critiques of one prompt share it."""
+    completion_tokens: int = 0
+    """Tokens of all critiques, without special ones."""
+
+
 class ScoreReply(_Strict):
     """The result of one item."""
 
@@ -231,6 +248,8 @@ class ScoreReply(_Strict):
     """Mean p(Yes) + p(No) over the critiques; a small mass means that the judge was not answering."""
     model_version: str = ""
     """Version of the weights that judged."""
+    usage: TokenUsage = TokenUsage()
+    """Tokens of the computation; a cached reply has those of the first one."""
     cached: bool = False
     timings: Timings = Timings()
 

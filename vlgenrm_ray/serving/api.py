@@ -28,8 +28,9 @@ from vlgenrm_ray.judge.wire import (
 from vlgenrm_ray.serving import gateways, playground
 from vlgenrm_ray.serving.auth import AuthMiddleware
 from vlgenrm_ray.serving.canary import Canary, CanaryResult
+from vlgenrm_ray.serving.chat import ChatService
 from vlgenrm_ray.serving.experts import EvidenceRequest, EvidenceResponse, ExpertService
-from vlgenrm_ray.serving.gateways import unirl
+from vlgenrm_ray.serving.gateways import openai_chat, unirl
 from vlgenrm_ray.serving.limits import RETRY_AFTER_S, BodyLimitMiddleware, OverloadedError
 from vlgenrm_ray.serving.service import Service
 
@@ -166,6 +167,7 @@ def build_api(
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     api.include_router(playground.router(config, canary or Canary(config.canary, config.images), experts is not None))
+    api.include_router(openai_chat.router(service.score, ChatService(service), lambda: service.model.name))
     for build_router in gateways.load(config.gateways):
         api.include_router(build_router(service.score))
     return api

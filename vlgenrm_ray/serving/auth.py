@@ -77,7 +77,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] == "http" and (refusal := self._refusal(scope)):
-            await send_error(send, *refusal)
+            await send_error(scope, send, *refusal)
             return
         await self.app(scope, receive, send)
 

@@ -30,6 +30,8 @@ class ServingLimits(Settings):
     """Memory for cached results in MiB; 0 disables the cache."""
     images_mib: float = Field(default=512.0, gt=0.0)
     """Memory for encoded images in MiB, to which requests refer by their hash."""
+    max_chat_tokens: int = Field(default=8192, ge=1)
+    """Most tokens of an answer of the model itself, at `/v1/chat/completions`; also for requests that name none."""
 
 
 class CanaryConfig(Settings):

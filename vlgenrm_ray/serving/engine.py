@@ -1,8 +1,9 @@
-"""The engine interface of the service: `ScoreTask`, the `Engine` protocol, and the `Dispatcher` in front of an engine.
+"""The engine interface of the service: tasks, the `Engine` protocol, and the `Dispatcher` in front of an engine.
 
-The service turns each item of a request into a `ScoreTask`. The `Dispatcher` gathers the tasks of one iteration of the
-event loop into calls of an `Engine`, cancels calls that nobody waits for, and repeats calls that were lost with an
-engine. The two engines are `in_process.InProcessEngine` and `replicated.ReplicatedEngine`.
+The service turns each item of a request into a `ScoreTask`, and a conversation that the model itself answers into a
+`ChatTask`. The `Dispatcher` gathers the score tasks of one iteration
+of the event loop into calls of an `Engine`, cancels calls that nobody waits for, and repeats calls that were lost with
+an engine. The two engines are `in_process.InProcessEngine` and `replicated.ReplicatedEngine`.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from vlgenrm_ray.engines.contracts import Sampling, Turn
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.canary import CanaryResult
@@ -54,6 +56,42 @@ class ScoreTask:
         return _hash([self.item_id(), self.config.model_dump(mode="json"), model_name])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTask:
+    """A conversation that the model continues, with all settings resolved."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[StoredImage, ...]
+    """Encoded images, one for each mark in the turns."""
+    sampling: Sampling
+    seed: int
+    deadline_s: float
+    """Seconds left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """One sampled answer."""
+
+    text: str
+    finish: str
+    """`stop` or `length`, as in `Sample.finish`."""
+    num_tokens: int
+    """Generated tokens without special ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatResult:
+    """The answers to a conversation, or the reason why there are none."""
+
+    status: str
+    """`ok`, `timeout`, `internal`, or the drop reason with which the engine refused the conversation."""
+    detail: str = ""
+    answers: tuple[ChatAnswer, ...] = ()
+    """One per requested sample, in order; empty unless `status` is `ok`."""
+    num_prompt_tokens: int = 0
+
+
 class Engine(Protocol):
     """One or more vLLM engines with the judge on top, whose weights can be replaced while they serve."""
 
@@ -70,6 +108,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def chat(self, task: ChatTask, model: ModelVersion) -> tuple[str, ChatResult]:
+        """Continue a conversation with `model` or a later version. If cancelled, abort the work.
+
+        Returns:
+            The name of the weights that answered, and the answers.
+        """
+        ...
+
     async def try_model(self, model: ModelVersion) -> CanaryResult:
         """Load `model` into one engine and keep it if it passes the canary, else restore the current weights.
 
@@ -81,7 +127,7 @@ class Engine(Protocol):
         ...
 
     def is_loss(self, error: Exception) -> bool:
-        """Return True if an error of `judge` or `try_model` means that the engine is gone; the call may be repeated."""
+        """Return True if an error of a call means that the engine is gone; the call may be repeated."""
         ...
 
 
@@ -128,6 +174,33 @@ class Dispatcher:
             loop.call_soon(self._flush, context=contextvars.Context())
         self._pending.append(pending)
         return await pending.result
+
+    async def chat(self, task: ChatTask, model: ModelVersion) -> tuple[str, ChatResult]:
+        """Continue a conversation. Repeats a call that was lost with its engine.
+
+        Returns:
+            The name of the weights that answered, and the answers.
+
+        Raises:
+            Exception: The engine's error in the last attempt.
+        """
+        begin = asyncio.get_running_loop().time()
+        for attempt in range(_MAX_ATTEMPTS):
+            elapsed_s = asyncio.get_running_loop().time() - begin
+            try:
+                answered = await self.engine.chat(
+                    replace(task, deadline_s=max(task.deadline_s - elapsed_s, 0.0)), model
+                )
+            except Exception as error:
+                if not self.is_loss(error) or attempt + 1 == _MAX_ATTEMPTS:
+                    raise
+                self._metrics.record_loss()
+                _log.warning("an engine was lost with a conversation (%s)", type(error).__name__)
+                await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+            else:
+                self.engine_ready = True
+                return answered
+        raise AssertionError("the last attempt returns or raises")
 
     def is_loss(self, error: Exception) -> bool:
         """Return True if `error` means that the engine is gone. The service is not ready then."""

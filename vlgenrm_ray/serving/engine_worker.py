@@ -1,21 +1,25 @@
-"""One engine with the judge on top: judges tasks, loads other weights, tries new ones on the canary. No Ray here."""
+"""One engine with the judge on top. No Ray here.
+
+It judges tasks, continues conversations, loads other weights, and tries new ones on the canary.
+"""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.engines.contracts import LiveGenerator
+from vlgenrm_ray.engines.contracts import Conversation, LiveGenerator, Refusal, Sample
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.canary import Canary, CanaryResult
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.engine import ChatAnswer, ChatResult, ChatTask, ScoreTask
 from vlgenrm_ray.serving.images import DecodedImages, DecodeTimeoutError
 from vlgenrm_ray.serving.model_version import ModelVersion, check_reloadable, verify_loaded
 
@@ -121,6 +125,58 @@ class EngineWorker:
             EngineLostError: The engine is gone.
         """
         arrived = asyncio.get_running_loop().time()
+        async with self._call(model) as name:
+            judgements = await asyncio.gather(*(self._judge_task(task, arrived + task.deadline_s) for task in tasks))
+            return name, judgements
+
+    async def chat(self, task: ChatTask, model: ModelVersion) -> tuple[str, ChatResult]:
+        """Continue a conversation with `model` or a later version; an older one loads `model` first.
+
+        Returns:
+            The name of the weights that answered, and the answers.
+
+        Raises:
+            EngineLostError: The engine is gone.
+        """
+        deadline = asyncio.get_running_loop().time() + task.deadline_s
+        async with self._call(model) as name:
+            try:
+                async with self.images.hold(task.images, deadline) as pixels:
+                    return name, await self._sample(task, pixels, deadline)
+            except EngineLostError:
+                raise
+            except ImageError as error:
+                return name, ChatResult(status=error.reason.value, detail=error.detail)
+            except DecodeTimeoutError as error:
+                return name, ChatResult(status=Status.TIMEOUT.value, detail=str(error))
+            # Such as a sampling setting that the engine does not take; the caller gets a reply, whatever it is.
+            except Exception as error:
+                _log.exception("a conversation failed")
+                return name, ChatResult(status=Status.INTERNAL.value, detail=type(error).__name__)
+
+    async def _sample(self, task: ChatTask, pixels: "tuple[PIL.Image.Image, ...]", deadline: float) -> ChatResult:
+        samples: dict[int, Sample] = {}
+        conversation = Conversation(images=pixels, turns=task.turns)
+        stream = self._generator.generate_stream(conversation, task.sampling, task.seed)
+        try:
+            async with asyncio.timeout_at(deadline), aclosing(cast("Any", stream)) as outcomes:
+                async for place, outcome in outcomes:
+                    if isinstance(outcome, Refusal):
+                        return ChatResult(status=outcome.reason.value, detail=outcome.detail)
+                    samples[place] = outcome
+        except TimeoutError:
+            detail = f"{len(samples)} of {task.sampling.n} answers were finished by the deadline"
+            return ChatResult(status=Status.TIMEOUT.value, detail=detail)
+        ordered = [samples[place] for place in sorted(samples)]
+        return ChatResult(
+            status=Status.OK.value,
+            answers=tuple(ChatAnswer(text=s.text, finish=s.finish, num_tokens=len(s.tokens)) for s in ordered),
+            num_prompt_tokens=ordered[0].num_prompt_tokens,
+        )
+
+    @asynccontextmanager
+    async def _call(self, model: ModelVersion) -> AsyncIterator[str]:
+        """Load `model` if it is newer, and yield the name of the weights, which stay the same within the context."""
         if self._swap_lock.locked() or model.number > self.model.number:
             async with self._swap_lock:
                 if model.number > self.model.number:
@@ -128,10 +184,8 @@ class EngineWorker:
         self._num_calls += 1
         self._idle.clear()
         try:
-            # Constant during the call: loading waits until no call runs.
-            name = self.model.name
-            judgements = await asyncio.gather(*(self._judge_task(task, arrived + task.deadline_s) for task in tasks))
-            return name, judgements
+            # Loading waits until no call runs.
+            yield self.model.name
         finally:
             self._num_calls -= 1
             if not self._num_calls:

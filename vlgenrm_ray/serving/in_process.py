@@ -8,7 +8,7 @@ from dataclasses import replace
 from vlgenrm_ray.errors import EngineLostError
 from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.canary import CanaryResult
-from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.engine import ChatResult, ChatTask, ScoreTask
 from vlgenrm_ray.serving.engine_worker import EngineWorker
 from vlgenrm_ray.serving.model_version import ModelVersion
 
@@ -50,6 +50,13 @@ class InProcessEngine:
         waited_s = loop.time() - arrived
         tasks = [replace(task, deadline_s=max(task.deadline_s - waited_s, 0.0)) for task in tasks]
         return await worker.judge(tasks, model)
+
+    async def chat(self, task: ChatTask, model: ModelVersion) -> tuple[str, ChatResult]:
+        """See `Engine.chat`. The deadline runs while the worker starts."""
+        loop = asyncio.get_running_loop()
+        arrived = loop.time()
+        worker = await self.worker()
+        return await worker.chat(replace(task, deadline_s=max(task.deadline_s - (loop.time() - arrived), 0.0)), model)
 
     async def try_model(self, model: ModelVersion) -> CanaryResult:
         """See `Engine.try_model`."""

@@ -81,7 +81,7 @@ class Ingress:
         if config.experts is not None and experts is not None:
             examine = partial(_examine, experts)
             self._experts = ExpertService(config.experts, self.service.images, examine, metrics)
-        metrics.add_gauge("vlgenrm_queue_items", "Items under way.", lambda: self.service.single_flight.num_running)
+        metrics.add_gauge("vlgenrm_queue_items", "Items under way.", lambda: self.service.num_running)
         metrics.add_gauge("vlgenrm_cache_bytes", "Bytes of cached results.", lambda: self.service.cache.num_bytes)
         metrics.add_gauge("vlgenrm_image_bytes", "Bytes of stored images.", lambda: self.service.images.num_bytes)
         metrics.add_gauge("vlgenrm_ready", "Whether the service is ready to score.", lambda: float(self._ready))

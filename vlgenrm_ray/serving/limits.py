@@ -3,12 +3,15 @@
 import asyncio
 import json
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.errors import VlGenRMError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OPENAI_PATHS = ("/v1/chat/completions", "/v1/models")
+"""Paths whose errors have OpenAI's form."""
 
 
 RETRY_AFTER_S = 1
@@ -50,14 +53,30 @@ class BodyLimitMiddleware:
             if len(body) > self.max_bytes:
                 too_large, more = True, False
         if too_large:
-            await send_error(send, 413, f"body: larger than {self.max_bytes} bytes; send less, or images by hash")
+            detail = f"body: larger than {self.max_bytes} bytes; send less, or images by hash"
+            await send_error(scope, send, 413, detail)
             return
         await _cancel_on_disconnect(self.app(scope, _replay(bytes(body), receive), send), receive)
 
 
-async def send_error(send: "Send", status: int, detail: str) -> None:
-    """Send an error response in the form of the API: `{"detail": ...}`."""
-    body = json.dumps({"detail": detail}).encode()
+def openai_error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """Return an error object in OpenAI's form.
+
+    Args:
+        status: The HTTP status.
+        message: Explanation and remedy.
+        param: Field of the request.
+        code: Name of the error that programs can compare.
+    """
+    kinds = {401: "authentication_error", 403: "permission_error"}
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+async def send_error(scope: "Scope", send: "Send", status: int, detail: str) -> None:
+    """Send an error response in the form of the API, `{"detail": ...}`, or in OpenAI's form on its paths."""
+    openai = any(path in scope["path"] for path in OPENAI_PATHS)
+    body = json.dumps(openai_error(status, detail) if openai else {"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))

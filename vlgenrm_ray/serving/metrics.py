@@ -36,6 +36,11 @@ class ServiceMetrics:
         )
         self._mass = Histogram("vlgenrm_verdict_mass", "Mean p(Yes) + p(No) per item.", buckets=_MASS, registry=r)
         self._losses = Counter("vlgenrm_replica_losses", "Calls that were lost with an engine.", registry=r)
+        self._chats = Counter("vlgenrm_chats", "Answered conversations by status.", ["status"], registry=r)
+        self._chat_seconds = Histogram(
+            "vlgenrm_chat_seconds", "Arrival to reply, per conversation.", buckets=_SECONDS, registry=r
+        )
+        self._chat_tokens = Counter("vlgenrm_chat_tokens", "Tokens of answers to conversations.", registry=r)
         self._evidence = Counter("vlgenrm_evidence", "Evidence requests by status.", ["status"], registry=r)
         self._evidence_seconds = Histogram(
             "vlgenrm_evidence_seconds", "Arrival to reply, per evidence request.", buckets=_SECONDS, registry=r
@@ -74,6 +79,12 @@ class ServiceMetrics:
     def record_loss(self) -> None:
         """Count a call that was lost with its engine."""
         self._losses.inc()
+
+    def record_chat(self, status: Status, num_tokens: int, seconds: float) -> None:
+        """Count the reply to a conversation, and the tokens of its answers."""
+        self._chats.labels(status.value).inc()
+        self._chat_tokens.inc(num_tokens)
+        self._chat_seconds.observe(seconds)
 
     def record_evidence(self, status: Status, seconds: float) -> None:
         """Count the reply to an evidence request."""

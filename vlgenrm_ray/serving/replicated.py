@@ -8,7 +8,7 @@ from vlgenrm_ray.errors import EngineLostError
 from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.canary import CanaryResult
 from vlgenrm_ray.serving.config import ServingConfig
-from vlgenrm_ray.serving.engine import ScoreTask
+from vlgenrm_ray.serving.engine import ChatResult, ChatTask, ScoreTask
 from vlgenrm_ray.serving.engine_worker import EngineWorker
 from vlgenrm_ray.serving.model_version import ModelVersion
 
@@ -34,6 +34,10 @@ class EngineReplica:
         """See `EngineWorker.judge`."""
         return await self._worker.judge(tasks, model)
 
+    async def chat(self, task: ChatTask, model: ModelVersion) -> tuple[str, ChatResult]:
+        """See `EngineWorker.chat`."""
+        return await self._worker.chat(task, model)
+
     async def try_model(self, model: ModelVersion) -> CanaryResult:
         """See `EngineWorker.try_model`."""
         return await self._worker.try_model(model)
@@ -55,12 +59,12 @@ class ReplicatedEngine:
 
     async def judge(self, tasks: list[ScoreTask], model: ModelVersion) -> tuple[str, list[Judgement]]:
         """Call one replica. If cancelled, cancel its work."""
-        response = self._handle.judge.remote(tasks, model)
-        try:
-            result: tuple[str, list[Judgement]] = await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
+        result: tuple[str, list[Judgement]] = await _cancel_with_caller(self._handle.judge.remote(tasks, model))
+        return result
+
+    async def chat(self, task: ChatTask, model: ModelVersion) -> tuple[str, ChatResult]:
+        """Call one replica. If cancelled, cancel its work."""
+        result: tuple[str, ChatResult] = await _cancel_with_caller(self._handle.chat.remote(task, model))
         return result
 
     async def try_model(self, model: ModelVersion) -> CanaryResult:
@@ -75,6 +79,15 @@ class ReplicatedEngine:
 
         losses = (EngineLostError, RayActorError, WorkerCrashedError, ObjectLostError, ReplicaUnavailableError)
         return isinstance(error, losses)
+
+
+async def _cancel_with_caller(response: Any) -> Any:
+    """Await the response of a handle. If the caller is cancelled, cancel the replica's work."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def deployment(config: ServingConfig, active_model: Callable[[], Awaitable[ModelVersion]]) -> "Application":

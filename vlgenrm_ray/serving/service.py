@@ -14,7 +14,7 @@ from functools import partial
 
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import refuse_extra_images
-from vlgenrm_ray.errors import DropReason, InputError
+from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import image_urls, message_text, to_openai_messages
 from vlgenrm_ray.judge.escaping import is_blank
 from vlgenrm_ray.judge.judge import EMPTY_RESPONSE, JudgeConfig
@@ -31,8 +31,10 @@ from vlgenrm_ray.judge.wire import (
     ScoreResponse,
     Status,
     Timings,
+    TokenUsage,
     WireCritique,
     compare_replies,
+    parse_status,
     rank_replies,
     status_of_reason,
     validate_item,
@@ -85,7 +87,14 @@ class Service:
         self.images = ImageStore(config.images, max_bytes=int(limits.images_mib * 2**20), roots=config.image_roots)
         self.cache = ResultCache(int(limits.cache_mib * 2**20))
         self.single_flight = SingleFlight()
+        self.num_chats = 0
+        """Conversations under way, see `chat.ChatService`."""
         self.dispatcher = Dispatcher(engine, metrics, max_chunk=MAX_CHUNK)
+
+    @property
+    def num_running(self) -> int:
+        """Items and conversations under way, which `limits.max_queue` bounds."""
+        return self.single_flight.num_running + self.num_chats
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Score a batch.
@@ -154,7 +163,7 @@ class Service:
         if len(question) > MAX_TEXT:
             detail = f"{len(question)} characters of question, conversation and reference together; limit {MAX_TEXT}"
             return _failure(Status.TOO_LARGE, detail)
-        images = await self._resolve_images(references)
+        images = await self.resolve_images(references)
         config = judge_config(item, self.config.judge)
         while True:
             model = self.model
@@ -164,7 +173,7 @@ class Service:
                 return cached.model_copy(update={"cached": True, "timings": Timings()})
             flight = self.single_flight.find(key, deadline)
             if flight is None:
-                if self.single_flight.num_running >= self.config.limits.max_queue:
+                if self.num_running >= self.config.limits.max_queue:
                     return _failure(Status.OVERLOADED, "the queue is full; ask again later")
                 flight = self.single_flight.start(key, deadline, partial(self._compute, task, key, model, deadline))
                 return await self.single_flight.wait(flight)
@@ -192,7 +201,8 @@ class Service:
             self._warnings.add(message)
             _log.warning("%s", message)
 
-    async def _resolve_images(self, references: Sequence[str]) -> tuple[StoredImage, ...]:
+    async def resolve_images(self, references: Sequence[str]) -> tuple[StoredImage, ...]:
+        """Return the images that a request names. Raise ImageError for the first that may not or cannot be used."""
         images = []
         for place, reference in enumerate(references):
             try:
@@ -266,7 +276,7 @@ def judge_config(item: ScoreItem, default: JudgeConfig) -> JudgeConfig:
 
 def build_reply(judgement: Judgement, model_name: str, *, queued_s: float) -> ScoreReply:
     """Return the reply to an item whose judgement spent `queued_s` outside the engine."""
-    status = _status(judgement.status)
+    status = parse_status(judgement.status)
     detail = judgement.detail
     if status is Status.TIMEOUT:
         detail = detail or "no critique was finished by the deadline"
@@ -280,16 +290,9 @@ def build_reply(judgement: Judgement, model_name: str, *, queued_s: float) -> Sc
         num_asked=judgement.num_asked,
         verdict_mass=judgement.verdict_mass,
         model_version=model_name,
+        usage=TokenUsage(prompt_tokens=judgement.num_prompt_tokens, completion_tokens=judgement.num_tokens),
         timings=Timings(queued_s=queued_s, engine_s=judgement.engine_s),
     )
-
-
-def _status(value: str) -> Status:
-    """Convert the status of a judgement to a wire status. It is a wire status already, or a drop reason."""
-    try:
-        return Status(value)
-    except ValueError:
-        return status_of_reason(DropReason(value))
 
 
 def _failure(status: Status, detail: str) -> ScoreReply:

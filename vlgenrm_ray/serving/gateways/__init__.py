@@ -35,11 +35,12 @@ GATEWAYS = {
     "openrlhf": "vlgenrm_ray.serving.gateways.openrlhf:router",
     "slime": "vlgenrm_ray.serving.gateways.slime:router",
     "llama_factory": "vlgenrm_ray.serving.gateways.llama_factory:router",
-    "openai_chat": "vlgenrm_ray.serving.gateways.openai_chat:router",
     "nemo_gym": "vlgenrm_ray.serving.gateways.nemo_gym:router",
     "unirl": "vlgenrm_ray.serving.gateways.unirl:router",
 }
-"""Name -> import path of every built-in gateway. All of them are served."""
+"""Name -> import path of every built-in gateway that only scores. All of them are served.
+
+`openai_chat` also needs the model itself as a chat model; `api.build_api` adds it."""
 
 
 def load(additional: Sequence[str] = ()) -> "list[BuildRouter]":

@@ -1,19 +1,56 @@
-"""NeMo Gym: `POST /verify`, as a resources server answers it, and `POST /seed_session`, which keeps no state.
+"""NeMo Gym: the routes of a resources server, as Gym 0.7.0 calls them.
 
-Prompt and response come in the shapes of OpenAI's Responses API, images as `input_image` data URLs. The reply is the
-request with `reward` and statistics added. A sample without a reward is an HTTP error (422 or 503), on which the agent
-raises; Gym's own failure rows carry the number 0.0, and an older Gym trains on it.
+`POST /verify` takes prompt and response in the shapes of OpenAI's Responses API, images as `input_image` data URLs. The
+reply is the request with `reward` and statistics added. A sample without a reward has Gym's own mask: `mask_sample`,
+`failure_kind` and `failure_reason`, beside the reward 0.0 that its reply must have; Gym leaves it out of every score.
+Failures of the judge also have `_ng_failure_class`, so that Gym keeps them apart and may try them again. Gym before
+0.7 knows no mask at `/verify`.
+
+The service keeps no state: sessions are confirmed (`/seed_session`, `/close_session`), verifying again is possible at
+any time (`/reverify_mode`), and `/aggregate_metrics` computes Gym's statistics of the replies. With observability, Gym
+calls each route below `/ng-rollout/<id>`.
 """
 
 import json
+import logging
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Response
-from pydantic import BaseModel, ConfigDict
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
+from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.label import Label, is_missing
-from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label, require_rewards, score_items
+from vlgenrm_ray.judge.wire import ScoreReply, Status
+from vlgenrm_ray.serving.gateways.scoring import (
+    Score,
+    build_item,
+    failure_reason,
+    parse_label,
+    score_items,
+)
+from vlgenrm_ray.serving.gym_metrics import aggregate_metrics
+from vlgenrm_ray.serving.limits import OverloadedError
+
+_log = logging.getLogger("vlgenrm.serving")
+_PREFIXES = ("", "/ng-rollout/{rollout_id}")
+_COOKIE = "vlgenrm_session"
+"""Cookie that Gym requires of a seeded session. Nothing depends on it."""
+_MAX_REASON = 2000
+"""Most characters of `failure_reason`, as in Gym."""
+_KINDS = {
+    Status.UNREADABLE_VERDICT: "judge_unparseable",
+    Status.TIMEOUT: "judge_failed",
+    Status.OVERLOADED: "judge_failed",
+    Status.INTERNAL: "judge_failed",
+    Status.EMPTY_TEXT: "vlgenrm:empty_text",
+    Status.FORGED_CRITIQUE: "vlgenrm:forged_critique",
+}
+"""Status -> name in Gym's vocabulary of failures; of the others `verifier_error`."""
+_POLICY_FAULTS = (Status.EMPTY_TEXT, Status.FORGED_CRITIQUE)
+"""Statuses that are properties of the response: masked, but no failure of the environment that Gym might repeat."""
 
 
 class VerifyRequest(BaseModel):
@@ -25,34 +62,120 @@ class VerifyRequest(BaseModel):
     response: dict[str, Any]
 
 
+class SeedSessionRequest(BaseModel):
+    """A session to confirm. An agent's own body has no id and gets an empty reply."""
+
+    model_config = ConfigDict(extra="allow")
+
+    resources_session_id: str | None = Field(default=None, min_length=1, max_length=1024)
+
+
+class CloseSessionRequest(BaseModel):
+    """A session to end. Any id is accepted, as often as it comes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    resources_session_id: str = Field(min_length=1, max_length=1024)
+
+
+class AggregateMetricsRequest(BaseModel):
+    """Replies of `/verify`, without prompts and outputs."""
+
+    verify_responses: list[dict[str, Any]]
+
+
 def router(score: Score) -> APIRouter:
-    """Serve `POST /verify` and `POST /seed_session`."""
+    """Serve `POST /verify`, `/seed_session`, `/close_session`, `/aggregate_metrics` and `GET /reverify_mode`."""
     routes = APIRouter()
 
-    @routes.post("/verify")
+    warned: set[str] = set()
+
     async def verify(rollout: VerifyRequest) -> Response:
+        added = await _judge(rollout, score)
+        if (kind := added["failure_kind"]) is not None and kind not in warned:
+            warned.add(kind)
+            reason = added["failure_reason"]
+            _log.warning("/verify: a sample is masked, %s: %s; further ones are not logged", kind, reason)
+        # The row must return unchanged, NaN and lone surrogates included, which stricter writers refuse.
+        return Response(json.dumps({**rollout.model_dump(), **added}), media_type="application/json")
+
+    async def seed_session(session: SeedSessionRequest) -> JSONResponse:
+        body: dict[str, Any] = {}
+        if session.resources_session_id is not None:
+            body = {"resources_session_id": session.resources_session_id}
+        reply = JSONResponse(body)
+        reply.set_cookie(_COOKIE, secrets.token_hex(16), httponly=True, samesite="lax")
+        return reply
+
+    async def close_session(session: CloseSessionRequest) -> dict[str, str]:
+        return {"resources_session_id": session.resources_session_id}
+
+    async def aggregate(body: AggregateMetricsRequest) -> JSONResponse:
+        try:
+            return JSONResponse(aggregate_metrics(body.verify_responses))
+        except InputError as error:
+            raise HTTPException(422, str(error)) from error
+
+    async def reverify_mode() -> str:
+        return "stateless"
+
+    for prefix in _PREFIXES:
+        shown = not prefix
+        routes.post(f"{prefix}/verify", include_in_schema=shown)(verify)
+        routes.post(f"{prefix}/seed_session", include_in_schema=shown)(seed_session)
+        routes.post(f"{prefix}/close_session", include_in_schema=shown)(close_session)
+        routes.post(f"{prefix}/aggregate_metrics", include_in_schema=shown)(aggregate)
+        routes.get(f"{prefix}/reverify_mode", include_in_schema=shown)(reverify_mode)
+    return routes
+
+
+async def _judge(rollout: VerifyRequest, score: Score) -> dict[str, Any]:
+    """Return the fields to add to a rollout: its reward, or its mask."""
+    try:
         item = build_item(
             "responses_create_params",
             messages=_messages(rollout.responses_create_params.get("input")),
             response=_response_text(rollout.response.get("output")),
             reference=_reference(rollout.model_extra or {}).reference,
         )
-        (reply,) = replies = await score_items(score, [item])
-        (reward,) = require_rewards(replies)
-        added = {
-            "verdict_mass": reply.verdict_mass,
-            "num_critiques": len(reply.critiques),
-            "model_version": reply.model_version,
-            "reward": reward,
+        (reply,) = await score_items(score, [item])
+    except HTTPException as refusal:
+        reply = ScoreReply(reward=None, status=Status.BAD_REQUEST, detail=str(refusal.detail))
+    except OverloadedError as error:
+        reply = ScoreReply(reward=None, status=Status.OVERLOADED, detail=str(error))
+    statistics = {
+        "verdict_mass": reply.verdict_mass,
+        "num_critiques": len(reply.critiques),
+        "model_version": reply.model_version,
+    }
+    if reply.reward is not None:
+        return {
+            **statistics,
+            "reward": reply.reward,
+            "mask_sample": False,
+            "failure_kind": None,
+            "failure_reason": None,
         }
-        # The row must return unchanged, NaN and lone surrogates included, which stricter writers refuse.
-        return Response(json.dumps({**rollout.model_dump(), **added}), media_type="application/json")
+    return {**statistics, **_mask(reply, (rollout.model_extra or {}).get("instance_config"))}
 
-    @routes.post("/seed_session")
-    async def seed_session() -> dict[str, Any]:
-        return {}
 
-    return routes
+def _mask(reply: ScoreReply, instance_config: Any) -> dict[str, Any]:
+    """Return the fields by which Gym recognises a sample without a reward."""
+    kind = _KINDS.get(reply.status, "verifier_error")
+    reason = failure_reason(reply)[:_MAX_REASON]
+    mask = {
+        "reward": 0.0,
+        "mask_sample": True,
+        "failure_kind": kind,
+        "failure_reason": reason,
+        # Where NeMo-RL before Gym 0.7 reads the mask.
+        "instance_config": {**(instance_config if isinstance(instance_config, Mapping) else {}), "mask_sample": True},
+    }
+    if reply.status in _POLICY_FAULTS:
+        return mask
+    mask |= {"_ng_failure_class": kind, "_ng_failure_judge_error": reason}
+    # What would fail again is not tried again.
+    return mask if reply.status.http_status == 503 else mask | {"_ng_failure_terminal": True}
 
 
 def _messages(value: Any) -> list[Any]:
