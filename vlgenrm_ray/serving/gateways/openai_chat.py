@@ -114,7 +114,7 @@ def router(
         except HTTPException as refusal:
             return _refusal(refusal)
         except OverloadedError as error:
-            return _error(503, str(error), code="overloaded", retry_after_s=RETRY_AFTER_S)
+            return _error(503, str(error), code="overloaded")
 
     @routes.get("/v1/models")
     async def models() -> JSONResponse:
@@ -213,10 +213,8 @@ async def _chat(request: ChatRequest, chat: ChatService) -> JSONResponse:
     )
     reply = await chat.answer(messages, sampling, request.seed)
     if reply.status is not Status.OK:
-        code = reply.status.http_status
-        retry_after_s = RETRY_AFTER_S if code == 503 else None
         detail = f"{reply.status.value}: {reply.detail}"
-        return _error(code, detail, code=reply.status.value, retry_after_s=retry_after_s)
+        return _error(reply.status.http_status, detail, code=reply.status.value)
     return JSONResponse(_chat_completion(reply))
 
 
@@ -276,8 +274,6 @@ def _refusal(refusal: HTTPException, code: str | None = None) -> JSONResponse:
     return JSONResponse(body, refusal.status_code, headers=dict(refusal.headers or {}))
 
 
-def _error(
-    status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int | None = None
-) -> JSONResponse:
-    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(openai_error(status, message, param=param, code=code), status, headers=headers)

@@ -22,6 +22,7 @@ from vlgenrm_ray.judge.wire import (
     ScoreResponse,
     validate_item,
 )
+from vlgenrm_ray.serving.limits import RETRY_AFTER_S
 
 Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 """Scores a request of at most `MAX_ITEMS` items: `Service.score`.
@@ -29,7 +30,6 @@ Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 It never raises for an item: one that could not be scored has a status and no reward. It raises OverloadedError if the
 queue has no room for any item; gateways let that pass, and the service answers 503 with `Retry-After`.
 """
-RETRY_AFTER_S = 1
 
 
 def build_item(name: str, **fields: Any) -> ScoreItem:
