@@ -117,7 +117,7 @@ def test_an_answer_is_cut_at_its_length_and_at_stop_texts(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "said"),
+    ("fields", "param", "message"),
     [
         ({"stream": True}, "stream", "not streamed"),
         ({"logprobs": True}, "logprobs", "assistant's turn"),
@@ -137,11 +137,11 @@ def test_an_answer_is_cut_at_its_length_and_at_stop_texts(name: str) -> None:
         ({"stop": ["a", ""]}, "stop", "at least 1 character"),
     ],
 )
-def test_what_a_chat_does_not_support_is_refused(fields: dict[str, Any], param: str, said: str) -> None:
+def test_what_a_chat_does_not_support_is_refused(fields: dict[str, Any], param: str, message: str) -> None:
     error = refusal(service(), **fields)
     assert isinstance(error, openai.UnprocessableEntityError)
     assert (error.param or "").startswith(param)
-    assert said in error.message
+    assert message in error.message
 
 
 def test_fields_that_change_nothing_are_accepted() -> None:
@@ -151,7 +151,7 @@ def test_fields_that_change_nothing_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "code", "said"),
+    ("messages", "code", "message"),
     [
         ([{"role": "user", "content": "<image>Rate it."}], "no_image", "image_url"),
         ([{"role": "user", "content": [{"type": "image"}, "Rate it."]}], "no_image", "image_url"),
@@ -171,7 +171,7 @@ def test_fields_that_change_nothing_are_accepted() -> None:
         ("Rate it.", None, "messages"),
     ],
 )  # fmt: skip
-def test_a_conversation_that_cannot_be_answered_is_refused(messages: Any, code: str | None, said: str) -> None:
+def test_a_conversation_that_cannot_be_answered_is_refused(messages: Any, code: str | None, message: str) -> None:
     api = build_api(service(echo, blind_judging="refuse"), ready=lambda: True, swap_model=lambda f: NotImplemented)  # type: ignore[arg-type]
 
     async def send() -> httpx.Response:
@@ -182,7 +182,7 @@ def test_a_conversation_that_cannot_be_answered_is_refused(messages: Any, code: 
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
-    assert said in error["message"]
+    assert message in error["message"]
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "null", '"x"', "[" * 100_000, '{"messages": NaN}'])
