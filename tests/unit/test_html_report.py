@@ -181,7 +181,11 @@ def test_a_policy_run_shows_curves_and_samples(tmp_path: Path) -> None:
     steps = [{"step": i, "reward": 0.5, "reference_kl": 0.01, "length": 9.0} for i in range(3)]
     evaluation = {"step": 0, "value": 0.5, "outcomes": {"q": 0.0}, "warning": "", "held_out": 0.5}
     later = evaluation | {"step": 2, "outcomes": {"q": 1.0}, "warning": "rewards rise, the measure does not"}
-    for name, lines in (("metrics", steps), ("evaluations", [evaluation, later]), ("samples", [sample])):
+    outcomes = {name: {"q": 0.0} for name in ("greedy", "avg_at_k", "maj_at_k", "pass_at_k")}
+    before = {"step": 0, "k": 16, "num_questions": 1, "outcomes": outcomes} | dict.fromkeys(outcomes, 0.0)
+    after = before | {"step": 2, "greedy": 1.0, "outcomes": outcomes | {"greedy": {"q": 1.0}}}
+    logs = {"metrics": steps, "evaluations": [evaluation, later], "samples": [sample], "decoding": [before, after]}
+    for name, lines in logs.items():
         text = "".join(f"{line}\n" for line in map(json.dumps, lines))
         (run / "policy" / f"{name}.jsonl").write_text(text)
     summary = {"seed": 1, "steps": 3, "samples": 12, "failed": 3, "seconds": 9.0, "stopped": ""}
@@ -191,6 +195,7 @@ def test_a_policy_run_shows_curves_and_samples(tmp_path: Path) -> None:
     assert "25.0 % of samples without a reward" in page
     assert "rewards rise, the measure does not" in page
     assert page.count('class="chart"') == 4
+    assert "<td>greedy</td><td>0.000</td><td>1.000</td><td>+100.0 [" in page
     assert page.index("<td>0.750</td>") < page.index("<td>timeout</td>")
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import factories
 import pytest
 from fake_rollouts import rollout_batch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlgenrm_ray.errors import ConfigError, StageError
-from vlgenrm_ray.policy.evaluation import evaluation_metrics
-from vlgenrm_ray.policy.rollouts import RolloutGroup
+from vlgenrm_ray.policy.evaluation import decoding_metrics, evaluation_metrics
+from vlgenrm_ray.policy.rollouts import DecodingBatch, RolloutGroup
 from vlgenrm_ray.records import Question
 
 
@@ -85,3 +87,46 @@ def test_a_failure_of_the_measure_costs_its_answer_alone(caplog: pytest.LogCaptu
 
 def test_a_measure_may_be_a_coroutine_function() -> None:
     assert evaluation_metrics(rollout_batch(answer("a", "Yes.")), f"{__name__}:of_coroutine")["value"] == 0.5
+
+
+def samples(name: str, *texts: str) -> RolloutGroup:
+    question = factories.question(name)
+    return tuple(
+        factories.rollout(f"{name}/d0/r{index}", question=question, text=text, reward=None)
+        for index, text in enumerate(texts)
+    )
+
+
+def test_greedy_is_compared_with_k_samples_on_the_same_questions() -> None:
+    batch = DecodingBatch(
+        greedy=(samples("a", "No."), samples("b", "Yes."), samples("c", "?")),
+        sampled=(samples("a", "Yes.", "No.", "no."), samples("b", "No.", "Yes.", "Maybe."), samples("c", "Yes.") * 3),
+    )
+    # "Yes." is worth 0.5, all else 0; the question with an answer of no value is left out everywhere.
+    metrics = decoding_metrics(batch, f"{__name__}:half_of_yes")
+    assert metrics["outcomes"] == {
+        "greedy": {"a": 0.0, "b": 0.5},
+        "avg_at_k": {"a": pytest.approx(0.5 / 3), "b": pytest.approx(0.5 / 3)},
+        # "No." and "no." are the same answer; on a tie the first sample counts.
+        "maj_at_k": {"a": 0.0, "b": 0.0},
+        "pass_at_k": {"a": 0.5, "b": 0.5},
+    }
+    assert (metrics["k"], metrics["num_questions"]) == (3, 2)
+    assert (metrics["greedy"], metrics["maj_at_k"], metrics["pass_at_k"]) == (0.25, 0.0, 0.5)
+    assert metrics["avg_at_k"] == pytest.approx(0.5 / 3)
+
+
+def test_a_missing_answer_takes_its_question_out_of_the_comparison() -> None:
+    missing = (factories.rollout("a/d0/r0", question=factories.question("a"), text="", ids=(), reward=None),)
+    batch = DecodingBatch(greedy=(missing, samples("b", "Yes.")), sampled=(samples("a", "Yes."), samples("b", "Yes.")))
+    metrics = decoding_metrics(batch, f"{__name__}:half_of_yes")
+    assert metrics["num_questions"] == 1
+    assert metrics["outcomes"]["pass_at_k"] == {"b": 0.5}
+
+
+@given(st.lists(st.sampled_from(["yes", "Yes.", "no", "maybe"]), min_size=1, max_size=9))
+def test_no_way_of_decoding_beats_any_of_k(texts: list[str]) -> None:
+    batch = DecodingBatch(greedy=(samples("a", texts[0]),), sampled=(samples("a", *texts),))
+    metrics = decoding_metrics(batch, f"{__name__}:half_of_yes")
+    assert 0 <= metrics["maj_at_k"] <= metrics["pass_at_k"] <= 0.5
+    assert metrics["avg_at_k"] <= metrics["pass_at_k"]

@@ -49,6 +49,22 @@ def test_the_interval_is_paired_by_question() -> None:
     assert 0.1 < gain.low < 0.25 < gain.high < 0.45
 
 
+def decoding(step: int, right: dict[str, int]) -> dict[str, Any]:
+    outcomes = {name: {id: float(place < n) for place, id in enumerate(IDS)} for name, n in right.items()}
+    return {"step": step, "k": 16, "num_questions": 40, "outcomes": outcomes} | {n: r / 40 for n, r in right.items()}
+
+
+def test_every_way_of_decoding_is_listed_with_its_paired_gain() -> None:
+    before = decoding(0, {"greedy": 24, "avg_at_k": 18, "maj_at_k": 24, "pass_at_k": 36})
+    after = decoding(60, {"greedy": 24, "avg_at_k": 22, "maj_at_k": 25, "pass_at_k": 34})
+    lines = list(policy_summary.summary_lines(summary(decoding=[before, after]), Path("runs/a")))
+    at = lines.index("held-out measure by decoding, k = 16, 40 questions (gain: paired, 95 %)")
+    assert lines[at + 1] == "  greedy     0.600 -> 0.600   +0.0 [+0.0, +0.0]"
+    assert lines[at + 2].startswith("  avg_at_k   0.450 -> 0.550  +10.0 [")
+    assert lines[at + 4].startswith("  pass_at_k  0.900 -> 0.850   -5.0 [")
+    assert max(map(len, lines)) <= 80
+
+
 @pytest.mark.parametrize("measured", [True, False])
 def test_without_a_measure_the_held_out_reward_has_no_interval(measured: bool) -> None:
     names = ("first", "best", "last")

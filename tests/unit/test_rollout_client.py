@@ -44,6 +44,7 @@ class FakeOrchestrator:
         """Raised by the next transfers, after one weight."""
         self.collect_step = FakeMethod("step", self)
         self.collect_evaluation = FakeMethod("evaluation", self)
+        self.collect_decoding = FakeMethod("decoding", self)
 
     def send(self, weights: Iterator[str], version: int) -> None:
         if self.send_errors:
@@ -138,6 +139,12 @@ def test_an_evaluation_may_come_between_submit_and_fetch(orchestrator: FakeOrche
     client.fetch("evaluation", 3)
     client.fetch("step", 3)
     assert [call for call in orchestrator.calls if call[0] != "send"] == [("step", 3, 2), ("evaluation", 3, 3)]
+
+
+def test_answers_by_two_ways_of_decoding_are_sampled_with_the_current_weights(orchestrator: FakeOrchestrator) -> None:
+    client = connect()
+    client.fetch_decoding(5)
+    assert orchestrator.calls == [("send", 5, SENT), ("decoding", 5, 5)]
 
 
 @pytest.mark.parametrize("answer", [died, raising(WeightSyncError("have weights of version 0"))])

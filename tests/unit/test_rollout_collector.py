@@ -142,6 +142,19 @@ def test_some_answers_of_an_evaluation_are_scored_with_blank_images() -> None:
     assert asyncio.run(collector.collect_evaluation(questions(5), 40)).ablations == ()
 
 
+def test_a_comparison_of_decoding_has_greedy_and_sampled_answers_without_rewards() -> None:
+    def refuse(rollout: Rollout) -> RewardOutput:
+        raise AssertionError("an answer was scored")
+
+    engines = FakeRolloutEngines(num_engines=2)
+    collector = make_collector(engines, FakeReward(refuse))
+    batch = asyncio.run(collector.collect_decoding(questions(5), 40, num_samples=3))
+    assert [[rollout.id for rollout in group] for group in batch.greedy] == [[f"q{i}/d40/r0"] for i in range(5)]
+    assert [[r.id for r in group] for group in batch.sampled] == [
+        [f"q{i}/d40/r{k}" for k in range(3)] for i in range(5)
+    ]
+
+
 def test_a_pool_smaller_than_a_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="questions_per_step is 4, and the pool has 3 questions"):
         make_collector(FakeRolloutEngines(num_engines=1), FakeReward(by_index), num_questions=3)

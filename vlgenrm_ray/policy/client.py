@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlgenrm_ray.engines.contracts import TensorSpec
 from vlgenrm_ray.errors import StageError, TransferBrokenError, WeightSyncError
 from vlgenrm_ray.policy.orchestrator import NAMESPACE
-from vlgenrm_ray.policy.rollouts import RolloutBatch
+from vlgenrm_ray.policy.rollouts import DecodingBatch, RolloutBatch
 from vlgenrm_ray.policy.worker_context import WorkerContext
 from vlgenrm_ray.weight_sync.config import SyncBackend
 from vlgenrm_ray.weight_sync.transports import create_sender
@@ -16,8 +16,8 @@ from vlgenrm_ray.weight_sync.transports import create_sender
 if TYPE_CHECKING:
     import torch
 
-BatchKind = Literal["step", "evaluation"]
-"""Kind of batch: rollouts to train on, or answers to held-out questions."""
+BatchKind = Literal["step", "evaluation", "decoding"]
+"""Kind of batch: rollouts to train on, or answers to held-out questions, scored or to compare ways of decoding."""
 _PAUSE_S = 1.0
 """Seconds before a lost orchestrator is called again; Ray restarts it meanwhile."""
 
@@ -85,7 +85,12 @@ class RolloutClient:
             assert self._sent_version is not None
             self._request("step", step, self._sent_version)
 
-    def fetch(self, kind: BatchKind, step: int) -> RolloutBatch:
+    def fetch_decoding(self, step: int) -> DecodingBatch:
+        """Wait for greedy and sampled answers to the held-out questions. Arguments and errors as of `fetch`."""
+        batch: DecodingBatch = self._fetch("decoding", step)
+        return batch
+
+    def fetch(self, kind: Literal["step", "evaluation"], step: int) -> RolloutBatch:
         """Wait for a batch of rollouts, and request it first if `submit` has not.
 
         An orchestrator that was restarted is sent the current weights, and the batch is requested again.
@@ -98,6 +103,10 @@ class RolloutClient:
             StageError: The orchestrator was lost more than `retries` times in a row.
             VlGenRMError: The error that the orchestrator raised, for instance RemoteError for a missing reward.
         """
+        batch: RolloutBatch = self._fetch(kind, step)
+        return batch
+
+    def _fetch(self, kind: BatchKind, step: int) -> Any:
         while True:
             self.send_weights(step if self._sent_version is None else self._sent_version)
             batch = self._context.broadcast_from_rank0(lambda: self._try_fetch(kind, step))
@@ -108,10 +117,9 @@ class RolloutClient:
     # -- rank 0 ------------------------------------------------------------------------------------------------
 
     def _request(self, kind: BatchKind, step: int, version: int) -> None:
-        call = self._orchestrator.collect_step if kind == "step" else self._orchestrator.collect_evaluation
-        self._pending[kind] = call.remote(step, version)
+        self._pending[kind] = getattr(self._orchestrator, f"collect_{kind}").remote(step, version)
 
-    def _try_fetch(self, kind: BatchKind, step: int) -> RolloutBatch | None:
+    def _try_fetch(self, kind: BatchKind, step: int) -> RolloutBatch | DecodingBatch | None:
         """Wait for a batch. Return None if the orchestrator lost its weights and needs them again."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
@@ -120,7 +128,7 @@ class RolloutClient:
             assert self._sent_version is not None
             self._request(kind, step, self._sent_version)
         try:
-            batch: RolloutBatch = ray.get(self._pending.pop(kind))
+            batch: RolloutBatch | DecodingBatch = ray.get(self._pending.pop(kind))
         except RayTaskError as error:
             if not isinstance(error.cause, WeightSyncError):
                 raise error.cause from error

@@ -190,6 +190,9 @@ class PolicyEvaluationConfig(Settings):
     measure: str = ""
     """`module:function` of (Question, response) -> float, higher is better: a measure that the reward model never saw.
     Empty: the held-out reward is used instead, which cannot reveal reward hacking."""
+    num_samples: int = Field(default=16, ge=0)
+    """k of the comparison of decoding, before the first step and after the last: the greedy answer to each held-out
+    question against k sampled ones (mean, majority vote, any right). Needs `measure`; 0: none."""
     num_image_ablations: int = Field(default=32, ge=0)
     """Answers per evaluation that the judges among the rewards score a second time, with a blank image; 0: none."""
 

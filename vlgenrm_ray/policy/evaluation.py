@@ -1,17 +1,20 @@
-"""Metrics of a held-out evaluation: the reward, an independent measure, and the effect of blank images."""
+"""Metrics of held-out evaluations: the reward, an independent measure, blank images, and ways of decoding."""
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from vlgenrm_ray.errors import StageError
-from vlgenrm_ray.policy.rollouts import RolloutBatch
+from vlgenrm_ray.policy.rollouts import DecodingBatch, RolloutBatch
 from vlgenrm_ray.records import Rollout
 from vlgenrm_ray.rewards.function import NO_REWARD, FunctionReward, load_function
 from vlgenrm_ray.rewards.image_ablation import ablation_metrics
 from vlgenrm_ray.rewards.reward import RewardOutput
 
+DECODINGS = ("greedy", "avg_at_k", "maj_at_k", "pass_at_k")
+"""Ways to turn a policy into one answer, or one value, per question."""
 _MEASURE_S_PER_ANSWER = 2.0
 _MIN_MEASURE_S = 300.0
 _log = logging.getLogger(__name__)
@@ -46,28 +49,76 @@ def evaluation_metrics(batch: RolloutBatch, measure: str) -> dict[str, Any]:
     }
     if not measure:
         return metrics
-    outcomes = _measure(answers, measure)
+    values = zip(answers, _measure(answers, measure), strict=True)
+    outcomes = {answer.question.id: value for answer, value in values if value is not None}
     mean = sum(outcomes.values()) / len(outcomes) if outcomes else None
     return metrics | {"value": mean, "num_measured": len(outcomes), "outcomes": outcomes}
 
 
-def _measure(answers: Sequence[Rollout], measure: str) -> dict[str, float]:
-    """Return the value of each answer that the measure accepts, by question id.
+def decoding_metrics(batch: DecodingBatch, measure: str) -> dict[str, Any]:
+    """Compare greedy decoding with k samples at temperature 1, on the same questions.
 
-    An answer on which the measure fails is logged and left out: its value is unknown, and it must not end the run.
+    Training can make a policy more certain without making it better: then `avg_at_k` rises towards `maj_at_k`, and
+    `greedy` stays. A gain of a policy is its gain in `greedy`.
+
+    Args:
+        batch: One greedy and k sampled answers per question.
+        measure: `module:function` of (Question, response) -> float or None.
+
+    Returns:
+        `k`, the number `num_questions`, the means `greedy`, `avg_at_k` (of a sample), `maj_at_k` (of the most frequent
+        answer; the first sampled one on a tie) and `pass_at_k` (of the best sample), and `outcomes`: each of these by
+        question id. Questions with an answer that has no value are left out.
+
+    Raises:
+        ConfigError: `measure` names no function.
+        StageError: The measure failed on every answer.
+    """
+    groups = [(greedy[0], *sampled) for greedy, sampled in zip(batch.greedy, batch.sampled, strict=True)]
+    answers = [answer for group in groups for answer in group]
+    values = iter(_measure(answers, measure))
+    outcomes: dict[str, dict[str, float]] = {name: {} for name in DECODINGS}
+    for group in groups:
+        group_values = [next(values) for _ in group]
+        if None in group_values:
+            continue
+        greedy, *sampled = (value for value in group_values if value is not None)
+        question = group[0].question.id
+        outcomes["greedy"][question] = greedy
+        outcomes["avg_at_k"][question] = sum(sampled) / len(sampled)
+        outcomes["maj_at_k"][question] = sampled[_majority([answer.text for answer in group[1:]])]
+        outcomes["pass_at_k"][question] = max(sampled)
+    num_questions = len(outcomes["greedy"])
+    means = {name: sum(by_id.values()) / num_questions if num_questions else None for name, by_id in outcomes.items()}
+    k = len(batch.sampled[0]) if batch.sampled else 0
+    return {"k": k, "num_questions": num_questions, **means, "outcomes": outcomes}
+
+
+def _majority(texts: Sequence[str]) -> int:
+    """Return the index of the first text that is as frequent as the most frequent one; case and spaces do not count."""
+    answers = [" ".join(text.casefold().split()) for text in texts]
+    counts = Counter(answers)
+    return max(range(len(answers)), key=lambda index: (counts[answers[index]], -index))
+
+
+def _measure(answers: Sequence[Rollout], measure: str) -> list[float | None]:
+    """Return the value of each answer; None where the measure accepts it not, or there is no answer.
+
+    An answer on which the measure fails is logged and has no value: it is unknown, and it must not end the run.
     """
     # A failed generation is not an answer: its value is unknown, not 0.
     generated = [answer for answer in answers if answer.ids]
-    outputs = asyncio.run(_call_measure(generated, measure))
-    values, failures = {}, []
-    for answer, output in zip(generated, outputs, strict=True):
-        if output.reward is not None:
-            values[answer.question.id] = output.reward
-        elif output.status != NO_REWARD:
+    outputs = iter(asyncio.run(_call_measure(generated, measure)))
+    values: list[float | None] = []
+    failures = []
+    for answer in answers:
+        output = next(outputs) if answer.ids else None
+        values.append(output.reward if output is not None else None)
+        if output is not None and output.reward is None and output.status != NO_REWARD:
             failures.append(f"{output.detail.removeprefix('the function ')} for {answer.id}")
     if failures:
         problem = f"evaluation.measure {measure!r} {failures[0]}; it must be a finite number or None"
-        if not values:
+        if all(value is None for value in values):
             raise StageError(problem)
         _log.warning("%d of %d answers have no value: %s", len(failures), len(generated), problem)
     return values

@@ -26,6 +26,7 @@ from vlgenrm_ray.policy.engine_pool import RolloutEnginePool
 from vlgenrm_ray.policy.rollout_worker import BuildGenerator, RolloutWorkerHandle
 from vlgenrm_ray.policy.rollouts import (
     UNSCORED,
+    DecodingBatch,
     RolloutBatch,
     RolloutGroup,
     RolloutRequest,
@@ -139,6 +140,33 @@ class RolloutCollector:
         batch = await self._collect(requests, self.rollouts.evaluation_sampling(), step)
         return replace(batch, ablations=await ablate_image(self.reward, batch.rollouts, num_ablated))
 
+    async def collect_decoding(self, questions: Sequence[Question], step: int, *, num_samples: int) -> DecodingBatch:
+        """Collect the greedy answer and `num_samples` sampled answers to each question, without rewards.
+
+        Args:
+            questions: Held-out questions.
+            step: Number of training steps done. Seeds do not depend on it.
+            num_samples: Sampled answers per question.
+
+        Raises:
+            EngineLostError: An engine was lost too often.
+        """
+        requests = [
+            RolloutRequest(question=question, step=step, seed=sampling_seed(self.seed, 0, question.id), purpose="d")
+            for question in questions
+        ]
+        greedy, sampled = [
+            await self._sample(requests, sampling) for sampling in self.rollouts.decoding_samplings(num_samples)
+        ]
+        return DecodingBatch(greedy=greedy, sampled=sampled)
+
+    async def _sample(self, requests: Sequence[RolloutRequest], sampling: Sampling) -> tuple[RolloutGroup, ...]:
+        groups: dict[int, RolloutGroup] = {}
+        async with aclosing(cast("Any", self.pool.sample(requests, sampling))) as sampled:
+            async for index, group in sampled:
+                groups[index] = group
+        return tuple(groups[index] for index in range(len(requests)))
+
     def _requests(self, indices: Sequence[int], step: int) -> list[RolloutRequest]:
         questions = [self.questions[index] for index in indices]
         return [RolloutRequest(question=q, step=step, seed=sampling_seed(self.seed, step, q.id)) for q in questions]
@@ -241,6 +269,8 @@ class OrchestratorConfig:
     questions_per_step: int
     seed: int
     images: ImageLimits
+    num_samples: int = 0
+    """Sampled answers per question of the comparison of decoding."""
     num_ablated: int = 0
     """Answers of an evaluation that are scored with blank images as well."""
     sync: SyncConfig = field(default_factory=SyncConfig)
@@ -308,6 +338,11 @@ class RolloutOrchestrator:
         """Collect answers to the held-out questions after `step` training steps. Raises as `collect_step`."""
         self._check_version(version)
         return await self._collector.collect_evaluation(self._held_out, step, num_ablated=self._config.num_ablated)
+
+    async def collect_decoding(self, step: int, version: int) -> DecodingBatch:
+        """Collect greedy and sampled answers to the held-out questions. Raises as `collect_step`."""
+        self._check_version(version)
+        return await self._collector.collect_decoding(self._held_out, step, num_samples=self._config.num_samples)
 
     async def version(self) -> int:
         """Return the version of the engines' weights."""

@@ -7,7 +7,7 @@ A request asks for the group of one question: `group_size` rollouts that share i
 import hashlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from pydantic import Field
@@ -73,6 +73,11 @@ class RolloutsConfig(Settings):
         """Return the sampling parameters of answers to held-out questions."""
         return Sampling(n=1, temperature=self.evaluation_temperature, max_tokens=self.max_tokens, logprobs=True)
 
+    def decoding_samplings(self, num_samples: int) -> tuple[Sampling, Sampling]:
+        """Return the sampling parameters of the greedy answer and of `num_samples` answers at temperature 1."""
+        greedy = Sampling(n=1, temperature=0.0, max_tokens=self.max_tokens, logprobs=True)
+        return greedy, replace(greedy, n=num_samples, temperature=1.0)
+
     def engine_config(self, model: str) -> RolloutVllmConfig:
         """Return the settings of an engine that samples from the model folder `model`."""
         return RolloutVllmConfig.model_validate(self.engine.model_dump() | {"model": model})
@@ -93,6 +98,16 @@ class RolloutRequest:
     def rollout_id(self, index: int) -> str:
         """Return the id of the rollout with this index in its group."""
         return f"{self.question.id}/{self.purpose}{self.step}/r{index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodingBatch:
+    """Answers to the held-out questions by two ways of decoding, without rewards."""
+
+    greedy: tuple[RolloutGroup, ...]
+    """One answer per question."""
+    sampled: tuple[RolloutGroup, ...]
+    """k answers per question at temperature 1, in the same order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ Below its folder:
     metrics.jsonl       one line per step
     evaluations.jsonl   one line per held-out evaluation
     best.json           the line of the evaluation at which best/ was exported
+    decoding.jsonl      greedy against sampled held-out answers, before the first and after the last step
     samples.jsonl       every `samples_every` steps a question, its answers, critiques and rewards
     tensorboard/        all of these for TensorBoard, unless `trackers` leaves it out
     summary.json        written last
@@ -95,6 +96,7 @@ def run(
         "first": evaluations[0],
         "last": evaluations[-1],
         "best": read_json(paths.best_evaluation),
+        "decoding": read_lines(paths.decoding),
         "samples": sum(step["samples"] for step in steps),
         "failed": sum(step["failed"] for step in steps),
     }
@@ -155,6 +157,7 @@ def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder)
             questions_per_step=config.questions_per_step,
             seed=config.seed,
             images=config.images,
+            num_samples=config.evaluation.num_samples,
             num_ablated=config.evaluation.num_image_ablations,
             sync=config.sync,
             backend=config.sync_backend(),

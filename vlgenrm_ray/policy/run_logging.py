@@ -62,6 +62,11 @@ class RunPaths:
         return self.folder / "evaluations.jsonl"
 
     @property
+    def decoding(self) -> Path:
+        """One JSON line per comparison of decoding, see `evaluation.decoding_metrics`."""
+        return self.folder / "decoding.jsonl"
+
+    @property
     def best_evaluation(self) -> Path:
         """Line of the evaluation at which `best` was exported."""
         return self.folder / "best.json"
@@ -112,7 +117,7 @@ class RunLogger:
             return
         if not num_done:
             self._paths.best_evaluation.unlink(missing_ok=True)
-        for path in (self._paths.metrics, self._paths.evaluations, self._paths.samples):
+        for path in (self._paths.metrics, self._paths.evaluations, self._paths.decoding, self._paths.samples):
             _truncate(path, num_done)
         folder = self._paths.folder
         context = TrackerContext(
@@ -142,6 +147,10 @@ class RunLogger:
         """Write the metrics of an evaluation."""
         self._append(self._paths.evaluations, line)
         self._trackers.log_evaluation(line)
+
+    def log_decoding(self, line: Mapping[str, Any]) -> None:
+        """Write the metrics of a comparison of decoding."""
+        self._append(self._paths.decoding, line)
 
     def is_best(self, line: Mapping[str, Any]) -> bool:
         """Return True if an evaluation is better than the one `best` was exported at. Only on rank 0.

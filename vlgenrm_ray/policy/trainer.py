@@ -18,7 +18,7 @@ from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.policy.batching import TrainingSamples, build_training_samples, plan_micro_batches
 from vlgenrm_ray.policy.client import RolloutClient
 from vlgenrm_ray.policy.config import PolicyConfig
-from vlgenrm_ray.policy.evaluation import evaluation_metrics
+from vlgenrm_ray.policy.evaluation import decoding_metrics, evaluation_metrics
 from vlgenrm_ray.policy.guards import TrainingHistory
 from vlgenrm_ray.policy.rollouts import RolloutBatch
 from vlgenrm_ray.policy.run_logging import RunLogger, RunPaths, rollout_metrics
@@ -98,7 +98,10 @@ class _PolicyTrainer:
 
         num_done = self._resume()
         self.logger.start(num_done, total_steps=self.config.steps)
-        stop_reason = "" if num_done else self._evaluate(0)
+        stop_reason = ""
+        if not num_done:
+            stop_reason = self._evaluate(0)
+            self._compare_decoding(0)
         while num_done < self.config.steps and not stop_reason:
             self._train_step(num_done)
             num_done += 1
@@ -106,6 +109,7 @@ class _PolicyTrainer:
                 stop_reason = self._evaluate(num_done)
             if not stop_reason:
                 self._save_checkpoint(num_done)
+        self._compare_decoding(num_done)
         export(self.learner, self.job.paths.model)
         self.logger.finish(steps=num_done, stopped=stop_reason)
 
@@ -212,6 +216,16 @@ class _PolicyTrainer:
             else None
         )
         return hacked or (warning if config.image_ablation.stop else "")
+
+    def _compare_decoding(self, num_done: int) -> None:
+        """Measure greedy against sampled answers: a policy may only have become more certain, not better."""
+        evaluation = self.config.evaluation
+        if not (evaluation.measure and evaluation.num_samples):
+            return
+        self.client.send_weights(num_done)
+        batch = self.client.fetch_decoding(num_done)
+        metrics = self.context.broadcast_from_rank0(lambda: decoding_metrics(batch, evaluation.measure))
+        self.logger.log_decoding({"step": num_done} | metrics)
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
 """Console summary of a policy's training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlgenrm_ray.evaluation.metrics import Estimate, paired_gain
+from vlgenrm_ray.policy.evaluation import DECODINGS
 
 
 def measure_gain(summary: Mapping[str, Any], evaluation: str = "best") -> Estimate | None:
@@ -48,8 +49,23 @@ def summary_lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
                 f"{evaluation} over first: {gain.value:+.3f} (95 %: {gain.low:+.3f} to {gain.high:+.3f}, "
                 f"{gain.num} questions, paired)"
             )
+    yield from decoding_lines(summary.get("decoding", ()))
     yield from _image_lines(first, summary["last"])
     yield f"models: {folder / 'policy' / 'best'} and {folder / 'policy' / 'model'} (last), and curves.svg"
+
+
+def decoding_lines(decoding: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Format the held-out measure by ways of decoding, before and after the training, with paired gains."""
+    if len(decoding) < 2:
+        return
+    before, after = decoding[0], decoding[-1]
+    yield f"held-out measure by decoding, k = {after['k']}, {after['num_questions']} questions (gain: paired, 95 %)"
+    for name in DECODINGS:
+        gain = paired_gain(before["outcomes"][name], after["outcomes"][name])
+        yield (
+            f"  {name:<10} {before[name]:.3f} -> {after[name]:.3f}  "
+            f"{gain.value * 100:+5.1f} [{gain.low * 100:+.1f}, {gain.high * 100:+.1f}]"
+        )
 
 
 def _image_lines(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from vlgenrm_ray import __version__
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.metrics import Estimate, paired_gain
+from vlgenrm_ray.policy.evaluation import DECODINGS
 from vlgenrm_ray.report.html import charts, gallery
 from vlgenrm_ray.report.html.run_data import RunData, critiques_by_decision, read_run, reliability
 from vlgenrm_ray.report.policy_summary import measure_gain
@@ -127,6 +128,7 @@ def _run_view(run: RunData) -> dict[str, Any]:
         "examples": examples,
         "kinds": sorted({example.kind for example in examples}),
         "policy_gains": _policy_gains(run),
+        "decoding": _decoding_rows(run),
         "samples": gallery.policy_samples(run.policy) if run.policy is not None else [],
         "benchmarks": [json.dumps(benchmark, indent=2) for benchmark in run.benchmarks],
     }
@@ -137,6 +139,25 @@ def _policy_gains(run: RunData) -> dict[str, Estimate]:
         return {}
     gains = {name: measure_gain(run.policy.summary, name) for name in ("best", "last")}
     return {name: gain for name, gain in gains.items() if gain is not None}
+
+
+def _decoding_rows(run: RunData) -> list[dict[str, Any]]:
+    """Compare the first and the last measurement of each way of decoding; empty before the training has ended."""
+    lines = run.policy.decoding if run.policy is not None else []
+    if len(lines) < 2:
+        return []
+    before, after = lines[0], lines[-1]
+    return [
+        {
+            "name": name,
+            "k": after["k"],
+            "questions": after["num_questions"],
+            "before": before[name],
+            "after": after[name],
+            "gain": paired_gain(before["outcomes"][name], after["outcomes"][name]),
+        }
+        for name in DECODINGS
+    ]
 
 
 def _comparison_curves(runs: Sequence[RunData]) -> list[tuple[str, str]]:

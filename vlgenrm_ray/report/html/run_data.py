@@ -84,6 +84,8 @@ class PolicyData:
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    decoding: list[dict[str, Any]]
+    """Held-out measure by way of decoding, before the first and after the last step."""
     summary: Mapping[str, Any]
     """Content of `summary.json`; empty while the training runs."""
 
@@ -336,6 +338,7 @@ def _read_policy(folder: Path) -> PolicyData:
         steps=read_lines(paths.metrics),
         evaluations=read_lines(paths.evaluations),
         samples=read_lines(paths.samples),
+        decoding=read_lines(paths.decoding),
         summary=_read_json_or_empty(folder / "summary.json"),
     )
 
