@@ -97,7 +97,7 @@ def build_row(samples: "Sequence[Tokens]") -> SharedRow:
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """Layout of R rows of L tokens, N of them sampled; numbers of samples as in `SharedRow`."""
+    """Layout of R rows of L tokens, N of them sampled; samples are numbered as in `SharedRow`."""
 
     sample_of_token: "torch.Tensor"
     """[R, L]; negative for padding."""
