@@ -113,7 +113,7 @@ GATEWAYS = [
 ]
 
 
-@pytest.mark.parametrize("text", BLANK)
+@pytest.mark.parametrize("text", [*BLANK, "<think>A star?"])
 @pytest.mark.parametrize(("gateway", "path", "body"), GATEWAYS, ids=lambda value: getattr(value, "__name__", "")[-9:])
 def test_gateways_return_the_status_and_no_number(gateway: Any, path: str, body: Any, text: str) -> None:
     answer = FakeGateway(gateway.router, service().score).post(path, body(text))

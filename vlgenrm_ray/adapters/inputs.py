@@ -11,6 +11,7 @@ from vlgenrm_ray.judge.chat_templates import last_question
 from vlgenrm_ray.judge.conversation import message_images, message_text, refers_to_image
 from vlgenrm_ray.judge.label import Label, is_missing
 from vlgenrm_ray.judge.protocol import ScoreInput
+from vlgenrm_ray.judge.thinking import resume_thinking
 
 ALLOW_BLIND_VARIABLE = "VLGENRM_ALLOW_BLIND"
 _IMAGE_COLUMNS = ("images", "image", "multi_modal_data", "multi_modal_inputs", "multimodal_inputs")
@@ -44,7 +45,10 @@ def build_score_input(
         prompt = [as_mapping(message) for message in prompt]
     prompt_images = () if isinstance(prompt, str) else message_images(prompt)
     own_images = label.images or tuple(image for image in (() if images is None else images) if not is_missing(image))
-    fields: dict[str, Any] = {"response": response_text(response), "reference": label.reference}
+    answer = response_text(response)
+    if isinstance(prompt, str):
+        answer = resume_thinking(answer, prompt)
+    fields: dict[str, Any] = {"response": answer, "reference": label.reference}
     fields["allow_blind"] = _allow_blind()
     if label.question is None and prompt and not isinstance(prompt, str):
         # The messages carry their images themselves.

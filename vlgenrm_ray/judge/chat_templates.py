@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.thinking import normalize_thinking, resume_thinking
 
 IMAGE_MARK = "<image>"
 """Placeholder of an image that a message marks without a text of its own."""
@@ -56,16 +57,17 @@ _SENTENCE_TOKENS = re.compile(r"(?:\s|</?s>)+")
 def strip_special_tokens(text: str, *, keep_images: bool = False) -> str:
     """Remove the special tokens of chat templates, and whitespace at both ends if there were any.
 
-    `<s>` and `</s>` are removed at the ends of the text only: within it they are HTML. A text without special tokens is
-    returned unchanged.
+    `<s>` and `</s>` are removed at the ends of the text only: within it they are HTML. Tokens that mark a policy's
+    thinking become `<think>` and `</think>`, see `thinking`. A text without special tokens is returned unchanged.
 
     Args:
         text: Text of a policy or a data set.
         keep_images: Keep image placeholders.
     """
-    if not any(sign in text for sign in ("<", "[", "]~")):
+    if not any(sign in text for sign in ("<", "[", "]~", "\u25c1")):
         return text
-    stripped = _SPECIAL.sub(lambda token: token[0] if keep_images and token["image"] else "", text)
+    stripped = normalize_thinking(text)
+    stripped = _SPECIAL.sub(lambda token: token[0] if keep_images and token["image"] else "", stripped)
     stripped = _strip_sentence_tokens(stripped)
     return text if stripped == text else stripped.strip()
 
@@ -264,7 +266,8 @@ def answer_after_prompt(transcript: str, prompt: str) -> str:
     end = _end_of_prompt(whole.letters, _Letters(prompt).letters)
     if end is None:
         return split_transcript(transcript, num_turns=max(num_user_turns(prompt), 1))[1]
-    return strip_special_tokens(transcript[_answer_start(transcript, whole.end_in_text(end)) :]).strip()
+    answer = strip_special_tokens(transcript[_answer_start(transcript, whole.end_in_text(end)) :]).strip()
+    return resume_thinking(answer, prompt)
 
 
 def answer_after_question(transcript: str, question: str, num_turns: int) -> str:

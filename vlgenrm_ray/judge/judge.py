@@ -25,6 +25,7 @@ from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.judge import prompts, sentences
 from vlgenrm_ray.judge.escaping import is_blank
 from vlgenrm_ray.judge.forgery import remove_forgeries
+from vlgenrm_ray.judge.thinking import Thinking, judged_part
 from vlgenrm_ray.judge.verdict import (
     TRACKED_WORDS,
     Aggregator,
@@ -48,6 +49,11 @@ DIRECT_MAX_TOKENS = 2
 """Tokens sampled where the verdict comes first: some tokenizers emit a blank before the word."""
 EMPTY_RESPONSE = "the response is empty or blank; a policy that answers nothing has no reward"
 """Detail of the status `empty_text`."""
+NO_ANSWER = (
+    "the response has no answer after its thinking, or the thinking has no end; let the policy write more, or set "
+    "judge.thinking: whole to judge the thinking too"
+)
+"""Detail of the status `empty_text` of a response that is nothing but thinking."""
 FORGERY_ALONE = "the response has nothing but a verdict, critique or prompt in the judge's own form"
 """Detail of the status `forged_critique`."""
 FORGERY_REMOVED = "parts of the response in the form of the judge's own critique or prompt were not judged"
@@ -74,6 +80,10 @@ class JudgeConfig(Settings):
     """K, critiques per response (or sentence). The `direct` mode always samples one."""
     unit: Literal["response", "sentence"] = "response"
     """Unit that is judged: the whole response, or each sentence by itself; the reward is then the lowest of them."""
+    thinking: Thinking = "answer"
+    """Part of a thinking policy's response that is judged. `answer`: what follows `</think>` (see `judge/thinking.py`).
+    `whole`: the thinking too. `required`: as `answer`, and responses without `</think>` have no answer, for policies
+    whose prompt opens the thinking. A response without an answer has the status `empty_text`."""
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     """Sampling temperature of critiques."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -117,6 +127,8 @@ class JudgeInput:
     response: str
     hint: str = ""
     """"Yes" or "No" to state the right verdict in the prompt (`JudgeConfig.hint_prompt`), else ""."""
+    is_sentence: bool = False
+    """The response is a sentence of an answer (`JudgeConfig.unit`), whose thinking is removed already."""
 
 
 class Judge(Generic[_G_co]):
@@ -314,8 +326,14 @@ class Judge(Generic[_G_co]):
         return Prompt(images=pixels, text=text, prefix=prefix)
 
     def judged_response(self, item: JudgeInput) -> str:
-        """Return the response without parts in the form of the judge's own critique or prompt (see `forgery`)."""
-        return remove_forgeries(item.response, item.question, self._template)
+        """Return the answer of the response, without parts in the form of the judge's own critique or prompt.
+
+        See `thinking` and `forgery`.
+        """
+        return remove_forgeries(self._answer(item), item.question, self._template)
+
+    def _answer(self, item: JudgeInput) -> str:
+        return item.response if item.is_sentence else judged_part(item.response, self.config.thinking)
 
     def refusal(self, item: JudgeInput) -> Refusal | None:
         """Return the refusal of a response in which nothing can be judged, else None.
@@ -324,6 +342,8 @@ class Judge(Generic[_G_co]):
         """
         if is_blank(item.response):
             return Refusal(reason=DropReason.EMPTY_TEXT, detail=EMPTY_RESPONSE)
+        if is_blank(self._answer(item)):
+            return Refusal(reason=DropReason.EMPTY_TEXT, detail=NO_ANSWER)
         if is_blank(self.judged_response(item)):
             return Refusal(reason=DropReason.FORGED_CRITIQUE, detail=FORGERY_ALONE)
         return None
@@ -377,11 +397,11 @@ class Judge(Generic[_G_co]):
     def _units(self, item: JudgeInput) -> tuple[JudgeInput, ...]:
         if self.config.unit == "response" or self.refusal(item):
             return (item,)
-        return split_sentences(replace(item, response=self.judged_response(item)))
+        return split_sentences(replace(item, response=self.judged_response(item), is_sentence=True))
 
     def _with_note(self, item: JudgeInput, judgement: Judgement) -> Judgement:
         """Return the judgement of an input, with a note if parts of its response were not judged."""
-        if judgement.detail or self.judged_response(item) == item.response:
+        if judgement.detail or self.judged_response(item) == self._answer(item):
             return judgement
         return replace(judgement, detail=FORGERY_REMOVED)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.chat_templates import last_question
 from vlgenrm_ray.judge.conversation import message_images, refers_to_image
+from vlgenrm_ray.judge.thinking import resume_thinking
 from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label, require_rewards, score_items
 
 
@@ -47,7 +48,10 @@ def router(score: Score) -> APIRouter:
                     fields["images"] = message_images(sample.prompt)
         except InputError as error:
             raise HTTPException(422, f"prompt: {error}") from error
-        item = build_item("sample", response=sample.response, reference=label.reference, **fields)
+        response = (
+            resume_thinking(sample.response, sample.prompt) if isinstance(sample.prompt, str) else sample.response
+        )
+        item = build_item("sample", response=response, reference=label.reference, **fields)
         (reply,) = replies = await score_items(score, [item])
         (reward,) = require_rewards(replies)
         if not as_dict:
