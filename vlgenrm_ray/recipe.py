@@ -5,7 +5,8 @@ folder (`claim`), where a second run with other settings is refused.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from vlgenrm_ray.shapes import pack_path
 
 S = TypeVar("S", bound=BaseModel)
 
+_MAX_DIFFERENCES = 10
 PACK = "pack:"
 """Prefix of a model of the embedded world: `pack:<name>` becomes that model's folder in the installed package."""
 
@@ -56,20 +58,62 @@ def build(cls: type[S], values: Mapping[str, Any]) -> S:
 
 
 def dump(config: BaseModel) -> str:
-    """Return the resolved configuration as YAML; reading it back gives an equal configuration."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """Return the resolved configuration as YAML; reading it back, on any machine, gives an equal configuration."""
+    text: str = yaml.safe_dump(_name_pack(config.model_dump(mode="json")), sort_keys=False)
     return text
 
 
-def claim(config: BaseModel, folder: Path) -> None:
-    """Write the configuration into a run's folder. Raises ConfigError if the folder holds a different one."""
-    path, text = folder / "config.yaml", dump(config)
-    if path.exists() and path.read_text() != text:
+def claim(config: Settings, folder: Path) -> None:
+    """Write the configuration into a run's folder.
+
+    The folder may hold a configuration that differs in operational settings only, such as resources or the number of
+    rounds; it is replaced.
+
+    Raises:
+        ConfigError: The folder is of a run with other results; the message names the settings that differ.
+    """
+    path = folder / "config.yaml"
+    if path.exists() and (differences := _differences(config, path)):
         raise ConfigError(
-            f"{path} is of a run with other settings, or of another version of this package; choose another run folder "
-            "with --run, or delete that folder to run it again"
+            f"{path} is of a run with other settings:\n"
+            + "\n".join(differences)
+            + "\nrestore them, choose another run folder with --run, or delete that folder to run it again"
         )
-    write_text(path, text)
+    write_text(path, dump(config))
+
+
+def _differences(config: Settings, path: Path) -> list[str]:
+    """List the settings, as lines, in which a stored configuration differs from the present one, at most ten."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            stored = build(type(config), yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ConfigError, yaml.YAMLError, TypeError) as error:
+        return [f"  it cannot be read by this version: {error}"]
+    before, now = (dict(_leaves(c.result_settings())) for c in (stored, config))
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    lines = [f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in names]
+    return lines if len(lines) <= _MAX_DIFFERENCES else [*lines[:_MAX_DIFFERENCES], f"  and {len(lines) - 10} more"]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (path, value) of all plain values in nested mappings and lists."""
+    below = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if not below:
+        yield path, value
+        return
+    for key, item in below:
+        yield from _leaves(item, f"{path}.{key}" if path else str(key))
+
+
+def _name_pack(value: Any) -> Any:
+    """Undo `resolve`: name the models of the embedded world independently of where the package is installed."""
+    if isinstance(value, Mapping):
+        return {k: _name_pack(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_name_pack(v) for v in value]
+    if isinstance(value, str) and value.startswith(prefix := f"{pack_path('')}/"):
+        return PACK + value.removeprefix(prefix)
+    return value
 
 
 def resolve(value: Any) -> Any:

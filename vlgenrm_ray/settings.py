@@ -1,11 +1,12 @@
 """Base class of every configuration section: strict, frozen, with renamed and inherited settings.
 
 A section is a pydantic model whose fields are documented by the string below each of them; `settings_reference` prints
-those strings for users. Three class variables let a recipe stay short and old recipes keep working:
+those strings for users. Class variables let a recipe stay short, old recipes keep working, and runs continue elsewhere:
 
     renamed     old name -> present name, read for one version with a warning
     removed     old name -> the constant that it became, or the remedy for those who need another value
     inherits    path of a setting -> path of the setting whose value it takes where the recipe leaves it out
+    operational names of settings that decide where and how fast a run works, but not its results
 """
 
 import hashlib
@@ -13,12 +14,14 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 _UNSET = object()
+_PACKAGE = f"{Path(__file__).parent}/"
 ANY_VALUE = object()
 """`RemovedSetting.value` of a setting that changes nothing, whatever its value."""
 
@@ -57,6 +60,9 @@ class Settings(BaseModel):
     `*` stands for every entry of a list. A section inherits setting by setting, a plain setting as a whole. A section
     that is None by default is not created, nor is a required one of which only a part inherits.
     """
+
+    operational: ClassVar[frozenset[str]] = frozenset()
+    """Settings that may change while a run is interrupted: resources, batch sizes of actors, time limits, logging."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,8 +134,37 @@ class Settings(BaseModel):
         return rest
 
     def fingerprint(self) -> str:
-        """Return a hash of the resolved values, for manifests: equal settings have equal fingerprints."""
-        return digest(self.model_dump(mode="json"))
+        """Return a hash of `result_settings`, for manifests: settings with equal results have equal fingerprints."""
+        return digest(self.result_settings())
+
+    def result_settings(self) -> dict[str, Any]:
+        """Return the resolved values, as JSON, that results depend on: without the operational ones.
+
+        Paths in this package do not depend on where it is installed.
+        """
+        settings: dict[str, Any] = _without_operational(self, self.model_dump(mode="json"))
+        return settings
+
+    @classmethod
+    def all_operational(cls) -> frozenset[str]:
+        """Return `operational` of the class and its bases."""
+        return frozenset().union(*(c.__dict__.get("operational", ()) for c in cls.__mro__))
+
+
+def _without_operational(value: Any, dumped: Any) -> Any:
+    """Walk through a setting and its dump together; return the dump without operational settings."""
+    if isinstance(value, BaseModel):
+        omitted = value.all_operational() if isinstance(value, Settings) else frozenset()
+        return {
+            name: _without_operational(getattr(value, name, None), below)
+            for name, below in dumped.items()
+            if name not in omitted
+        }
+    if isinstance(dumped, list) and isinstance(value, Sequence):
+        return [_without_operational(*pair) for pair in zip(value, dumped, strict=True)]
+    if isinstance(dumped, str) and dumped.startswith(_PACKAGE):
+        return dumped.replace(_PACKAGE, "<package>/", 1)
+    return dumped
 
 
 def digest(value: object) -> str:

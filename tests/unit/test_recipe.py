@@ -1,12 +1,17 @@
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from vlgenrm_ray import recipe
+from vlgenrm_ray import recipe, settings
+from vlgenrm_ray.config import CoTrainingConfig, PolicyRunConfig, RunConfig
+from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.settings import Settings
+from vlgenrm_ray.reward import critiques
+from vlgenrm_ray.settings import Settings, sections_of
 from vlgenrm_ray.shapes import pack_path
 
 
@@ -124,3 +129,79 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     assert "mapping of sections" in fails(broken)
     broken.write_text("seed: 1")
     assert fails(broken) == "selection: required, but not set"
+
+
+def shapes(*overrides: str) -> RunConfig:
+    return recipe.load(RunConfig, shipped_recipe("shapes"), overrides)
+
+
+def test_a_run_continues_with_other_resources_and_more_rounds(tmp_path: Path) -> None:
+    recipe.claim(shapes(), tmp_path)
+    others = ("critiques.actors.num_actors=3", "critiques.engine.max_num_seqs=7", "training.num_cpus=1")
+    changed = shapes(*others, "rounds.num_rounds=5", "experts.actors.batch_size=4")
+    recipe.claim(changed, tmp_path)
+    assert recipe.load(RunConfig, tmp_path / "config.yaml") == changed, "the stored configuration is the present one"
+
+
+def test_a_run_with_other_results_is_refused_by_the_names_of_the_settings(tmp_path: Path) -> None:
+    recipe.claim(shapes(), tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ConfigError) as caught:
+        recipe.claim(shapes("selection.tau=0.5", "training.num_cpus=1"), tmp_path)
+    message = str(caught.value)
+    assert re.search(r"selection\.tau: 0\.\d+ there, 0\.5 now", message)
+    assert "num_cpus" not in message
+    assert "--run" in message
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("content", ["seed: [", "unknown: 1", "[]", ""])
+def test_a_stored_configuration_that_cannot_be_read_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ConfigError, match="cannot be read by this version"):
+        recipe.claim(shapes(), tmp_path)
+
+
+def test_a_run_continues_from_another_installation_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe.claim(shapes(), tmp_path / "run")
+    assert str(Path(settings.__file__).parent) not in (tmp_path / "run" / "config.yaml").read_text()
+    fingerprint = shapes().fingerprint()
+    elsewhere = tmp_path / "elsewhere" / "vlgenrm_ray"
+    monkeypatch.setattr(settings, "_PACKAGE", f"{elsewhere}/")
+    monkeypatch.setattr("vlgenrm_ray.shapes._PACK", elsewhere / "shapes" / "pack")
+    moved = shapes()
+    assert moved.base.startswith(str(elsewhere))
+    recipe.claim(moved, tmp_path / "run")
+    assert moved.fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["critiques.actors.batch_size=3", "critiques.engine.gpu_memory_utilization=0.5", "critiques.engine.threads=3"],
+)
+def test_operational_settings_do_not_change_a_stage_s_fingerprint(override: str) -> None:
+    before, after = shapes(), shapes(override)
+    assert before.critiques != after.critiques
+    fingerprints = {critiques.fingerprint(config.critiques, config.judge, 1) for config in (before, after)}
+    assert len(fingerprints) == 1
+
+
+def test_settings_that_change_results_change_the_fingerprint() -> None:
+    assert shapes().fingerprint() != shapes("critiques.engine.dtype=bfloat16").fingerprint()
+
+
+def test_operational_settings_exist() -> None:
+    """A renamed setting must not lose its place among the operational ones."""
+
+    def sections(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
+        yield cls
+        for field in cls.model_fields.values():
+            for section in sections_of(field.annotation):
+                yield from sections(section)
+
+    for cls in (RunConfig, PolicyRunConfig, CoTrainingConfig):
+        for section in sections(cls):
+            if issubclass(section, Settings):
+                assert section.all_operational() <= set(section.model_fields), section

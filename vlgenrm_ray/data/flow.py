@@ -24,6 +24,7 @@ class ActorPoolConfig(Settings):
     """Size and resources of one pool of Ray actors."""
 
     renamed: ClassVar = {"actors": "num_actors"}
+    operational: ClassVar = frozenset({"num_actors", "max_actors", "num_cpus", "num_gpus", "batch_size"})
 
     num_actors: int = 1
     """Number of actors; with a larger `max_actors`, the smallest number."""

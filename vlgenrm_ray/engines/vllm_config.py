@@ -16,6 +16,9 @@ class VllmConfig(Settings):
     """A vLLM engine."""
 
     renamed: ClassVar = {"engine": "vllm_args", "max_num_batched_tokens": "vllm_args.max_num_batched_tokens"}
+    operational: ClassVar = frozenset(
+        {"max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "tensor_parallel_size", "enforce_eager", "threads"}
+    )
     removed: ClassVar = {
         "seed": RemovedSetting(0, "requests have seeds of their own; set vllm_args: {seed: ...} if you need one"),
         "logprobs": RemovedSetting("raw", "the engines of rollouts return those of the sampled distribution anyway"),

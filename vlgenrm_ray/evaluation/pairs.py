@@ -104,9 +104,10 @@ def run(
 
 def fingerprint(config: EvaluationConfig, judge: JudgeConfig) -> str:
     """Hash of everything that decides the judgements; the number of actors does not."""
-    settings = config.model_dump(mode="json", exclude={"actors": True, "engine": {"model", "threads"}})
+    # The model itself is an input of the stage, by its content.
+    settings = config.model_copy(update={"engine": config.engine.model_copy(update={"model": ""})}).result_settings()
     texts = {name: prompts.load(name) for name in judge.prompt_names()}
-    return digest([settings, judge.model_dump(mode="json"), texts])
+    return digest([settings, judge.result_settings(), texts])
 
 
 class PairJudgeActor:

@@ -214,6 +214,10 @@ class PolicyConfig(Settings):
         "image_ablation.min_rise": "reward_hacking.min_rise",
     }
 
+    operational: ClassVar = frozenset(
+        {"num_cpus", "num_gpus", "checkpoint_every", "retries", "reward_retry", "samples_every", "trackers"}
+    )
+
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """Advantages and loss."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)

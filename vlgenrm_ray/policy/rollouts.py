@@ -31,6 +31,10 @@ class RolloutsConfig(Settings):
 
     renamed: ClassVar = {"actors": "num_engines", "restarts": "max_restarts"}
 
+    operational: ClassVar = frozenset(
+        {"num_engines", "num_cpus", "num_gpus", "max_restarts", "start_timeout_s", "stall_timeout_s"}
+    )
+
     engine: VllmConfig = VllmConfig()
     """Settings of vLLM. The run sets `model`."""
     num_engines: int = Field(default=1, ge=1)

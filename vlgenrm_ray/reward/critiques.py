@@ -105,9 +105,10 @@ def run(
 
 def fingerprint(config: CritiquesConfig, judge: JudgeConfig, round: int) -> str:
     """Hash of everything that decides which critiques are written; the number of actors does not."""
-    settings = config.model_dump(mode="json", exclude={"actors": True, "engine": {"model", "threads"}})
+    # The model itself is an input of the stage, by its content.
+    settings = config.model_copy(update={"engine": config.engine.model_copy(update={"model": ""})}).result_settings()
     texts = {name: prompts.load(name) for name in judge.prompt_names(hint=config.hint)}
-    return digest([settings, judge.model_dump(mode="json"), texts, round])
+    return digest([settings, judge.result_settings(), texts, round])
 
 
 class CritiqueActor:

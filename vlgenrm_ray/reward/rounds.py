@@ -7,7 +7,7 @@ after an interruption, it passes through the finished stages and continues with 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ from vlgenrm_ray.settings import Settings
 
 class RoundsConfig(Settings):
     """Number of rounds, and the model that each one starts from."""
+
+    operational: ClassVar = frozenset({"num_rounds", "patience"})
 
     num_rounds: int = Field(default=2, ge=0, le=100)
     """Largest number of rounds T; 0 only evaluates the base model."""

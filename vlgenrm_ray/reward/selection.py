@@ -112,7 +112,7 @@ def run(
         flow.read_units(source),
         select,
         total=source.complete().rows_in,
-        fingerprint=digest([config.model_dump(mode="json"), templates.critique, templates.direct, checks]),
+        fingerprint=digest([config.result_settings(), templates.critique, templates.direct, checks]),
         inputs={"critiques": source.data_hash(), "preferences": preferences.data_hash()},
         metrics=lambda folder: selection_metrics(
             folder, source, preferences, scale=config.margin, min_mass=config.min_mass

@@ -15,6 +15,8 @@ class TrainingConfig(Settings):
 
     removed: ClassVar = {"keep_checkpoints": RemovedSetting(1, "a run resumes from the newest; copy one to keep it")}
 
+    operational: ClassVar = frozenset({"num_cpus", "num_gpus", "checkpoint_every", "retries"})
+
     workers: int = Field(default=1, ge=1)
     """Training processes; each holds a replica of the model or, under ZeRO, its shard."""
     num_cpus: int = Field(default=2, ge=1)
