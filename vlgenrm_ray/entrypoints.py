@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from vlgenrm_ray import co_training, config, pipeline, plan, policy_pipeline, recipe
-from vlgenrm_ray.cluster import connection, resources
+from vlgenrm_ray.cluster import connection, resources, run_folder
 from vlgenrm_ray.cluster.resources import ResourceRequest
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder
@@ -50,7 +50,7 @@ def train_reward(
     Args:
         path: Recipe.
         overrides: Settings that replace the recipe's, as `a.b=value`.
-        run: Run folder; default: `runs/<name of the recipe>`.
+        run: Run folder; default on one machine: `runs/<name of the recipe>`.
         address: Ray cluster; default: RAY_ADDRESS, else a local one.
         dry_run: Print the resolved recipe and the resources it needs, and stop.
 
@@ -58,14 +58,13 @@ def train_reward(
         The content of `summary.json`; empty for a dry run.
     """
     settings = config.load(path, tuple(overrides))
-    folder = run or Path("runs") / path.stem
     console = Console(highlight=False)
     requests = plan.reward_requests(settings)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}
+    folder = _prepare_cluster(requests, address, _reward_models(settings), run=run, recipe_path=path)
     _print_start(console, folder, path, settings.seed)
-    _check_cluster(requests, address, _reward_models(settings))
     results = pipeline.run(settings, folder, on_round=lambda result: _print_round(console, result))
     console.print(summary.stages_table(results))
     console.print(summary.rounds_table(results))
@@ -87,17 +86,16 @@ def train_policy(
     Arguments as for `train_reward`. Returns the content of `policy/summary.json`; empty for a dry run.
     """
     settings = config.load_policy(path, tuple(overrides))
-    folder = run or Path("runs") / path.stem
     console = Console(highlight=False)
     requests = plan.policy_requests(settings)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}
     trackers.check_installed(settings.policy.trackers)
-    _print_start(console, folder, path, settings.seed)
     models = [settings.base, *(reward.judge.engine.model for reward in settings.policy.rewards if reward.judge)]
     models += [settings.judge_service.model] if settings.judge_service else []
-    _check_cluster(requests, address, models)
+    folder = _prepare_cluster(requests, address, models, run=run, recipe_path=path)
+    _print_start(console, folder, path, settings.seed)
     results = policy_pipeline.run(settings, folder)
     for line in policy_summary.summary_lines(results, folder):
         console.print(line, markup=False, soft_wrap=True)
@@ -115,15 +113,15 @@ def co_train(
 ) -> list[co_training.IterationResult]:
     """Run, or continue, a co-training recipe. Arguments as for `train_reward`. Returns the result of each iteration."""
     settings = config.load_co_training(path, tuple(overrides))
-    folder = run or Path("runs") / path.stem
     console = Console(highlight=False)
     requests = plan.co_training_requests(settings)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return []
     trackers.check_installed(settings.policy.policy.trackers)
+    models = [*_reward_models(settings.reward), settings.policy.base]
+    folder = _prepare_cluster(requests, address, models, run=run, recipe_path=path)
     _print_start(console, folder, path, settings.reward.seed)
-    _check_cluster(requests, address, [*_reward_models(settings.reward), settings.policy.base])
     results = co_training.run(settings, folder, on_iteration=lambda result: _print_iteration(console, result))
     _print_report(console, folder)
     return results
@@ -289,6 +287,21 @@ def _check_cluster(requests: Sequence[ResourceRequest], address: str | None, mod
     """Connect to Ray and check the requests. Without hub names among the models, workers never contact the hub."""
     offline = all(Path(model).is_dir() for model in models)
     resources.check_resources(requests, connection.connect(address, offline=offline))
+
+
+def _prepare_cluster(
+    requests: Sequence[ResourceRequest],
+    address: str | None,
+    models: Sequence[str],
+    *,
+    run: Path | None,
+    recipe_path: Path,
+) -> Path:
+    """Connect to Ray, check the requests, and return the run folder, which all nodes see."""
+    _check_cluster(requests, address, models)
+    folder = run_folder.choose(run, recipe_path, num_nodes=len(connection.describe_cluster().nodes))
+    run_folder.check_visible(folder)
+    return folder
 
 
 def _reward_models(settings: RunConfig) -> list[str]:

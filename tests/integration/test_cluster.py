@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,3 +49,37 @@ def test_the_serve_file_is_valid_by_rays_own_schema_and_builds() -> None:
     finally:
         sys.path.remove(str(root))
     assert build(application.args)._bound_deployment.name == "ingress"
+
+
+LOOK_ON_TWO_NODES = """
+import sys
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from vlgenrm_ray.cluster import run_folder
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+cluster.connect()
+
+
+def count_views(folder, ask):
+    probe = folder / "probe"
+    probe.write_text("content")
+    print("views", sum(view.is_visible for view in ask(probe, "content")))
+
+
+run_folder.check_views = count_views
+run_folder.check_visible(Path(sys.argv[1]))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_the_run_folder_is_looked_for_on_every_node(tmp_path: Path) -> None:
+    # In a process of its own: this one is connected to the Ray of the other tests.
+    command = [sys.executable, "-c", LOOK_ON_TWO_NODES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert "views 2" in done.stdout, done.stderr
