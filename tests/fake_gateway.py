@@ -21,7 +21,7 @@ class FakeGateway:
         self.app.include_router(router(self._score))
 
     async def _score(self, request: ScoreRequest) -> ScoreResponse:
-        self.items.extend(request.items)
+        self.items.extend(item for item in request.items if isinstance(item, ScoreItem))
         return await self._judge(request)
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:

@@ -11,13 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 
 from vlgenrm_ray.judge.protocol import image_references
-from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
+from vlgenrm_ray.judge.wire import InvalidItem, ScoreItem, ScoreReply, ScoreRequest, ScoreResponse, Status, WireCritique
 
 Answer = Callable[[httpx.Request], httpx.Response | None]
 
 
-def scripted(item: ScoreItem) -> ScoreReply:
+def scripted(item: ScoreItem | InvalidItem) -> ScoreReply:
     """Response "0.25" has that reward; "fails:timeout" has that status."""
+    if isinstance(item, InvalidItem):
+        return ScoreReply(reward=None, status=item.status, detail=item.detail)
     if item.response.startswith("fails:"):
         return ScoreReply(reward=None, status=Status(item.response[6:]), detail="as scripted")
     reward = float(item.response)

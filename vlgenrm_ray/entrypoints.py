@@ -17,6 +17,7 @@ from vlgenrm_ray.cluster.resources import ResourceRequest
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.failed_rewards import substitute_from_environment
 from vlgenrm_ray.policy import trackers
 from vlgenrm_ray.report import curves, html, policy_summary, summary
 from vlgenrm_ray.reward.rounds import RoundResult
@@ -259,11 +260,14 @@ def serving_config(
 ) -> ServingConfig:
     """Return the configuration of a service of `model`; arguments as for `serve`.
 
-    ApiTokens come from the environment variables VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN.
+    ApiTokens come from the environment variables VLGENRM_API_TOKEN and VLGENRM_OPERATOR_TOKEN. The variable
+    VLGENRM_FAILED_REWARD takes precedence over `serving.failed_reward`.
     """
     settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
     folder = str(model_folder.locate(recipe.resolve(model)))
     changes: dict[str, Any] = {"tokens": ApiTokens.from_environment()}
+    if (substitute := substitute_from_environment()) is not None:
+        changes["failed_reward"] = substitute
     if replicas is not None:
         changes["replicas"] = replicas if replicas == "auto" else int(replicas)
     if image_roots:

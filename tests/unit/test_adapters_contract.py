@@ -85,7 +85,7 @@ def test_the_operator_can_set_a_reward_for_failed_samples(
     rows = [
         {"response": r, "response_length": 1, "ground_truth": write_label(question="q")} for r in ("1", "fails:timeout")
     ]
-    with pytest.raises(RemoteError, match="timeout as scripted; VLGENRM_FAILED_REWARD"):
+    with pytest.raises(RemoteError, match="timeout: as scripted; VLGENRM_FAILED_REWARD"):
         easyr1.compute_score(rows)
     monkeypatch.setenv(rewards.FAILED_REWARD_VARIABLE, "0.5")
     with caplog.at_level(logging.WARNING):

@@ -143,7 +143,7 @@ def test_adapters_mask_them_or_raise() -> None:
         ScoreReply(reward=None, status=status, detail="x") for status in (Status.EMPTY_TEXT, Status.FORGED_CRITIQUE)
     ]
     assert rewards.optional_rewards(replies) == [None, None]
-    with pytest.raises(RemoteError, match="empty_text x"):
+    with pytest.raises(RemoteError, match="empty_text: x"):
         rewards.required_rewards(replies)
     assert rewards.status_counts == {"empty_text": 2, "forged_critique": 2}
     rewards.reset_counts()

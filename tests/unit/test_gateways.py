@@ -47,7 +47,7 @@ def test_every_gateway_is_in_the_table_and_their_paths_differ() -> None:
     files = {path.stem for path in Path(gateways.__file__).parent.glob("*.py")} - {"__init__", "scoring"}
     # It also answers as a chat model, so `build_api` adds it with the service.
     assert set(gateways.GATEWAYS) | {"openai_chat"} == files
-    apps = [FakeGateway(router).app.openapi()["paths"] for router in (*gateways.load(), openai_chat.router)]
+    apps = [FakeGateway(router).app.openapi()["paths"] for router in (*gateways.load().values(), openai_chat.router)]
     paths = [path for app in apps for path in app]
     assert len(paths) == len(set(paths)) == 13
 

@@ -7,6 +7,7 @@ socket. A missing application appears as a refused connection.
 """
 
 import asyncio
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,24 @@ _REQUEST_HEADERS = ("authorization", "content-type")
 _RESPONSE_HEADERS = ("content-type", "retry-after")
 
 
+def present_name(name: str) -> str:
+    """Return the present name of a target. The ingress deployment was called `gate`, which is read with a warning."""
+    application, colon, deployment = name.partition(":")
+    if deployment != "gate":
+        return name
+    warnings.warn(
+        f"handle: '{name}' is now '{application}:ingress'; the old name goes with the next version", FutureWarning, 2
+    )
+    return f"{application}{colon}ingress"
+
+
 class ServeHandleTransport(httpx.AsyncBaseTransport):
     """Sends requests to a deployment with a method `async answer(path, headers, body) -> RawResponse`."""
 
     def __init__(self, name: str) -> None:
         """Store the target: `application` for its ingress, or `application:deployment`."""
-        self.name = name
-        self._application, _, self._deployment = name.partition(":")
+        self.name = present_name(name)
+        self._application, _, self._deployment = self.name.partition(":")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request.

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge
-from vlgenrm_ray.judge.serve_handle import ServeHandleTransport
+from vlgenrm_ray.judge.serve_handle import ServeHandleTransport, present_name
 from vlgenrm_ray.rewards.composite import RetryConfig, RetryingReward, RewardTerm, WeightedSumReward
 from vlgenrm_ray.rewards.function import MAX_CONCURRENCY, FunctionReward, load_function
 from vlgenrm_ray.rewards.isolated_function import start_isolated_function
@@ -56,6 +56,11 @@ class RewardConfig(Settings):
     isolated: bool = True
     """Functions: call it in a process of its own, which is started again if the function blocks or ends it. False: in
     threads of the rollout orchestrator, which such a function would block or end."""
+
+    @field_validator("handle")
+    @classmethod
+    def _is_present(cls, handle: str) -> str:
+        return present_name(handle)
 
     @model_validator(mode="after")
     def _names_one_kind(self) -> Self:

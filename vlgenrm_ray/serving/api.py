@@ -5,10 +5,11 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.routing import Route
 
 from vlgenrm_ray import __version__
 from vlgenrm_ray.data import images
@@ -31,7 +32,9 @@ from vlgenrm_ray.serving.canary import Canary, CanaryResult
 from vlgenrm_ray.serving.chat import ChatService
 from vlgenrm_ray.serving.experts import EvidenceRequest, EvidenceResponse, ExpertService
 from vlgenrm_ray.serving.gateways import openai_chat, unirl
+from vlgenrm_ray.serving.gateways.scoring import gateway_scope
 from vlgenrm_ray.serving.limits import RETRY_AFTER_S, BodyLimitMiddleware, OverloadedError
+from vlgenrm_ray.serving.refusals import RefusalMiddleware
 from vlgenrm_ray.serving.service import Service
 
 SwapModel = Callable[[str], Awaitable[CanaryResult]]
@@ -89,6 +92,8 @@ def build_api(
     # The middleware added last runs first: no body is read before the caller is known.
     api.add_middleware(BodyLimitMiddleware, max_bytes=int(config.limits.max_body_mib * 2**20))
     api.add_middleware(AuthMiddleware, tokens=config.tokens)
+    paths: set[str] = set()
+    api.add_middleware(RefusalMiddleware, metrics=service.metrics, paths=paths)
     api.add_exception_handler(OverloadedError, _overloaded)
     api.add_exception_handler(RequestValidationError, _invalid)
 
@@ -168,8 +173,10 @@ def build_api(
 
     api.include_router(playground.router(config, canary or Canary(config.canary, config.images), experts is not None))
     api.include_router(openai_chat.router(service.score, ChatService(service), lambda: service.model.name))
-    for build_router in gateways.load(config.gateways):
-        api.include_router(build_router(service.score))
+    for name, build_router in gateways.load(config.gateways).items():
+        scope = gateway_scope(name, config.failed_reward, service.metrics)
+        api.include_router(build_router(service.score), dependencies=[Depends(scope)])
+    paths.update(route.path for route in api.routes if isinstance(route, Route))
     return api
 
 

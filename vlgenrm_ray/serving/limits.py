@@ -18,6 +18,10 @@ RETRY_AFTER_S = 1
 """`Retry-After` of a 503, in seconds."""
 
 
+REASON_HEADER = "x-vlgenrm-reason"
+"""Header of every refusal with its reason, for trainers that log no body."""
+
+
 class OverloadedError(VlGenRMError, RuntimeError):
     """The queue has no room for any item of a request. Answered with 503 and `Retry-After`."""
 

@@ -22,6 +22,15 @@ class ServiceMetrics:
             "vlgenrm_items_without_image", "Items without an image, judged or refused.", ["judged"], registry=r
         )
         self._hits = Counter("vlgenrm_cache_hits", "Items answered from the cache.", registry=r)
+        self._substitutes = Counter(
+            "vlgenrm_failed_rewards",
+            "Samples that got serving.failed_reward instead of none.",
+            ["gateway", "reason"],
+            registry=r,
+        )
+        self._refusals = Counter(
+            "vlgenrm_refusals", "Requests answered with an error.", ["route", "reason"], registry=r
+        )
         self._seconds = Histogram("vlgenrm_item_seconds", "Arrival to reply, per item.", buckets=_SECONDS, registry=r)
         self._queued = Histogram(
             "vlgenrm_queued_seconds", "Time outside the engine, per computed item.", buckets=_SECONDS, registry=r
@@ -62,6 +71,14 @@ class ServiceMetrics:
     def record_without_image(self, *, judged: bool) -> None:
         """Count an item that has no image."""
         self._without_image.labels("yes" if judged else "no").inc()
+
+    def record_substitute(self, gateway: str, status: Status) -> None:
+        """Count a sample of a gateway that got a substitute reward."""
+        self._substitutes.labels(gateway, status.value).inc()
+
+    def record_refusal(self, route: str, reason: str) -> None:
+        """Count a request that was answered with an error."""
+        self._refusals.labels(route, reason).inc()
 
     def record_judgement(self, judgement: Judgement, queued_s: float) -> None:
         """Count the judgement of a task that spent `queued_s` outside the engine."""

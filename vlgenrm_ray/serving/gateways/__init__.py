@@ -2,7 +2,7 @@
 
 Each gateway is one module with `def router(score: Score) -> fastapi.APIRouter`, and is listed in `GATEWAYS`. Gateways
 of a user's own are named by their import paths in the setting `serving.gateways`. `scoring` holds the steps that all
-share:
+share; `require_rewards` applies the operator's `serving.failed_reward`:
 
     from fastapi import APIRouter
     from vlgenrm_ray.serving.gateways.scoring import Score, build_item, require_rewards, score_items
@@ -43,16 +43,16 @@ GATEWAYS = {
 `openai_chat` also needs the model itself as a chat model; `api.build_api` adds it."""
 
 
-def load(additional: Sequence[str] = ()) -> "list[BuildRouter]":
+def load(additional: Sequence[str] = ()) -> "dict[str, BuildRouter]":
     """Import the built-in gateways and those that `serving.gateways` names.
 
     Args:
         additional: Import paths `package.module:router`.
 
     Returns:
-        The functions that build the routers.
+        Name or import path -> function that builds the router.
 
     Raises:
         ConfigError: A gateway cannot be imported.
     """
-    return [plugins.load(name, GATEWAYS, "serving.gateways") for name in (*GATEWAYS, *additional)]
+    return {name: plugins.load(name, GATEWAYS, "serving.gateways") for name in (*GATEWAYS, *additional)}

@@ -10,8 +10,8 @@ so that a policy cannot write a question of its own. Two parameters of the addre
 - `?answer_mark=TEXT`: the text (URL-encoded) with which answers begin, for templates without known marks.
 
 The trainer ignores the HTTP status and reads `scores` from any body. The error body of an item without a reward has no
-such key, so the trainer stops with a KeyError instead of training on an invented number. It neither retries nor can
-mask a sample.
+such key, so the trainer stops with a KeyError instead of training on an invented number, unless the operator names a
+substitute (`?failed_reward=`). It neither retries nor can mask a sample.
 """
 
 import logging
@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.chat_templates import num_user_turns, split_transcript
 from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.scoring import Score, build_item, require_rewards, score_items
+from vlgenrm_ray.serving.gateways.scoring import Score, build_item, build_items, require_rewards, score_items
 
 _log = logging.getLogger("vlgenrm.serving")
 
@@ -59,7 +59,7 @@ def router(score: Score) -> APIRouter:
                 "data set has several turns, add ?turns=last to the address"
             )
         num_turns = 1 if turns == "first" else None
-        items = [_build_item(i, text, num_turns, answer_mark) for i, text in enumerate(batch.messages)]
+        items = build_items(_build_item, ((text, num_turns, answer_mark) for text in batch.messages))
         return TranscriptScores(scores=require_rewards(await score_items(score, items)))
 
     return routes

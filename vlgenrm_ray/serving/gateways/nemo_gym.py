@@ -22,12 +22,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.failed_rewards import failure_reason
 from vlgenrm_ray.judge.label import Label, is_missing
 from vlgenrm_ray.judge.wire import ScoreReply, Status
 from vlgenrm_ray.serving.gateways.scoring import (
     Score,
     build_item,
-    failure_reason,
     parse_label,
     score_items,
 )

@@ -35,7 +35,7 @@ from vlgenrm_ray.serving.gateways.scoring import (
     Score,
     build_item,
     convert_image,
-    require_rewards,
+    refuse_missing,
     score_items,
 )
 from vlgenrm_ray.serving.limits import RETRY_AFTER_S, OverloadedError, openai_error
@@ -160,7 +160,7 @@ async def _judge(request: ChatRequest, score: Score) -> JSONResponse:
     item = build_item("messages", messages=messages, response=response, num_critiques=request.n, seed=request.seed)
     (reply,) = replies = await score_items(score, [item])
     try:
-        require_rewards(replies)
+        refuse_missing(replies)
     except HTTPException as refusal:
         return _refusal(refusal, code=reply.status.value)
     return JSONResponse(_completion(item, reply, with_logprobs=bool(request.logprobs)))

@@ -2,8 +2,9 @@
 
 OpenRLHF sends decoded text and no image; image and question come as JSON in the label, see `judge.label`. OpenRLHF-M
 and lmm-r1 send the conversation, images included, as JSON text in `prompts`. An item without a reward makes the whole
-answer an HTTP error (422 or 503). All three trainers try five times; then OpenRLHF has no reward for the sample and its
-step fails, the other two raise. None of them can mask a sample.
+answer an HTTP error (422 or 503), unless the operator names a substitute (`?failed_reward=`). All three trainers try
+five times; then OpenRLHF has no reward for the sample and its step fails, the other two raise. None of them can mask a
+sample.
 """
 
 import json
@@ -21,7 +22,14 @@ from vlgenrm_ray.judge.chat_templates import (
 )
 from vlgenrm_ray.judge.conversation import message_images, message_text, refers_to_image
 from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.scoring import Score, build_item, parse_label, require_rewards, score_items
+from vlgenrm_ray.serving.gateways.scoring import (
+    Score,
+    build_item,
+    build_items,
+    parse_label,
+    require_rewards,
+    score_items,
+)
 
 
 class GetRewardRequest(BaseModel):
@@ -44,7 +52,7 @@ def router(score: Score) -> APIRouter:
                 raise HTTPException(422, f"{name}: {len(values)} values for {len(request.query)} queries")
         prompts = request.prompts or [""] * len(request.query)
         labels = request.labels or [None] * len(request.query)
-        items = [_build_item(i, *row) for i, row in enumerate(zip(request.query, prompts, labels, strict=True))]
+        items = build_items(_build_item, zip(request.query, prompts, labels, strict=True))
         replies = await score_items(score, items)
         rewards = require_rewards(replies)
         logs = {

@@ -1,17 +1,26 @@
 """Steps that gateways share: foreign fields -> items, items -> replies, missing rewards -> HTTP errors.
 
-An item without a reward is never answered with a number. 422: another attempt would fail in the same way (bad or
-missing image, empty question, unreadable verdict). 503 with `Retry-After`: a later attempt may succeed (full queue,
-deadline, lost engine), see `Status.http_status`.
+A row that makes no valid item, and an item without a reward, is never answered with an invented number. 422: another
+attempt would fail in the same way (bad or missing image, empty question, unreadable verdict). 503 with `Retry-After`: a
+later attempt may succeed (full queue, deadline, lost engine), see `Status.http_status`.
+
+Trainers that cannot mask a sample lose a step or die on such an error. For them the operator may name a substitute
+reward: `serving.failed_reward`, or `?failed_reward=` in the address that one trainer uses. Each use of it is counted
+and logged, and none happens while more than half of the latest samples have no reward: that is a 503.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Query
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import to_openai_messages
+from vlgenrm_ray.judge.failed_rewards import FailedRewards, failure_reason
 from vlgenrm_ray.judge.label import Label, read_label
 from vlgenrm_ray.judge.wire import (
     MAX_ITEMS,
@@ -20,9 +29,13 @@ from vlgenrm_ray.judge.wire import (
     ScoreReply,
     ScoreRequest,
     ScoreResponse,
+    Status,
     validate_item,
 )
-from vlgenrm_ray.serving.limits import RETRY_AFTER_S
+from vlgenrm_ray.serving.limits import REASON_HEADER, RETRY_AFTER_S
+from vlgenrm_ray.serving.metrics import ServiceMetrics
+
+_log = logging.getLogger("vlgenrm.serving")
 
 Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 """Scores a request of at most `MAX_ITEMS` items: `Service.score`.
@@ -30,6 +43,49 @@ Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
 It never raises for an item: one that could not be scored has a status and no reward. It raises OverloadedError if the
 queue has no room for any item; gateways let that pass, and the service answers 503 with `Retry-After`.
 """
+
+
+class ItemRefusalError(HTTPException):
+    """A foreign row that makes no valid item: 422, or the status of its own item in a batch."""
+
+    def __init__(self, detail: str, status: Status = Status.BAD_REQUEST) -> None:
+        super().__init__(422, detail, headers={REASON_HEADER: status.value})
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayContext:
+    """Name, substitute reward and counts of the gateway that serves the current request."""
+
+    name: str
+    substitute: float | None = None
+    """Reward of samples without one. None: such a sample is an HTTP error."""
+    failed_rewards: FailedRewards = field(default_factory=FailedRewards)
+    metrics: ServiceMetrics | None = None
+
+
+_context: ContextVar[GatewayContext | None] = ContextVar("gateway", default=None)
+
+
+def gateway_scope(name: str, default: float | None, metrics: ServiceMetrics) -> Callable[..., Awaitable[None]]:
+    """Return a FastAPI dependency that sets the context of a gateway's requests.
+
+    Args:
+        name: Name of the gateway, for counters.
+        default: The service's substitute reward.
+        metrics: Counts substituted rewards.
+    """
+    failed_rewards = FailedRewards()
+
+    async def scope(
+        failed_reward: Annotated[float | None, Query(description="Reward of samples without one.")] = None,
+    ) -> None:
+        if failed_reward is not None and not math.isfinite(failed_reward):
+            raise HTTPException(422, "failed_reward: must be a finite number")
+        substitute = default if failed_reward is None else failed_reward
+        _context.set(GatewayContext(name, substitute, failed_rewards, metrics))
+
+    return scope
 
 
 def build_item(name: str, **fields: Any) -> ScoreItem:
@@ -40,18 +96,39 @@ def build_item(name: str, **fields: Any) -> ScoreItem:
         **fields: Fields of `ScoreItem`. `messages` may have any form that `to_openai_messages` reads.
 
     Raises:
-        HTTPException: 422, naming the foreign field, if the values make no valid item.
+        ItemRefusalError: 422, naming the foreign field, if the values make no valid item.
     """
     try:
         if fields.get("messages") is not None:
             fields["messages"] = to_openai_messages(fields["messages"], convert_image)
         fields["images"] = [convert_image(image) for image in fields.get("images", ())]
     except InputError as error:
-        raise HTTPException(422, f"{name}: {error}") from error
+        raise ItemRefusalError(f"{name}: {error}") from error
     item = validate_item(fields)
     if isinstance(item, InvalidItem):
-        raise HTTPException(422, f"{name}: {item.detail}")
+        raise ItemRefusalError(f"{name}: {item.detail}", item.status)
     return item
+
+
+def build_items(build: Callable[..., ScoreItem], rows: Iterable[Sequence[Any]]) -> list[ScoreItem | InvalidItem]:
+    """Build the item of every row of a batch.
+
+    Args:
+        build: Builds the item of one row, called with the row's index and fields. It raises HTTPException if the row
+            makes no valid item.
+        rows: Fields of each row.
+
+    Returns:
+        One entry per row. A row that makes no valid item costs only its own reward.
+    """
+    items: list[ScoreItem | InvalidItem] = []
+    for index, row in enumerate(rows):
+        try:
+            items.append(build(index, *row))
+        except HTTPException as refusal:
+            status = refusal.status if isinstance(refusal, ItemRefusalError) else Status.BAD_REQUEST
+            items.append(InvalidItem(status=status, field="", problem=str(refusal.detail)))
+    return items
 
 
 def parse_label(name: str, value: Any) -> Label:
@@ -72,7 +149,7 @@ def convert_image(value: Any) -> str:
     return value.partition(",")[2] if value.startswith("data:image;base64,") else value
 
 
-async def score_items(score: Score, items: Sequence[ScoreItem]) -> list[ScoreReply]:
+async def score_items(score: Score, items: Sequence[ScoreItem | InvalidItem]) -> list[ScoreReply]:
     """Score any number of items. Returns one reply per item, in order."""
     replies: list[ScoreReply] = []
     for start in range(0, len(items), MAX_ITEMS):
@@ -81,19 +158,53 @@ async def score_items(score: Score, items: Sequence[ScoreItem]) -> list[ScoreRep
 
 
 def require_rewards(replies: Sequence[ScoreReply]) -> list[float]:
-    """Return the reward of every reply. Raise HTTPException if any is missing: 503 if all may come later, else 422."""
+    """Return the reward of every reply, the operator's substitute for those without one.
+
+    Raises:
+        HTTPException: A reward is missing and there is no substitute, see `refuse_missing`; or 503 if more than half
+            of the gateway's latest samples have no reward.
+    """
+    # None in an application that mounts a gateway's router by itself.
+    context = _context.get() or GatewayContext("gateway")
+    context.failed_rewards.record(replies)
+    if context.substitute is None:
+        refuse_missing(replies)
+    elif failures := [reply for reply in replies if reply.reward is None]:
+        if outage := context.failed_rewards.outage():
+            detail = f"{outage}, and none is substituted; the last said {failure_reason(failures[-1])}"
+            raise _unavailable(detail, "outage")
+        _record_substitutes(context, failures)
+    rewards = (context.substitute if reply.reward is None else reply.reward for reply in replies)
+    return [reward for reward in rewards if reward is not None]
+
+
+def _record_substitutes(context: GatewayContext, failures: Sequence[ScoreReply]) -> None:
+    for reply in failures:
+        if context.metrics is not None:
+            context.metrics.record_substitute(context.name, reply.status)
+    _log.warning(
+        "%s: %d samples get the reward %g instead of none (%d without one so far); the first: %s",
+        context.name,
+        len(failures),
+        context.substitute,
+        context.failed_rewards.num_failed,
+        failure_reason(failures[0])[:300],
+    )
+
+
+def refuse_missing(replies: Sequence[ScoreReply]) -> None:
+    """Raise HTTPException if a reward is missing: 503 if all of the missing ones may come later, else 422."""
     failures = [(i, reply) for i, reply in enumerate(replies) if reply.reward is None]
     if not failures:
-        return [reply.reward for reply in replies if reply.reward is not None]
+        return
     permanent = [(i, reply) for i, reply in failures if reply.status.http_status != 503]
     first, reply = (permanent or failures)[0]
     detail = f"{len(failures)} of {len(replies)} items have no reward; the first is {first}: {failure_reason(reply)}"
     # 503 only if all may come later: a retry cannot get past a permanent failure.
     if permanent:
-        raise HTTPException(422, detail)
-    raise HTTPException(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+        raise HTTPException(422, detail, headers={REASON_HEADER: reply.status.value})
+    raise _unavailable(detail, reply.status.value)
 
 
-def failure_reason(reply: ScoreReply) -> str:
-    """Return why a reply has no reward, in words."""
-    return f"{reply.status.value}: {reply.detail}" if reply.detail else reply.status.value
+def _unavailable(detail: str, reason: str) -> HTTPException:
+    return HTTPException(503, detail, headers={"Retry-After": str(RETRY_AFTER_S), REASON_HEADER: reason})

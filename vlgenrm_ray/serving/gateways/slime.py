@@ -1,8 +1,9 @@
 """slime (`--rm-type remote_rm --rm-url .../rm`) and miles: `POST /rm` takes one sample; the reply is the bare reward.
 
 No image is sent; image and question come as JSON in `label`, see `judge.label`. With `?as_dict=true` the reply is an
-object, for `--reward-key reward`. A sample without a reward is an HTTP error (422 or 503): slime tries ten times and
-then raises, which ends the rollout; miles raises at once. Neither can mask a sample over this protocol. The adapter
+object, for `--reward-key reward`. A sample without a reward is an HTTP error (422 or 503), unless the operator names a
+substitute (`?failed_reward=`): slime tries ten times and then raises, which ends the rollout; miles raises at once.
+Neither can mask a sample over this protocol. The adapter
 (`vlgenrm_ray.adapters.slime`) sends images too.
 """
 

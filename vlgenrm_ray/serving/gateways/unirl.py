@@ -11,9 +11,10 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 
+from vlgenrm_ray.judge.failed_rewards import failure_reason
 from vlgenrm_ray.judge.label import reference_text
 from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.scoring import Score, build_item, failure_reason, score_items
+from vlgenrm_ray.serving.gateways.scoring import Score, build_item, score_items
 
 REWARD = "vlgenrm"
 _DEFAULT_QUESTION = "Describe the image."
