@@ -195,7 +195,7 @@ def test_a_live_engine_judges_sentences_as_the_batch_path_does() -> None:
     scripted = ScriptedGenerator(denies_circles, confidence=0.9)
     live = asyncio.run(Judge(BY_SENTENCE, FakeLiveGenerator(scripted)).score_live(INPUT, (IMAGE,)))
     (batch,) = Judge(BY_SENTENCE, scripted).score([INPUT])
-    assert replace(live, engine_s=0.0) == batch
+    assert replace(live, engine_s=0.0, num_prompt_tokens=0) == batch
     assert (live.num_asked, len(live.critiques)) == (6, 6)
 
 
