@@ -125,6 +125,11 @@ TEMPLATES = (
         "{answer}<end_of_turn>\n",
     ),
     (
+        "qwen2_audio",
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|audio_bos|><|AUDIO|><|AUDIO|><|AUDIO|><|audio_eos|>{question}<|im_end|>\n<|im_start|>assistant\n",
+        "{answer}<|im_end|>\n",
+    ),
+    (
         "qwen2_omni",
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_bos|><|IMAGE|><|IMAGE|><|IMAGE|><|IMAGE|><|IMAGE|><|IMAGE|><|vision_eos|>{question}<|im_end|>\n<|im_start|>assistant\n",
         "{answer}<|im_end|>\n",

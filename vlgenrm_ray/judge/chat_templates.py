@@ -51,6 +51,8 @@ _SPECIAL = re.compile(rf"(?P<image>{_PLACEHOLDER})|{_BARRED}|{_NAMED}")
 _ANY_TOKEN = re.compile(rf"{_PLACEHOLDER}|{_BARRED}|{_NAMED}|</?s>")
 TEMPLATE_TOKEN = re.compile(rf"{_BARRED}|{_NAMED}|</?s>")
 """A special token of a chat template, image placeholders without bars aside."""
+_MAX_NESTED = 8
+"""Passes over tokens that appear when the tokens within them are removed, such as `<|im_<|im_end|>end|>`."""
 _SENTENCE_TOKENS = re.compile(r"(?:\s|</?s>)+")
 
 
@@ -67,7 +69,11 @@ def strip_special_tokens(text: str, *, keep_images: bool = False) -> str:
     if not any(sign in text for sign in ("<", "[", "]~", "\u25c1")):
         return text
     stripped = normalize_thinking(text)
-    stripped = _SPECIAL.sub(lambda token: token[0] if keep_images and token["image"] else "", stripped)
+    for _ in range(_MAX_NESTED):
+        whole = stripped
+        stripped = _SPECIAL.sub(lambda token: token[0] if keep_images and token["image"] else "", whole)
+        if stripped == whole:
+            break
     stripped = _strip_sentence_tokens(stripped)
     return text if stripped == text else stripped.strip()
 
@@ -97,7 +103,7 @@ def _strip_sentence_tokens(text: str) -> str:
 
 # A token that opens a turn, the role, and what ends the role: `<|im_start|>user\n`, `<|turn>user\n`, ...
 _OPENER = (
-    r"(?:<\|(?!\w{0,32}(?:vision|image|img|video|audio|media|tool|think|box|ref|quad|begin_of|startof))"
+    r"(?:<\|(?!\w{0,32}(?:vision|image|img|video|audio|media|tool|think|box|ref|quad|begin_of|startof|end_of))"
     r"\w{0,32}(?:start|begin|header|turn|role|im_user|im_assistant|im_system|START)\w{0,32}\|?>"
     r"|<start_of_turn>|<beginning_of_sentence>|\]~b\])[ \n]?"
 )
@@ -105,7 +111,7 @@ _ROLE_END = (
     r"(?:<\|channel\|>\w+<\|message\|>|<\|[^|<>\n]{1,32}\|>|:[ \t]?|[ \t]name=\w+\n|[ \t]ai_setting=\w+\n|[ \t]*\n)"
 )
 # Tokens that begin a text as well; only a line of its own makes the role.
-_TEXT_OPENER = r"<(?:\|begin_of_text\||seed:bos|bos)>"
+_TEXT_OPENER = r"<(?:\|begin_of_text\||seed:bos|bos|\[begin\u2581of\u2581sentence\])>"
 _USER_WORD = r"(?:GPT4 Correct )?(?i:user|human|question)"
 _ASSISTANT_WORD = r"(?:GPT4 Correct )?(?i:assistant|model|answer|ai|bot|chatbot)"
 _ANY_WORD = r"[A-Za-z][\w ]{0,31}"
@@ -147,21 +153,25 @@ _TOKEN_MARKS = (
 )
 _ROLE_TOKENS = _TOKEN_MARKS[1]
 """Some of these templates have a system text without a mark."""
+_AFTER_SYSTEM = r"(?:\A\s*|(?<=[\n.?!\u3002\uff1f\uff01]))"
+"""Place of a plain user mark: a line of its own, or directly after a system text, which templates do not separate."""
 # Read in texts whose special tokens are blanked out.
 _PLAIN_MARKS = (
     # Vicuna, LLaVA
     _marks(r"(?<![A-Za-z])USER:\s?", r"(?<![A-Za-z])ASSISTANT:\s?"),
     # Yi-VL, SOLAR, Alpaca, DeepSeek Coder
-    _marks(r"(?:\A\s*|(?<=\n))### ?(?:Human|User|Instruction):\s?", r"(?<=\n)### ?(?:Assistant|Response):\s?"),
-    # LLaMA-Factory's `default`, Xuanyuan, OpenChat
+    _marks(r"(?<!#)### ?(?:Human|User|Instruction):\s?", r"(?<=\n)### ?(?:Assistant|Response):\s?"),
+    # OpenChat
+    _marks(r"GPT4 Correct (?:User|Human):\s?", r"GPT4 Correct Assistant:\s?"),
+    # LLaMA-Factory's `default`, Xuanyuan
     _marks(
-        r"(?:\A\s*|(?<=\n))(?:GPT4 Correct )?Human:\s",
-        r"(?<=[\s.?!\u3002\uff1f\uff01])(?:GPT4 Correct )?(?:Assistant|AI):\s?",
+        rf"{_AFTER_SYSTEM}Human:\s",
+        r"(?<=[\s.?!\u3002\uff1f\uff01])(?<!# )(?<!Correct )(?:Assistant|AI):\s?",
     ),
     # DeepSeek-VL, ERNIE-VL, Idefics, Falcon
     _marks(
-        r"(?:\A\s*|(?<=\n))(?:GPT4 Correct )?User:\s?",
-        r"(?:\n[ \t]{0,8}|(?<=   ))(?:GPT4 Correct )?(?:Assistant|Falcon|GPT):\s?",
+        rf"{_AFTER_SYSTEM}User:\s?",
+        r"(?:\n[ \t]{0,8}|(?<=   ))(?:Assistant|Falcon|GPT):\s?",
     ),
     # Templates of special tokens that were decoded without them
     _marks(
@@ -172,7 +182,7 @@ _PLAIN_MARKS = (
 )
 _FREE_SYSTEM_TEXT = _PLAIN_MARKS[:2]
 """Templates whose first turn may follow a system text of any form."""
-_HUNYUAN = _marks(r"\A<\|startoftext\|>(?!<)", r"<\|extra_0\|>")
+_HUNYUAN = _marks(r"\A<\|startoftext\|>(?!<)(?:[^<]*<\|extra_4\|>)?", r"<\|extra_0\|>")
 # PaliGemma has no roles: its prompt ends with the first newline.
 _PALIGEMMA = _marks(r"\A(?:<pad>)*(?:<image>)+<bos>(?!<start_of_turn>)", r"\n")
 _SYSTEM_TURN = re.compile(r"\s*(?:System:|system\n)")
@@ -198,7 +208,9 @@ def last_question(prompt: str) -> str:
     if marks in _TOKEN_MARKS:
         known = known or (ends and marks is _ROLE_TOKENS)
     else:
-        known = ends and (known or marks in _FREE_SYSTEM_TEXT or _SYSTEM_TURN.match(text) is not None)
+        # A mark within a line directly follows a system text; a question has its own on lines of their own.
+        within = prompt[: users[0].start()][-1:] not in ("", "\n")
+        known = ends and (known or within or marks in _FREE_SYSTEM_TEXT or _SYSTEM_TURN.match(text) is not None)
     if not known:
         return _clean_question(prompt)
     if marks in _TOKEN_MARKS:
@@ -291,7 +303,7 @@ def _answer_start(transcript: str, prompt_end: int) -> int:
     """Return where the answer begins: behind the assistant mark, if the prompt was given without it."""
     marks, text = _find_marks(transcript)
     mark = None if marks is None or marks is _PALIGEMMA else marks.assistant.search(text, prompt_end)
-    if mark is None or _blank_tokens(transcript[prompt_end : mark.start()]):
+    if mark is None or _blank_tokens(_THINKING.sub("", transcript[prompt_end : mark.start()])):
         return prompt_end
     return mark.end()
 
@@ -314,7 +326,19 @@ def _find_marks(text: str) -> tuple[_Marks | None, str]:
     if tokens is not None and first[0] in _PLAIN_MARKS and not first[0].assistant.search(blanked, 0, tokens[0]):
         # Only a word of a system text that has no mark, as in DeepSeek's templates.
         return candidates[tokens[1]]
+    if first[0] in _PLAIN_MARKS:
+        # A word of a system text has no answer; the template has.
+        answered = [
+            (start, i) for start, i in starts if candidates[i][0] in _PLAIN_MARKS and _is_answered(*candidates[i])
+        ]
+        return candidates[min(answered)[1]] if answered else first
     return first
+
+
+def _is_answered(marks: _Marks, text: str) -> bool:
+    """Return whether an assistant mark follows the first user mark."""
+    user = marks.user.search(text)
+    return user is not None and marks.assistant.search(text, user.end()) is not None
 
 
 def _start(mark: re.Match[str]) -> int:
