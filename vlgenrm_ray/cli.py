@@ -233,16 +233,20 @@ def export(
 
 @app.command()
 def benchmark(
-    name: Annotated[str, typer.Argument(help="pope, heldout_pairs, or an import path package.module:Name.")],
-    data: Annotated[Path, typer.Option(help="The benchmark's questions with labels.")],
-    answers: Annotated[Path, typer.Option(help="One model's answers.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Benchmarks, or import paths package.module:Name.")
+    ],
+    data: Annotated[list[Path], typer.Option(help="Questions with labels; once per benchmark, in their order.")],
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="Stored answers to score; once per benchmark. Starts no engine.")
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option(help="Score the answered questions if others are not.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
-    """Score stored answers by a benchmark's official rules; print its metrics as JSON."""
-    import json
+    """Score a model on benchmarks by their official rules, beside other programs' rules and ours with intervals."""
+    from vlgenrm_ray.entrypoints import run_benchmarks
 
-    from vlgenrm_ray.evaluation import benchmarks
-
-    typer.echo(json.dumps(benchmarks.score(name, data, answers), indent=2))
+    run_benchmarks(names, data, answers=answers or (), allow_missing=allow_missing, out=out)
 
 
 @app.command()

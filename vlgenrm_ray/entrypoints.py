@@ -6,7 +6,7 @@ Each reads a recipe, checks the cluster, runs one pipeline and prints its result
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -23,6 +23,9 @@ from vlgenrm_ray.report import curves, html, policy_summary, summary
 from vlgenrm_ray.reward.rounds import RoundResult
 from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.config import ServingConfig
+
+if TYPE_CHECKING:
+    from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 
@@ -206,6 +209,58 @@ def score(
     )
     for number, critique in enumerate(judgement.critiques):
         console.print(f"\n-- critique {number}\n{critique.text}", markup=False)
+
+
+def run_benchmarks(
+    names: Sequence[str],
+    data: Sequence[Path],
+    *,
+    answers: Sequence[Path] = (),
+    allow_missing: bool = False,
+    out: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Score stored answers on benchmarks, and print the results.
+
+    Args:
+        names: Benchmarks: keys of `BENCHMARKS`, or import paths.
+        data: File or folder of the questions of each of them.
+        answers: Stored answers to each of them.
+        allow_missing: Score the questions that are answered if others are not.
+        out: JSON file for the results.
+
+    Returns:
+        The results as JSON, in the order of `names`.
+
+    Raises:
+        InputError: A name is unknown, a file cannot be read, or the numbers of names and files differ.
+    """
+    from vlgenrm_ray.data.store import write_json
+    from vlgenrm_ray.evaluation import benchmark_run
+    from vlgenrm_ray.report import benchmark_tables
+
+    tasks = _benchmark_tasks(names, data)
+    if len(answers) != len(tasks):
+        raise InputError(f"{len(answers)} --answers for {len(tasks)} benchmarks; give one for each, in their order")
+    results = [
+        benchmark_run.score_answers(task, path, allow_missing=allow_missing)
+        for task, path in zip(tasks, answers, strict=True)
+    ]
+    console = Console(highlight=False)
+    rows = [result.as_json() for result in results]
+    for row in rows:
+        benchmark_tables.print_result(console, row)
+    if out is not None:
+        write_json(out, {"results": rows})
+        console.print(f"written {out}", markup=False, soft_wrap=True)
+    return rows
+
+
+def _benchmark_tasks(names: Sequence[str], data: Sequence[Path]) -> "list[BenchmarkTask]":
+    from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask
+
+    if len(data) != len(names):
+        raise InputError(f"{len(data)} --data for {len(names)} benchmarks; give one for each, in their order")
+    return [BenchmarkTask(name=name, data=path) for name, path in zip(names, data, strict=True)]
 
 
 def serve(

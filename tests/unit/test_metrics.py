@@ -123,3 +123,37 @@ def test_length_baselines_ignore_everything_but_length() -> None:
     baselines = metrics.length_baselines(pairs)
     assert baselines["longer"]["value"] == 2.5 / 4
     assert baselines["shorter"]["value"] == 1.5 / 4
+
+
+def test_a_clustered_interval_is_wilsons_if_every_cluster_has_one_value() -> None:
+    values = np.array([1.0, 0.0, 1.0, 1.0, 0.5])
+    assert metrics.clustered_interval(values, list("abcde")) == metrics.wilson_interval(values)
+
+
+def test_equal_values_of_a_cluster_count_as_one_observation() -> None:
+    # Ten clusters of five equal values each carry as much as ten values.
+    once = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0])
+    clusters = [cluster for cluster in range(10) for _ in range(5)]
+    clustered = metrics.clustered_interval(np.repeat(once, 5), clusters)
+    alone = metrics.wilson_interval(once)
+    assert clustered.num == 50
+    # The variance between 10 clusters is estimated with 10 / 9.
+    assert alone.high - alone.low <= clustered.high - clustered.low <= 1.06 * (alone.high - alone.low)
+    right = metrics.clustered_interval(np.ones(50), clusters)
+    assert (right.low, right.high) == pytest.approx((metrics.wilson_interval(np.ones(10)).low, 1.0))
+
+
+def test_a_bootstrap_over_clusters_agrees_with_the_clustered_interval() -> None:
+    generator = np.random.default_rng(0)
+    clusters = [cluster for cluster in range(200) for _ in range(4)]
+    values = np.repeat(generator.random(200) < 0.7, 4).astype(float)
+    flips = generator.random(800) < 0.1
+    values = np.where(flips, 1 - values, values)
+    formula = metrics.clustered_interval(values, clusters)
+    bootstrap = metrics.bootstrap_interval(
+        lambda weights: metrics.divide(weights @ values, weights.sum(axis=1)), clusters
+    )
+    assert bootstrap.value == pytest.approx(formula.value)
+    assert (bootstrap.low, bootstrap.high) == pytest.approx((formula.low, formula.high), abs=0.01)
+    alone = metrics.bootstrap_interval(lambda weights: weights @ values, [0] * 800)
+    assert np.isnan(alone.low), "one cluster has no interval"

@@ -9,7 +9,7 @@ AUROC and the Brier score are scikit-learn's. The Wilson interval is computed he
 table of N x resamples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ Array = npt.NDArray[np.float64]
 
 _Z95 = 1.959963984540054
 """Standard normal quantile at 0.975."""
+_MAX_WEIGHTS = 4_000_000
+"""Weights of bootstrap resamples held at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +48,89 @@ def wilson_interval(values: Array) -> Estimate:
     If some values are halves the interval is wider than necessary, because their variance is smaller than that of
     zeros and ones. Unlike a bootstrap interval it does not shrink to a point when all values are equal.
     """
+    return _wilson(values, float(len(values)))
+
+
+def clustered_interval(values: Array, clusters: Sequence[Hashable]) -> Estimate:
+    """Compute the mean of values (N,) in [0, 1] with a 95 % interval that respects clusters of dependent values.
+
+    Values of one cluster, such as questions about one image, tell less than as many independent ones. The interval is
+    Wilson's for N / d observations, where the design effect d (Kish 1965) is the variance of the mean between clusters
+    over that of independent values, at least 1. If all values are equal, each cluster counts as one observation.
+
+    Args:
+        values: Values (N,) in [0, 1].
+        clusters: Cluster of each value.
+    """
+    index = cluster_index(clusters)
+    num_clusters = int(index.max()) + 1 if len(index) else 0
+    if num_clusters == len(values):
+        return wilson_interval(values)
+    residuals = values - values.mean()
+    independent = float(np.sum(residuals**2))
+    if not independent:
+        return _wilson(values, float(num_clusters))
+    between = float(np.sum(np.bincount(index, weights=residuals) ** 2)) * num_clusters / max(1, num_clusters - 1)
+    effective = len(values) / max(1.0, between / independent)
+    return _wilson(values, effective if num_clusters > 1 else 1.0)
+
+
+def cluster_index(clusters: Sequence[Hashable]) -> npt.NDArray[np.int64]:
+    """Number the clusters from 0 in the order of their first value; return the number (N,) of each value's cluster."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.int64)
+
+
+def bootstrap_interval(
+    statistic: Callable[[Array], Array], clusters: Sequence[Hashable], *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Compute a statistic with its percentile bootstrap interval over clusters (95 %), for those without a formula.
+
+    Args:
+        statistic: Computes the statistic (R,) of R resamples from the weights (R, N) of the values: the number of times
+            that each was drawn. NaN where it is undefined; such resamples are left out of the interval.
+        clusters: Cluster of each of the N values; a resample draws clusters. With one cluster there is no interval.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
+    """
+    index = cluster_index(clusters)
+    if not len(index):
+        return wilson_interval(np.array([]))
+    num_clusters = int(index.max()) + 1
+    (value,) = statistic(np.ones((1, len(index))))
+    low, high = float("nan"), float("nan")
+    if num_clusters > 1:
+        share = np.full(num_clusters, 1 / num_clusters)
+        generator = np.random.default_rng(seed)
+        block = max(1, min(resamples, _MAX_WEIGHTS // len(index)))
+        blocks = [
+            statistic(generator.multinomial(num_clusters, share, size=size)[:, index].astype(np.float64))
+            for start in range(0, resamples, block)
+            if (size := min(block, resamples - start))
+        ]
+        resampled = np.concatenate(blocks)
+        resampled = resampled[~np.isnan(resampled)]
+        if len(resampled):
+            low, high = np.quantile(resampled, [0.025, 0.975])
+    return Estimate(value=float(value), low=float(low), high=float(high), num=len(index))
+
+
+def divide(numerator: Array, denominator: Array, *, default: float = float("nan")) -> Array:
+    """Divide arrays element by element; `default` where the denominator is 0."""
+    quotient = np.full(np.broadcast_shapes(numerator.shape, denominator.shape), default)
+    np.divide(numerator, denominator, out=quotient, where=denominator != 0)
+    return quotient
+
+
+def _wilson(values: Array, effective: float) -> Estimate:
+    """Compute Wilson's interval of the mean of values as if they were `effective` independent ones."""
     num = len(values)
     if not num:
         return Estimate(value=float("nan"), low=float("nan"), high=float("nan"), num=0)
     mean = float(np.mean(values))
-    spread = _Z95**2 / num
+    spread = _Z95**2 / effective
     centre = (mean + spread / 2) / (1 + spread)
-    half_width = _Z95 / (1 + spread) * float(np.sqrt(mean * (1 - mean) / num + spread / (4 * num)))
+    half_width = _Z95 / (1 + spread) * float(np.sqrt(mean * (1 - mean) / effective + spread / (4 * effective)))
     return Estimate(value=mean, low=max(0.0, centre - half_width), high=min(1.0, centre + half_width), num=num)
 
 

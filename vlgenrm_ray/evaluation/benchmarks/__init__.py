@@ -1,52 +1,42 @@
-"""Benchmarks: official scoring rules applied to stored answers. No engine is started.
+"""Benchmarks by their official rules, one file each.
 
-To add one, write a class with `score(data, answers)` (see `Benchmark`) and a line in `BENCHMARKS`, or name it on the
-command line by an import path: `vlgenrm benchmark package.module:Name --data ... --answers ...`.
+To add one, write a class with the methods of `Benchmark` and a line in `BENCHMARKS`, or name it on the command line by
+an import path: `vlgenrm benchmark package.module:Name --data ... --answers ...`. The bases in `response_pairs.py`,
+`yes_no_questions.py` and `reviews.py` have most of these methods.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.evaluation.benchmarks.benchmark import Benchmark
 
+_PACKAGE = "vlgenrm_ray.evaluation.benchmarks"
 BENCHMARKS = {
-    "heldout_pairs": "vlgenrm_ray.evaluation.benchmarks.heldout_pairs:HeldoutPairs",
-    "pope": "vlgenrm_ray.evaluation.benchmarks.pope:Pope",
+    "amber": f"{_PACKAGE}.amber:Amber",
+    "hallusionbench": f"{_PACKAGE}.hallusionbench:HallusionBench",
+    "heldout_pairs": f"{_PACKAGE}.heldout_pairs:HeldoutPairs",
+    "llava_bench": f"{_PACKAGE}.llava_bench:LlavaBench",
+    "mm_rlhf_rewardbench": f"{_PACKAGE}.mm_rlhf_rewardbench:MmRlhfRewardBench",
+    "mmhal": f"{_PACKAGE}.mmhal:MmHal",
+    "multimodal_rewardbench": f"{_PACKAGE}.multimodal_rewardbench:MultimodalRewardBench",
+    "pope": f"{_PACKAGE}.pope:Pope",
+    "vl_rewardbench": f"{_PACKAGE}.vl_rewardbench:VlRewardBench",
+    "vlrmbench": f"{_PACKAGE}.vlrmbench:VlrmBench",
 }
 """Benchmark -> import path of its class."""
 
 
-class Benchmark(Protocol):
-    """A benchmark with its official metrics. The class is created without arguments."""
-
-    def score(self, data: Path, answers: Path) -> Mapping[str, Any]:
-        """Score stored answers.
-
-        Args:
-            data: Questions with labels, in the benchmark's own format.
-            answers: Answers or judgements of one model.
-
-        Returns:
-            Metric -> value, JSON-able; the main metric first. Estimates are `{"value", "ci95", "num"}`.
-
-        Raises:
-            InputError: A file cannot be read, or answers are missing.
-        """
-        ...
-
-
-def score(name: str, data: Path, answers: Path) -> dict[str, Any]:
-    """Score stored answers with the benchmark `name`, a key of `BENCHMARKS` or an import path.
+def load(name: str) -> Benchmark[Any, Any]:
+    """Create the benchmark `name`, a key of `BENCHMARKS` or an import path.
 
     Raises:
-        InputError: The name is unknown, a file cannot be read, or answers are missing.
+        InputError: The name is unknown.
         ConfigError: The import path cannot be imported.
     """
     try:
         plugins.check_name(name, BENCHMARKS)
     except ValueError as error:
         raise InputError(f"benchmark {error}") from None
-    benchmark: Benchmark = plugins.load(name, BENCHMARKS, "benchmark")()
-    return dict(benchmark.score(data, answers))
+    benchmark: Benchmark[Any, Any] = plugins.load(name, BENCHMARKS, "benchmark")()
+    return benchmark

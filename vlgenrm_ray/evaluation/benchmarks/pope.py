@@ -1,51 +1,129 @@
-"""POPE: object hallucination as yes/no questions (arXiv 2305.10355).
+"""POPE (arXiv 2305.10355): is there a certain object in the image?
 
-`data` is one of the official files (`coco_pope_random.json`, ...), JSON Lines with `question_id`, `image`, `text` and
-`label`; `answers` has `question_id` and `text` (or `answer`) for each question. Rules as in the official
-`evaluate.py` of RUCAIBox/POPE: only the first sentence of an answer counts.
+Official rule (`evaluate.py` of RUCAIBox/POPE): of an answer only the first sentence counts, up to the first period;
+commas are dropped, and the answer is no if "No", "not" or "no" is among its words, else yes. Accuracy, precision,
+recall, F1 (yes is positive) and the share of yes answers.
+
+lmms-eval asks for a single word and compares the whole answer, in lower case, with the label; other answers are wrong,
+and its `yes_ratio` is that of the labels. VLMEvalKit reads one of "yes" and "no" among the words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.evaluation.benchmarks.answers import read_answers, read_rows, value_of
-from vlgenrm_ray.evaluation.metrics import estimate_as_json, wilson_interval
+from vlgenrm_ray.evaluation.benchmarks.benchmark import LMMS_EVAL, OFFICIAL, VLMEVALKIT, BenchmarkReport, MetricRow
+from vlgenrm_ray.evaluation.benchmarks.files import (
+    ImageResolver,
+    binary_labels,
+    match_answers,
+    read_rows,
+    text_of,
+    unique_ids,
+    value_of,
+)
+from vlgenrm_ray.evaluation.benchmarks.yes_no_questions import (
+    YesNoBenchmark,
+    YesNoPrediction,
+    YesNoQuestion,
+    as_numbers,
+    classification,
+    credits,
+    f1_estimate,
+    read_like_vlmevalkit,
+    read_plainly,
+    yes_no_baselines,
+    yes_no_counts,
+)
+from vlgenrm_ray.evaluation.metrics import clustered_interval
 
 _NEGATIONS = {"No", "not", "no"}
 
 
 def read_verdict(answer: str) -> str:
-    """Read "yes" or "no" from an answer: "no" if its first sentence has the word No, not or no, else "yes"."""
+    """Read "yes" or "no" from an answer by the official rule."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if _NEGATIONS & set(words) else "yes"
 
 
-class Pope:
-    """Accuracy, precision, recall and F1 (yes is positive), and the share of yes answers."""
+class Pope(YesNoBenchmark):
+    """POPE by the rules of its own script, lmms-eval and VLMEvalKit.
 
-    def score(self, data: Path, answers: Path) -> Mapping[str, Any]:
-        """Score answers; see `Benchmark.score`."""
-        from sklearn.metrics import precision_recall_fscore_support
+    Data: `question_id`, `image`, `text` (or `question`), `label` (or `answer`), and `category` if there are several
+    splits. Answers: `question_id` and `text` (or `answer`).
+    """
 
-        questions = read_rows(data)
-        labels = [str(value_of(row, ("label", "answer"), data)).strip().lower() for row in questions]
-        if unknown := sorted(set(labels) - {"yes", "no"}):
-            raise InputError(f"{data}: label {unknown[0]!r}; POPE's labels are yes and no")
-        ids = [str(value_of(row, ("question_id",), data)) for row in questions]
-        texts = read_answers(answers, ids, id_names=("question_id",), text_names=("text", "answer"))
-        verdicts = [read_verdict(text) for text in texts]
-        correct = np.array([v == label for v, label in zip(verdicts, labels, strict=True)], dtype=np.float64)
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            labels, verdicts, average="binary", pos_label="yes", zero_division=0.0
-        )
-        return {
-            "accuracy": estimate_as_json(wilson_interval(correct)),
-            "precision": round(float(precision), 6),
-            "recall": round(float(recall), 6),
-            "f1": round(float(f1), 6),
-            "yes_ratio": round(verdicts.count("yes") / len(verdicts), 6),
+    def read(self, data: Path, images: ImageResolver) -> list[YesNoQuestion]:
+        """See `Benchmark.read`."""
+        rows = read_rows(data)
+        labels = [str(value_of(row, ("label", "answer"), data)).strip().lower() for row in rows]
+        ids = unique_ids([str(value_of(row, ("question_id",), data)) for row in rows])
+        return [
+            YesNoQuestion(
+                id=id,
+                question=text_of(row, ("text", "question"), data),
+                images=images.resolve(row.get("image")),
+                is_yes=is_yes,
+                cluster=str(row["image"]) if isinstance(row.get("image"), str) else str(row.get("image_source", id)),
+                group=str(row.get("category", "")),
+            )
+            for row, id, is_yes in zip(rows, ids, binary_labels(labels, "yes", "no", data), strict=True)
+        ]
+
+    def read_answers(self, answers: Path, items: Sequence[YesNoQuestion]) -> list[YesNoPrediction | None]:
+        """See `Benchmark.read_answers`."""
+        rows = read_rows(answers)
+        keys = [item.id.split("#")[0] for item in items]
+        matched = match_answers(rows, keys, lambda row: str(value_of(row, ("question_id",), answers)), answers)
+        return [
+            None if row is None else YesNoPrediction(text=str(value_of(row, ("text", "answer"), answers)))
+            for row in matched
+        ]
+
+    def score(self, items: Sequence[YesNoQuestion], predictions: Sequence[YesNoPrediction]) -> BenchmarkReport:
+        """See `Benchmark.score`."""
+        texts = [p.text for p in predictions]
+        labels, clusters = as_numbers([item.is_yes for item in items]), [item.cluster for item in items]
+        readings = {
+            OFFICIAL: as_numbers([read_verdict(text) == "yes" for text in texts]),
+            LMMS_EVAL: as_numbers([{"yes": True, "no": False}.get(text.lower().strip()) for text in texts]),
+            VLMEVALKIT: as_numbers([read_like_vlmevalkit(text) for text in texts]),
         }
+        scores = {rule: classification(labels, answers) for rule, answers in readings.items()}
+        is_exact_positive = (labels == 1) & ~np.isnan(readings[LMMS_EVAL])
+        recall = float((readings[LMMS_EVAL][is_exact_positive] == 1).mean()) if is_exact_positive.any() else 0.0
+        precision = float(scores[LMMS_EVAL].precision[0])
+        ours, plain = credits(items, texts), as_numbers([read_plainly(text) for text in texts])
+
+        def rules(metric: str) -> dict[str, float | None]:
+            return {rule: float(getattr(score, metric)[0]) for rule, score in scores.items()}
+
+        # lmms-eval counts only exact yes and no answers in its recall, hence also in its F1.
+        lmms_f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        metrics = (
+            MetricRow(name="accuracy", rules=rules("accuracy"), ours=clustered_interval(ours, clusters)),
+            MetricRow(name="F1", rules=rules("f1") | {LMMS_EVAL: lmms_f1}, ours=f1_estimate(labels, plain, clusters)),
+            MetricRow(name="precision", rules=rules("precision")),
+            MetricRow(name="recall", rules=rules("recall") | {LMMS_EVAL: recall}),
+            MetricRow(
+                name="yes ratio",
+                rules={OFFICIAL: float(readings[OFFICIAL].mean()), LMMS_EVAL: float(labels.mean())},
+                ours=clustered_interval(np.where(np.isnan(plain), 0.5, plain), clusters),
+            ),
+        )
+        groups = sorted({item.group for item in items if item.group})
+        return BenchmarkReport(
+            metrics=metrics,
+            groups=tuple(
+                MetricRow(
+                    name=group,
+                    rules={OFFICIAL: float((readings[OFFICIAL] == labels)[own].mean())},
+                    ours=clustered_interval(ours[own], [c for c, flag in zip(clusters, own, strict=True) if flag]),
+                )
+                for group in groups
+                if (own := np.array([item.group == group for item in items])).any()
+            ),
+            baselines=yes_no_baselines(items, predictions),
+            counts=yes_no_counts(predictions),
+        )
