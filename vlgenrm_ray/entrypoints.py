@@ -3,6 +3,7 @@
 Each reads a recipe, checks the cluster, runs one pipeline and prints its result. `cli` only parses arguments.
 """
 
+import ipaddress
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -300,9 +301,24 @@ def serve(
     console.print(
         f"serving {settings.engine.model} at {url}  docs: {url}/docs  ready: {url}/ready", markup=False, soft_wrap=True
     )
+    if not (settings.tokens.api or _is_loopback(host)):
+        console.print(
+            f"warning: {host} can be reached from other machines and no token is set: whoever reaches port {port} "
+            "can use the judge; set VLGENRM_API_TOKEN, or --host 127.0.0.1",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
     if wait:
         launch.wait()
     return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def serving_config(

@@ -16,6 +16,7 @@ from vlgenrm_ray.rewards.config import RewardConfig
 from vlgenrm_ray.serving.api import build_api
 from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.gateways import openrlhf
 from vlgenrm_ray.serving.limits import REASON_HEADER
 
 PROMPT = "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
@@ -265,3 +266,18 @@ def test_the_former_name_of_the_ingress_is_read_with_a_warning() -> None:
     with pytest.warns(FutureWarning, match="vlgenrm:ingress"):
         assert ServeHandleTransport("vlgenrm:gate").name == "vlgenrm:ingress"
     assert ServeHandleTransport("gate").name == "gate", "an application may be called that"
+
+
+def test_a_huge_transcript_is_refused_before_turns_are_sought_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    answer_after_prompt = openrlhf.answer_after_prompt
+
+    def record(query: str, prompt: str) -> str:
+        searched.append(len(query))
+        return answer_after_prompt(query, prompt)
+
+    monkeypatch.setattr(openrlhf, "answer_after_prompt", record)
+    body = {"query": [f"{PROMPT}1.0", "<|im_start|>user\n" * 400_000], "prompts": [PROMPT] * 2}
+    reply = Client(failed_reward=0.25, max_mib=64.0).post("/get_reward", body)
+    assert reply.json()["rewards"] == [1.0, 0.25]
+    assert searched == [len(f"{PROMPT}1.0")]

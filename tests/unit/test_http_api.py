@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 from base64 import b64encode
 from typing import Any
 
@@ -179,6 +180,35 @@ def test_uploaded_images_must_decode() -> None:
     assert len(reply.json()["sha256"]) == 64
     assert call("POST", "/v1/images", content=png()[:50]).status_code == 422
     assert call("POST", "/v1/images", content=b"").status_code == 422
+
+
+def test_uploads_are_decoded_within_a_bound_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlgenrm_ray.data import images
+    from vlgenrm_ray.serving import api
+
+    pixels, most = 0, 0
+    decode = images.decode
+
+    def count(data: bytes, *arguments: Any) -> Any:
+        nonlocal pixels, most
+        image = decode(data, *arguments)
+        pixels += image.width * image.height
+        most = max(most, pixels)
+        time.sleep(0.02)
+        pixels -= image.width * image.height
+        return image
+
+    monkeypatch.setattr(images, "decode", count)
+    monkeypatch.setattr(api, "_MAX_UPLOAD_PIXELS", 2 * 300 * 300)
+    application = build_api(service(max_body_mib=1), ready=lambda: True, swap_model=swap_model)
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
+            bodies = [png(number, 300) for number in range(8)]
+            return list(await asyncio.gather(*(http.post("/v1/images", content=body) for body in bodies)))
+
+    assert {reply.status_code for reply in asyncio.run(run())} == {200}
+    assert 300 * 300 <= most <= 2 * 300 * 300
 
 
 def test_errors_never_contain_the_value() -> None:

@@ -1,6 +1,7 @@
 """The HTTP API: routes in front of a `Service`, and the form of its errors. No Ray here."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -12,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Route
 
 from vlgenrm_ray import __version__
-from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
 from vlgenrm_ray.judge.wire import (
@@ -33,9 +33,13 @@ from vlgenrm_ray.serving.chat import ChatService
 from vlgenrm_ray.serving.experts import EvidenceRequest, EvidenceResponse, ExpertService
 from vlgenrm_ray.serving.gateways import openai_chat, unirl
 from vlgenrm_ray.serving.gateways.scoring import gateway_scope
+from vlgenrm_ray.serving.images import DecodedImages, DecodeTimeoutError, StoredImage
 from vlgenrm_ray.serving.limits import RETRY_AFTER_S, BodyLimitMiddleware, OverloadedError
 from vlgenrm_ray.serving.refusals import RefusalMiddleware
 from vlgenrm_ray.serving.service import Service
+
+_MAX_UPLOAD_PIXELS = 64 * 1024 * 1024
+"""Pixels of uploaded images that are decoded at a time, to check them: about 200 MB."""
 
 SwapModel = Callable[[str], Awaitable[CanaryResult]]
 """Makes the model in a folder the active one if it passes the canary: `ModelSwap.swap`."""
@@ -92,6 +96,8 @@ def build_api(
     # The middleware added last runs first: no body is read before the caller is known.
     api.add_middleware(BodyLimitMiddleware, max_bytes=int(config.limits.max_body_mib * 2**20))
     api.add_middleware(AuthMiddleware, tokens=config.tokens)
+    # However many clients upload at a time, their images are decoded within this bound.
+    uploads = DecodedImages(config.images, max_pixels=_MAX_UPLOAD_PIXELS, max_idle_pixels=0)
     paths: set[str] = set()
     api.add_middleware(RefusalMiddleware, metrics=service.metrics, paths=paths)
     api.add_exception_handler(OverloadedError, _overloaded)
@@ -130,8 +136,12 @@ def build_api(
         """Store an image (the encoded bytes are the body). Later requests name it `sha256:...`."""
         data = await request.body()
         try:
-            await asyncio.to_thread(images.decode, data, config.images, "body")
-            return _json(ImageResponse(sha256=service.images.add(data).sha256))
+            stored = StoredImage(hashlib.sha256(data).hexdigest(), data)
+            async with uploads.hold([stored], asyncio.get_running_loop().time() + config.limits.deadline_s):
+                return _json(ImageResponse(sha256=service.images.add(data).sha256))
+        except DecodeTimeoutError as error:
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            return JSONResponse({"detail": f"body: {error}"}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
         except ImageError as error:
             too_large = error.reason is DropReason.IMAGE_TOO_LARGE
             return _error(413 if too_large else 422, error.detail)

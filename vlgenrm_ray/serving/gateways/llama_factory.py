@@ -59,7 +59,7 @@ def router(score: Score) -> APIRouter:
                 "data set has several turns, add ?turns=last to the address"
             )
         num_turns = 1 if turns == "first" else None
-        items = build_items(_build_item, ((text, num_turns, answer_mark) for text in batch.messages))
+        items = await build_items(_build_item, ((text, num_turns, answer_mark) for text in batch.messages))
         return TranscriptScores(scores=require_rewards(await score_items(score, items)))
 
     return routes

@@ -52,7 +52,7 @@ def router(score: Score) -> APIRouter:
                 raise HTTPException(422, f"{name}: {len(values)} values for {len(request.query)} queries")
         prompts = request.prompts or [""] * len(request.query)
         labels = request.labels or [None] * len(request.query)
-        items = build_items(_build_item, zip(request.query, prompts, labels, strict=True))
+        items = await build_items(_build_item, zip(request.query, prompts, labels, strict=True))
         replies = await score_items(score, items)
         rewards = require_rewards(replies)
         logs = {

@@ -9,6 +9,7 @@ reward: `serving.failed_reward`, or `?failed_reward=` in the address that one tr
 and logged, and none happens while more than half of the latest samples have no reward: that is a 503.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from vlgenrm_ray.judge.failed_rewards import FailedRewards, failure_reason
 from vlgenrm_ray.judge.label import Label, read_label
 from vlgenrm_ray.judge.wire import (
     MAX_ITEMS,
+    MAX_TEXT,
     InvalidItem,
     ScoreItem,
     ScoreReply,
@@ -35,6 +37,8 @@ from vlgenrm_ray.judge.wire import (
 from vlgenrm_ray.serving.limits import REASON_HEADER, RETRY_AFTER_S
 from vlgenrm_ray.serving.metrics import ServiceMetrics
 
+MAX_TRANSCRIPT = 8 * MAX_TEXT
+"""Most characters of a text in which turns are searched for."""
 _log = logging.getLogger("vlgenrm.serving")
 
 Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
@@ -110,8 +114,8 @@ def build_item(name: str, **fields: Any) -> ScoreItem:
     return item
 
 
-def build_items(build: Callable[..., ScoreItem], rows: Iterable[Sequence[Any]]) -> list[ScoreItem | InvalidItem]:
-    """Build the item of every row of a batch.
+async def build_items(build: Callable[..., ScoreItem], rows: Iterable[Sequence[Any]]) -> list[ScoreItem | InvalidItem]:
+    """Build the item of every row of a batch, in a thread: finding turns in large texts would block the event loop.
 
     Args:
         build: Builds the item of one row, called with the row's index and fields. It raises HTTPException if the row
@@ -121,9 +125,18 @@ def build_items(build: Callable[..., ScoreItem], rows: Iterable[Sequence[Any]]) 
     Returns:
         One entry per row. A row that makes no valid item costs only its own reward.
     """
+    return await asyncio.to_thread(_build_items, build, list(rows))
+
+
+def _build_items(build: Callable[..., ScoreItem], rows: Sequence[Sequence[Any]]) -> list[ScoreItem | InvalidItem]:
     items: list[ScoreItem | InvalidItem] = []
     for index, row in enumerate(rows):
         try:
+            for text in row:
+                if isinstance(text, str) and len(text) > MAX_TRANSCRIPT:
+                    raise ItemRefusalError(
+                        f"row {index}: {len(text)} characters; limit {MAX_TRANSCRIPT}", Status.TOO_LARGE
+                    )
             items.append(build(index, *row))
         except HTTPException as refusal:
             status = refusal.status if isinstance(refusal, ItemRefusalError) else Status.BAD_REQUEST
