@@ -6,7 +6,7 @@ Heavy packages are imported inside the commands, so `vlgenrm --help` is immediat
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -71,11 +71,19 @@ def run(
     set_: Overrides = None,
     address: Address = None,
     dry_run: DryRun = False,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Last stage to run: pool, responses, experts, preferences or heldout; default: all."),
+    ] = None,
 ) -> None:
     """Train a reward model, or continue a run: curation, then rounds of critiques, selection, training, evaluation."""
     from vlgenrm_ray.entrypoints import train_reward
+    from vlgenrm_ray.pipeline import PreparationStage
 
-    train_reward(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run)
+    if until is not None and until not in get_args(PreparationStage):
+        raise typer.BadParameter(f"{until!r}: choose one of {', '.join(get_args(PreparationStage))}")
+    stage = cast("PreparationStage | None", until)
+    train_reward(config, overrides=tuple(set_ or ()), run=run, address=address, dry_run=dry_run, until=stage)
 
 
 @app.command()

@@ -49,6 +49,7 @@ def train_reward(
     run: Path | None = None,
     address: str | None = None,
     dry_run: bool = False,
+    until: pipeline.PreparationStage | None = None,
 ) -> dict[str, Any]:
     """Run, or continue, a reward-model recipe: curation, then rounds of critiques, selection, training, evaluation.
 
@@ -58,6 +59,7 @@ def train_reward(
         run: Run folder; default on one machine: `runs/<name of the recipe>`.
         address: Ray cluster; default: RAY_ADDRESS, else a local one.
         dry_run: Print the resolved recipe and the resources it needs, and stop.
+        until: Last stage to run, of those before the first round; default: the whole recipe.
 
     Returns:
         The content of `summary.json`; empty for a dry run.
@@ -70,10 +72,11 @@ def train_reward(
         return {}
     folder = _prepare_cluster(requests, address, _reward_models(settings), run=run, recipe_path=path)
     _print_start(console, folder, path, settings.seed)
-    results = pipeline.run(settings, folder, on_round=lambda result: _print_round(console, result))
+    results = pipeline.run(settings, folder, on_round=lambda result: _print_round(console, result), until=until)
     console.print(summary.stages_table(results))
-    console.print(summary.rounds_table(results))
-    _print_best(console, folder, results)
+    if results["rounds"]:
+        console.print(summary.rounds_table(results))
+        _print_best(console, folder, results)
     _print_report(console, folder)
     return results
 

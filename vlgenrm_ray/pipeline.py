@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlgenrm_ray import recipe
 from vlgenrm_ray.config import RunConfig
@@ -35,6 +35,9 @@ from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.rounds import RoundResult, RoundStages
 from vlgenrm_ray.reward.training import TrainingResult
 
+PreparationStage = Literal["pool", "responses", "experts", "preferences", "heldout-pool", "heldout"]
+"""Stages before the first round, in their order."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewardRun:
@@ -49,7 +52,11 @@ class RewardRun:
 
 
 def run(
-    config: RunConfig, folder: Path, *, on_round: Callable[[RoundResult], None] = lambda result: None
+    config: RunConfig,
+    folder: Path,
+    *,
+    on_round: Callable[[RoundResult], None] = lambda result: None,
+    until: PreparationStage | None = None,
 ) -> dict[str, Any]:
     """Execute the run in `folder`, or continue it where it stopped.
 
@@ -57,6 +64,7 @@ def run(
         config: Configuration of the run.
         folder: Run folder, on a file system that all nodes share.
         on_round: Called with each finished round.
+        until: Last stage to run, of those before the first round. None: the whole run.
 
     Returns:
         The content of `summary.json`.
@@ -68,14 +76,21 @@ def run(
     reward_run.stage("pool").check_format()
     with lease.hold(reward_run.folder):
         recipe.claim(config, reward_run.folder)
-        return _run_stages(reward_run, on_round)
+        return _run_stages(reward_run, on_round, until)
 
 
-def _run_stages(reward_run: RewardRun, on_round: Callable[[RoundResult], None]) -> dict[str, Any]:
+def _run_stages(
+    reward_run: RewardRun, on_round: Callable[[RoundResult], None], until: PreparationStage | None
+) -> dict[str, Any]:
     config, started_at = reward_run.config, time.monotonic()
     earlier_seconds = _earlier_seconds(reward_run)
-    prepared = prepare(reward_run)
+    prepared = prepare(reward_run, until)
     results: list[RoundResult] = []
+    if until is not None:
+        seconds = earlier_seconds + time.monotonic() - started_at
+        summary = run_summary(config.seed, seconds, results, prepared, {}) | {"until": until}
+        write_json(reward_run.folder / "summary.json", summary)
+        return summary
     for result in improve(reward_run):
         results.append(result)
         write_json(reward_run.folder / f"round-{result.round}" / "lineage.json", round_lineage(result, prepared))
@@ -87,23 +102,38 @@ def _run_stages(reward_run: RewardRun, on_round: Callable[[RoundResult], None]) 
     return read_json(reward_run.folder / "summary.json")
 
 
-def prepare(run: RewardRun) -> dict[str, Manifest]:
-    """Run the stages before the first round: from images and questions to preferences, and the held-out pairs."""
+def prepare(run: RewardRun, until: PreparationStage | None = None) -> dict[str, Manifest]:
+    """Run the stages before the first round: from images and questions to preferences, and the held-out pairs.
+
+    Args:
+        run: The run.
+        until: Last stage to run; None: all.
+
+    Returns:
+        Stage -> its manifest, in order.
+    """
     config, stage = run.config, run.stage
-    manifests = {
-        "pool": pool.run(config.pool, target=stage("pool"), seed=config.seed),
-        "responses": responses.run(config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")),
-        "experts": experts.run(config.experts, source=stage("responses"), target=stage("experts")),
-        "preferences": preferences.run(
+    stages: dict[PreparationStage, Callable[[], Manifest]] = {
+        "pool": lambda: pool.run(config.pool, target=stage("pool"), seed=config.seed),
+        "responses": lambda: responses.run(
+            config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")
+        ),
+        "experts": lambda: experts.run(config.experts, source=stage("responses"), target=stage("experts")),
+        "preferences": lambda: preferences.run(
             config.preferences,
             experts=config.experts,
             seed=config.seed,
             source=stage("experts"),
             target=stage("preferences"),
         ),
-        "heldout-pool": pool.run(config.heldout, target=stage("heldout-pool"), seed=config.seed),
-        "heldout": heldout.run(source=stage("heldout-pool"), target=stage("heldout")),
+        "heldout-pool": lambda: pool.run(config.heldout, target=stage("heldout-pool"), seed=config.seed),
+        "heldout": lambda: heldout.run(source=stage("heldout-pool"), target=stage("heldout")),
     }
+    manifests: dict[str, Manifest] = {}
+    for name, start in stages.items():
+        manifests[name] = start()
+        if name == until:
+            return manifests
     if config.pool.source == "shapes":
         write_json(run.folder / "quality.json", evidence_quality_report(run))
     return manifests

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,39 @@ def test_the_command_prints_the_file(run: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "page.html")])
     assert result.exit_code == 0
     assert result.output.strip() == str(tmp_path / "page.html")
+
+
+def test_benchmarks_are_tables_with_a_column_for_each_rule(tmp_path: Path) -> None:
+    run = report_runs.write_run(tmp_path / "run")
+    estimate = {"value": 0.8957, "ci95": [0.8842, 0.9061], "num": 3000}
+    result = {
+        "benchmark": "pope",
+        "main": "accuracy",
+        "metrics": {
+            "accuracy": {"rules": {"official": 0.89567}, "ours": estimate},
+            "yes ratio": {"rules": {"official": 0.5123, "lmms-eval": 0.5124}, "ours": None},
+        },
+        "counts": {"items": 3000, "unreadable": 2},
+        "notes": ["A note for readers."],
+    }
+    write_json(run / "round-1" / "benchmarks" / "pope.json", result)
+    page = html.write_report([run]).read_text()
+    benchmarks = page.partition('id="benchmarks-1"')[2].partition("</section>")[0]
+    assert "<td>accuracy</td><td>0.8957</td><td></td><td>0.8957 [0.8842, 0.9061]</td><td>3000</td>" in benchmarks
+    assert "<th>lmms-eval</th>" in benchmarks
+    assert "3,000 items, 2 unreadable" in benchmarks
+    assert "A note for readers." in benchmarks
+
+
+def test_a_run_of_the_first_stages_is_finished_without_rounds(tmp_path: Path) -> None:
+    run = report_runs.write_run(tmp_path / "run", is_finished=False)
+    shutil.rmtree(run / "round-0")
+    shutil.rmtree(run / "round-1")
+    write_json(run / "summary.json", {"seconds": 1.0, "rounds": [], "until": "preferences"})
+    [data] = read_run(run)
+    assert data.is_finished
+    page = html.write_report([run]).read_text()
+    assert "unfinished" not in page
+    assert 'id="stages-1"' in page
+    assert page.count('data-group="pair"') == report_runs.NUM_PAIRS
+    assert 'class="supported" x="10.0"' in page

@@ -4,7 +4,6 @@
 `page.html.jinja` arranges them. The page needs no network and no server.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +111,11 @@ def _run_view(run: RunData) -> dict[str, Any]:
         selection_charts = [("Margins before selection", charts.margin_histogram(run.rounds))]
         if by_decision:
             selection_charts.append((f"Critiques of {selected.name}", charts.critique_histogram(by_decision)))
-    examples = gallery.training_examples(run.folder, selected) if selected is not None else []
+    examples: list[gallery.ExampleView] = []
+    if selected is not None:
+        examples = gallery.training_examples(run.folder, selected)
+    elif any(stage.name == "preferences" for stage in run.stages):
+        examples = gallery.preference_examples(run.folder)
     if evaluated:
         examples = gallery.heldout_examples(run.folder, evaluated[-1]) + examples
     return {
@@ -130,7 +133,7 @@ def _run_view(run: RunData) -> dict[str, Any]:
         "policy_gains": _policy_gains(run),
         "decoding": _decoding_rows(run),
         "samples": gallery.policy_samples(run.policy) if run.policy is not None else [],
-        "benchmarks": [json.dumps(benchmark, indent=2) for benchmark in run.benchmarks],
+        "benchmarks": [_benchmark_view(benchmark) for benchmark in run.benchmarks],
     }
 
 
@@ -158,6 +161,44 @@ def _decoding_rows(run: RunData) -> list[dict[str, Any]]:
         }
         for name in DECODINGS
     ]
+
+
+_BENCHMARK_SECTIONS = {
+    "metrics": "Scores: by the rule of each program, and ours with its interval",
+    "groups": "Main metric by group",
+    "orders": "Order of the two responses",
+    "baselines": "Rules that look at no image, or at no content",
+}
+
+
+def _benchmark_view(benchmark: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrange the result of one benchmark (`BenchmarkReport.as_json` with its name) as tables."""
+    sections = {name: benchmark[name] for name in _BENCHMARK_SECTIONS if benchmark.get(name)}
+    rules = list(dict.fromkeys(rule for rows in sections.values() for row in rows.values() for rule in row["rules"]))
+    return {
+        "name": benchmark.get("benchmark", ""),
+        "where": benchmark["where"],
+        "rules": rules,
+        "sections": [
+            {
+                "title": _BENCHMARK_SECTIONS[name],
+                "rows": [_benchmark_row(row, values, rules) for row, values in rows.items()],
+            }
+            for name, rows in sections.items()
+        ],
+        "counts": benchmark.get("counts", {}),
+        "notes": benchmark.get("notes", ()),
+    }
+
+
+def _benchmark_row(name: str, row: Mapping[str, Any], rules: Sequence[str]) -> dict[str, Any]:
+    ours = row["ours"]
+    shown = ""
+    if ours is not None and ours["value"] is not None:
+        low, high = ours["ci95"]
+        shown = f"{ours['value']:.4f} [{low:.4f}, {high:.4f}]"
+    values = [row["rules"].get(rule) for rule in rules]
+    return {"name": name, "rules": values, "ours": shown, "num": "" if ours is None else ours["num"]}
 
 
 def _comparison_curves(runs: Sequence[RunData]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import base64
 import io
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,7 +93,7 @@ class ExampleView:
 
     id: str
     group: str
-    """`mistake`, `undecided`, `right`, `kept` or `lost`."""
+    """`mistake`, `undecided`, `right`, `kept`, `lost`, or `pair` before any selection."""
     kind: str
     question: str
     image_url: str
@@ -173,11 +173,32 @@ def training_examples(run: Path, round: RoundData) -> list[ExampleView]:
     pairs = preferences.read(Preference, chosen)
     critiques = _read_critiques(StageFolder(round.folder / "critiques"), chosen)
     drops = {drop.id: f"{drop.reason.replace('_', ' ')}: {drop.detail}" for drop in selection.dropped()}
-    response_ids = [id for pair in pairs.values() for id in (pair.chosen_id, pair.rejected_id)]
-    checked = _read_by_id(StageFolder(run / "experts"), CheckedResponse, response_ids)
+    checked = _checked_responses(run, pairs.values())
     return [
         _training_example(pairs[id], critiques.get(id, ()), reasons[id], drops, checked) for id in chosen if id in pairs
     ]
+
+
+def preference_examples(run: Path) -> list[ExampleView]:
+    """Show preference pairs of every kind and origin, for a run that has selected no critiques yet."""
+    folder = StageFolder(run / "preferences")
+    kinds = _kinds(folder)
+    chosen = _choose_training(kinds, dict.fromkeys(kinds, SELECTED))
+    pairs = RecordIndex.build(folder).read(Preference, chosen)
+    checked = _checked_responses(run, pairs.values())
+    return [
+        replace(
+            _training_example(pairs[id], (), SELECTED, {}, checked),
+            group="pair",
+            note="; ".join(filter(None, (pairs[id].origin.value, pairs[id].evidence))),
+        )
+        for id in chosen
+    ]
+
+
+def _checked_responses(run: Path, pairs: Iterable[Preference]) -> dict[str, CheckedResponse]:
+    ids = [id for pair in pairs for id in (pair.chosen_id, pair.rejected_id)]
+    return _read_by_id(StageFolder(run / "experts"), CheckedResponse, ids)
 
 
 def _selection_reasons(selection: StageFolder) -> dict[str, str]:
