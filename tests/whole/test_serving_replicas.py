@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import httpx
+import openai
 import psutil
 import pytest
 from ports import free_port
@@ -60,6 +61,20 @@ def body(seed: int) -> dict[str, object]:
     return {"items": [item | {"seed": seed, "num_critiques": 1}]}
 
 
+def check_chat(url: str) -> None:
+    """A replica continues a conversation with an image; one that it refuses has a status."""
+    image = {"url": f"data:image/png;base64,{base64.b64encode(CANARY.data).decode()}"}
+    question = [{"type": "image_url", "image_url": image}, {"type": "text", "text": CANARY.question}]
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
+        messages = [{"role": "user", "content": question}]
+        reply = client.chat.completions.create(model="any", messages=messages, n=2, max_tokens=8)
+        assert len(reply.choices) == 2
+        assert reply.usage is not None
+        assert reply.usage.prompt_tokens > 0
+        with pytest.raises(openai.UnprocessableEntityError, match="too_large"):
+            client.chat.completions.create(model="any", messages=[{"role": "user", "content": "word " * 5000}])
+
+
 def test_load_starts_a_second_engine_and_a_lost_engine_loses_no_request(
     served: tuple[str, subprocess.Popen[bytes]],
 ) -> None:
@@ -67,6 +82,7 @@ def test_load_starts_a_second_engine_and_a_lost_engine_loses_no_request(
     with httpx.Client(base_url=url, timeout=START_S) as http:
         until_ready(http, service)
         assert len(engines(service)) == 1
+        check_chat(url)
 
         async def run() -> list[httpx.Response]:
             killed = asyncio.Event()
