@@ -158,6 +158,7 @@ def test_fields_that_change_nothing_are_accepted() -> None:
         ([{"role": "user", "content": [PART] * 3}], "too_large", "engine.max_images"),
         ([{"role": "user", "content": "x" * (MAX_TEXT // 2 + 1)}] * 2, "too_large", "characters"),
         ([{"role": "user", "content": "word " * 12_000}], "too_large", "characters"),
+        ([{"role": "user", "content": [{"type": "text", "text": ""}] * 1025}], "too_large", "1025 texts"),
         ([{"role": "user", "content": " "}], "no_question", "empty"),
         (showing("http://a/b.png"), "bad_image", "not fetched"),
         (showing("/etc/passwd.png"), "bad_image", "not below a folder"),

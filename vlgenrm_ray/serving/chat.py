@@ -25,6 +25,8 @@ from vlgenrm_ray.serving.service import Service
 _log = logging.getLogger("vlgenrm.serving")
 _GRACE_S = 2.0
 """Time after a deadline for answers that the engine finished by then to arrive."""
+_MAX_PARTS = 1024
+"""Most texts of a conversation: rendering many empty ones takes time too."""
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -120,6 +122,8 @@ class ChatService:
         texts = [text for turn in conversation for text in _texts(turn)]
         if (num_chars := sum(map(len, texts))) > MAX_TEXT:
             return ChatReply(status=Status.TOO_LARGE, detail=f"messages: {num_chars} characters; limit {MAX_TEXT}")
+        if len(texts) > _MAX_PARTS:
+            return ChatReply(status=Status.TOO_LARGE, detail=f"messages: {len(texts)} texts; limit {_MAX_PARTS}")
         if refusal := refuse_extra_images(num_images, self._service.config.engine.max_images):
             return ChatReply(status=Status.TOO_LARGE, detail=refusal.detail)
         if not any(text.strip() for text in _texts(conversation[-1])) and not num_images:
