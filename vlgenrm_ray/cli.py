@@ -258,6 +258,20 @@ def benchmark(
 
 
 @app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="File, folder or pattern of a data set; local, or a URI of a store.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of the source: columns.question=ask, schema=trl, ...")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Show what a data set is, what its rows become, what would be dropped, and the settings to use it."""
+    from vlgenrm_ray.entrypoints import inspect as inspect_source
+
+    inspect_source(path, overrides=tuple(set_ or ()), as_json=json)
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe to check against the cluster.")] = None,
     set_: Overrides = None,

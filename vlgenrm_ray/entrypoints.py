@@ -350,6 +350,26 @@ def serving_config(
     return serving.model_copy(update={"engine": serving.engine.model_copy(update={"model": folder})})
 
 
+def inspect(path: str, *, overrides: Sequence[str] = (), as_json: bool = False) -> None:
+    """Print what a data set is and how to use it. No engine and no Ray is started.
+
+    Args:
+        path: File, folder or pattern; local or a URI.
+        overrides: Settings of the source, as `columns.question=ask`.
+        as_json: Print the report as JSON.
+    """
+    from vlgenrm_ray.curation import inspection, inspection_view
+    from vlgenrm_ray.curation.pool import PoolConfig
+    from vlgenrm_ray.curation.sources.sample import FILES
+
+    source = recipe.build_with(PoolConfig, {"source": FILES, "path": path}, overrides)
+    reports = inspection.inspect(source)
+    if as_json:
+        print(inspection_view.reports_json(reports))
+    else:
+        inspection_view.print_reports(Console(highlight=False), reports)
+
+
 def run_doctor(path: Path | None, *, overrides: Sequence[str] = (), address: str | None = None) -> int:
     """Print the doctor's checks, with those of a recipe if one is given. Return 0 if none failed, else 1."""
     from vlgenrm_ray.cluster import doctor

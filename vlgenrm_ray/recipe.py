@@ -44,9 +44,15 @@ def load(cls: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         raise ConfigError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: a recipe is a mapping of sections, got {type(values).__name__}")
+    return build_with(cls, values, overrides)
+
+
+def build_with(cls: type[S], values: Mapping[str, Any], overrides: Sequence[str]) -> S:
+    """Build the configuration from plain values and overrides `a.b=value`. Raises ConfigError."""
+    merged = dict(values)
     for override in overrides:
-        values = _override(cls, values, override)
-    return build(cls, values)
+        merged = _override(cls, merged, override)
+    return build(cls, merged)
 
 
 def build(cls: type[S], values: Mapping[str, Any]) -> S:

@@ -23,7 +23,10 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One question about an image. `chosen` and `rejected` are set only if the source gave a preference pair."""
+    """One question about an image, or about several.
+
+    `chosen` and `rejected` are set only if the source gave a preference pair.
+    """
 
     id: str
     image: ImageRef
@@ -34,6 +37,15 @@ class Question:
     reference: str | None = None
     chosen: str | None = None
     rejected: str | None = None
+    more_images: tuple[ImageRef, ...] = ()
+    """Images after the first, in order."""
+    group: str = ""
+    """Questions of one group are scored together, such as those whose rows have the same id; "" without a group."""
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images, in order."""
+        return (self.image, *self.more_images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from hostile_rows import ADDRESSES, TEXTS, special_files
 from PIL import Image
+from vlgenrm_ray.curation.sources.jsonl import JsonLines
 
 from vlgenrm_ray.curation import pool
 from vlgenrm_ray.curation.pool import HeldoutConfig, PoolConfig
-from vlgenrm_ray.curation.sources.jsonl import JsonLines
 from vlgenrm_ray.curation.sources.rows import Columns
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError, StageError

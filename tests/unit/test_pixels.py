@@ -31,6 +31,7 @@ from serving_examples import item, request, says_yes, service
 import vlgenrm_ray
 from vlgenrm_ray.curation.pool import PoolConfig, resolve_row
 from vlgenrm_ray.curation.sources.rows import SourceRow
+from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.pixels import to_rgb
@@ -154,7 +155,7 @@ def seen_by_experts(image: Image.Image) -> Image.Image:
 
 @EACH_IMAGE
 def test_everyone_sees_the_picture_that_is_decoded(example: CorpusImage, tmp_path: Path) -> None:
-    row = SourceRow(id="d:1", question_id="q", text="What is it?", image_bytes=example.data)
+    row = SourceRow(id="d:1", question_id="q", text="What is it?", images=(SourceImage(data=example.data),))
     (question,) = resolve_row(row, PoolConfig(), tmp_path).records
     decoded = images.decode(example.data, LIMITS)
     opened = Image.open(io.BytesIO(example.data))

@@ -2,7 +2,6 @@
 
 import base64
 import importlib
-import io
 import json
 import sys
 from pathlib import Path
@@ -11,39 +10,45 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from pydantic import ValidationError
+from source_rows import parse_row, png
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.curation.pool import PoolConfig, is_within, resolve_row
 from vlgenrm_ray.curation.sources import SOURCES, open_source
-from vlgenrm_ray.curation.sources.files import find_duplicates, find_files
-from vlgenrm_ray.curation.sources.jsonl import LineRange
-from vlgenrm_ray.curation.sources.rows import Columns, SourceRow, hash_id, parse_row
+from vlgenrm_ray.curation.sources.containers.json_lines import LineRange
+from vlgenrm_ray.curation.sources.files import find_files
+from vlgenrm_ray.curation.sources.rows import Columns, SourceRow, hash_id
+from vlgenrm_ray.curation.sources.schema import RowReader
+from vlgenrm_ray.curation.sources.stream import PieceReader, count_repeats, number_id
+from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.errors import ConfigError, InputError
 
 ROW = {"id": "q1", "image": "a.png", "question": "What is it?"}
 
 
-def png(side: int = 16, colour: str = "red") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def parse(row: object, **columns: str) -> SourceRow:
-    return parse_row(row, id="d.jsonl:1", folder="/data", columns=Columns(**columns))
+    return parse_row(row, columns=Columns(**columns))
+
+
+def row_of(*images: SourceImage) -> SourceRow:
+    return SourceRow(id="d:9", question_id="q", images=images, text="Q?")
+
+
+def only_uri(row: SourceRow) -> str | None:
+    (image,) = row.images
+    return image.uri
 
 
 def test_a_row_with_the_usual_columns_is_parsed() -> None:
     parsed = parse(ROW | {"reference": "A cat.", "chosen": "A cat.", "rejected": "A dog."})
-    assert (parsed.question_id, parsed.text, parsed.image_uri) == ("q1", "What is it?", "/data/a.png")
+    assert (parsed.question_id, parsed.text, only_uri(parsed)) == ("q1", "What is it?", "/data/a.png")
     assert (parsed.reference, parsed.chosen, parsed.rejected, parsed.problem) == ("A cat.", "A cat.", "A dog.", "")
 
 
 @pytest.mark.parametrize("image", ["/abs/a.png", "s3://bucket/a.png", "file:///x/a.png"])
 def test_absolute_addresses_are_unchanged(image: str) -> None:
-    assert parse(ROW | {"image": image}).image_uri == image
+    assert only_uri(parse(ROW | {"image": image})) == image
 
 
 @pytest.mark.parametrize(
@@ -60,17 +65,16 @@ def test_absolute_addresses_are_unchanged(image: str) -> None:
 )
 def test_image_bytes_are_read_in_every_usual_form(image: object) -> None:
     parsed = parse(ROW | {"image": image})
-    assert parsed.image_bytes == png()
-    assert parsed.image_uri is None
+    assert parsed.images == (SourceImage(data=png()),)
 
 
 def test_a_long_path_that_could_be_base64_is_a_path() -> None:
     path = "images/" + "a" * 80
-    assert parse(ROW | {"image": path}).image_uri == f"/data/{path}"
+    assert only_uri(parse(ROW | {"image": path})) == f"/data/{path}"
 
 
 def test_a_hugging_face_image_may_have_only_a_path() -> None:
-    assert parse(ROW | {"image": {"bytes": None, "path": "b.png"}}).image_uri == "/data/b.png"
+    assert only_uri(parse(ROW | {"image": {"bytes": None, "path": "b.png"}})) == "/data/b.png"
 
 
 @pytest.mark.parametrize(
@@ -79,10 +83,12 @@ def test_a_hugging_face_image_may_have_only_a_path() -> None:
         ([1, 2], "object with named columns"),
         ({"question": "Q?"}, "no image"),
         ({"image": "a.png"}, "no question"),
-        (ROW | {"question": 7}, "question must be a text, not int 7"),
+        (ROW | {"question": 7}, "question must be a text or a list of turns, not int 7"),
         (ROW | {"question": " <image> "}, "no question"),
         (ROW | {"image": 7}, "image must be a path"),
-        (ROW | {"image": ["a.png", "b.png"]}, "2 images"),
+        (ROW | {"image": []}, "no image"),
+        (ROW | {"question": "<image><image> What?"}, "2 <image> in the text for 1 images"),
+        (ROW | {"video": "a.mp4", "image": None}, "video: only still images are supported"),
         (ROW | {"image": "data:image/png;base64,???"}, "not base64"),
         (ROW | {"id": 1.5}, "id must be a string or an integer"),
         (ROW | {"chosen": "A cat."}, "chosen alone"),
@@ -95,14 +101,14 @@ def test_a_malformed_row_has_a_problem(row: object, says: str) -> None:
 
 def test_column_names_can_be_configured() -> None:
     parsed = parse({"pic": "a.png", "ask": "Q?", "no": 7}, image="pic", question="ask", id="no")
-    assert (parsed.question_id, parsed.text, parsed.image_uri) == ("7", "Q?", "/data/a.png")
+    assert (parsed.question_id, parsed.text, only_uri(parsed)) == ("7", "Q?", "/data/a.png")
 
 
 def test_ids_derived_from_content_do_not_depend_on_the_location_of_the_data() -> None:
     row = {"image": "a.png", "question": "Q?"}
-    here = parse_row(row, id="x:1", folder="/here", columns=Columns())
-    there = parse_row(row, id="y:9", folder="/there", columns=Columns())
-    other = parse_row(row | {"question": "P?"}, id="x:2", folder="/here", columns=Columns())
+    here = parse_row(row, id="x:1", folder="/here")
+    there = parse_row(row, id="y:9", folder="/there")
+    other = parse_row(row | {"question": "P?"}, id="x:2", folder="/here")
     assert here.question_id == there.question_id != other.question_id
 
 
@@ -126,7 +132,7 @@ def test_chat_turns_become_texts() -> None:
     assert sharegpt == trl
     assert (trl.text, trl.chosen, trl.rejected) == ("What is it?", "A cat.", "A dog.")
     turns = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "What is it?"}]
-    assert "2 turns of the user" in parse({"image": "a.png", "prompt": turns}).problem
+    assert parse({"image": "a.png", "prompt": turns}).text == "User: Hello\nUser: What is it?"
 
 
 @given(
@@ -143,14 +149,22 @@ def test_chat_turns_become_texts() -> None:
 )
 def test_any_row_is_usable_or_has_a_problem(row: dict[str, object]) -> None:
     parsed = parse(row)
-    usable = bool(parsed.question_id and parsed.text) and (parsed.image_uri is None) != (parsed.image_bytes is None)
+    usable = bool(parsed.question_id and parsed.text and parsed.images)
     assert usable != bool(parsed.problem)
 
 
 @given(st.lists(st.sampled_from("abcdef")))
-def test_duplicates_map_to_the_first_of_equal_ids(names: list[str]) -> None:
-    expected = {i: names.index(n) for i, n in enumerate(names) if names.index(n) < i}
-    assert find_duplicates(map(hash_id, names)) == expected
+def test_repeated_ids_are_counted_in_their_order(names: list[str]) -> None:
+    expected = {i: names[: i + 1].count(n) for i, n in enumerate(names) if names[: i + 1].count(n) > 1}
+    assert count_repeats(map(hash_id, names)) == expected
+
+
+@given(st.lists(st.sampled_from(["q", "q#2", "q#3", "q#2+", "q#2#2"]), max_size=12))
+def test_numbered_ids_are_unique_also_among_ids_of_that_form(ids: list[str]) -> None:
+    repeats = count_repeats(map(hash_id, ids))
+    taken = frozenset(id for id in ids if "#" in id)
+    unique = [number_id(id, repeats[i], taken) if i in repeats else id for i, id in enumerate(ids)]
+    assert len(set(unique)) == len(unique)
 
 
 @given(st.lists(st.text(st.sampled_from("ab "), max_size=9)), st.integers(1, 12), st.booleans())
@@ -180,11 +194,12 @@ def test_image_bytes_are_stored_once(tmp_path: Path) -> None:
     ("row", "reason", "id"),
     [
         (SourceRow(id="d:1", problem="no image"), "malformed_row", "d:1"),
-        (SourceRow(id="d:2", question_id="q", duplicate_of="d:1", image_bytes=png(), text="Q?"), "duplicate_id", "d:2"),
-        (SourceRow(id="d:3", question_id="q", image_uri="/nowhere.png", text="Q?"), "image_missing", "q"),
-        (SourceRow(id="d:4", question_id="q", image_uri="https://x.org/a.png", text="Q?"), "image_missing", "q"),
-        (SourceRow(id="d:5", question_id="q", image_bytes=png()[:40], text="Q?"), "image_unreadable", "q"),
-        (SourceRow(id="d:6", question_id="q", image_bytes=png(200), text="Q?"), "image_too_large", "q"),
+        (SourceRow(id="d:2", problem="video", reason="video"), "video", "d:2"),
+        (row_of(SourceImage(uri="/nowhere.png")), "image_missing", "q"),
+        (row_of(SourceImage(uri="https://x.org/a.png")), "image_missing", "q"),
+        (row_of(SourceImage(data=png()[:40])), "image_unreadable", "q"),
+        (row_of(SourceImage(data=png(200))), "image_too_large", "q"),
+        (row_of(SourceImage(data=png()), SourceImage(uri="/nowhere.png")), "image_missing", "q"),
     ],
 )
 def test_an_unusable_row_is_dropped_with_its_reason(row: SourceRow, reason: str, id: str, tmp_path: Path) -> None:
@@ -205,10 +220,10 @@ def test_images_outside_the_root_are_not_opened(tmp_path: Path) -> None:
     config = PoolConfig(source="jsonl", path="d.jsonl", image_root=str(root))
     outside = (str(secret), f"{root}/../secret.png", f"{root}/link.png", f"file://{secret}", "s3://b/x.png")
     for image in (*outside, f"file://{root}/%2e%2e/secret.png", f"file://{root}/link%2Epng"):
-        row = SourceRow(id="d:1", question_id="q", text="Q?", image_uri=image)
+        row = row_of(SourceImage(uri=image))
         (dropped,) = resolve_row(row, config, tmp_path).dropped
         assert dropped.reason == "image_outside_root", image
-    row = SourceRow(id="d:1", question_id="q", text="Q?", image_uri=f"{root}/mine.png")
+    row = row_of(SourceImage(uri=f"{root}/mine.png"))
     assert resolve_row(row, config, tmp_path).records
     assert is_within("s3://bucket/a/b.png", "s3://bucket/a")
     assert not is_within("s3://bucket/a/../b.png", "s3://bucket/a")
@@ -267,12 +282,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_format_of_a_users_package_needs_only_its_rows(package: str, tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("id;image;question\nq1;a.png;What is it?\nq1;b.png;\n")
-    csv_format = importlib.import_module(package).Csv(Columns(), options={"delimiter": ";"})
+    csv_format = importlib.import_module(package).Csv({"delimiter": ";"})
     (piece,) = csv_format.split(*find_files(str(tmp_path), csv_format.suffixes))
-    index = csv_format.index(piece)
+    reader = PieceReader(csv_format, RowReader(schema="columns", columns=Columns()))
+    index = reader.index(piece)
     assert (index.num_lines, index.row_lines) == (2, (0, 1))
-    good, bad = csv_format.read(piece, 1)
-    assert (good.id, good.question_id, good.image_uri) == ("d.csv:1", "q1", f"{tmp_path}/a.png")
+    good, bad = reader.read(piece, 1, {}, frozenset())
+    assert (good.id, good.question_id, only_uri(good)) == ("d.csv:1", "q1", f"{tmp_path}/a.png")
     assert (bad.id, "no question" in bad.problem) == ("d.csv:2", True)
     assert index.id_hashes[0] == hash_id("q1") != index.id_hashes[1]
 
@@ -280,8 +296,8 @@ def test_a_format_of_a_users_package_needs_only_its_rows(package: str, tmp_path:
 def test_a_source_is_named_by_its_import_path(package: str, tmp_path: Path) -> None:
     config = PoolConfig(source=f"{package}:open_nothing", path="x", seed=3)
     assert open_source(config, image_store=tmp_path / "images", seed=9) == ("x", "images", 3)
-    with pytest.raises(ValidationError, match="'csv' is unknown; choose from jsonl, parquet, shapes, or give an"):
-        PoolConfig(source="csv")
+    with pytest.raises(ValidationError, match="'xls' is unknown; choose from arrow, csv, files, json, jsonl, parquet,"):
+        PoolConfig(source="xls")
     with pytest.raises(ConfigError, match=r"pool\.source: 'user_sources:Missing' cannot be imported"):
         open_source(PoolConfig(source=f"{package}:Missing"), image_store=tmp_path, seed=0)
 

@@ -13,12 +13,13 @@ from hostile_rows import ADDRESSES, TEXTS, nested, special_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_corpus import corpus_images
+from source_rows import parse_row, read_file
 
 from vlgenrm_ray.curation.pool import PoolConfig, is_within, resolve_row
-from vlgenrm_ray.curation.sources.files import DataFile, FileFormat
-from vlgenrm_ray.curation.sources.jsonl import JsonLines
-from vlgenrm_ray.curation.sources.parquet import Parquet
-from vlgenrm_ray.curation.sources.rows import Columns, SourceRow, parse_row
+from vlgenrm_ray.curation.sources.containers.json_lines import JsonLines
+from vlgenrm_ray.curation.sources.containers.parquet import Parquet
+from vlgenrm_ray.curation.sources.rows import SourceRow
+from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.data.arrow import from_table, to_table
 from vlgenrm_ray.data.store import Unit, units_table
 from vlgenrm_ray.errors import DropReason
@@ -45,7 +46,7 @@ def resolve(row: SourceRow, folder: Path, config: PoolConfig | None = None) -> U
 
 def reason(row: dict[str, Any], folder: Path) -> tuple[str, str]:
     """Reason and detail with which a row of a data set is dropped."""
-    unit = resolve(parse_row(row, id="d.jsonl:1", folder=str(folder), columns=Columns()), folder)
+    unit = resolve(parse_row(row, id="d.jsonl:1", folder=str(folder)), folder)
     assert not unit.records
     return unit.dropped[0].reason, unit.dropped[0].detail
 
@@ -54,7 +55,7 @@ def reason(row: dict[str, Any], folder: Path) -> tuple[str, str]:
 def test_an_address_that_cannot_be_opened_drops_its_row(address: str, tmp_path: Path) -> None:
     assert reason(ROW | {"image": address}, tmp_path)[0] in ("image_missing", "image_unreadable", "malformed_row")
     config = PoolConfig(image_root=str(tmp_path))
-    row = parse_row(ROW | {"image": address}, id="d:1", folder=str(tmp_path), columns=Columns())
+    row = parse_row(ROW | {"image": address}, id="d:1", folder=str(tmp_path))
     assert resolve(row, tmp_path, config).dropped
     assert isinstance(is_within(address, "s3://bucket/a"), bool)
 
@@ -71,14 +72,14 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path: Path) -> None:
 def test_a_file_of_any_name_is_found(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(PNG)
     for address in (name, f"{tmp_path}/{name}", (tmp_path / name).as_uri()):
-        row = parse_row(ROW | {"image": address}, id="d:1", folder=str(tmp_path), columns=Columns())
+        row = parse_row(ROW | {"image": address}, id="d:1", folder=str(tmp_path))
         assert resolve(row, tmp_path, PoolConfig(image_root=str(tmp_path))).records, address
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("column", ["id", "question", "reference", "kind", "image"])
 def test_a_text_is_kept_as_it_is_or_its_row_is_dropped(column: str, text: str, tmp_path: Path) -> None:
-    row = parse_row(ROW | {column: text}, id="d.jsonl:1", folder=str(tmp_path), columns=Columns())
+    row = parse_row(ROW | {column: text}, id="d.jsonl:1", folder=str(tmp_path))
     unit = resolve(row, tmp_path)
     try:
         text.encode()
@@ -92,7 +93,7 @@ def test_a_text_is_kept_as_it_is_or_its_row_is_dropped(column: str, text: str, t
 def test_values_nested_too_deep_are_malformed(tmp_path: Path) -> None:
     for column in ("question", "image", "id", "chosen"):
         for value in (nested(100_000), nested(100_000, "bytes"), [[[]]] * 3):
-            row = parse_row(ROW | {column: value}, id="d:1", folder=str(tmp_path), columns=Columns())
+            row = parse_row(ROW | {column: value}, id="d:1", folder=str(tmp_path))
             unit = resolve(row, tmp_path)
             # A mapping without a text is no response at all.
             assert unit.dropped or column == "chosen"
@@ -102,7 +103,7 @@ def test_values_nested_too_deep_are_malformed(tmp_path: Path) -> None:
 def test_a_full_image_store_stops_the_stage(tmp_path: Path) -> None:
     """A fault of the machine is not one of the row, and would drop all of them."""
     (tmp_path / "store").write_text("a file in the place of the folder")
-    row = parse_row(ROW, id="d:1", folder=str(tmp_path), columns=Columns())
+    row = parse_row(ROW, id="d:1", folder=str(tmp_path))
     with pytest.raises(OSError, match="store"):
         resolve_row(row, PoolConfig(), tmp_path / "store")
 
@@ -138,7 +139,7 @@ _COLUMNS = st.sampled_from(["id", "image", "question", "chosen", "rejected", "re
 @given(st.dictionaries(_COLUMNS, _VALUES))
 def test_any_row_becomes_a_question_or_a_drop(row: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
-        parsed = parse_row({"question": "What is it?"} | row, id="d:1", folder=folder, columns=Columns())
+        parsed = parse_row({"question": "What is it?"} | row, id="d:1", folder=folder)
         resolve(parsed, Path(folder), PoolConfig(image_root=folder))
 
 
@@ -146,7 +147,7 @@ def test_any_row_becomes_a_question_or_a_drop(row: dict[str, Any]) -> None:
 @given(_DAMAGED)
 def test_a_damaged_image_is_decoded_or_dropped(data: bytes) -> None:
     with TemporaryDirectory() as folder:
-        row = SourceRow(id="d:1", question_id="q", text="What is it?", image_bytes=data)
+        row = SourceRow(id="d:1", question_id="q", text="What is it?", images=(SourceImage(data=data),))
         for dropped in resolve(row, Path(folder)).dropped:
             assert dropped.reason in ("image_unreadable", "image_too_large")
 
@@ -170,21 +171,10 @@ LINES = (
 )
 
 
-def rows_of(file_format: FileFormat, path: Path) -> list[SourceRow]:
-    """Index and read a file as the stage does."""
-    file = DataFile(uri=str(path), name=path.name, size=path.stat().st_size)
-    rows: list[SourceRow] = []
-    for piece in file_format.split(file):
-        index = file_format.index(piece)
-        assert len(index.row_lines) == len(index.id_hashes)
-        rows += file_format.read(piece, len(rows) + 1)
-    return rows
-
-
 def test_no_line_ends_the_reading_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "d.jsonl").write_bytes(b"\n".join(LINES))
-    rows = rows_of(JsonLines(Columns()), tmp_path / "d.jsonl")
+    rows = read_file(JsonLines(), tmp_path / "d.jsonl")
     assert [row.id for row in rows] == [f"d.jsonl:{number}" for number in range(1, len(LINES) + 1)]
     units = [resolve(row, tmp_path) for row in rows]
     assert [bool(unit.records) for unit in units] == [True] + [False] * (len(LINES) - 1)
@@ -196,11 +186,11 @@ def test_a_value_of_parquet_that_python_cannot_represent_drops_its_row(tmp_path:
     images = pa.array([PNG] * 3, pa.binary())
     path = tmp_path / "d.parquet"
     pq.write_table(pa.table({"image": images, "question": texts}), path)
-    units = [resolve(row, tmp_path) for row in rows_of(Parquet(Columns()), path)]
+    units = [resolve(row, tmp_path) for row in read_file(Parquet(), path)]
     assert [len(unit.records) for unit in units] == [1, 0, 1]
     assert "UnicodeDecodeError" in units[1].dropped[0].detail
     pq.write_table(pa.table({"id": texts, "image": images, "question": ["Q?"] * 3}), path)
-    units = [resolve(row, tmp_path) for row in rows_of(Parquet(Columns()), path)]
+    units = [resolve(row, tmp_path) for row in read_file(Parquet(), path)]
     assert [len(unit.records) for unit in units] == [1, 0, 1]
 
 
@@ -208,5 +198,5 @@ def test_lines_of_json_made_of_anything_are_read(tmp_path: Path) -> None:
     for number, text in enumerate((*ADDRESSES, *TEXTS)):
         row = {"id": number, "image": text, "question": text}
         (tmp_path / "d.jsonl").write_text(json.dumps(row))
-        (parsed,) = rows_of(JsonLines(Columns()), tmp_path / "d.jsonl")
+        (parsed,) = read_file(JsonLines(), tmp_path / "d.jsonl")
         assert resolve(parsed, tmp_path).dropped

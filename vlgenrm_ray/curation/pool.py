@@ -14,6 +14,7 @@ from pydantic import field_validator
 
 from vlgenrm_ray.curation.sources import SourceConfig, absolute, open_source
 from vlgenrm_ray.curation.sources.rows import SourceRow, encodable
+from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.data import addresses, flow, images
 from vlgenrm_ray.data.arrow import from_table
 from vlgenrm_ray.data.images import ImageError, ImageLimits
@@ -64,12 +65,9 @@ def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Q
     Opens the image to check it, and stores it if it came as bytes.
     """
     if row.problem:
-        return _drop(row, row.id, DropReason.MALFORMED_ROW, row.problem)
-    if row.duplicate_of:
-        detail = f"{row.id}: id {row.question_id!r} is already used by {row.duplicate_of}"
-        return _drop(row, row.id, DropReason.DUPLICATE_ID, detail)
+        return _drop(row, row.id, DropReason(row.reason), row.problem)
     try:
-        image = _open_image(row, config, image_store)
+        image, *more_images = [_open_image(image, config, image_store) for image in row.images]
     except ImageError as error:
         return _drop(row, row.question_id, error.reason, f"{row.id}: {error.detail}")
     # `images` turns all failures to read into ImageError; this is the image store, which every row needs.
@@ -82,9 +80,11 @@ def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Q
     question = Question(
         id=row.question_id,
         image=image,
+        more_images=tuple(more_images),
         text=row.text,
         source=config.name or Path(config.path or config.source).stem,
         kind=row.kind,
+        group=row.group,
         reference=row.reference,
         chosen=row.chosen,
         rejected=row.rejected,
@@ -92,14 +92,19 @@ def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Q
     return Unit(id=row.id, records=(question,))
 
 
-def _open_image(row: SourceRow, config: PoolConfig, image_store: Path) -> ImageRef:
-    if row.image_bytes is not None:
-        return images.keep(row.image_bytes, image_store, config.images)
-    assert row.image_uri is not None, "a row without a problem has an image"
-    if config.image_root and not is_within(row.image_uri, config.image_root):
-        detail = f"{row.image_uri}: outside pool.image_root {config.image_root}"
+def _open_image(image: SourceImage, config: PoolConfig, image_store: Path) -> ImageRef:
+    if image.data is not None:
+        return images.keep(image.data, image_store, config.images)
+    assert image.uri is not None, "an image has bytes or an address"
+    check_root(image.uri, config)
+    return images.probe(image.uri, config.images)
+
+
+def check_root(uri: str, config: PoolConfig) -> None:
+    """Raise ImageError if an image is outside `config.image_root`."""
+    if config.image_root and not is_within(uri, config.image_root):
+        detail = f"{uri}: outside pool.image_root {config.image_root}"
         raise ImageError(DropReason.IMAGE_OUTSIDE_ROOT, detail)
-    return images.probe(row.image_uri, config.images)
 
 
 def is_within(uri: str, root: str) -> bool:
@@ -159,6 +164,7 @@ def run(config: PoolConfig, *, target: StageFolder, seed: int = 0) -> Manifest:
         total=source.total,
         fingerprint=config.fingerprint(),
         inputs={"source": source.data_hash},
+        metrics=lambda _: {"source": dict(source.report)} if source.report else {},
     )
     if not manifest.rows_out:
         first = next(target.dropped())

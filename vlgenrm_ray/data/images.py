@@ -24,6 +24,7 @@ from urllib.parse import unquote
 from pydantic import Field
 
 from vlgenrm_ray.data import addresses
+from vlgenrm_ray.data.filesystems import open_filesystem
 from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import ImageRef
@@ -82,7 +83,7 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
     """Return the encoded bytes of an image.
 
     Args:
-        uri: A path, `file://`, any `scheme://` that pyarrow's file systems open (`s3://`, `gs://`, ...), or a `data:`
+        uri: A path, `file://`, any `scheme://` that `filesystems` opens (`s3://`, `gs://`, `az://`, ...), or a `data:`
             URL. Network addresses (`http`, `https`, `ftp`) are not fetched.
         limits: Limits of the image.
 
@@ -135,7 +136,7 @@ def _fetch_remote(uri: str, limits: ImageLimits) -> bytes:
     import pyarrow.fs
 
     name = addresses.shorten(uri)
-    files, path = pyarrow.fs.FileSystem.from_uri(uri)
+    files, path = open_filesystem(uri)
     info = files.get_file_info(path)
     if info.type != pyarrow.fs.FileType.File:
         raise ImageError(DropReason.IMAGE_MISSING, f"{name}: no such file")

@@ -14,6 +14,7 @@ Marks are special tokens that name a role (`<|im_start|>user`, `<|user|>`, `[INS
 import re
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -200,18 +201,7 @@ def last_question(prompt: str) -> str:
     prompt = _without_system_block(prompt)
     marks, text = _find_marks(prompt)
     users, assistants = ([], []) if marks is None else _alternating_turns(text, marks)
-    if marks is None or not users:
-        return _clean_question(prompt)
-    # Such a prompt begins with a turn and ends where the answer begins.
-    ends = bool(assistants) and not _blank_tokens(_THINKING.sub("", prompt[assistants[-1].end() :]))
-    known = _starts_text(prompt, marks, text)
-    if marks in _TOKEN_MARKS:
-        known = known or (ends and marks is _ROLE_TOKENS)
-    else:
-        # A mark within a line directly follows a system text; a question has its own on lines of their own.
-        within = prompt[: users[0].start()][-1:] not in ("", "\n")
-        known = ends and (known or within or marks in _FREE_SYSTEM_TEXT or _SYSTEM_TURN.match(text) is not None)
-    if not known:
+    if marks is None or not users or not _is_prompt(prompt, marks, text, users, assistants):
         return _clean_question(prompt)
     if marks in _TOKEN_MARKS:
         # Also where two user turns follow each other.
@@ -219,6 +209,50 @@ def last_question(prompt: str) -> str:
     start = users[-1].end()
     end = marks.assistant.search(text, start)
     return _question(prompt, start, len(prompt) if end is None else end.start())
+
+
+def prompt_turns(text: str) -> tuple[list[tuple[str, str]], int]:
+    """Take a rendered prompt apart.
+
+    Args:
+        text: A prompt, or one with the beginning of its answer.
+
+    Returns:
+        The turns as (role, text), alternating from "user" to "user" without the system text, and where the answer
+        begins. ([], 0) if the text is not a prompt of a known template.
+    """
+    marks, searched = _find_marks(text)
+    users, assistants = ([], []) if marks is None else _alternating_turns(searched, marks)
+    if marks is None or not users:
+        return [], 0
+    end = assistants[-1].end() if len(assistants) == len(users) else len(text)
+    if not _is_prompt(text[:end], marks, searched[:end], users, assistants):
+        return [], 0
+    turns: list[tuple[str, str]] = []
+    for number, user in enumerate(users):
+        answer = assistants[number] if number < len(assistants) else None
+        stop = len(text) if answer is None else answer.start()
+        turns.append(("user", _clean_question(_without_system_block(text[user.end() : stop]))))
+        if answer is not None and number + 1 < len(users):
+            turns.append(("assistant", strip_special_tokens(text[answer.end() : users[number + 1].start()]).strip()))
+    return turns, end
+
+
+def _is_prompt(
+    prompt: str,
+    marks: _Marks,
+    searched: str,
+    users: Sequence[re.Match[str]],
+    assistants: Sequence[re.Match[str]],
+) -> bool:
+    """Return whether a text with the marks of a template begins with a turn and ends where an answer begins."""
+    ends = bool(assistants) and not _blank_tokens(_THINKING.sub("", prompt[assistants[-1].end() :]))
+    known = _starts_text(prompt, marks, searched)
+    if marks in _TOKEN_MARKS:
+        return known or (ends and marks is _ROLE_TOKENS)
+    # A mark within a line directly follows a system text; a question has its own on lines of their own.
+    within = prompt[: users[0].start()][-1:] not in ("", "\n")
+    return ends and (known or within or marks in _FREE_SYSTEM_TEXT or _SYSTEM_TURN.match(searched) is not None)
 
 
 def split_transcript(transcript: str, *, num_turns: int | None = 1, answer_mark: str = "") -> tuple[str, str]:

@@ -1,28 +1,37 @@
-"""Data sources of the pool: the settings, the table of formats, and opening.
+"""Data sources of the pool: the settings, the table of sources, and opening.
 
-To add a format, write a subclass of `files.FileFormat` (see README.md of `curation`), or a function
-`open(config, image_store, seed) -> OpenedSource`, and add a line to `SOURCES`, or name it in a recipe as
-`source: package.module:Name`.
+A source is the embedded world, a function of yours, or files. Files have a *container*, which yields raw rows (see
+`container.py`), and a *schema*, which makes questions of them (see `schema.py`); both are recognised unless the recipe
+names them. `vlgenrm inspect FILE` shows what they are taken for.
 """
 
 import os
+import warnings
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray import plugins
-from vlgenrm_ray.curation.sources.files import FileFormat, OpenedSource
+from vlgenrm_ray.curation.sources.container import CONTAINERS, Container, load_container
 from vlgenrm_ray.curation.sources.rows import Columns
+from vlgenrm_ray.curation.sources.sample import FILES, iterate_pieces, row_reader, take_sample
+from vlgenrm_ray.curation.sources.schema import AUTO, SCHEMAS
+from vlgenrm_ray.curation.sources.stream import OpenedSource, PieceReader, read_pieces
 from vlgenrm_ray.data import addresses
 from vlgenrm_ray.settings import Settings
 
+SHAPES = "shapes"
 SOURCES = {
-    "jsonl": "vlgenrm_ray.curation.sources.jsonl:JsonLines",
-    "parquet": "vlgenrm_ray.curation.sources.parquet:Parquet",
-    "shapes": "vlgenrm_ray.curation.sources.shapes:open_shapes",
+    **CONTAINERS,
+    FILES: "vlgenrm_ray.curation.sources.container:Container",
+    SHAPES: "vlgenrm_ray.curation.sources.shapes:open_shapes",
 }
-"""Source -> subclass of `FileFormat`, or function that opens the source."""
+"""Source -> container, or function that opens the source."""
+_SHAPES_SPLITS = ("train", "heldout", "test")
+
+# A deprecated method of pydantic's models has the name; nothing here calls it.
+warnings.filterwarnings("ignore", 'Field name "schema" in "SourceConfig" shadows', UserWarning)
 
 
 class SourceConfig(Settings):
@@ -31,40 +40,62 @@ class SourceConfig(Settings):
     labelled: ClassVar[bool] = False
     """`shapes`: give each question a true and a wrong answer, by ground truth; see `HeldoutConfig`."""
 
-    source: str = "shapes"
-    """`shapes` (the embedded world), `jsonl`, `parquet`, or an import path `package.module:Name` of your own."""
+    source: str = SHAPES
+    """`files` (of any format, recognised by their content), a format by name (`jsonl`, `json`, `parquet`, `arrow`,
+    `csv`, `webdataset`), `shapes` (the embedded world), or an import path `package.module:Name` of your own."""
     path: str | None = None
-    """A file, a folder or a pattern; a local path or a URI that pyarrow opens (`s3://`, `gs://`, ...)."""
+    """A file, a folder or a pattern; a local path or a URI of a store (`s3://`, `gs://`, `az://`, ...)."""
+    schema: str = AUTO  # type: ignore[assignment]
+    """How rows become questions: `auto` (recognised by the columns), a name that `vlgenrm inspect` prints, or an import
+    path `package.module:Name` of your own."""
     columns: Columns = Columns()
     """Names of columns, where they are not the usual ones."""
     image_folder: str | None = None
-    """Folder that relative image paths refer to; default: the folder of the data file."""
-    split: Literal["train", "heldout", "test"] = "train"
-    """`shapes`: part of the world."""
+    """Folder that relative image paths refer to; default: the folder of the data file. Images of network addresses,
+    which are not fetched, are looked up in it by their file names."""
+    split: str | None = None
+    """`shapes`: part of the world, `train` (default), `heldout` or `test`. Files: the split to read from a folder that
+    holds several."""
     count: int = Field(default=500, ge=1)
     """`shapes`: number of questions."""
     seed: int | None = None
     """`shapes`: seed of the world. None: the seed of the run."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further settings for a source of your own."""
+    """Further settings for a source of your own; `csv`: `delimiter`."""
 
     @field_validator("source")
     @classmethod
     def _is_known(cls, source: str) -> str:
         return plugins.check_name(source, SOURCES)
 
+    @field_validator("schema")
+    @classmethod
+    def _is_known_schema(cls, schema: str) -> str:
+        return schema if schema == AUTO else plugins.check_name(schema, SCHEMAS)
+
     @model_validator(mode="after")
     def _is_consistent(self) -> "SourceConfig":
-        if self.source in ("jsonl", "parquet") and not self.path:
+        if self.source in (FILES, *CONTAINERS) and not self.path:
             raise ValueError(f"source '{self.source}' needs pool.path: a file, a folder or a pattern")
-        if self.options and self.source in SOURCES:
+        if self.options and self.source in SOURCES and self.source != "csv":
             raise ValueError(f"source '{self.source}' has no options; remove them, or give an import path as source")
+        if self.source == SHAPES and self.split not in (None, *_SHAPES_SPLITS):
+            raise ValueError(
+                f"split '{self.split}' is not in the embedded world; choose from {', '.join(_SHAPES_SPLITS)}"
+            )
         return self
 
     @field_validator("image_folder")
     @classmethod
     def _make_absolute(cls, folder: str | None) -> str | None:
         return absolute(folder)
+
+    def reads_files(self) -> bool:
+        """Return True if the rows come from files, which can be sampled without an engine."""
+        if self.source == SHAPES:
+            return False
+        opener = plugins.load(self.source, SOURCES, "pool.source")
+        return isinstance(opener, type) and issubclass(opener, Container)
 
 
 def absolute(folder: str | None) -> str | None:
@@ -84,8 +115,12 @@ def open_source(config: SourceConfig, *, image_store: Path, seed: int) -> Opened
         InputError: The data cannot be read.
         ConfigError: An import path cannot be imported.
     """
-    opener = plugins.load(config.source, SOURCES, "pool.source")
-    if isinstance(opener, type) and issubclass(opener, FileFormat):
-        return opener(config.columns, config.image_folder, config.options).open(config.path or "")
-    opened: OpenedSource = opener(config, image_store, seed if config.seed is None else config.seed)
-    return opened
+    if not config.reads_files():
+        opener = plugins.load(config.source, SOURCES, "pool.source")
+        opened: OpenedSource = opener(config, image_store, seed if config.seed is None else config.seed)
+        return opened
+    sample = take_sample(config)
+    container = load_container(sample.group.container, config.options)
+    reader = PieceReader(container, row_reader(config, sample.schema))
+    report = {"format": container.title or sample.group.container, "schema": sample.schema}
+    return read_pieces(reader, list(iterate_pieces(container, sample.group.files)), report)

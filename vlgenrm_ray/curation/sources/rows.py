@@ -1,23 +1,30 @@
-"""Parsing of source rows: names of columns, forms of images, chat turns.
+"""Rows of a source: the columns' names, the content that a schema reads from a row, and the finished `SourceRow`.
 
-Rows with `image`, `question` and optionally `id`, `reference`, `chosen`, `rejected` need no configuration. These are
-the columns of RLAIF-V, SPA-VL, MMPR and MM-RLHF. Texts may be chat turns or lists of chat turns, as in LLaMA-Factory
-(RLHF-V, VLFeedback binarised) and TRL.
+    row of a file -> RowFields -> Schema.questions -> RowContent -> SourceRow
+
+`RowFields` records which column a schema took for which role, so that a report can name the columns that nothing used.
 """
 
 import hashlib
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vlgenrm_ray.data import addresses, images
-from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.curation.sources.conversations import Turn, render
+from vlgenrm_ray.curation.sources.values import (
+    MalformedRowError,
+    SourceImage,
+    is_missing,
+    list_images,
+    locate,
+    show,
+    to_id,
+    to_image,
+)
+from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.judge.chat_templates import strip_images
 from vlgenrm_ray.settings import Settings
-
-_NO_LIMITS = ImageLimits(max_bytes=sys.maxsize)
-"""Limits of images are checked when they are opened, with the settings of the pool."""
 
 
 class Columns(Settings):
@@ -26,57 +33,132 @@ class Columns(Settings):
     id: str | None = None
     """Id of the question; without one it is derived from the content."""
     image: str | None = None
-    """Path, URI, bytes or base64 of the image."""
+    """Path, URI, bytes or base64 of the image; a list for several images."""
     question: str | None = None
     """Text of the question, or chat turns."""
     reference: str | None = None
-    """Reference answer, for reports."""
+    """Reference answer or label, for reports."""
     chosen: str | None = None
     """Better response of an imported pair."""
     rejected: str | None = None
     """Worse response of an imported pair."""
     kind: str | None = None
     """Kind of the question, for reports."""
+    group: str | None = None
+    """Group of questions that are scored together."""
 
-    def names(self, field: str) -> tuple[str, ...]:
-        """Return the column names to try for one of the fields above."""
-        name = getattr(self, field)
-        return (name,) if name else USUAL_NAMES[field]
-
-    def all_names(self) -> frozenset[str]:
-        """Return every column name to read."""
-        return frozenset(name for field in USUAL_NAMES for name in self.names(field))
+    def overrides(self) -> dict[str, str]:
+        """Return the columns that were named, by field."""
+        return {name: value for name, value in self.model_dump().items() if value}
 
 
+ID_NAMES = ("id", "question_id", "ds_question_id", "sample_id", "qid", "uid", "__key__")
+IMAGE_NAMES = (
+    "images",
+    "image",
+    "image_path",
+    "img_path",
+    "image_paths",
+    "image_file",
+    "img",
+    "image_src",
+    "jpg",
+    "png",
+)
+QUESTION_NAMES = ("question", "query", "prompt", "text", "instruction", "problem", "conversations", "messages")
+REFERENCE_NAMES = ("reference", "reference_answer", "answer", "label", "ground_truth", "gt_answer", "solution", "truth")
+KIND_NAMES = ("kind", "question_kind", "category", "question_type")
+GROUP_NAMES = ("group",)
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "question_id"),
-    "image": ("image", "image_path", "img_path", "images"),
-    "question": ("question", "query", "text", "prompt", "conversations", "messages"),
-    "reference": ("reference", "answer"),
-    "chosen": ("chosen",),
+    "id": ID_NAMES,
+    "image": IMAGE_NAMES,
+    "question": QUESTION_NAMES,
+    "reference": REFERENCE_NAMES,
+    "chosen": ("chosen", "chosen_response"),
     "rejected": ("rejected", "rejected_response"),
-    "kind": ("kind", "question_kind"),
+    "kind": KIND_NAMES,
+    "group": GROUP_NAMES,
 }
+"""Field -> column names that are tried in this order."""
 
 
-class MalformedRowError(ValueError):
-    """A row that is not a question; the message says why."""
+class RowFields:
+    """The columns of one row, with a record of which of them were used, and for what."""
+
+    def __init__(self, row: Mapping[str, Any], overrides: Mapping[str, str] | None = None) -> None:
+        self.row = row
+        self.roles: dict[str, list[str]] = {}
+        """Role (`question`, `chosen`, `label`, ...) -> columns it was read from."""
+        self._overrides = overrides or {}
+
+    def __contains__(self, name: str) -> bool:
+        return not is_missing(self.row.get(name))
+
+    def take(self, role: str, *names: str) -> Any:
+        """Return the first of the named columns that has a value, and record it as used; None if none has one.
+
+        A name of two parts, `metainfos.reference`, is a field of a column. A column named in the recipe for the role
+        comes first, and alone.
+        """
+        if override := self._overrides.get("reference" if role == "label" else role):
+            names = (override,)
+        for name in names:
+            value = self._value(name)
+            if not is_missing(value):
+                self.note(role, name)
+                return value
+        return None
+
+    def note(self, role: str, *names: str) -> None:
+        """Record columns as used for a role."""
+        for name in names:
+            if name not in self.roles.setdefault(role, []):
+                self.roles[role].append(name)
+
+    def _value(self, name: str) -> Any:
+        if name in self.row:
+            return self.row[name]
+        column, _, field = name.partition(".")
+        inner = self.row.get(column) if field else None
+        return inner.get(field) if isinstance(inner, Mapping) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowContent:
+    """One question that a schema read from a row; its images are not opened, its text not rendered."""
+
+    turns: tuple[Turn, ...]
+    """Conversation that ends with the question."""
+    images: tuple[Any, ...] = ()
+    """Images in the forms of `values.to_image`. Empty: those that the turns hold."""
+    id: Any = None
+    """Value of the id column."""
+    id_suffix: str = ""
+    """Added to the id of one of several questions of a row."""
+    group: str = ""
+    kind: str = ""
+    reference: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    no_image: str = ""
+    """Why the row has no image, if the schema knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRow:
-    """A parsed row whose image has not been opened. Either `problem` is set, or the text and one of the images."""
+    """A parsed row whose images have not been opened. Either `problem` is set, or the text and an image."""
 
     id: str
-    """Unique in the source: `file:line` (from 1), or the question's id if the source creates questions."""
+    """Unique in the source: `file:row` (from 1), or the question's id if the source creates questions."""
     question_id: str = ""
-    """The row's own id, or one derived from its content. "" if there is a problem."""
-    duplicate_of: str = ""
-    """`id` of the first row with the same `question_id`; "" if this is the first."""
+    """The row's own id, or one derived from its content; a repeated one ends in `#2`, `#3`, ... "" if malformed."""
+    group: str = ""
+    """Questions of one group are scored together: those whose rows have the same id, or as the data set says."""
     problem: str = ""
     """Reason why the row is malformed, or ""."""
-    image_uri: str | None = None
-    image_bytes: bytes | None = None
+    reason: str = DropReason.MALFORMED_ROW.value
+    """Drop reason of a row with a problem."""
+    images: tuple[SourceImage, ...] = ()
     text: str = ""
     kind: str = ""
     reference: str | None = None
@@ -84,26 +166,60 @@ class SourceRow:
     rejected: str | None = None
 
 
-def parse_row(row: object, *, id: str, folder: str, columns: Columns) -> SourceRow:
-    """Parse one row. A malformed row has a `problem`; nothing is raised, whatever the row is.
+def build_row(content: RowContent, *, id: str, folder: str, by_name: bool = False) -> SourceRow:
+    """Finish the question of a row.
 
     Args:
-        row: A mapping of column names to values, or anything else, which is malformed. An exception is the reason why
-            the row could not be read.
+        content: Question as a schema read it.
         id: Name of the row in the source.
         folder: Folder or URI that relative image paths refer to.
-        columns: Names of the columns.
+        by_name: Look for images of network addresses by their file names in `folder`.
+
+    Raises:
+        MalformedRowError: An image, the question or one side of the pair is missing or has no usable form.
     """
-    try:
-        parsed = _parse(row, id, folder, columns)
-        _check_texts(parsed)
-        return parsed
-    except MalformedRowError as error:
-        problem = str(error)
-    # A row may be wrong in ways that nobody foresaw, such as values nested too deep; it must not end the run.
-    except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-    return SourceRow(id=id, problem=encodable(problem))
+    values = list(content.images) or [image for turn in content.turns for image in turn.images]
+    written = [to_image(value) for value in values]
+    if not written:
+        raise MalformedRowError(f"no image{': ' + content.no_image if content.no_image else ''}")
+    if (content.chosen is None) != (content.rejected is None):
+        side = "chosen" if content.chosen is not None else "rejected"
+        raise MalformedRowError(f"has {side} alone; give both or neither")
+    turns = content.turns
+    if not turns or turns[-1].role != "user":
+        raise MalformedRowError(
+            "no question: the row has no turn of the user" if not turns else "ends with no question"
+        )
+    text = render(turns, len(written))
+    if not text or not _has_words(turns):
+        raise MalformedRowError("no question: its text is empty")
+    # Addresses as they are written, so that ids do not change when the data set is moved.
+    keys = [hashlib.sha256(image.data).hexdigest() if image.data is not None else image.uri for image in written]
+    key = keys[0] if len(keys) == 1 else keys
+    identity = json.dumps([key, text, content.reference, content.chosen, content.rejected])
+    own_id = to_id(content.id)
+    return SourceRow(
+        id=id,
+        question_id=(own_id or "q" + hashlib.sha256(identity.encode()).hexdigest()[:16]) + content.id_suffix,
+        group=content.group or (own_id or ""),
+        images=tuple(locate(image, folder, by_name=by_name) for image in written),
+        text=text,
+        kind=content.kind,
+        reference=content.reference,
+        chosen=content.chosen,
+        rejected=content.rejected,
+    )
+
+
+def _has_words(turns: Iterable[Turn]) -> bool:
+    return any(strip_images(turn.text).strip() for turn in turns if turn.role == "user")
+
+
+def problem_row(error: Exception, id: str) -> SourceRow:
+    """Return the row that says why it cannot be used."""
+    if isinstance(error, MalformedRowError):
+        return SourceRow(id=encodable(id), problem=encodable(str(error)), reason=error.reason.value)
+    return SourceRow(id=encodable(id), problem=encodable(f"{type(error).__name__}: {error}"))
 
 
 def encodable(text: str) -> str:
@@ -111,119 +227,30 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _check_texts(row: SourceRow) -> None:
+def check_texts(row: SourceRow) -> None:
     """Raise MalformedRowError if a text of a row has half of a surrogate pair, as JSON can spell it."""
     for field in fields(row):
         value = getattr(row, field.name)
         if isinstance(value, str) and encodable(value) != value:
-            name = {"question_id": "id", "image_uri": "image", "text": "question"}.get(field.name, field.name)
-            raise MalformedRowError(f"{name} is not valid Unicode, it has half of a character: {_repr(value)}")
+            name = {"question_id": "id", "text": "question"}.get(field.name, field.name)
+            raise MalformedRowError(f"{name} is not valid Unicode, it has half of a character: {show(value)}")
+    for image in row.images:
+        if image.uri is not None and encodable(image.uri) != image.uri:
+            raise MalformedRowError(f"image is not valid Unicode, it has half of a character: {show(image.uri)}")
 
 
 def hash_id(question_id: str) -> int:
-    """Return a 64-bit hash of a question id, to find duplicates: a million ids take 8 MB in the driver.
+    """Return a 64-bit hash of a question id, to find repeated ones: a million ids take 8 MB in the driver.
 
     The probability that two of a million different ids have the same bits is 3 in 100 million.
     """
     return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=8).digest())
 
 
-def _parse(row: object, id: str, folder: str, columns: Columns) -> SourceRow:
-    if isinstance(row, Exception):
-        raise row
-    if not isinstance(row, Mapping):
-        raise MalformedRowError(f"a row must be an object with named columns, not {_repr(row)}")
-    path, data = _parse_image(_value(row, columns, "image"))
-    chosen = _text(_value(row, columns, "chosen"), "chosen", "assistant")
-    rejected = _text(_value(row, columns, "rejected"), "rejected", "assistant")
-    if (chosen is None) != (rejected is None):
-        raise MalformedRowError(f"has {'chosen' if chosen else 'rejected'} alone; give both or neither")
-    text = _text(_value(row, columns, "question"), "question", "user")
-    if not text:
-        raise MalformedRowError(f"no question: none of the columns {', '.join(columns.names('question'))} has a text")
-    kind = _value(row, columns, "kind")
-    reference = _text(_value(row, columns, "reference"), "reference", "assistant")
-    # The path as it is written, so that ids do not change when the data set is moved.
-    image_key = path if data is None else hashlib.sha256(data).hexdigest()
-    content = json.dumps([image_key, text, reference, chosen, rejected])
-    return SourceRow(
-        id=id,
-        question_id=explicit_id(row, columns) or "q" + hashlib.sha256(content.encode()).hexdigest()[:16],
-        image_uri=None if path is None else _join(folder, path),
-        image_bytes=data,
-        text=text,
-        kind=kind if isinstance(kind, str) else "",
-        reference=reference,
-        chosen=chosen,
-        rejected=rejected,
-    )
-
-
-def explicit_id(row: Mapping[Any, Any], columns: Columns) -> str | None:
-    """Return the value of the row's id column, if any. Raises MalformedRowError unless it is a string or an integer."""
-    value = _value(row, columns, "id")
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise MalformedRowError(f"id must be a string or an integer, not {_repr(value)}")
-    return str(value)
-
-
-def _value(row: Mapping[Any, Any], columns: Columns, field: str) -> Any:
-    return next((row[n] for n in columns.names(field) if row.get(n) is not None), None)
-
-
-def _parse_image(value: Any) -> tuple[str | None, bytes | None]:
-    """Return an image as a path or URI, as it is written, or as encoded bytes."""
-    if isinstance(value, (list, tuple)):
-        if len(value) != 1:
-            raise MalformedRowError(f"has {len(value)} images; one image a question is supported")
-        (value,) = value
-    if isinstance(value, Mapping):
-        # Hugging Face data sets store an image as {"bytes": ..., "path": ...}, either of them null.
-        data = value.get("bytes")
-        value = data if data is not None else value.get("path")
-    if value is None or value == "":
-        raise MalformedRowError("no image")
-    if isinstance(value, bytes):
-        return None, value
-    if not isinstance(value, str):
-        raise MalformedRowError(f"image must be a path, a URI, bytes or base64, not {_repr(value)}")
-    try:
-        if images.is_data_url(value):
-            return None, images.decode_data_url(value, _NO_LIMITS)
-        return (None, images.decode_base64(value, _NO_LIMITS)) if images.is_base64_image(value) else (value, None)
-    except ImageError as error:
-        raise MalformedRowError(error.detail) from error
-
-
-def _join(folder: str, path: str) -> str:
-    return path if addresses.scheme(path) or path.startswith("/") else f"{folder}/{path}"
-
-
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant"}
-
-
-def _text(value: Any, field: str, role: str) -> str | None:
-    """Return a text, or the only turn of `role` in a list of chat turns, without image placeholders."""
-    if isinstance(value, Mapping):
-        return _text(value.get("value", value.get("content")), field, role)
-    if isinstance(value, (list, tuple)):
-        turns = [t for t in value if isinstance(t, Mapping)]
-        if turns and all("type" in t for t in turns):
-            return " ".join(str(t["text"]) for t in turns if t["type"] == "text" and t.get("text")).strip()
-        of_role = [t for t in turns if _ROLES.get(str(t.get("role", t.get("from")))) == role]
-        if len(of_role) != 1:
-            raise MalformedRowError(f"{field} has {len(of_role)} turns of the {role}; one is supported")
-        return _text(of_role[0], field, role)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise MalformedRowError(f"{field} must be a text, not {_repr(value)}")
-    return value.replace("<image>", "").strip()
-
-
-def _repr(value: object) -> str:
-    """Return the type and the beginning of a value, for messages."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 40 else text[:37] + '...'}"
+def take_images(fields: RowFields, *names: str) -> tuple[Any, ...]:
+    """Take the images of a row from the usual columns, or the named ones."""
+    names = names or IMAGE_NAMES
+    for name in names:
+        if values := list_images(fields.take("image", name)):
+            return tuple(values)
+    return ()

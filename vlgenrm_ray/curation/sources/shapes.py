@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from vlgenrm_ray.curation.sources.files import OpenedSource
 from vlgenrm_ray.curation.sources.rows import SourceRow
+from vlgenrm_ray.curation.sources.stream import OpenedSource
+from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.data.arrow import to_table
 from vlgenrm_ray.data.flow import LIGHT
 from vlgenrm_ray.records import Question
@@ -31,13 +32,14 @@ def open_shapes(config: "SourceConfig", image_store: Path, seed: int) -> OpenedS
     import pyarrow as pa
     import ray.data
 
+    split = cast("Split", config.split or "train")
     starts = list(range(0, config.count, _PIECE_ROWS))
     plan = pa.table({"start": starts, "count": [min(_PIECE_ROWS, config.count - s) for s in starts]})
-    generate = _GenerateShapes(image_store, seed, config.split, config.labelled)
+    generate = _GenerateShapes(image_store, seed, split, config.labelled)
     return OpenedSource(
         rows=ray.data.from_arrow(plan).map_batches(generate, batch_size=1, **LIGHT),
         total=config.count,
-        data_hash=digest(["shapes", seed, config.split, config.count, config.labelled]),
+        data_hash=digest(["shapes", seed, split, config.count, config.labelled]),
     )
 
 
@@ -65,7 +67,7 @@ def _source_row(question: Question) -> SourceRow:
     return SourceRow(
         id=question.id,
         question_id=question.id,
-        image_uri=question.image.uri,
+        images=(SourceImage(uri=question.image.uri),),
         text=question.text,
         kind=question.kind,
         reference=question.reference,

@@ -1,0 +1,1 @@
+"""Containers of data sets, one file each; the table is in `container.py`."""

@@ -1,0 +1,390 @@
+"""A sample of a data set's files: their container, rows from several places, the number of rows, the schema.
+
+Everything is read in the driver within a time limit; no engine and no Ray is needed. A run and `vlgenrm inspect`
+recognise a data set by the same functions.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vlgenrm_ray.curation.sources.container import (
+    BLANK,
+    CONTAINERS,
+    Container,
+    FilePiece,
+    known_suffixes,
+    load_container,
+    recognise,
+)
+from vlgenrm_ray.curation.sources.files import DataFile, find_files, is_folder, list_files
+from vlgenrm_ray.curation.sources.schema import AUTO, COLUMNS, RowReader, SchemaMatch, load_schema, rank_schemas
+from vlgenrm_ray.curation.sources.values import show
+from vlgenrm_ray.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from vlgenrm_ray.curation.sources import SourceConfig
+
+FILES = "files"
+"""Source whose container is recognised by the content of the files."""
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json")
+_BINARY = ("parquet", "arrow", "webdataset")
+"""Containers beside which JSON and CSV files of a folder are taken for its description."""
+_SPLIT = re.compile(
+    r"(?:^|/)(train|training|test|testing|validation|valid|val|dev|eval|heldout)(?=[-_./]|$)", re.IGNORECASE
+)
+_MAX_CHECKED = 16
+"""Files of a folder whose schemas are compared."""
+_HEAD_ROWS = 64
+_SPREAD_ROWS = 16
+_SPREAD_PIECES = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocatedRow:
+    """A raw row with its place."""
+
+    id: str
+    """`file:row`."""
+    folder: str
+    value: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileGroup:
+    """The files of a data set, all of one container."""
+
+    container: str
+    reason: str
+    """Why they are of this container."""
+    files: tuple[DataFile, ...]
+    ignored: tuple[str, ...] = ()
+    """Names of files beside them that are not read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSample:
+    """A sample of a data set and what it was recognised as."""
+
+    group: FileGroup
+    rows: tuple[LocatedRow, ...]
+    num_rows: int
+    is_exact: bool
+    """False: `num_rows` is estimated."""
+    schema: str
+    match: SchemaMatch
+    alternatives: tuple[tuple[str, SchemaMatch], ...] = ()
+    """Other schemas that fit, the best first."""
+
+
+def kind_of(value: object) -> str:
+    """Return the type of a column's value, for people."""
+    if value is None:
+        return "null"
+    if isinstance(value, (list, tuple)):
+        inner = sorted({kind_of(v) for v in value})
+        return f"list of {inner[0]}" if len(inner) == 1 else "list"
+    if isinstance(value, dict):
+        return "object"
+    kinds = {"str": "text", "int": "number", "float": "number", "bool": "boolean"}
+    return kinds.get(type(value).__name__, type(value).__name__)
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def find_group(config: "SourceConfig") -> FileGroup:
+    """Find the files that a source names. Raises InputError if they are of several containers or splits."""
+    groups = find_groups(config)
+    if len(groups) > 1:
+        names = "; ".join(f"{g.container}: {', '.join(f.name for f in g.files[:3])}" for g in groups)
+        raise InputError(
+            f"pool.path: {config.path!r} holds files of several formats ({names}); name one file, or set pool.source"
+        )
+    return groups[0]
+
+
+def find_groups(config: "SourceConfig") -> list[FileGroup]:
+    """Find the files that a source names, and group them by container. Raises InputError if there are none."""
+    path = config.path or ""
+    if config.source not in (FILES, *CONTAINERS):
+        container = load_container(config.source, config.options)
+        return [FileGroup(container=config.source, reason="as set", files=tuple(find_files(path, container.suffixes)))]
+    preferred = "" if config.source == FILES else config.source
+    suffixes = load_container(preferred).suffixes if preferred else known_suffixes()
+    files = list_files(path, suffixes)
+    if is_folder(path):
+        files = [f for f in files if f.suffix in suffixes and f.name.rpartition("/")[2] not in _METADATA]
+        if not files:
+            find_files(path, suffixes)  # Raises the error that names what would be read.
+    files = _of_split(config, files)
+    return _group_by_container(files, preferred)
+
+
+def _group_by_container(files: Sequence[DataFile], preferred: str) -> list[FileGroup]:
+    members: dict[str, list[DataFile]] = {}
+    reasons: dict[str, str] = {}
+    ignored: list[str] = []
+    by_suffix: dict[str, str] = {}
+    for file in files:
+        # Shards have one format; JSON files are looked at one by one.
+        name, reason = by_suffix.get(file.suffix, ""), ""
+        if not name:
+            try:
+                name, reason = recognise(file, preferred)
+            except InputError:
+                if len(files) == 1 or file.suffix != ".json":
+                    raise
+                ignored.append(file.name)
+                continue
+            if name in _BINARY:
+                by_suffix[file.suffix] = name
+        members.setdefault(name, []).append(file)
+        reasons.setdefault(name, reason)
+    if not members:
+        raise InputError(f"pool.path: {files[0].uri!r} and its like hold no rows; name a file of a data set")
+    if binary := [name for name in members if name in _BINARY]:
+        ignored += [file.name for name in members if name not in _BINARY for file in members[name]]
+        members = {name: members[name] for name in binary}
+    return [
+        FileGroup(container=name, reason=reasons[name], files=tuple(of_name), ignored=tuple(ignored))
+        for name, of_name in members.items()
+    ]
+
+
+def _of_split(config: "SourceConfig", files: Sequence[DataFile]) -> list[DataFile]:
+    """Return the files of the split that is set. Raises InputError if there are several and none is set."""
+    splits = {file.name: match[1].lower() for file in files if (match := _SPLIT.search(file.name))}
+    names = sorted(set(splits.values()))
+    if config.split is None and len(names) < 2:
+        return list(files)
+    if config.split is None:
+        raise InputError(
+            f"pool.path: {config.path!r} holds the splits {', '.join(names)}; set pool.split to one of them, "
+            "or name its files"
+        )
+    chosen = [file for file in files if splits.get(file.name) == config.split]
+    if names and not chosen:
+        raise InputError(f"pool.split: {config.split!r} is not in {config.path!r}; it holds {', '.join(names)}")
+    return chosen or list(files)
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def take_sample(config: "SourceConfig", group: FileGroup | None = None, *, seconds: float = 1.0) -> SourceSample:
+    """Sample a source and recognise its schema.
+
+    Args:
+        config: The source.
+        group: Files of the source; None: those of `find_group`.
+        seconds: Time after which no more rows are read.
+
+    Raises:
+        InputError: There are no files or rows, or no schema fits, or files have different schemas.
+    """
+    group = group or find_group(config)
+    container = load_container(group.container, config.options)
+    rows, num_rows, is_exact = sample_rows(container, group.files, seconds)
+    if not rows:
+        raise InputError(f"pool.path: {config.path!r} has no rows; give a file with at least one question")
+    schema, match, alternatives = choose_schema(config, rows)
+    _check_one_schema(config, container, group, schema)
+    return SourceSample(
+        group=group,
+        rows=tuple(rows),
+        num_rows=num_rows,
+        is_exact=is_exact,
+        schema=schema,
+        match=match,
+        alternatives=tuple(alternatives),
+    )
+
+
+def choose_schema(
+    config: "SourceConfig", rows: Sequence[LocatedRow]
+) -> tuple[str, SchemaMatch, list[tuple[str, SchemaMatch]]]:
+    """Return the schema of a source, why it fits, and the others that fit.
+
+    Raises:
+        InputError: No schema fits.
+    """
+    if config.schema != AUTO:
+        load_schema(config.schema)
+        return config.schema, SchemaMatch(100, "set as pool.schema"), []
+    if config.columns.overrides():
+        return COLUMNS, SchemaMatch(100, "pool.columns names the columns"), []
+    mappings = [row.value for row in rows if isinstance(row.value, dict)]
+    ranked = rank_schemas(mappings)
+    if ranked:
+        return ranked[0][0], ranked[0][1], ranked[1:]
+    if not mappings:
+        first = rows[0].value
+        problem = str(first) if isinstance(first, Exception) else f"not an object but {show(first)}"
+        raise InputError(f"pool.path: no row of {config.path!r} can be read; {rows[0].id}: {problem}")
+    names = sorted({str(name) for row in mappings for name in row})
+    raise InputError(
+        f"pool.path: {config.path!r} has no column that is a question; its columns are {', '.join(names[:20])}. "
+        "Name them under pool.columns, such as {question: ask, image: picture}, or set pool.schema"
+    )
+
+
+def _check_one_schema(config: "SourceConfig", container: Container, group: FileGroup, schema: str) -> None:
+    if len(group.files) == 1 or config.schema != AUTO or schema == COLUMNS:
+        return
+    step = max(1, len(group.files) // _MAX_CHECKED)
+    for file in group.files[::step]:
+        rows, _, _ = sample_rows(container, [file], 0.05, head=8)
+        ranked = rank_schemas([row.value for row in rows if isinstance(row.value, dict)])
+        if ranked and ranked[0][0] != schema:
+            raise InputError(
+                f"pool.path: {config.path!r} holds files of several schemas: {group.files[0].name} ({schema}), "
+                f"{file.name} ({ranked[0][0]}); name the files of one, or set pool.schema"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MeasuredFile(DataFile):
+    """A file that remembers how far it was read."""
+
+    opened: "list[pa.NativeFile]" = field(default_factory=list, compare=False, repr=False)
+
+    def open(self) -> "pa.NativeFile":
+        file = DataFile.open(self)
+        self.opened.append(file)
+        return file
+
+    def bytes_read(self) -> int:
+        """Return the bytes read so far, 0 if they are not known any more."""
+        return max((0 if file.closed else int(file.tell()) for file in self.opened), default=0)
+
+
+def sample_rows(
+    container: Container, files: Sequence[DataFile], seconds: float, *, head: int = _HEAD_ROWS
+) -> tuple[list[LocatedRow], int, bool]:
+    """Read rows from several places of some files.
+
+    Args:
+        container: Container of the files.
+        files: The files.
+        seconds: Time after which reading stops.
+        head: Rows from the beginning.
+
+    Returns:
+        The rows, the number of all rows, and whether that number is exact.
+    """
+    deadline = time.monotonic() + seconds
+    measured = [_MeasuredFile(uri=f.uri, name=f.name, size=f.size, codec=f.codec) for f in files]
+    looked_at = measured[:: max(1, len(measured) // _MAX_CHECKED)]
+    pieces = [piece for file in looked_at for piece in container.split(file)]
+    if not pieces:
+        return [], 0, True
+    step = max(1, len(pieces) // _SPREAD_PIECES)
+    chosen = [0, *range(step, len(pieces), step)]
+    rows: list[LocatedRow] = []
+    counts: dict[int, float] = {}
+    for place in chosen:
+        first = place == 0
+        found, count = _read_piece(container, pieces[place], head if first else _SPREAD_ROWS, deadline, first)
+        rows += found
+        counts[place] = count
+        if time.monotonic() > deadline:
+            break
+    return rows, *_count(container, pieces, files, looked_at, counts, deadline)
+
+
+def _read_piece(
+    container: Container, piece: FilePiece, limit: int, deadline: float, thin_out: bool
+) -> tuple[list[LocatedRow], float]:
+    """Return rows of a piece, and how many it has: as read to its end, or estimated by the bytes that were read.
+
+    With `thin_out`, a piece that is a whole file is read on until the deadline, fewer rows the further it goes.
+    """
+    file: Any = piece.file
+    whole = type(piece) is FilePiece or getattr(piece, "end", 0) == -1
+    rows: list[LocatedRow] = []
+    num_read = 0
+    reading = container.read(piece)
+    for raw in reading:
+        if raw.value is BLANK:
+            continue
+        num_read += 1
+        if num_read <= limit or (num_read & (num_read - 1)) == 0 or num_read % 1000 == 0:
+            if len(rows) < limit + 128:
+                number = f"{file.name}:{raw.number + 1}"
+                rows.append(LocatedRow(id=number, folder=file.folder, value=raw.value))
+        elif not (whole and thin_out):
+            break
+        if num_read % 64 == 0 and time.monotonic() > deadline:
+            break
+    else:
+        return rows, num_read
+    share = file.bytes_read() / file.size if whole and file.size else 0.0
+    close = getattr(reading, "close", None)
+    if close is not None:
+        close()
+    return rows, -(num_read / share if share else num_read)
+
+
+def _count(
+    container: Container,
+    pieces: Sequence[FilePiece],
+    files: Sequence[DataFile],
+    looked_at: Sequence[DataFile],
+    counts: dict[int, float],
+    deadline: float,
+) -> tuple[int, bool]:
+    """Return the number of rows of all files, exact (by metadata, or by reading to the end) or estimated."""
+    stated = [container.num_rows(piece) for piece in pieces]
+    if all(number is not None for number in stated):
+        total = float(sum(number for number in stated if number is not None))
+        exact = True
+    elif container.unit == "line" and not any(file.codec for file in looked_at):
+        total, exact = _count_lines(looked_at, deadline)
+    else:
+        total = sum(abs(count) for count in counts.values())
+        exact = all(count >= 0 for count in counts.values()) and len(counts) == len(pieces)
+        total *= len(pieces) / len(counts)
+    if len(looked_at) < len(files):
+        sizes = sum(file.size for file in files) / max(1, sum(file.size for file in looked_at))
+        return round(total * sizes), False
+    return round(total), exact
+
+
+def _count_lines(files: Sequence[DataFile], deadline: float) -> tuple[float, bool]:
+    """Count the lines that are not blank; extrapolate where the time is over."""
+    total, num_bytes, all_bytes = 0.0, 0, sum(file.size for file in files)
+    for file in files:
+        with file.reader() as reader:
+            while chunk := reader.read(16 * 1024 * 1024):
+                num_bytes += len(chunk)
+                total += chunk.count(b"\n") - _blank_lines(chunk)
+                if time.monotonic() > deadline + 1.0:
+                    return total * all_bytes / num_bytes, False
+            total += 0 if file.size == 0 or _ends_line(file) else 1
+    return total, True
+
+
+def _blank_lines(chunk: bytes) -> int:
+    return chunk.count(b"\n\n") + chunk.count(b"\r\n\r\n")
+
+
+def _ends_line(file: DataFile) -> bool:
+    with file.open() as opened:
+        opened.seek(max(0, file.size - 1))
+        return bytes(opened.read(1)) == b"\n"
+
+
+def row_reader(config: "SourceConfig", schema: str) -> RowReader:
+    """Return the reader of a source's rows."""
+    return RowReader(schema=schema, columns=config.columns, image_folder=config.image_folder)
+
+
+def iterate_pieces(container: Container, files: Sequence[DataFile]) -> Iterator[FilePiece]:
+    """Yield the pieces of all files, in order."""
+    for file in files:
+        yield from container.split(file)

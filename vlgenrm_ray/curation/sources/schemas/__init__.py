@@ -1,0 +1,1 @@
+"""Schemas of data sets, one file each; the table is in `schema.py`."""
