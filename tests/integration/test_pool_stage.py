@@ -10,11 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from hostile_rows import ADDRESSES, TEXTS, special_files
 from PIL import Image
-from vlgenrm_ray.curation.sources.jsonl import JsonLines
 
 from vlgenrm_ray.curation import pool
 from vlgenrm_ray.curation.pool import HeldoutConfig, PoolConfig
+from vlgenrm_ray.curation.sources.containers.json_lines import JsonLines
+from vlgenrm_ray.curation.sources.files import list_files
 from vlgenrm_ray.curation.sources.rows import Columns
+from vlgenrm_ray.curation.sources.schema import RowReader
+from vlgenrm_ray.curation.sources.stream import OpenedSource, PieceReader, read_pieces
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.records import Question
@@ -46,15 +49,21 @@ def test_json_lines_with_usable_and_unusable_rows(tmp_path: Path, run_folder: Pa
     data = tmp_path / "d.jsonl"
     data.write_text("\n".join(rows))
     manifest, target = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
-    assert (manifest.rows_in, manifest.rows_out) == (5, 2)
-    assert {q.text for q in target.records(Question)} == {"What?", "No id?"}
+    assert (manifest.rows_in, manifest.rows_out) == (5, 3)
+    questions = {q.text: (q.id, q.group) for q in target.records(Question)}
+    assert {text: questions[text] for text in ("What?", "Again?")} == {"What?": ("q1", "q1"), "Again?": ("q1#2", "q1")}
+    assert "No id?" in questions
+    assert manifest.metrics["source"] == {
+        "format": "JSON Lines",
+        "schema": "labelled",
+        "repeated_ids": 1,
+        "first_repeated_id": "d.jsonl:4",
+    }
     lost = {d.id: (d.reason, d.detail) for d in target.dropped()}
     assert {id: reason for id, (reason, _) in lost.items()} == {
         "d.jsonl:3": "malformed_row",
-        "d.jsonl:4": "duplicate_id",
         "q2": "image_missing",
     }
-    assert "is already used by d.jsonl:1" in lost["d.jsonl:4"][1]
     assert "d.jsonl:5" in lost["q2"][1]
     again, _ = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
     assert again == manifest
@@ -79,14 +88,19 @@ def test_hostile_rows_are_dropped_and_the_others_stay(tmp_path: Path, run_folder
 def test_small_pieces_give_the_same_rows(tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("\n".join(json.dumps({"id": i % 37, "image": "a.png", "question": "Q?"}) for i in range(50)))
-    whole = JsonLines(Columns()).open(str(data))
-    small = JsonLines(Columns())
-    small.piece_bytes = 100
-    pieces = small.open(str(data))
+    (file,) = list_files(str(data))
+
+    def open_in_pieces(num_bytes: int) -> OpenedSource:
+        container = JsonLines()
+        container.piece_bytes = num_bytes
+        reader = PieceReader(container, RowReader(schema="columns", columns=Columns()))
+        return read_pieces(reader, container.split(file), {})
+
+    whole, pieces = open_in_pieces(1 << 20), open_in_pieces(100)
     assert (whole.total, pieces.total) == (50, 50)
     rows = sorted(whole.rows.take_all(), key=lambda r: int(r["id"].split(":")[1]))
     assert sorted(pieces.rows.take_all(), key=lambda r: int(r["id"].split(":")[1])) == rows
-    assert [r["duplicate_of"] for r in rows[36:39]] == ["", "d.jsonl:1", "d.jsonl:2"]
+    assert [r["question_id"] for r in rows[36:39]] == ["36", "0#2", "1#2"]
 
 
 def test_parquet_as_hugging_face_stores_preferences(tmp_path: Path, run_folder: Path) -> None:
@@ -104,10 +118,29 @@ def test_parquet_as_hugging_face_stores_preferences(tmp_path: Path, run_folder: 
     pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "train-1.parquet")
     manifest, target = fill(PoolConfig(source="parquet", path=str(tmp_path), name="rlaif-v"), run_folder)
     questions = list(target.records(Question))
-    assert (manifest.rows_in, len(questions), manifest.dropped) == (9, 7, {"duplicate_id": 2})
+    assert (manifest.rows_in, len(questions), manifest.dropped) == (9, 9, {})
+    assert sum(q.id.endswith("#2") for q in questions) == sum(q.id.endswith("#3") for q in questions) == 1
     assert {(q.chosen, q.source) for q in questions} == {("A cat.", "rlaif-v")}
     assert len(list((target.path / "images").iterdir())) == 3
-    assert {d.id for d in target.dropped()} == {"train-0.parquet:8", "train-1.parquet:1"}
+
+
+def test_one_json_array_and_rows_of_several_pairs(tmp_path: Path, run_folder: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    rows = [
+        {"id": "x", "query": "Q?", "response": ["A", "B", "C"], "human_ranking": [2, 0, 1], "image": "a.png"},
+        {"id": "x", "query": "Q?", "response": ["A", "B"], "human_ranking": [0, 0], "image": "a.png"},
+        {"id": "y", "query": "Q?", "response": ["A", "B"], "human_ranking": [0, 1], "image": "a.png"},
+    ]
+    (tmp_path / "d.json").write_text(json.dumps(rows, indent=2))
+    manifest, target = fill(PoolConfig(source="jsonl", path=str(tmp_path / "d.json")), run_folder)
+    assert {(q.id, q.chosen, q.rejected) for q in target.records(Question)} == {
+        ("x-2v1", "B", "A"),
+        ("x-3v1", "C", "A"),
+        ("x-2v3", "B", "C"),
+        ("y", "A", "B"),
+    }
+    assert (manifest.rows_in, manifest.dropped) == (5, {"tie": 1})
+    assert manifest.metrics["source"]["format"] == "JSON array"
 
 
 def test_questions_of_the_embedded_world(run_folder: Path) -> None:
@@ -143,8 +176,8 @@ def test_a_format_of_a_users_package(tmp_path: Path, run_folder: Path, monkeypat
     (tmp_path / "a.png").write_bytes(png(0))
     (tmp_path / "d.tsv").write_text("q1\ta.png\tWhat?\nq2\ta.png\nq1\ta.png\tAgain?\nq3\tlost.png\tWhere?\n")
     manifest, target = fill(PoolConfig(source="user_tsv:Tsv", path=str(tmp_path)), run_folder)
-    assert [q.text for q in target.records(Question)] == ["What?"]
-    assert manifest.dropped == {"duplicate_id": 1, "image_missing": 1, "malformed_row": 1}
+    assert {q.id: q.text for q in target.records(Question)} == {"q1": "What?", "q1#2": "Again?"}
+    assert manifest.dropped == {"image_missing": 1, "malformed_row": 1}
 
 
 def test_an_empty_pool_is_explained(tmp_path: Path, run_folder: Path) -> None:

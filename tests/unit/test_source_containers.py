@@ -44,8 +44,8 @@ def container_of(path: Path) -> str:
 
 
 def sample(path: Path | str, **settings: Any) -> tuple[str, str, int, bool]:
-    found = take_sample(PoolConfig(source="files", path=str(path), **settings))
-    return found.group.container, found.schema, found.num_rows, found.is_exact
+    result = take_sample(PoolConfig(source="files", path=str(path), **settings))
+    return result.group.container, result.schema, result.num_rows, result.is_exact
 
 
 # -- recognition ------------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class SourceReport:
 
 
 @dataclass
-class _Tally:
+class _RowCounts:
     """Counts over the rows that are checked."""
 
     num_rows: int = 0
@@ -186,57 +186,59 @@ def inspect_group(config: PoolConfig, group: FileGroup, *, seconds: float) -> So
     begin = time.monotonic()
     sample = take_sample(config, group, seconds=seconds / 3)
     container = load_container(group.container, config.options)
-    tally, folder = _Tally(), config.image_folder
+    counts, folder = _RowCounts(), config.image_folder
     if folder is None:
         folder = find_image_folder(config, sample)
-    found = config if folder == config.image_folder else config.model_copy(update={"image_folder": folder})
-    is_complete = _check_rows(found, sample, container, tally, begin + seconds)
-    columns = {name: " or ".join(k for k in kinds if k != "null") or "empty" for name, kinds in tally.columns.items()}
-    used = {name if name in columns else name.partition(".")[0] for names in tally.roles.values() for name in names}
-    repeated_ids = sum(count - 1 for count in tally.ids.values())
-    if repeated_ids and "id" in tally.roles:
+    resolved = config if folder == config.image_folder else config.model_copy(update={"image_folder": folder})
+    is_complete = _check_rows(resolved, sample, container, counts, begin + seconds)
+    columns = {name: " or ".join(k for k in kinds if k != "null") or "empty" for name, kinds in counts.columns.items()}
+    used = {name if name in columns else name.partition(".")[0] for names in counts.roles.values() for name in names}
+    repeated_ids = sum(count - 1 for count in counts.ids.values())
+    if repeated_ids and "id" in counts.roles:
         # Rows that share an id are scored together.
-        tally.roles.setdefault("group", tally.roles["id"])
+        counts.roles.setdefault("group", counts.roles["id"])
     return SourceReport(
         path=config.path or "",
         format=container.title or type(container).__name__,
         format_reason=group.reason,
         num_files=len(group.files),
         ignored_files=group.ignored,
-        num_rows=tally.num_rows if is_complete else max(sample.num_rows, tally.num_rows),
-        is_exact=is_complete or (sample.is_exact and sample.num_rows >= tally.num_rows),
+        num_rows=counts.num_rows if is_complete else max(sample.num_rows, counts.num_rows),
+        is_exact=is_complete or (sample.is_exact and sample.num_rows >= counts.num_rows),
         schema=sample.schema,
         schema_title=load_schema(sample.schema).title,
         schema_reason=sample.match.reason,
         alternatives=sample.alternatives,
         columns=columns,
-        roles={role: tuple(sorted(names)) for role, names in tally.roles.items()},
+        roles={role: tuple(sorted(names)) for role, names in counts.roles.items()},
         unused_columns=tuple(name for name in columns if name not in used),
-        num_checked=tally.num_rows,
-        num_questions=tally.num_questions,
-        num_pairs=tally.num_pairs,
-        num_opened=tally.num_opened,
-        num_unverified=tally.num_unverified,
-        num_multi_image=tally.num_multi_image,
+        num_checked=counts.num_rows,
+        num_questions=counts.num_questions,
+        num_pairs=counts.num_pairs,
+        num_opened=counts.num_opened,
+        num_unverified=counts.num_unverified,
+        num_multi_image=counts.num_multi_image,
         repeated_ids=repeated_ids,
-        dropped=dict(tally.dropped.most_common()),
-        problems=tuple(tally.problems),
-        examples=tuple((tally.examples or tally.unopened)[:_NUM_EXAMPLES]),
+        dropped=dict(counts.dropped.most_common()),
+        problems=tuple(counts.problems),
+        examples=tuple((counts.examples or counts.unopened)[:_NUM_EXAMPLES]),
         settings=_settings(config, group, folder),
-        notes=_notes(config, columns, used, tally),
+        notes=_notes(config, columns, used, counts),
     )
 
 
-def _check_rows(config: PoolConfig, sample: SourceSample, container: Container, tally: _Tally, deadline: float) -> bool:
+def _check_rows(
+    config: PoolConfig, sample: SourceSample, container: Container, counts: _RowCounts, deadline: float
+) -> bool:
     """Parse the sampled rows, or all if there is time; open the images of some. Return whether all were read."""
     reader = row_reader(config, sample.schema)
     image_deadline = time.monotonic() + _OPENED_S
 
     def check(value: object, id: str, folder: str) -> None:
-        tally.num_rows += 1
-        tally.add_columns(value)
-        for question in reader.read(value, id=id, folder=folder, roles=tally.roles):
-            _check_question(config, question, tally, image_deadline)
+        counts.num_rows += 1
+        counts.add_columns(value)
+        for question in reader.read(value, id=id, folder=folder, roles=counts.roles):
+            _check_question(config, question, counts, image_deadline)
 
     # Rows from many places come first: if the time is over before the end, they stand for the rest.
     is_small = sample.num_rows <= 200_000 and len(sample.group.files) <= 64
@@ -253,21 +255,21 @@ def _check_rows(config: PoolConfig, sample: SourceSample, container: Container, 
             last = raw.number
             if raw.value is not BLANK:
                 check(raw.value, f"{piece.file.name}:{number + raw.number}", piece.file.folder)
-            if tally.num_rows % 64 == 0 and time.monotonic() > deadline:
+            if counts.num_rows % 64 == 0 and time.monotonic() > deadline:
                 return False
         number += last + 1
     return True
 
 
-def _check_question(config: PoolConfig, question: SourceRow, tally: _Tally, image_deadline: float) -> None:
-    tally.num_questions += 1
+def _check_question(config: PoolConfig, question: SourceRow, counts: _RowCounts, image_deadline: float) -> None:
+    counts.num_questions += 1
     if question.problem:
-        tally.drop(question.id, question.reason, question.problem)
+        counts.drop(question.id, question.reason, question.problem)
         return
-    tally.ids[question.question_id] += 1
-    tally.num_multi_image += len(question.images) > 1
-    is_opened = tally.num_opened < _OPENED_ROWS and time.monotonic() < image_deadline
-    tally.num_opened += is_opened
+    counts.ids[question.question_id] += 1
+    counts.num_multi_image += len(question.images) > 1
+    is_opened = counts.num_opened < _OPENED_ROWS and time.monotonic() < image_deadline
+    counts.num_opened += is_opened
     looks: list[ImageLook] = []
     error: ImageError | None = None
     for image in question.images:
@@ -278,15 +280,15 @@ def _check_question(config: PoolConfig, question: SourceRow, tally: _Tally, imag
             problem = None if image.uri is None else missing_file(image.uri)
         error = error or problem
     if error is not None:
-        tally.drop(question.id, error.reason.value, error.detail)
-        if looks and len(tally.unopened) < _NUM_EXAMPLES:
-            tally.unopened.append(_example(question, tuple(looks)))
+        counts.drop(question.id, error.reason.value, error.detail)
+        if looks and len(counts.unopened) < _NUM_EXAMPLES:
+            counts.unopened.append(_example(question, tuple(looks)))
         return
     is_remote = any(image.uri is not None and addresses.scheme(image.uri) for image in question.images)
-    tally.num_unverified += not is_opened and is_remote
-    tally.num_pairs += question.chosen is not None and question.rejected is not None
-    if looks and len(tally.examples) < _NUM_EXAMPLES:
-        tally.examples.append(_example(question, tuple(looks)))
+    counts.num_unverified += not is_opened and is_remote
+    counts.num_pairs += question.chosen is not None and question.rejected is not None
+    if looks and len(counts.examples) < _NUM_EXAMPLES:
+        counts.examples.append(_example(question, tuple(looks)))
 
 
 def missing_file(uri: str) -> ImageError | None:
@@ -410,16 +412,16 @@ def _shortest(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-def _notes(config: PoolConfig, columns: Mapping[str, str], used: set[str], tally: _Tally) -> tuple[str, ...]:
+def _notes(config: PoolConfig, columns: Mapping[str, str], used: set[str], counts: _RowCounts) -> tuple[str, ...]:
     notes = []
     for name in _LABELS:
         if name in columns and name not in used:
             notes.append(f"the label {name!r} is not used; name it under columns.reference to keep it as reference")
-    if tally.num_multi_image:
-        notes.append(f"{tally.num_multi_image} questions have several images; engine.max_images must allow them")
-    if tally.dropped.get(DropReason.IMAGE_MISSING):
+    if counts.num_multi_image:
+        notes.append(f"{counts.num_multi_image} questions have several images; engine.max_images must allow them")
+    if counts.dropped.get(DropReason.IMAGE_MISSING):
         notes.append("images are missing: set image_folder to the folder that relative paths refer to")
-    if tally.dropped.get(DropReason.VIDEO):
+    if counts.dropped.get(DropReason.VIDEO):
         notes.append("rows with a video are dropped: only still images are supported")
     return tuple(notes)
 

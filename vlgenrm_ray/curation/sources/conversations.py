@@ -46,7 +46,7 @@ _INLINE_IMAGE = re.compile(r"(?:Picture \d{1,3}:\s*)?<img>([^<>\n]+)</img>")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChatTurn:
     """One turn of a conversation, as a data set has it."""
 
     role: str
@@ -63,7 +63,7 @@ def is_turns(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(_is_turn(turn) for turn in value)
 
 
-def parse_turns(value: Any, field: str, *, role: str = "user") -> tuple[Turn, ...]:
+def parse_turns(value: Any, field: str, *, role: str = "user") -> tuple[ChatTurn, ...]:
     """Read a conversation.
 
     Args:
@@ -93,14 +93,14 @@ def parse_turns(value: Any, field: str, *, role: str = "user") -> tuple[Turn, ..
     raise MalformedRowError(f"{field} has no turns with a role and a text: {show(value)}")
 
 
-def parse_history(value: Any, field: str) -> tuple[Turn, ...]:
+def parse_history(value: Any, field: str) -> tuple[ChatTurn, ...]:
     """Read a list of [question, answer] pairs, or of turns."""
     value = _from_json(value)
     if is_missing(value) or is_turns(value):
         return parse_turns(value, field)
     if not isinstance(value, (list, tuple)):
         raise MalformedRowError(f"{field} must be a list of [question, answer] pairs, not {show(value)}")
-    turns: list[Turn] = []
+    turns: list[ChatTurn] = []
     for pair in value:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise MalformedRowError(f"{field} must be a list of [question, answer] pairs, not of {show(pair)}")
@@ -122,14 +122,14 @@ def answer_text(value: Any, field: str) -> str | None:
     return strip_images(answers[-1].text)
 
 
-def split_answer(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
+def split_answer(turns: Sequence[ChatTurn]) -> tuple[tuple[ChatTurn, ...], str | None]:
     """Split a conversation into the turns up to the last question, and the answer that follows, if any."""
     if turns and turns[-1].role == "assistant":
         return tuple(turns[:-1]), strip_images(turns[-1].text)
     return tuple(turns), None
 
 
-def split_pair(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> tuple[tuple[Turn, ...], str, str]:
+def split_pair(chosen: Sequence[ChatTurn], rejected: Sequence[ChatTurn]) -> tuple[tuple[ChatTurn, ...], str, str]:
     """Split two conversations that differ in their end into the common prompt and the two answers.
 
     Raises:
@@ -148,7 +148,7 @@ def split_pair(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> tuple[tuple[
     return tuple(chosen[:-1]), strip_images(chosen[-1].text), strip_images(rejected[-1].text)
 
 
-def split_transcripts(chosen: str, rejected: str) -> tuple[tuple[Turn, ...], str, str] | None:
+def split_transcripts(chosen: str, rejected: str) -> tuple[tuple[ChatTurn, ...], str, str] | None:
     """Split two rendered transcripts with the same prompt into prompt and answers; None if they are none."""
     length = next(
         (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
@@ -156,10 +156,10 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[tuple[Turn, ...], str
     turns, end = prompt_turns(chosen[:length])
     if not turns:
         return None
-    return tuple(Turn(role, _normalise(text)) for role, text in turns), chosen[end:].strip(), rejected[end:].strip()
+    return tuple(ChatTurn(role, _normalise(text)) for role, text in turns), chosen[end:].strip(), rejected[end:].strip()
 
 
-def render(turns: Sequence[Turn], num_images: int) -> str:
+def render(turns: Sequence[ChatTurn], num_images: int) -> str:
     """Return a conversation as one text, in the form in which the service shows it to the judge.
 
     A single question needs no role; in a longer conversation the judge must see who said what. The place of an image
@@ -179,12 +179,12 @@ def render(turns: Sequence[Turn], num_images: int) -> str:
     return "\n".join(f"{role.capitalize()}: {text}" for role, text in texts)
 
 
-def _marks_come_first(turns: Sequence[Turn], num_marks: int) -> bool:
+def _marks_come_first(turns: Sequence[ChatTurn], num_marks: int) -> bool:
     first = next((turn.text for turn in turns if turn.role == "user"), "")
     return re.match(rf"(?:\s*{IMAGE_MARK}){{{num_marks}}}", first) is not None
 
 
-def _number_marks(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+def _number_marks(turns: Sequence[ChatTurn]) -> tuple[ChatTurn, ...]:
     number = 0
     numbered = []
     for turn in turns:
@@ -223,7 +223,7 @@ def _is_part(value: Any) -> bool:
     )
 
 
-def _turn(value: Mapping[Any, Any], field: str, role: str) -> Turn:
+def _turn(value: Mapping[Any, Any], field: str, role: str) -> ChatTurn:
     named = value.get("role", value.get("from"))
     if named is not None:
         known = _ROLES.get(str(named).strip().lower())
@@ -233,14 +233,14 @@ def _turn(value: Mapping[Any, Any], field: str, role: str) -> Turn:
     content = next((value[key] for key in ("content", "value", "text") if not is_missing(value.get(key))), None)
     if content is None or isinstance(content, (str, int, float)):
         text, images = _text("" if content is None else str(content))
-        return Turn(role, text, images)
+        return ChatTurn(role, text, images)
     parts = [content] if isinstance(content, Mapping) else content
     if not isinstance(parts, (list, tuple)):
         raise MalformedRowError(f"{field} has a turn that is no text: {show(content)}")
     return _from_parts(parts, field, role)
 
 
-def _from_parts(parts: Sequence[Any], field: str, role: str) -> Turn:
+def _from_parts(parts: Sequence[Any], field: str, role: str) -> ChatTurn:
     texts: list[str] = []
     images: list[Any] = []
     for part in parts:
@@ -253,7 +253,7 @@ def _from_parts(parts: Sequence[Any], field: str, role: str) -> Turn:
         else:
             texts.append(IMAGE_MARK)
             images += [] if image is None else [image]
-    return Turn(role, "".join(texts), tuple(images))
+    return ChatTurn(role, "".join(texts), tuple(images))
 
 
 def _part(part: Any, field: str) -> tuple[str | None, Any]:
@@ -282,12 +282,12 @@ def _part_image(part: Mapping[Any, Any]) -> Any:
     return image["url"] if isinstance(image, Mapping) and "url" in image else image
 
 
-def _from_text(text: str, role: str) -> tuple[Turn, ...]:
+def _from_text(text: str, role: str) -> tuple[ChatTurn, ...]:
     if role == "user":
         turns, _ = prompt_turns(text)
         if turns:
-            return tuple(Turn(name, *_text(plain)) for name, plain in turns)
-    return (Turn(role, *_text(text)),)
+            return tuple(ChatTurn(name, *_text(plain)) for name, plain in turns)
+    return (ChatTurn(role, *_text(text)),)
 
 
 def _text(text: str) -> tuple[str, tuple[str, ...]]:

@@ -142,15 +142,15 @@ def list_files(path: str, suffixes: tuple[str, ...] = ()) -> list[DataFile]:
         ) from error
     infos = sorted((i for i in infos if i.type == pyarrow.fs.FileType.File), key=lambda i: str(i.path))
     root = _root(address, inner)
-    found = []
+    data_files = []
     for info in infos:
         name = info.path[len(base) :].lstrip("/")
         if len(infos) == 1 or not any(part.startswith(".") for part in name.split("/")):
             codec = COMPRESSIONS.get("." + name.rpartition(".")[2].lower(), "")
-            found.append(DataFile(uri=root + info.path, name=name, size=info.size or 0, codec=codec))
-    if not found:
+            data_files.append(DataFile(uri=root + info.path, name=name, size=info.size or 0, codec=codec))
+    if not data_files:
         raise InputError(_no_file(path, suffixes))
-    return found
+    return data_files
 
 
 def _root(address: str, inner: str) -> str:

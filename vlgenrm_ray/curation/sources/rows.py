@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from vlgenrm_ray.curation.sources.conversations import Turn, render
+from vlgenrm_ray.curation.sources.conversations import ChatTurn, render
 from vlgenrm_ray.curation.sources.values import (
     MalformedRowError,
     SourceImage,
@@ -127,7 +127,7 @@ class RowFields:
 class RowContent:
     """One question that a schema read from a row; its images are not opened, its text not rendered."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
     """Conversation that ends with the question."""
     images: tuple[Any, ...] = ()
     """Images in the forms of `values.to_image`. Empty: those that the turns hold."""
@@ -211,7 +211,7 @@ def build_row(content: RowContent, *, id: str, folder: str, by_name: bool = Fals
     )
 
 
-def _has_words(turns: Iterable[Turn]) -> bool:
+def _has_words(turns: Iterable[ChatTurn]) -> bool:
     return any(strip_images(turn.text).strip() for turn in turns if turn.role == "user")
 
 

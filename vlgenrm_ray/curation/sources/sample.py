@@ -289,8 +289,8 @@ def sample_rows(
     counts: dict[int, float] = {}
     for place in chosen:
         first = place == 0
-        found, count = _read_piece(container, pieces[place], head if first else _SPREAD_ROWS, deadline, first)
-        rows += found
+        piece_rows, count = _read_piece(container, pieces[place], head if first else _SPREAD_ROWS, deadline, first)
+        rows += piece_rows
         counts[place] = count
         if time.monotonic() > deadline:
             break

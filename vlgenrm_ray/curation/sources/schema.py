@@ -29,17 +29,17 @@ _PACKAGE = "vlgenrm_ray.curation.sources.schemas"
 SCHEMAS = {
     "alpaca": f"{_PACKAGE}.alpaca:Alpaca",
     COLUMNS: f"{_PACKAGE}.columns:UsualColumns",
-    "hallusionbench": f"{_PACKAGE}.hallusionbench:HallusionBench",
+    "hallusionbench": f"{_PACKAGE}.hallusionbench:HallusionBenchRows",
     "labelled": f"{_PACKAGE}.labelled:LabelledQuestion",
     "llava": f"{_PACKAGE}.llava:LlavaConversations",
     "llava_critic": f"{_PACKAGE}.llava_critic:LlavaCritic",
     "llava_rlhf": f"{_PACKAGE}.llava_rlhf:LlavaRlhf",
     "messages": f"{_PACKAGE}.messages:ChatMessages",
     "mm_rlhf": f"{_PACKAGE}.mm_rlhf:MmRlhf",
-    "mmhal": f"{_PACKAGE}.mmhal:MmHal",
+    "mmhal": f"{_PACKAGE}.mmhal:MmHalRows",
     "model_answers": f"{_PACKAGE}.model_answers:ModelAnswers",
     "ms_swift": f"{_PACKAGE}.ms_swift:MsSwiftPairs",
-    "multimodal_rewardbench": f"{_PACKAGE}.multimodal_rewardbench:MultimodalRewardBench",
+    "multimodal_rewardbench": f"{_PACKAGE}.multimodal_rewardbench:MultimodalRewardBenchRows",
     "openai_preference": f"{_PACKAGE}.openai_preference:OpenAiPreference",
     "pairs": f"{_PACKAGE}.pairs:TextPairs",
     "pope": f"{_PACKAGE}.pope:PopeQuestions",
@@ -50,14 +50,14 @@ SCHEMAS = {
     "sharegpt_preference": f"{_PACKAGE}.sharegpt_preference:ShareGptPreference",
     "trl": f"{_PACKAGE}.trl:TrlPreference",
     "vlfeedback": f"{_PACKAGE}.vlfeedback:VlFeedback",
-    "vlrmbench": f"{_PACKAGE}.vlrmbench:VlrmBench",
+    "vlrmbench": f"{_PACKAGE}.vlrmbench:VlrmBenchRows",
 }
 """Schema -> import path of its class."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaMatch:
-    """How well a schema fits a sample."""
+    """Degree to which a schema fits a sample."""
 
     score: int
     """1 to 100. About 90: columns that only this data set has; 70: a usual form; 10: any question."""

@@ -1,6 +1,6 @@
 """WebDataset: a tar in which the files of one name make a row: `000.jpg`, `000.json`, `000.txt`.
 
-The fields of `.json` become columns, `.txt` and `.cls` the columns `text` and `cls`, and every picture an entry of
+The fields of `.json` become columns, `.txt` and `.cls` the columns `text` and `cls`, and every image an entry of
 `images`, which takes precedence over paths in the JSON.
 """
 
@@ -13,7 +13,7 @@ from vlgenrm_ray.curation.sources.container import Container
 from vlgenrm_ray.curation.sources.files import DataFile
 from vlgenrm_ray.curation.sources.values import MalformedRowError
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "img")
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "img")
 _TEXTS = {"txt": "text", "text": "text", "caption": "text", "cls": "cls", "id": "id"}
 _MAX_MEMBER = 512 * 1024 * 1024
 
@@ -53,7 +53,7 @@ class _TarRow:
     def __init__(self, key: str) -> None:
         self.key = key
         self._fields: dict[str, Any] = {}
-        self._pictures: list[bytes] = []
+        self._images: list[bytes] = []
         self._problem: MalformedRowError | None = None
 
     def add(self, extension: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
@@ -64,8 +64,8 @@ class _TarRow:
         opened = archive.extractfile(member)
         data = b"" if opened is None else opened.read()
         name, _, last = extension.rpartition(".")
-        if last in _PICTURES:
-            self._pictures.append(data)
+        if last in _IMAGE_SUFFIXES:
+            self._images.append(data)
         elif last == "json":
             try:
                 value = json.loads(data)
@@ -78,5 +78,5 @@ class _TarRow:
 
     def finish(self) -> object:
         """Return the row, or the error that says why it is malformed."""
-        pictures = {"images": self._pictures} if self._pictures else {}
-        return self._problem or {"__key__": self.key} | self._fields | pictures
+        images = {"images": self._images} if self._images else {}
+        return self._problem or {"__key__": self.key} | self._fields | images

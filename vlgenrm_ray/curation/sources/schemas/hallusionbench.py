@@ -12,7 +12,7 @@ _OWN = ("category", "subcategory", "set_id", "figure_id", "question_id")
 _ANSWERS = {"0": "No", "1": "Yes", "2": "Uncertain"}
 
 
-class HallusionBench:
+class HallusionBenchRows:
     """`gt_answer` 0 or 1 becomes the reference No or Yes; the id is that of category, set, figure and question."""
 
     title = "HallusionBench"

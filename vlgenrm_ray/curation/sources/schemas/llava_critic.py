@@ -54,19 +54,19 @@ class LlavaCritic:
         prompt = next((turn.text for turn in turns if turn.role == "user"), "")
         verdict = next((turn.text for turn in turns if turn.role == "assistant"), "")
         images, id = take_images(fields), fields.take("id", *ID_NAMES)
-        found = _PAIR.search(prompt)
-        if found is None:
+        match = _PAIR.search(prompt)
+        if match is None:
             if (one := _ONE.search(prompt)) is None:
                 raise MalformedRowError("conversations hold no question with the first and the second response")
             yield RowContent(turns=parse_turns(_bare(one["question"]), "question"), images=images, id=id)
             return
         fields.note("ranking", "conversations")
-        responses = {"first": _bare(found["first"]), "second": _bare(found["second"])}
+        responses = {"first": _bare(match["first"]), "second": _bare(match["second"])}
         better = read_verdict(verdict)
         fields.note("chosen", "conversations")
         fields.note("rejected", "conversations")
         yield RowContent(
-            turns=parse_turns(_bare(found["question"]), "question"),
+            turns=parse_turns(_bare(match["question"]), "question"),
             images=images,
             id=id,
             chosen=responses[better],
@@ -84,13 +84,13 @@ def read_verdict(text: str) -> str:
         if letters[-1] == "C":
             raise MalformedRowError("the verdict is a tie", DropReason.TIE)
         return "first" if letters[-1] in ("A", "1") else "second"
-    found = list(_BETTER.finditer(text))
+    verdicts = list(_BETTER.finditer(text))
     tie = list(_TIE.finditer(text))
-    if tie and (not found or tie[-1].start() > found[-1].start()):
+    if tie and (not verdicts or tie[-1].start() > verdicts[-1].start()):
         raise MalformedRowError("the verdict calls both responses equal", DropReason.TIE)
-    if not found:
+    if not verdicts:
         raise MalformedRowError("the verdict names neither the first nor the second response as the better one")
-    last = found[-1]
+    last = verdicts[-1]
     if worse := last["worse"]:
         return "second" if worse.lower() == "first" else "first"
     return (last["better"] or last["chosen"]).lower()

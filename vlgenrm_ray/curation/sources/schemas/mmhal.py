@@ -9,7 +9,7 @@ from vlgenrm_ray.curation.sources.schema import SchemaMatch
 from vlgenrm_ray.curation.sources.values import to_text
 
 
-class MmHal:
+class MmHalRows:
     """`question`, `gt_answer`, `image_src`, `question_type`."""
 
     title = "MMHal-Bench"

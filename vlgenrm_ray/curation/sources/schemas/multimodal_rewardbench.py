@@ -9,7 +9,7 @@ from vlgenrm_ray.curation.sources.schema import SchemaMatch
 from vlgenrm_ray.curation.sources.values import MalformedRowError, show, to_text
 
 
-class MultimodalRewardBench:
+class MultimodalRewardBenchRows:
     """`Text`, `Image`, `Output1`, `Output2`, `Better` ("Output1" or "Output2"), `Category`, `ID`."""
 
     title = "Multimodal RewardBench"

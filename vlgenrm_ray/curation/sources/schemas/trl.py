@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlgenrm_ray.curation.sources.conversations import (
-    Turn,
+    ChatTurn,
     answer_text,
     is_turns,
     parse_turns,
@@ -69,7 +69,7 @@ class TrlPreference:
         )
 
 
-def _split(chosen: Any, rejected: Any) -> tuple[tuple[Turn, ...], str, str]:
+def _split(chosen: Any, rejected: Any) -> tuple[tuple[ChatTurn, ...], str, str]:
     if is_turns(chosen) and is_turns(rejected):
         return split_pair(parse_turns(chosen, "chosen"), parse_turns(rejected, "rejected"))
     if isinstance(chosen, str) and isinstance(rejected, str) and (split := split_transcripts(chosen, rejected)):

@@ -9,7 +9,7 @@ from vlgenrm_ray.curation.sources.schema import SchemaMatch
 from vlgenrm_ray.curation.sources.values import to_text
 
 
-class VlrmBench:
+class VlrmBenchRows:
     """`question`, `image` (a list), `step_list`, `task_gt`. Steps and labels are for the benchmark, not for a run."""
 
     title = "VLRMBench steps"
