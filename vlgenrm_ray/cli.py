@@ -240,6 +240,36 @@ def export(
 
 
 @app.command()
+def label(
+    data: Annotated[str, typer.Argument(help="File, folder or pattern of images and questions, of any format.")],
+    trainer: Annotated[str, typer.Option(help="easyr1, ms-swift, openrlhf, roll, slime, trl or verl.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    images: Annotated[str | None, typer.Option(help="Column of the images; default: recognised.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column of the questions; default: recognised.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Column of right answers; default: recognised.")] = None,
+    image_folder: Annotated[str | None, typer.Option(help="Folder of relative image paths.")] = None,
+    embed: Annotated[bool, typer.Option(help="Put the images themselves into the labels.")] = False,
+) -> None:
+    """Write a data set with the labels that a trainer passes on to the served judge: question and images."""
+    from vlgenrm_ray.report.trainer_labels import write_labels
+
+    result = write_labels(
+        data,
+        trainer,
+        out,
+        image_column=images,
+        question_column=question,
+        reference_column=reference,
+        image_folder=image_folder,
+        embed=embed,
+    )
+    typer.echo(f"{result.num_rows} rows in {result.path}  ({trainer}: {result.hint})")
+    if result.dropped:
+        counts = ", ".join(f"{number} {reason}" for reason, number in result.dropped.items())
+        typer.echo(f"left out: {counts}; the first: {result.first_problem}", err=True)
+
+
+@app.command()
 def benchmark(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Benchmarks, or import paths package.module:Name.")
