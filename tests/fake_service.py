@@ -48,6 +48,8 @@ class FakeService:
         self.images: dict[str, bytes] = {}
         self.uploads: Counter[str] = Counter()
         self.items: list[ScoreItem] = []
+        self.model_answer: tuple[int, str] = (200, '{"version": "scripted"}')
+        """Status and body of `GET /v1/model`, which is not recorded."""
         self.requests: list[httpx.Request] = []
         self._lock = threading.Lock()
 
@@ -85,15 +87,22 @@ def listening(service: FakeService, port: int = 0) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_GET(self) -> None:
+            status, body = service.model_answer
+            self._send(status, body.encode())
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             answer = service(
                 httpx.Request("POST", f"http://service{self.path}", headers=dict(self.headers), content=body)
             )
-            self.send_response(answer.status_code)
-            self.send_header("Content-Length", str(len(answer.content)))
+            self._send(answer.status_code, answer.content)
+
+        def _send(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(answer.content)
+            self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
             """Silent."""

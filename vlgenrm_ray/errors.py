@@ -16,7 +16,12 @@ Messages name the field or file, its value and a remedy. A row that cannot be us
 `Dropped` record with a `DropReason`, and the run continues.
 """
 
-from enum import StrEnum
+import sys
+
+if sys.version_info >= (3, 11):
+    from enum import StrEnum
+else:
+    from backports.strenum import StrEnum
 
 
 class VlGenRMError(Exception):

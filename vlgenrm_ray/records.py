@@ -5,8 +5,13 @@ An id extends its parent's (`q1f3` -> `q1f3/r2` -> `q1f3/r2/c0`), so a record ca
 `arrow.py` maps any of them to Arrow and back.
 """
 
+import sys
 from dataclasses import dataclass, replace
-from enum import StrEnum
+
+if sys.version_info >= (3, 11):
+    from enum import StrEnum
+else:
+    from backports.strenum import StrEnum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

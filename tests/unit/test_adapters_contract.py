@@ -4,8 +4,6 @@ import asyncio
 import gc
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,7 @@ from fake_service import FakeService, listening
 from PIL import Image
 
 from vlgenrm_ray.adapters import areal, clients, easyr1, ms_swift, rewards, trl, verifiers, verl
-from vlgenrm_ray.adapters.inputs import build_score_input
+from vlgenrm_ray.adapters.inputs import build_score_input, decode_response
 from vlgenrm_ray.errors import ConfigError, RemoteError
 from vlgenrm_ray.judge.label import read_label, write_label
 
@@ -115,7 +113,7 @@ def test_easyr1_reads_question_and_image_from_the_ground_truth(service: FakeServ
 
 def test_verl_function_reads_extra_info(service: FakeService) -> None:
     extra = {"question": "What?", "images": np.array([{"bytes": b"\x89PNG", "path": None}], dtype=object), "index": 3}
-    result = asyncio.run(verl.compute_score("geo3k", "0.75", "a star", extra, reward_router_address="x"))
+    result = asyncio.run(verl.compute_score("geo3k", "0.75", "a star", extra, data_length=3))
     assert result == {"score": 0.75, "verdict_mass": 0.9, "scored": 1.0}
     (item,) = service.items
     assert (item.question, item.reference, len(item.images)) == ("What?", "a star", 1)
@@ -169,6 +167,37 @@ def test_verl_manager_passes_images_with_the_question_of_extra_info(service: Fak
     assert (item.question, item.reference) == ("What?", "a star")
     assert item.images == list(service.images), "both, in their order"
     assert len(item.images) == 2
+
+
+def test_verl_geo3k_rows_are_judged_with_their_image_and_without_its_mark(service: FakeService) -> None:
+    """The manager's rows; the function's rows have no image, so the placeholder must refuse them."""
+    extra = {"question": "<image>Find x.", "answer": "3", "split": "train", "index": 0}
+    turn = {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "Find x."}]}
+    run_manager(FakeDataProto([7], [1], raw_prompt=np.array([turn], dtype=object), extra_info=extra), [])
+    asyncio.run(verl.compute_score("geo3k", "1", "3", extra))
+    shown, blind = service.items
+    assert (shown.question, len(shown.images), shown.reference) == ("Find x.", 1, "3")
+    assert (blind.question, blind.images, blind.image_expected) == ("Find x.", [], True)
+
+
+def test_verl_own_reward_model_is_refused_with_the_remedy(service: FakeService) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.reward_model\.enable=True"):
+        asyncio.run(
+            verl.compute_score("d", "1", "3", None, reward_router_address="10.0.0.1:80", reward_model_tokenizer=1)
+        )
+    with pytest.raises(ConfigError, match="vlgenrm serve"):
+        verl.JudgeRewardManager(None, None, reward_router_address="10.0.0.1:80")
+
+
+def test_tokens_that_mark_thinking_survive_decoding() -> None:
+    def tokenizer(*special: str) -> Any:
+        texts = {True: "abA star.", False: "[THINK]ab[/THINK]A star.</s>"}
+        return SimpleNamespace(
+            all_special_tokens=special, decode=lambda ids, skip_special_tokens: texts[skip_special_tokens]
+        )
+
+    assert decode_response(tokenizer("</s>", "[THINK]", "[/THINK]"), [1]) == "<think>ab</think>A star.</s>"
+    assert decode_response(tokenizer("</s>"), [1]) == "abA star."
 
 
 def test_a_label_question_is_shown_with_its_images_or_the_prompts() -> None:
@@ -262,11 +291,3 @@ def test_a_missing_address_names_the_variable(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv(clients.URL_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match="VLGENRM_URL"):
         trl.vlgenrm_reward(["q"], ["1"])
-
-
-def test_importing_all_adapters_is_light() -> None:
-    names = "areal, easyr1, ms_swift, nemo_rl, roll, skyrl, slime, trl, verifiers, verl"
-    heavy = ("torch", "ray", "vllm", "transformers")
-    code = f"import sys\nfrom vlgenrm_ray.adapters import {names}\nprint([m for m in {heavy!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -69,6 +69,7 @@ class RecordingJudge:
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingJudge]:
     recording = RecordingJudge()
+    monkeypatch.setenv(clients.PROBE_VARIABLE, "0")
     adapters = (areal, easyr1, ms_swift, nemo_rl, roll, skyrl, slime, trl, verifiers_adapter, verl_adapter, clients)
     for module in adapters:
         for name, client in (("judge_client", recording.blocking), ("async_judge_client", recording.asynchronous)):

@@ -8,8 +8,14 @@ shared client (`clients.py`) and turns replies into rewards (`rewards.py`). READ
 one.
 """
 
-from vlgenrm_ray.adapters.clients import async_judge_client, judge_client
-from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, response_text, sample_images
+from vlgenrm_ray.adapters.clients import async_judge_client, check_service, judge_client
+from vlgenrm_ray.adapters.inputs import (
+    build_score_input,
+    decode_response,
+    optional_import,
+    response_text,
+    sample_images,
+)
 from vlgenrm_ray.adapters.rewards import optional_rewards, required_rewards
 from vlgenrm_ray.judge.label import Label, read_label, write_label
 from vlgenrm_ray.judge.protocol import ScoreInput
@@ -19,6 +25,8 @@ __all__ = [
     "ScoreInput",
     "async_judge_client",
     "build_score_input",
+    "check_service",
+    "decode_response",
     "judge_client",
     "optional_import",
     "optional_rewards",

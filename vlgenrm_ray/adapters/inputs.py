@@ -11,7 +11,7 @@ from vlgenrm_ray.judge.chat_templates import last_question
 from vlgenrm_ray.judge.conversation import message_images, message_text, refers_to_image
 from vlgenrm_ray.judge.label import Label, is_missing
 from vlgenrm_ray.judge.protocol import ScoreInput
-from vlgenrm_ray.judge.thinking import resume_thinking
+from vlgenrm_ray.judge.thinking import normalize_thinking, resume_thinking
 
 ALLOW_BLIND_VARIABLE = "VLGENRM_ALLOW_BLIND"
 _IMAGE_COLUMNS = ("images", "image", "multi_modal_data", "multi_modal_inputs", "multimodal_inputs")
@@ -99,6 +99,19 @@ def response_text(response: Any) -> str:
     if isinstance(response, str):
         return response
     return "\n".join(message_text(as_mapping(message)) for message in response)
+
+
+def decode_response(tokenizer: Any, ids: Any) -> str:
+    """Decode the tokens of a response, without special tokens other than those that mark its thinking.
+
+    Args:
+        tokenizer: Tokenizer of the policy, as in transformers.
+        ids: Token ids, without padding.
+    """
+    special = getattr(tokenizer, "all_special_tokens", ())
+    if all(normalize_thinking(token) == token for token in special):
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+    return normalize_thinking(str(tokenizer.decode(ids, skip_special_tokens=False)))
 
 
 def as_mapping(message: Any) -> Any:

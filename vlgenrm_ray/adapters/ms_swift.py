@@ -1,4 +1,4 @@
-"""ms-swift's GRPO: `--external_plugins plugin.py --reward_funcs vlgenrm`, where plugin.py is the one line
+"""ms-swift's GRPO (read: 4.6.0): `--external_plugins plugin.py --reward_funcs vlgenrm`, where plugin.py is the one line
 `import vlgenrm_ray.adapters.ms_swift`. Do not pass this file itself: ms-swift would put its folder first on the import
 path and find our `trl.py` instead of TRL.
 
@@ -10,7 +10,7 @@ ms-swift turns None into 0: an item without a reward raises, see `rewards.py`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.adapters.clients import async_judge_client
+from vlgenrm_ray.adapters.clients import async_judge_client, check_service
 from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
 from vlgenrm_ray.judge.label import Label, read_label, reference_text
@@ -24,6 +24,7 @@ class JudgeReward(optional_import("swift.rewards.orm:AsyncORM")):  # type: ignor
 
     def __init__(self, args: Any = None, **_: Any) -> None:
         self.args = args
+        check_service()
 
     async def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
         """Return one reward per completion."""

@@ -10,7 +10,7 @@ NeMo-RL cannot mask a sample: an item without a reward raises, see `rewards.py`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.adapters.clients import judge_client
+from vlgenrm_ray.adapters.clients import check_service, judge_client
 from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
 from vlgenrm_ray.judge.chat_templates import last_question
@@ -26,6 +26,7 @@ class Environment(optional_import("nemo_rl.environments.interfaces:EnvironmentIn
 
     def __init__(self, cfg: Mapping[str, Any] | None = None) -> None:
         self.cfg = dict(cfg or {})
+        check_service(self.cfg.get("url"), self.cfg.get("token"))
 
     def step(self, message_log_batch: Sequence[Sequence[Mapping[str, Any]]], metadata: Sequence[Any]) -> Any:
         """Score a batch of conversations that end with the policy's answer. Every episode ends here."""

@@ -8,7 +8,7 @@ It cannot mask a sample: an item without a reward raises, see `rewards.py`.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from vlgenrm_ray.adapters.clients import judge_client
+from vlgenrm_ray.adapters.clients import check_service, judge_client
 from vlgenrm_ray.adapters.inputs import build_score_input, optional_import, sample_images
 from vlgenrm_ray.adapters.rewards import required_rewards
 from vlgenrm_ray.judge.label import read_label
@@ -59,6 +59,7 @@ class JudgeRewardWorker(optional_import("roll.distributed.executor.worker:Worker
     @_register("ONE_TO_ALL")
     def initialize(self, pipeline_config: Any) -> None:
         """Load the tokenizer."""
+        check_service()
         super().initialize(pipeline_config)
         provider = optional_import("roll.models.model_providers:default_tokenizer_provider")
         self.tokenizer = provider(model_args=self.worker_config.model_args)

@@ -1,9 +1,9 @@
-"""verifiers (v1 and the rubrics before it), and thereby prime-rl.
+"""verifiers (read: 0.4.0), and thereby prime-rl.
 
-v1: `--taskset.task.rewards.vlgenrm.fn vlgenrm_ray.adapters.verifiers.reward`, or call it from a `@vf.reward` method.
-Rubrics: `vf.Rubric(funcs=[rubric_reward])`.
-Images are the prompt's `image_url` parts. An item without a reward raises, as is verifiers' own convention: the rollout
-is recorded as failed and not scored. Leave VLGENRM_FAILED_REWARD unset here.
+`--env.taskset.task.rewards.vlgenrm.fn vlgenrm_ray.adapters.verifiers.reward`, or call it from a `@vf.reward` method.
+Versions before 0.4 have rubrics: `vf.Rubric(funcs=[rubric_reward])`.
+Images are the prompt's `image_url` parts (the task's `image` is a container's). An item without a reward raises, as is
+verifiers' own convention: the rollout is recorded as failed and not scored. Leave VLGENRM_FAILED_REWARD unset here.
 """
 
 from typing import Any

@@ -95,7 +95,7 @@ def _python(machine: Machine) -> Check:
         name="python",
         status=CheckStatus.OK if good else CheckStatus.FAIL,
         result=".".join(map(str, version)),
-        remedy="" if good else f"install Python 3.11 or 3.12, then: {_SETUP}",
+        remedy="" if good else f"the engines need Python 3.11 or 3.12 (client and adapters: 3.10 or later): {_SETUP}",
     )
 
 

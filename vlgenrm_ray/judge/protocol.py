@@ -154,6 +154,26 @@ class JudgeProtocol:
         self.uploaded.add(image.reference)
         return None
 
+    def read_model(self, answer: httpx.Response | Exception) -> str:
+        """Return the version in an answer to `GET /v1/model`, "" if it has none yet. Raises RemoteError."""
+        url = f"{self.url}/v1/model"
+        # Starting, or behind a proxy that lets only POST through.
+        if isinstance(answer, httpx.Response) and answer.status_code in (405, 501, 502, 503):
+            return ""
+        if isinstance(answer, Exception) or answer.status_code in (401, 403):
+            refused = isinstance(answer, httpx.Response)
+            raise (RemoteRefusalError if refused else RemoteError)(_explain(url, answer, 1)) from (
+                answer if isinstance(answer, Exception) else None
+            )
+        try:
+            version = answer.json()["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RemoteError(
+                f"{url}: {answer.status_code} {answer.reason_phrase}: not a judge's answer; is this the address and "
+                "port of `vlgenrm serve`?"
+            ) from error
+        return str(version)
+
     def _score_batch(
         self, items: Sequence[ScoreItem], uploads: ImageUploads, deadline: float | None
     ) -> Generator[Any, Any, list[ScoreReply]]:
@@ -298,7 +318,7 @@ def _explain(url: str, answer: httpx.Response | Exception, attempts: int) -> str
         return f"{url}: no answer in time{times}; raise timeout_s, or give deadline_s for partial results"
     if isinstance(answer, Exception):
         return f"{url}: {type(answer).__name__}: {answer}{times}; is the service up, and the address right?"
-    remedy = "; give the service's token" if answer.status_code in (401, 403) else ""
+    remedy = "; give the service's token (adapters: VLGENRM_TOKEN)" if answer.status_code in (401, 403) else ""
     return f"{url}: {answer.status_code} {answer.reason_phrase}{times}: {_detail(answer)}{remedy}"
 
 

@@ -10,14 +10,17 @@ retries are in `protocol.py`.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import cache
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import httpx
+from typing_extensions import Self
 
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
@@ -29,6 +32,9 @@ __all__ = ["AsyncRemoteJudge", "RemoteJudge", "ScoreInput"]
 _T = TypeVar("_T")
 _TIMEOUT_S = 330.0
 """Longer than a service takes for a request without a deadline, by its default limits."""
+_CHECK_TIMEOUT_S = 10.0
+_CHECK_PAUSE_S = 1.0
+_log = logging.getLogger("vlgenrm_ray.client")
 
 
 class RemoteJudge:
@@ -48,7 +54,7 @@ class RemoteJudge:
         """Create the client; the first call connects.
 
         Args:
-            url: Address of the service, `http://` or `https://`.
+            url: Address of the service, `http://` or `https://`. `http://any:TOKEN@host` contains the token too.
             token: Bearer token, if the service requires one.
             timeout_s: Limit of one attempt of a call without a deadline, in seconds.
             retries: Attempts after the first, see `protocol.py`.
@@ -59,7 +65,8 @@ class RemoteJudge:
         Raises:
             ConfigError: `url` has another scheme.
         """
-        self._protocol = JudgeProtocol(_check_url(url), timeout_s=timeout_s, retries=retries, limits=limits)
+        url, token = _split_token(_check_url(url), token)
+        self._protocol = JudgeProtocol(url, timeout_s=timeout_s, retries=retries, limits=limits)
         self._http = httpx.Client(transport=transport, **_client_settings(url, token, max_connections))
         self._uploading: dict[str, threading.Lock] = {}
 
@@ -87,6 +94,40 @@ class RemoteJudge:
     def rank(self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None) -> RankResponse:
         """Rank responses to the item's question from best to worst; `response` of `item` is ignored."""
         return rank_replies(self.score(_variants(item, responses), deadline_s=deadline_s))
+
+    def check(self, *, patience_s: float = 0.0) -> str:
+        """Ask the service for its model, without scoring anything.
+
+        Args:
+            patience_s: Seconds in which a failed connection is tried again, for a service that is starting.
+
+        Returns:
+            The version of its model; "" while the service is starting.
+
+        Raises:
+            RemoteError: There is no service at the address, or it is no judge.
+            RemoteRefusalError: The service refuses the token.
+        """
+        end = time.monotonic() + patience_s
+        while True:
+            answer = self._get("/v1/model")
+            if not isinstance(answer, httpx.TransportError) or time.monotonic() >= end:
+                return self._protocol.read_model(answer)
+            if patience_s:
+                _log.warning(
+                    "%s cannot be reached (%s); trying for %.0f s",
+                    self._protocol.url,
+                    type(answer).__name__,
+                    patience_s,
+                )
+                patience_s = 0.0
+            time.sleep(_CHECK_PAUSE_S)
+
+    def _get(self, path: str) -> httpx.Response | httpx.TransportError:
+        try:
+            return self._http.get(path, timeout=_CHECK_TIMEOUT_S)
+        except httpx.TransportError as error:
+            return error
 
     def close(self) -> None:
         """Close the pooled connections."""
@@ -139,9 +180,8 @@ class AsyncRemoteJudge:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Create the client, see `RemoteJudge`. `uploaded`: image references that clients of one service share."""
-        self._protocol = JudgeProtocol(
-            _check_url(url), timeout_s=timeout_s, retries=retries, limits=limits, uploaded=uploaded
-        )
+        url, token = _split_token(_check_url(url), token)
+        self._protocol = JudgeProtocol(url, timeout_s=timeout_s, retries=retries, limits=limits, uploaded=uploaded)
         self._http = httpx.AsyncClient(transport=transport, **_client_settings(url, token, max_connections))
         self._uploading: dict[str, asyncio.Lock] = {}
 
@@ -200,9 +240,30 @@ class AsyncRemoteJudge:
 
 
 def _check_url(url: str) -> str:
+    shown = "(not shown, it contains a token)" if "@" in url else repr(url)
     if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"url {url!r}: the address of a served judge must begin with http:// or https://")
+        raise ConfigError(f"url {shown}: the address of a served judge must begin with http:// or https://")
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"url {shown}: {'not a valid address' if '@' in url else error}") from None
     return url.rstrip("/")
+
+
+def _split_token(url: str, token: str | None) -> tuple[str, str | None]:
+    """Split `http://any:TOKEN@host` into address and token, since messages name the address."""
+    address = httpx.URL(url)
+    if not address.userinfo:
+        return url, token
+    _warn_of_token_in_url()
+    return str(address.copy_with(userinfo=b"")).rstrip("/"), token or address.password or address.username
+
+
+@cache
+def _warn_of_token_in_url() -> None:
+    _log.warning(
+        "the token of the judge is part of its URL, which many programs print; give it as VLGENRM_TOKEN, or as `token`"
+    )
 
 
 def _client_settings(url: str, token: str | None, max_connections: int) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 An item that could not be scored has `reward: null` and a status with the reason, never the reward 0: 0 is a verdict.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,10 +19,16 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import Self
 
 from vlgenrm_ray.errors import DropReason, InputError
 from vlgenrm_ray.judge.chat_templates import mentions_image, strip_special_tokens
 from vlgenrm_ray.judge.conversation import image_urls, strip_tokens, to_openai_messages
+
+if sys.version_info >= (3, 11):
+    from enum import StrEnum
+else:
+    from backports.strenum import StrEnum
 
 MAX_TEXT = 64_000
 """Most characters of a question, response or reference."""
