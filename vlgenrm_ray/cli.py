@@ -271,20 +271,53 @@ def label(
 
 @app.command()
 def benchmark(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Benchmarks, or import paths package.module:Name.")
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Benchmarks, or import paths module:Name.")],
     data: Annotated[list[Path], typer.Option(help="Questions with labels; once per benchmark, in their order.")],
+    model: Annotated[str, typer.Option(help="Measure a model folder, a hub name, or pack:vlm.")] = "",
+    url: Annotated[str, typer.Option(help="Measure a served judge; its token is VLGENRM_API_TOKEN.")] = "",
+    judge: Annotated[str, typer.Option(help="Measure a BenchmarkModel of your own: package.module:Name.")] = "",
     answers: Annotated[
-        list[Path] | None, typer.Option(help="Stored answers to score; once per benchmark. Starts no engine.")
+        list[Path] | None, typer.Option(help="Score stored answers; once per benchmark. Starts no engine.")
     ] = None,
     allow_missing: Annotated[bool, typer.Option(help="Score the answered questions if others are not.")] = False,
+    images: Annotated[
+        list[str] | None, typer.Option(help="Folder of images; once per benchmark or for all. Default: that of --data.")
+    ] = None,
+    role: Annotated[str, typer.Option(help="judge, pairwise_judge or policy; default: the benchmark's.")] = "",
+    blind: Annotated[bool, typer.Option(help="Show no image: what the texts alone give away.")] = False,
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,
+    set_: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder to continue from; default: a temporary one.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    address: Address = None,
 ) -> None:
     """Score a model on benchmarks by their official rules, beside other programs' rules and ours with intervals."""
-    from vlgenrm_ray.entrypoints import run_benchmarks
+    from vlgenrm_ray import entrypoints
 
-    run_benchmarks(names, data, answers=answers or (), allow_missing=allow_missing, out=out)
+    if sum(map(bool, (model, url, judge, answers))) != 1:
+        raise typer.BadParameter("give exactly one of --model, --url, --judge and --answers")
+    if role not in ("", "judge", "pairwise_judge", "policy"):
+        raise typer.BadParameter(f"{role!r}: judge, pairwise_judge or policy", param_hint="--role")
+    if answers:
+        entrypoints.score_stored_answers(names, data, answers, allow_missing=allow_missing, out=out)
+        return
+    entrypoints.run_benchmarks(
+        names,
+        data,
+        images=tuple(images or ()),
+        model=model,
+        url=url,
+        judge=judge,
+        role=role,
+        path=config,
+        overrides=tuple(set_ or ()),
+        blind=blind,
+        run=run,
+        out=out,
+        address=address,
+    )
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from rich.console import Console
 
-from vlgenrm_ray import co_training, config, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray import co_training, config, pipeline, plan, plugins, policy_pipeline, recipe
 from vlgenrm_ray.cluster import connection, resources, run_folder
 from vlgenrm_ray.cluster.resources import ResourceRequest
 from vlgenrm_ray.config import RunConfig
@@ -26,7 +26,8 @@ from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.config import ServingConfig
 
 if TYPE_CHECKING:
-    from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask
+    from vlgenrm_ray.evaluation.benchmark_models import BenchmarkModel
+    from vlgenrm_ray.evaluation.benchmark_run import BenchmarkResult, BenchmarkTask
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 
@@ -215,11 +216,11 @@ def score(
         console.print(f"\n-- critique {number}\n{critique.text}", markup=False)
 
 
-def run_benchmarks(
+def score_stored_answers(
     names: Sequence[str],
     data: Sequence[Path],
+    answers: Sequence[Path],
     *,
-    answers: Sequence[Path] = (),
     allow_missing: bool = False,
     out: Path | None = None,
 ) -> list[dict[str, Any]]:
@@ -238,9 +239,7 @@ def run_benchmarks(
     Raises:
         InputError: A name is unknown, a file cannot be read, or the numbers of names and files differ.
     """
-    from vlgenrm_ray.data.store import write_json
     from vlgenrm_ray.evaluation import benchmark_run
-    from vlgenrm_ray.report import benchmark_tables
 
     tasks = _benchmark_tasks(names, data)
     if len(answers) != len(tasks):
@@ -249,6 +248,111 @@ def run_benchmarks(
         benchmark_run.score_answers(task, path, allow_missing=allow_missing)
         for task, path in zip(tasks, answers, strict=True)
     ]
+    return _print_benchmarks(results, out)
+
+
+def run_benchmarks(
+    names: Sequence[str],
+    data: Sequence[Path],
+    *,
+    images: Sequence[str] = (),
+    model: str = "",
+    url: str = "",
+    judge: str = "",
+    role: str = "",
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    blind: bool = False,
+    run: Path | None = None,
+    out: Path | None = None,
+    address: str | None = None,
+) -> list[dict[str, Any]]:
+    """Measure a model on benchmarks, and print the results. Exactly one of `model`, `url` and `judge` is required.
+
+    Args:
+        names: Benchmarks: keys of `BENCHMARKS`, or import paths.
+        data: File or folder of the questions of each of them.
+        images: Folder or URI of the images of each of them, or one for all; default: the folders of `data`.
+        model: Model folder, hub name, or `pack:vlm`, measured on Ray.
+        url: Address of a served judge. Its token comes from VLGENRM_API_TOKEN.
+        judge: Import path `package.module:Name` of a `BenchmarkModel`, created without arguments in this process.
+        role: judge, pairwise_judge or policy; default: that of each benchmark, for `url` judge.
+        path: Recipe whose judge, engine and actors are used; default: shapes.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+        blind: Show no image.
+        run: Folder of replies and results, from which an interrupted run continues; default: a temporary one.
+        out: JSON file for the results.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+
+    Returns:
+        The results as JSON, in the order of `names`.
+
+    Raises:
+        VlGenRMError: See `errors.py`.
+    """
+    import tempfile
+
+    from vlgenrm_ray.evaluation import benchmark_run
+    from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
+
+    tasks = _benchmark_tasks(names, data, images)
+    settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
+    own_role = BenchmarkRole(role) if role else BenchmarkRole.JUDGE if url else None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (run or Path(temporary)).absolute()
+        if model:
+            located = model_folder.locate(recipe.resolve(model))
+            requests = [request for request in plan.reward_requests(settings) if request.stage == "evaluation"]
+            resources.check_resources(requests, connection.connect(address, offline=True))
+            results = benchmark_run.measure_engine(
+                tasks,
+                settings.evaluation,
+                judge=settings.judge,
+                model=located,
+                name=model,
+                role=own_role,
+                folder=folder,
+                blind=blind,
+            )
+        else:
+            results = benchmark_run.measure_here(
+                tasks,
+                _model_here(url, judge, settings),
+                name=url or judge,
+                role=own_role,
+                folder=folder,
+                no_image_share=settings.evaluation.no_image_share,
+                blind=blind,
+            )
+    return _print_benchmarks(results, out)
+
+
+def _model_here(url: str, judge: str, settings: RunConfig) -> "BenchmarkModel":
+    from vlgenrm_ray.evaluation.benchmark_models import BenchmarkModel, ServedModel
+    from vlgenrm_ray.judge.remote import RemoteJudge
+
+    if url:
+        limits = settings.evaluation.images
+        return ServedModel(RemoteJudge(url, token=ApiTokens.from_environment().api or None, limits=limits), limits)
+    model: BenchmarkModel = plugins.load(judge, {}, "--judge")()
+    return model
+
+
+def _benchmark_tasks(names: Sequence[str], data: Sequence[Path], images: Sequence[str] = ()) -> "list[BenchmarkTask]":
+    from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask
+
+    if len(data) != len(names):
+        raise InputError(f"{len(data)} --data for {len(names)} benchmarks; give one for each, in their order")
+    if len(images) not in (0, 1, len(names)):
+        raise InputError(f"{len(images)} --images for {len(names)} benchmarks; give one for each, or one for all")
+    folders = list(images) * len(names) if len(images) == 1 else list(images) or [""] * len(names)
+    return [BenchmarkTask(name=n, data=path, images=i) for n, path, i in zip(names, data, folders, strict=True)]
+
+
+def _print_benchmarks(results: "Sequence[BenchmarkResult]", out: Path | None) -> list[dict[str, Any]]:
+    from vlgenrm_ray.data.store import write_json
+    from vlgenrm_ray.report import benchmark_tables
+
     console = Console(highlight=False)
     rows = [result.as_json() for result in results]
     for row in rows:
@@ -257,14 +361,6 @@ def run_benchmarks(
         write_json(out, {"results": rows})
         console.print(f"written {out}", markup=False, soft_wrap=True)
     return rows
-
-
-def _benchmark_tasks(names: Sequence[str], data: Sequence[Path]) -> "list[BenchmarkTask]":
-    from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask
-
-    if len(data) != len(names):
-        raise InputError(f"{len(data)} --data for {len(names)} benchmarks; give one for each, in their order")
-    return [BenchmarkTask(name=name, data=path) for name, path in zip(names, data, strict=True)]
 
 
 def serve(

@@ -63,7 +63,8 @@ def count_lines(result: Mapping[str, Any]) -> list[str]:
 def _subject(result: Mapping[str, Any]) -> str:
     if "answers" in result:
         return str(result["answers"]).rsplit("/", 1)[-1]
-    return f"{result['model']} as {result['role']}".replace("_", " ")
+    shown = "without images" if result["blind"] else ""
+    return f"{result['model']} as {result['role'].replace('_', ' ')} {shown}".rstrip()
 
 
 def _cells(name: str, row: Mapping[str, Any], rules: Sequence[str]) -> tuple[str, ...]:

@@ -67,6 +67,8 @@ class BenchmarkReply:
     """The answer; empty if the request was to reward."""
     num_tokens: int = 0
     """Generated tokens; 0 if the service does not count them."""
+    seconds: float = 0.0
+    """The request's share of the time of its batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
