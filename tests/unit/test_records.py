@@ -2,13 +2,15 @@ import dataclasses
 
 import factories
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray import records
 from vlgenrm_ray.data import arrow
-from vlgenrm_ray.records import CheckedResponse, Critique, Finding, Preference, Response, Truth
+from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.records import CheckedResponse, Critique, Finding, Preference, Question, Response, Truth
 
 
 def checked() -> CheckedResponse:
@@ -56,7 +58,7 @@ def test_an_abstaining_critique_is_stored_unchanged() -> None:
 def test_a_missing_field_is_an_error_not_a_default() -> None:
     row = arrow.to_row(factories.preference())
     del row["chosen"]
-    with pytest.raises(KeyError, match="chosen"):
+    with pytest.raises(InputError, match="lacks chosen"):
         arrow.from_row(Preference, row)
 
 
@@ -65,3 +67,32 @@ def test_every_record_has_an_arrow_schema() -> None:
     assert {Response, CheckedResponse, Preference, Critique} <= set(record_types)
     for cls in record_types:
         assert isinstance(arrow.arrow_schema(cls), pa.Schema)
+
+
+def test_a_row_of_an_earlier_version_has_the_defaults_of_newer_fields() -> None:
+    row = arrow.to_row(factories.question())
+    del row["kind"], row["reference"]
+    assert arrow.from_row(Question, row) == factories.question(kind="", reference=None)
+
+
+def test_a_row_that_lacks_a_required_field_is_refused_with_the_remedy() -> None:
+    row = arrow.to_row(factories.question())
+    del row["text"]
+    with pytest.raises(InputError, match=r"a row of Question lacks text: another version .* make it again"):
+        arrow.from_row(Question, row)
+
+
+def test_addresses_are_converted_also_inside_lists() -> None:
+    questions = [
+        factories.question("a", more_images=(factories.image(uri="/b.png"), factories.image(uri="/c.png"))),
+        factories.question("b", image=factories.image(uri="/d.png")),
+    ]
+    table = arrow.map_uris(arrow.to_table(Question, questions), lambda uris: pc.binary_join_element_wise("x", uris, ""))
+    for part in (table, table.slice(1)):
+        converted = arrow.from_table(Question, part)
+        assert converted[-1].image.uri == "x/d.png"
+        assert converted[-1].more_images == ()
+    first = arrow.from_table(Question, table)[0]
+    assert [image.uri for image in first.images] == ["x/nowhere.png", "x/b.png", "x/c.png"]
+    again = arrow.map_uris(table.slice(0, 1), lambda uris: pc.utf8_slice_codeunits(uris, start=1))
+    assert arrow.from_table(Question, again)[0].more_images == questions[0].more_images

@@ -3,10 +3,12 @@
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from vlgenrm_ray.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,11 +27,23 @@ def to_row(record: Any) -> dict[str, Any]:
 
 
 def from_row(cls: type[R], row: dict[str, Any]) -> R:
-    """Convert a plain row to a record; names without a field are ignored. Raises KeyError for a missing field."""
+    """Convert a plain row to a record.
+
+    Names without a field are ignored, and a field that the row lacks has its default: rows of other versions can be
+    read, as far as their fields allow.
+
+    Raises:
+        InputError: The row lacks a field that has no default.
+    """
     plan = _plan(cls)
-    values = {name: row[name] for name in plan.hints}
+    values = {name: row[name] for name in plan.hints if name in row}
+    if len(values) < len(plan.hints) and (missing := plan.required - values.keys()):
+        raise InputError(
+            f"a row of {cls.__name__} lacks {', '.join(sorted(missing))}: another version of vlgenrm-ray wrote it; "
+            "read it with that version, or make it again"
+        )
     for name, read in plan.readers.items():
-        if values[name] is not None:
+        if values.get(name) is not None:
             values[name] = read(values[name])
     return cls(**values)
 
@@ -44,6 +58,8 @@ class _Plan:
     """Field -> converter from its Arrow value, for the fields that need one."""
     writers: dict[str, Callable[[Any], Any]]
     """Field -> converter to its Arrow value, for the fields that need one."""
+    required: frozenset[str]
+    """Fields without a default."""
 
 
 _PLANS: dict[type[Any], _Plan] = {}
@@ -56,7 +72,8 @@ def _plan(cls: type[Any]) -> _Plan:
         hints = {f.name: _without_none(resolved[f.name]) for f in fields(cls)}
         readers = {name: read for name, hint in hints.items() if (read := _reader(hint))}
         writers = {name: write for name, hint in hints.items() if (write := _writer(hint))}
-        _PLANS[cls] = _Plan(hints, readers, writers)
+        required = frozenset(f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING)
+        _PLANS[cls] = _Plan(hints, readers, writers, required)
     return _PLANS[cls]
 
 
@@ -130,7 +147,7 @@ def from_table(cls: type[R], table: "pa.Table") -> list[R]:
 
 
 def map_uris(table: "pa.Table", convert: Callable[["pa.Array"], "pa.Array"]) -> "pa.Table":
-    """Apply `convert` to every text column named `uri`, also inside structs (not inside lists)."""
+    """Apply `convert` to every text column named `uri`, also inside structs and lists."""
     for index, column in enumerate(table.schema):
         if _has_uri(column):
             array = table.column(index).combine_chunks()
@@ -141,12 +158,20 @@ def map_uris(table: "pa.Table", convert: Callable[["pa.Array"], "pa.Array"]) -> 
 def _has_uri(column: "pa.Field") -> bool:
     import pyarrow.types
 
+    if pyarrow.types.is_list(column.type):
+        return _has_uri(column.type.value_field)
     return column.name == "uri" or (pyarrow.types.is_struct(column.type) and any(map(_has_uri, column.type)))
 
 
 def _map_uris(column: "pa.Field", array: "pa.Array", convert: Callable[["pa.Array"], "pa.Array"]) -> "pa.Array":
     import pyarrow as pa
+    import pyarrow.compute as pc
 
+    if pa.types.is_list(column.type):
+        values = _map_uris(column.type.value_field, array.flatten(), convert)
+        lengths = array.value_lengths().fill_null(0).cast(pa.int32())
+        offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
+        return pa.ListArray.from_arrays(offsets, values, mask=array.is_null() if array.null_count else None)
     if column.name == "uri":
         return convert(array)
     children = [
