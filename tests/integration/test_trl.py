@@ -119,6 +119,7 @@ def test_samples_without_a_reward_are_masked_and_not_zero(tmp_path: Path) -> Non
 def test_a_service_that_is_not_there_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(clients.URL_VARIABLE, "http://127.0.0.1:9")
     monkeypatch.setattr(clients, "RETRIES", 1)
+    monkeypatch.setattr(clients, "PROBE_S", 0.0)
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9"):
         train(tmp_path, ITEMS[:2])
     assert not list(tmp_path.rglob("*.parquet"))
