@@ -43,7 +43,7 @@ def accuracy_by_round(rounds: Sequence[RoundData]) -> str:
     for number, (name, row) in enumerate(_baselines(rounds[-1]).items(), start=2):
         axes.axhline(row, color=_SERIES[number], lw=1, ls=":", label=f"blind: {name}")
     axes.set_xticks(numbers, [r.name for r in rounds])
-    axes.legend(frameon=False, labelcolor=_TEXT)
+    _add_legend(figure)
     return _to_svg(figure, "Held-out accuracy with its 95 % interval and AUROC by round")
 
 
@@ -78,7 +78,7 @@ def accuracy_by_kind(rounds: Sequence[RoundData]) -> str:
     axes.set_yticks(range(len(kinds)), [kind or "(none)" for kind in kinds])
     axes.set_ylim(len(kinds) - 0.4, -0.6)
     axes.set_xlabel("accuracy")
-    axes.legend(frameon=False, labelcolor=_TEXT)
+    _add_legend(figure)
     return _to_svg(figure, "Held-out accuracy by kind of pair")
 
 
@@ -96,7 +96,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
         )
     axes.set_xlabel("mean reward of the bin")
     axes.set_ylabel("share of right responses")
-    axes.legend(frameon=False, labelcolor=_TEXT)
+    _add_legend(figure)
     return _to_svg(figure, "Reliability diagram: share of right responses over mean reward")
 
 
@@ -110,7 +110,7 @@ def margin_histogram(rounds: Sequence[RoundData]) -> str:
     axes.axvline(0, color=_LINE, lw=1)
     axes.set_xlabel("margin: reward of the chosen minus that of the rejected response")
     axes.set_ylabel("share of combinations")
-    axes.legend(frameon=False, labelcolor=_TEXT)
+    _add_legend(figure)
     return _to_svg(figure, "Margins of all combinations of critiques before selection")
 
 
@@ -128,7 +128,7 @@ def critique_histogram(by_decision: Mapping[str, Array]) -> str:
     )
     axes.set_xlabel("probability of the right verdict")
     axes.set_ylabel("critiques")
-    axes.legend(frameon=False, labelcolor=_TEXT)
+    _add_legend(figure)
     return _to_svg(figure, "Critiques by probability of the right verdict and result of the selection")
 
 
@@ -155,7 +155,7 @@ def policy_curves(policies: Mapping[str, PolicyData]) -> list[tuple[str, str]]:
                 axes.plot(*zip(*curve, strict=True), color=_SERIES[number % 8], marker=marker, label=name)
         axes.set_xlabel("step")
         if len(policies) > 1:
-            axes.legend(frameon=False, labelcolor=_TEXT)
+            _add_legend(figure)
         svg = _to_svg(figure, panel.title)
         if num_points:
             charts.append((panel.title, svg))
@@ -171,7 +171,7 @@ def lines_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: s
         axes.set_xscale("log", base=2)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.legend(frameon=False, labelcolor=_TEXT)
+    _add_legend(figure)
     return _to_svg(figure, title)
 
 
@@ -189,6 +189,11 @@ def _new_chart(height: float = 3.2) -> "tuple[Figure, Axes]":
     axes.grid(color=_LINE, lw=0.5)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _add_legend(figure: "Figure") -> None:
+    """Name the curves below the axes, where the legend hides no point."""
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=_TEXT, fontsize=9)
 
 
 def _to_svg(figure: "Figure", title: str) -> str:
