@@ -1,4 +1,4 @@
-"""The service on a real engine, shared by the tests of `tests/integration`."""
+"""The service on a real engine, shared by the tests of `tests/integration` and `tests/whole`."""
 
 import os
 import subprocess
@@ -42,10 +42,10 @@ START_S = 300.0
 
 
 @contextmanager
-def service() -> Iterator[httpx.Client]:
+def service(config: ServingConfig = CONFIG) -> Iterator[httpx.Client]:
     """Start the service on a free port of the connected Ray, and yield a client."""
     os.environ |= {API_TOKEN: USER_SECRET, OPERATOR_TOKEN: OPERATOR_SECRET}
-    config = CONFIG.model_copy(update={"tokens": ApiTokens.from_environment()})
+    config = config.model_copy(update={"tokens": ApiTokens.from_environment()})
     url = launch.start(config, host="127.0.0.1", port=free_port())
     with httpx.Client(base_url=url, headers=USER, timeout=START_S) as client:
         until_ready(client)

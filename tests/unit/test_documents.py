@@ -303,3 +303,13 @@ def heading_anchors(document: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a document."""
     headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_tables_name_the_versions_of_trainers_that_are_run() -> None:
+    tables = "".join((ROOT / f"vlgenrm_ray/{room}/README.md").read_text() for room in ("adapters", "serving"))
+    tables = re.sub(r"[`-]", "", tables).casefold()
+    scripts = sorted((ROOT / "tests/trainers").glob("run_*.py"))
+    assert scripts
+    for script in scripts:
+        name, version = re.findall(r'dependencies = \[\s*(?:#\s*)?"([\w-]+)==([\d.]+)"', script.read_text())[0]
+        assert re.search(rf"{name.replace('-', '')} [\d.and ]*{re.escape(version)}\b", tables), (name, version)

@@ -1,4 +1,4 @@
-"""AReaL (read: 1.0.4). Workflows that await the judge, and a reward function for AReaL's own workflows.
+"""AReaL (run: 1.0.4). Workflows that await the judge, and a reward function for AReaL's own workflows.
 
 Workflow: `workflow="vlgenrm_ray.adapters.areal.JudgeVisionRLVRWorkflow"` (or `JudgeRLVRWorkflow`), with the
 `workflow_kwargs` of AReaL's class of that name except `reward_fn`. Use it wherever a workflow can be chosen.

@@ -1,4 +1,4 @@
-"""ms-swift's GRPO (read: 4.6.0): `--external_plugins plugin.py`, where plugin.py is the one line
+"""ms-swift's GRPO (run: 4.6.0): `--external_plugins plugin.py`, where plugin.py is the one line
 `import vlgenrm_ray.adapters.ms_swift`. Do not pass this file itself: ms-swift would put its folder first on the import
 path and find our `trl.py` instead of TRL.
 

@@ -1,4 +1,4 @@
-"""OpenRLHF (read: 0.11.2): `--train.agent_func_path .../vlgenrm_ray/adapters/openrlhf.py`.
+"""OpenRLHF (run: 0.11.2): `--train.agent_func_path .../vlgenrm_ray/adapters/openrlhf.py`.
 
 The executor generates as OpenRLHF's own and then asks the judge. Images are the sample's (`--data.image_key`): paths,
 base64 or bytes. The question is the last turn of the prompt; `--data.label_key` is a label (`judge/label.py`) or a

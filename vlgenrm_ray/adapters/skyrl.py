@@ -1,4 +1,4 @@
-"""SkyRL (read: skyrl-gym 0.4.0): `skyrl_gym.register("vlgenrm", entry_point="vlgenrm_ray.adapters.skyrl:JudgeEnv")`,
+"""SkyRL (run: skyrl-gym 0.4.0): `skyrl_gym.register("vlgenrm", entry_point="vlgenrm_ray.adapters.skyrl:JudgeEnv")`,
 rows with `env_class: vlgenrm`.
 
 Images are the prompt's `image_url` parts; `reward_spec.ground_truth` is a label (`judge/label.py`) or a plain text,

@@ -1,4 +1,4 @@
-"""verifiers (read: 0.4.0), and thereby prime-rl.
+"""verifiers (run: 0.4.0), and thereby prime-rl.
 
 `--env.taskset.task.rewards.vlgenrm.fn vlgenrm_ray.adapters.verifiers.reward`, or call it from a `@vf.reward` method.
 Versions before 0.4 have rubrics: `vf.Rubric(funcs=[rubric_reward])`.
