@@ -334,6 +334,47 @@ def inspect(
     inspect_source(path, overrides=tuple(set_ or ()), as_json=json)
 
 
+@app.command("best-of-n")
+def best_of_n(
+    run: Annotated[Path, typer.Option("--run", help="Folder of candidates and rewards, to continue from.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSON Lines: image, question, candidates, scores. Default: shapes and its truth."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Judge: a model folder, a hub name, or pack:vlm.")] = "",
+    url: Annotated[str, typer.Option(help="Judge: a served one; its token is VLGENRM_API_TOKEN.")] = "",
+    judge: Annotated[str, typer.Option(help="Judge: a BenchmarkModel of your own, package.module:Name.")] = "",
+    policy: Annotated[str, typer.Option(help="Shapes: model that answers.")] = "pack:vlm",
+    n: Annotated[int, typer.Option("-n", min=1, max=64, help="Shapes: candidates per question.")] = 64,
+    questions: Annotated[int, typer.Option(min=1, help="Shapes: number of questions.")] = 64,
+    images: Annotated[str | None, typer.Option(help="Folder of images; default: that of --data.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engines are used.")] = None,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    address: Address = None,
+) -> None:
+    """Measure the true score of a judge's pick among n candidates, n = 1 ... 64, and its regret to an oracle."""
+    from vlgenrm_ray import entrypoints
+
+    if sum(map(bool, (model, url, judge))) != 1:
+        raise typer.BadParameter("give exactly one of --model, --url and --judge")
+    entrypoints.best_of_n(
+        data=data,
+        policy=policy,
+        n=n,
+        num_questions=questions,
+        images=(images,) if images else (),
+        model=model,
+        url=url,
+        judge=judge,
+        path=config,
+        overrides=tuple(set_ or ()),
+        run=run,
+        out=out,
+        address=address,
+    )
+
+
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe to check against the cluster.")] = None,

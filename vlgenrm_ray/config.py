@@ -18,6 +18,8 @@ from vlgenrm_ray.curation.sources.rows import Columns
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.evaluation.benchmark_run import task_labels, tasks_of
+from vlgenrm_ray.evaluation.benchmarks import BenchmarkConfig
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.policy.config import PolicyConfig
@@ -96,10 +98,23 @@ class RunConfig(Settings):
     """Fine-tuning of the GenRM on the selected examples."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Judging of the held-out pairs after each round."""
+    benchmarks: tuple[BenchmarkConfig, ...] = ()
+    """Benchmarks that the judge of each round is measured on, the base model included; see `vlgenrm benchmark`."""
     rounds: RoundsConfig = RoundsConfig()
     """Number of rounds and when to stop."""
     serving: ServingConfig = ServingConfig()
     """HTTP service of the GenRM (`vlgenrm serve`)."""
+
+    @model_validator(mode="after")
+    def _watches_a_benchmark_of_the_run(self) -> Self:
+        labels = task_labels(tasks_of(self.benchmarks))
+        if self.rounds.stop is not None and self.rounds.stop.metric not in labels:
+            known = ", ".join(labels) or "none is listed"
+            raise ValueError(
+                f"rounds.stop.metric {self.rounds.stop.metric!r} is no benchmark of the recipe's benchmarks ({known}); "
+                "add it there, or watch another one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _reject_equal_critiques(self) -> Self:
@@ -206,6 +221,8 @@ class PolicyRunConfig(Settings):
     """Judge served by the run itself. None: the rewards are served elsewhere, or are functions."""
     policy: PolicyConfig
     """Rewards, rollouts, algorithm and training."""
+    benchmarks: tuple[BenchmarkConfig, ...] = ()
+    """Benchmarks of answers (`pope`, `hallusionbench`, `amber`) that the trained policy is measured on at the end."""
 
 
 class CoTrainingServingConfig(RunServingConfig):

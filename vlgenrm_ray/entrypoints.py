@@ -327,6 +327,109 @@ def run_benchmarks(
     return _print_benchmarks(results, out)
 
 
+def best_of_n(
+    *,
+    data: Path | None = None,
+    policy: str = "pack:vlm",
+    n: int = 64,
+    num_questions: int = 64,
+    images: Sequence[str] = (),
+    model: str = "",
+    url: str = "",
+    judge: str = "",
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    run: Path,
+    out: Path | None = None,
+    address: str | None = None,
+) -> list[dict[str, Any]]:
+    """Measure how good the best of n candidates is that a judge picks, on the user's candidates or on shapes.
+
+    Args:
+        data: File of candidates with true scores (see `benchmarks/best_of_n.py`). None: candidates are sampled for
+            held-out questions of the embedded world, and their score is the ground truth, 1 or 0.
+        policy: Model folder, hub name or `pack:vlm` that answers those questions.
+        n: Candidates per question.
+        num_questions: Number of those questions.
+        images: See `run_benchmarks`, as for the arguments not named here.
+        model: See `run_benchmarks`.
+        url: See `run_benchmarks`.
+        judge: See `run_benchmarks`.
+        path: Recipe; also its held-out split and seed, and the sampling of its first generator.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+        run: Folder of candidates, replies and results, from which an interrupted run continues.
+        out: JSON file for the results.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+
+    Returns:
+        The results as JSON.
+    """
+    run = run.absolute()
+    if data is None:
+        settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
+        data = _sample_shapes_candidates(settings, policy, n, num_questions, run, address)
+    return run_benchmarks(
+        ["best_of_n"],
+        [data],
+        images=images,
+        model=model,
+        url=url,
+        judge=judge,
+        path=path,
+        overrides=overrides,
+        run=run / "best-of-n",
+        out=out,
+        address=address,
+    )
+
+
+def _sample_shapes_candidates(
+    settings: RunConfig, policy: str, n: int, num_questions: int, run: Path, address: str | None
+) -> Path:
+    """Sample candidates for questions of the embedded world; return the file of candidates with their truth."""
+    import json
+
+    from vlgenrm_ray.data.store import StageFolder, write_text
+    from vlgenrm_ray.engines.contracts import Sampling
+    from vlgenrm_ray.evaluation import candidates
+    from vlgenrm_ray.records import Response
+    from vlgenrm_ray.shapes import world
+
+    generator = settings.responses.generators[0]
+    folder = str(model_folder.locate(recipe.resolve(policy)))
+    requests = [request for request in plan.reward_requests(settings) if request.stage == "responses"]
+    resources.check_resources(requests, connection.connect(address, offline=True))
+    seed = settings.seed if settings.heldout.seed is None else settings.heldout.seed
+    questions = list(world.questions(run / "images", seed=seed, split="heldout", count=num_questions))
+    target = StageFolder(run / candidates.STAGE)
+    candidates.sample(
+        questions,
+        generator.engine.model_copy(update={"model": folder}),
+        Sampling(n=n, temperature=generator.temperature, top_p=generator.top_p, max_tokens=generator.max_tokens),
+        actors=generator.actors,
+        limits=settings.responses.images,
+        target=target,
+        seed=settings.seed,
+    )
+    texts: dict[str, list[str]] = {}
+    for response in target.records(Response):
+        texts.setdefault(response.question.id, []).append(response.text)
+    rows = [
+        {
+            "id": question.id,
+            "image": question.image.uri,
+            "question": question.text,
+            "candidates": texts[question.id],
+            "scores": [float(world.response_is_true(question, text)) for text in texts[question.id]],
+        }
+        for question in questions
+        if question.id in texts
+    ]
+    file = run / "candidates.jsonl"
+    write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
 def _model_here(url: str, judge: str, settings: RunConfig) -> "BenchmarkModel":
     from vlgenrm_ray.evaluation.benchmark_models import BenchmarkModel, ServedModel
     from vlgenrm_ray.judge.remote import RemoteJudge
@@ -517,7 +620,8 @@ def _print_start(console: Console, folder: Path, path: Path, seed: int) -> None:
 
 def _print_round(console: Console, result: RoundResult) -> None:
     name = f"round {result.round}" if result.round else "base"
-    console.print(f"{name}: held-out pairwise accuracy {result.accuracy:.3f}")
+    benchmarks = "".join(f", {benchmark} {value:.3f}" for benchmark, value in result.benchmarks.items())
+    console.print(f"{name}: held-out pairwise accuracy {result.accuracy:.3f}{benchmarks}")
 
 
 def _print_best(console: Console, folder: Path, results: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ pool -> responses -> experts -> preferences              heldout-pool -> heldout
 <run>/config.yaml                     the resolved configuration
 <run>/<stage>/                        see data/store.py
 <run>/round-<t>/<stage>/, lineage.json
+<run>/round-<t>/benchmarks/           results of the recipe's benchmarks, and the replies behind them
 <run>/quality.json                    quality of experts and labels, where the ground truth is known
 <run>/summary.json, best.json, best   the best round's model, by held-out accuracy
 """
@@ -23,7 +24,8 @@ from vlgenrm_ray.curation import experts, pool, preferences, responses
 from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.evaluation import evidence_quality, heldout, pairs
+from vlgenrm_ray.evaluation import benchmark_run, evidence_quality, heldout, pairs
+from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
 from vlgenrm_ray.evaluation.metrics import estimate_as_json
 from vlgenrm_ray.experts.claims import VocabularyExtractor
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
@@ -83,6 +85,7 @@ def _run_stages(
     reward_run: RewardRun, on_round: Callable[[RoundResult], None], until: PreparationStage | None
 ) -> dict[str, Any]:
     config, started_at = reward_run.config, time.monotonic()
+    benchmark_run.check_tasks(benchmark_run.tasks_of(config.benchmarks), BenchmarkRole.JUDGE)
     earlier_seconds = _earlier_seconds(reward_run)
     prepared = prepare(reward_run, until)
     results: list[RoundResult] = []
@@ -99,7 +102,9 @@ def _run_stages(
         summary = run_summary(config.seed, seconds, results, prepared, _gains(reward_run, results))
         write_json(reward_run.folder / "summary.json", summary)
         on_round(result)
-    return read_json(reward_run.folder / "summary.json")
+    summary = read_json(reward_run.folder / "summary.json") | {"finished": True}
+    write_json(reward_run.folder / "summary.json", summary)
+    return summary
 
 
 def prepare(run: RewardRun, until: PreparationStage | None = None) -> dict[str, Manifest]:
@@ -189,8 +194,25 @@ def _bind_stages(run: RewardRun) -> RoundStages:
     def run_evaluation(model: Path, target: StageFolder) -> Manifest:
         return pairs.run(config.evaluation, judge=config.judge, model=model, source=run.stage("heldout"), target=target)
 
+    def run_benchmarks(model: Path, folder: Path) -> Mapping[str, float]:
+        if not config.benchmarks:
+            return {}
+        results = benchmark_run.measure_engine(
+            benchmark_run.tasks_of(config.benchmarks),
+            config.evaluation,
+            judge=config.judge,
+            model=model,
+            role=BenchmarkRole.JUDGE,
+            folder=folder,
+        )
+        return {result.label: result.report.main for result in results}
+
     return RoundStages(
-        critiques=run_critiques, selection=run_selection, training=run_training, evaluation=run_evaluation
+        critiques=run_critiques,
+        selection=run_selection,
+        training=run_training,
+        evaluation=run_evaluation,
+        benchmarks=run_benchmarks,
     )
 
 

@@ -3,6 +3,7 @@
 <run>/config.yaml          the resolved configuration
 <run>/pool, heldout-pool   see store.py
 <run>/policy               see policy/run.py; and curves.svg, the training curves
+<run>/policy/benchmarks    results of the recipe's benchmarks, of the best policy
 """
 
 import hashlib
@@ -15,8 +16,12 @@ from vlgenrm_ray import recipe
 from vlgenrm_ray.config import ManagedJudgeService, PolicyRunConfig
 from vlgenrm_ray.curation import pool
 from vlgenrm_ray.data import lease
+from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.evaluation import benchmark_run
+from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
+from vlgenrm_ray.evaluation.pairs import EvaluationConfig
 from vlgenrm_ray.policy import run as policy
 from vlgenrm_ray.report import curves
 from vlgenrm_ray.serving.auth import ApiTokens
@@ -44,6 +49,8 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     """Train as `run` does, without starting the judge of the run: its rewards are served already."""
     folder = folder.absolute()
     recipe.claim(config, folder)
+    tasks = benchmark_run.tasks_of(config.benchmarks)
+    benchmark_run.check_tasks(tasks, BenchmarkRole.POLICY)
     questions, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
     pool.run(config.pool, target=questions, seed=config.seed)
     pool.run(config.heldout, target=held_out, seed=config.seed)
@@ -57,7 +64,24 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     )
     if not (figure := target / "curves.svg").exists():
         curves.draw_curves({folder.name: [target]}, figure)
+    if tasks:
+        benchmark_run.measure_engine(
+            tasks,
+            _evaluation_config(config),
+            judge=config.judge,
+            model=target / "best",
+            name="best policy",
+            role=BenchmarkRole.POLICY,
+            folder=target / "benchmarks",
+        )
     return summary
+
+
+def _evaluation_config(config: PolicyRunConfig) -> EvaluationConfig:
+    """Return the settings with which the policy is measured on benchmarks: on engines like those of its rollouts."""
+    rollouts = config.policy.rollouts
+    actors = ActorPoolConfig(num_actors=rollouts.num_engines, num_cpus=rollouts.num_cpus, num_gpus=rollouts.num_gpus)
+    return EvaluationConfig(engine=rollouts.engine, actors=actors, images=config.images)
 
 
 @contextmanager

@@ -12,14 +12,17 @@ from fake_service import FakeService
 from PIL import Image
 from typer.testing import CliRunner
 
+from vlgenrm_ray import recipe
 from vlgenrm_ray.cli import app
+from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
+from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import ConfigError, InputError
 from vlgenrm_ray.evaluation.benchmark_models import BenchmarkModel, EngineModel, ServedModel
-from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask, measure_here
+from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask, check_tasks, measure_here, tasks_of
 from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkReply, BenchmarkRequest, BenchmarkRole
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.remote import RemoteJudge
@@ -237,6 +240,30 @@ def test_a_model_of_another_package_is_measured_on_the_command_line(
     assert done.exit_code == 0, done.output
     (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
     assert ours(result, "overall accuracy") == ours(result, "longer") == 1.0
+
+
+def shapes_recipe(*overrides: str) -> RunConfig:
+    return recipe.load(RunConfig, shipped_recipe("shapes"), overrides)
+
+
+def test_a_recipe_names_benchmarks_and_a_rule_that_watches_one(tmp_path: Path) -> None:
+    listed = "benchmarks=[{name: pope, data: pope.json}, {name: vl_rewardbench, data: pairs.jsonl, images: photos}]"
+    config = shapes_recipe(listed, "rounds.stop={metric: pope, patience: 2}")
+    assert [task.name for task in tasks_of(config.benchmarks)] == ["pope", "vl_rewardbench"]
+    with pytest.raises(ConfigError, match=r"rounds.stop.metric 'amber' is no benchmark .*\(pope, vl_rewardbench\)"):
+        shapes_recipe(listed, "rounds.stop={metric: amber}")
+    with pytest.raises(ConfigError, match=r"benchmarks.0.name: .*'popee' is unknown"):
+        shapes_recipe("benchmarks=[{name: popee, data: x}]")
+    with pytest.raises(ConfigError, match="pope-a is named twice"):
+        shapes_recipe("benchmarks=[{name: pope, data: a}, {name: pope, data: a}]")
+
+
+def test_the_benchmarks_of_a_recipe_are_read_before_anything_starts(tmp_path: Path) -> None:
+    check_tasks([pair_task(tmp_path), pope_task(tmp_path)], BenchmarkRole.JUDGE)
+    with pytest.raises(InputError, match="cannot be read"):
+        check_tasks([BenchmarkTask(name="pope", data=tmp_path / "gone.json")], BenchmarkRole.JUDGE)
+    with pytest.raises(InputError, match="no benchmark of the role policy"):
+        check_tasks([pair_task(tmp_path)], BenchmarkRole.POLICY)
 
 
 def test_the_command_wants_exactly_one_thing_to_measure() -> None:

@@ -155,7 +155,7 @@ def test_a_benchmark_of_another_package_is_named_by_its_import_path(
 
 
 def test_an_unknown_benchmark_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="benchmark 'popee' is unknown; choose from amber, hallusionbench"):
+    with pytest.raises(InputError, match="benchmark 'popee' is unknown; choose from amber, best_of_n"):
         score("popee", tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="cannot be imported"):
         score("no_such_package:Benchmark", tmp_path, tmp_path)

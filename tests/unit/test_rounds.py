@@ -11,7 +11,7 @@ from factories import manifest
 from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.reward import rounds
-from vlgenrm_ray.reward.rounds import RoundResult, RoundsConfig, RoundStages
+from vlgenrm_ray.reward.rounds import RoundResult, RoundsConfig, RoundStages, StopRule
 from vlgenrm_ray.reward.training import TrainingResult
 
 BASE = Path("/base")
@@ -20,15 +20,28 @@ BASE = Path("/base")
 class FakeStages:
     """Stages that record their calls and report given accuracies."""
 
-    def __init__(self, accuracies: Sequence[float], num_selected: int = 4) -> None:
+    def __init__(
+        self, accuracies: Sequence[float], num_selected: int = 4, benchmark: Sequence[float] | None = None
+    ) -> None:
         self.accuracies = dict(enumerate(accuracies))
+        self.benchmark = benchmark
         self.num_selected = num_selected
         self.calls: list[tuple[Any, ...]] = []
 
     def stages(self) -> RoundStages:
         return RoundStages(
-            critiques=self.critiques, selection=self.selection, training=self.training, evaluation=self.evaluation
+            critiques=self.critiques,
+            selection=self.selection,
+            training=self.training,
+            evaluation=self.evaluation,
+            benchmarks=self.benchmarks,
         )
+
+    def benchmarks(self, model: Path, folder: Path) -> dict[str, float]:
+        if self.benchmark is None:
+            return {}
+        assert folder.name == "benchmarks"
+        return {"pope": self.benchmark[int(folder.parent.name.removeprefix("round-"))]}
 
     def critiques(self, model: Path, number: int, target: StageFolder) -> Manifest:
         self.calls.append(("critiques", model, number))
@@ -90,3 +103,21 @@ def test_of_equal_rounds_the_earliest_is_best(tmp_path: Path) -> None:
 def test_a_round_without_examples_is_an_error_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"kept none of 4 pairs.*wrong_verdict.*selection\.tau"):
         run(FakeStages([0.6, 0.7], num_selected=0), tmp_path)
+
+
+def test_a_stop_rule_ends_the_rounds_when_its_benchmark_stops_improving(tmp_path: Path) -> None:
+    # The held-out accuracy rises all the time; the benchmark falls in round 2, and in round 3 again.
+    accuracies, benchmark = [0.5, 0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.55, float("nan"), 0.7]
+    done = run(
+        FakeStages(accuracies, benchmark=benchmark),
+        tmp_path,
+        num_rounds=4,
+        stop=StopRule(metric="pope", patience=2),
+    )
+    assert [r.round for r in done] == [0, 1, 2, 3]
+    assert rounds.best_round(done).round == 3, "the best round is chosen by the held-out accuracy"
+    assert [r.benchmarks["pope"] for r in done[:3]] == benchmark[:3]
+    patient = run(
+        FakeStages(accuracies, benchmark=benchmark), tmp_path, num_rounds=4, stop=StopRule(metric="pope", patience=3)
+    )
+    assert [r.round for r in patient] == [0, 1, 2, 3, 4]

@@ -103,7 +103,7 @@ def score_answers(task: BenchmarkTask, answers: Path, *, allow_missing: bool = F
     details: dict[str, Any] = {"benchmark": task.name, "data": str(task.data), "answers": str(answers)}
     if len(answered) < len(items):
         details["not_answered"] = len(items) - len(answered)
-    return BenchmarkResult(label=_labels([task])[0], report=report, details=details)
+    return BenchmarkResult(label=task_labels([task])[0], report=report, details=details)
 
 
 def measure_engine(
@@ -140,7 +140,7 @@ def measure_engine(
 
     Judge.check(judge)
     path = Path(model) if build else model_folder.locate(str(model))
-    plan = _plan(tasks, role, folder, config.no_image_share, blind)
+    plan = _plan(tasks, role, folder / "images", config.no_image_share, blind)
     target = StageFolder(folder / REPLIES)
     engine = config.engine.model_copy(update={"model": str(path)})
     arguments = (engine, judge, config.images, build or VllmGenerator)
@@ -179,7 +179,7 @@ def measure_here(
         no_image_share: Share of the items that are asked without the image as well.
         blind: Show no image at all.
     """
-    plan = _plan(tasks, role, folder, no_image_share, blind)
+    plan = _plan(tasks, role, folder / "images", no_image_share, blind)
     target = StageFolder(folder / REPLIES)
     target.begin(digest([name]), {"requests": plan.digest()})
     begin, done = time.monotonic(), target.done_ids()
@@ -192,6 +192,16 @@ def measure_here(
                 progress.advance(len(chunk))
         target.finish(seconds=time.monotonic() - begin)
     return _results(plan, target, name)
+
+
+def check_tasks(tasks: Sequence[BenchmarkTask], role: BenchmarkRole | None) -> None:
+    """Read all benchmarks of a run before its first engine starts. Raises InputError as `measure_engine` does."""
+    _plan(tasks, role, None, 0.0, blind=False)
+
+
+def tasks_of(configs: Sequence[benchmarks.BenchmarkConfig]) -> list[BenchmarkTask]:
+    """Return the tasks of a recipe's benchmarks."""
+    return [BenchmarkTask(name=config.name, data=config.data, images=config.images) for config in configs]
 
 
 class BenchmarkActor:
@@ -229,7 +239,6 @@ class _RunPlan:
     """All benchmarks of a run."""
 
     tasks: tuple[_TaskPlan, ...]
-    folder: Path
     blind: bool
 
     @property
@@ -241,14 +250,14 @@ class _RunPlan:
 
 
 def _plan(
-    tasks: Sequence[BenchmarkTask], role: BenchmarkRole | None, folder: Path, no_image_share: float, blind: bool
+    tasks: Sequence[BenchmarkTask], role: BenchmarkRole | None, store: Path | None, no_image_share: float, blind: bool
 ) -> _RunPlan:
-    """Read all benchmarks and make their requests, before an engine starts."""
+    """Read all benchmarks and make their requests, before an engine starts. `store`: folder of images held as bytes."""
     plans = []
-    for label, task in zip(_labels(tasks), tasks, strict=True):
+    for label, task in zip(task_labels(tasks), tasks, strict=True):
         benchmark = benchmarks.load(task.name)
         own_role = _role(task.name, benchmark, role)
-        items = list(benchmark.read(task.data, _resolver(task, folder / "images")))
+        items = list(benchmark.read(task.data, _resolver(task, store)))
         requests = benchmark.requests(items, own_role, 0.0 if blind else no_image_share)
         requests = [replace(r, id=f"{label}/{r.id}", images=() if blind else r.images) for r in requests]
         if not blind:
@@ -256,7 +265,7 @@ def _plan(
         plans.append(
             _TaskPlan(label=label, task=task, benchmark=benchmark, role=own_role, items=items, requests=requests)
         )
-    return _RunPlan(tasks=tuple(plans), folder=folder, blind=blind)
+    return _RunPlan(tasks=tuple(plans), blind=blind)
 
 
 def _role(name: str, benchmark: Benchmark[Any, Any], role: BenchmarkRole | None) -> BenchmarkRole:
@@ -300,7 +309,7 @@ def _results(plan: _RunPlan, target: StageFolder, model: str) -> list[BenchmarkR
             },
         }
         result = BenchmarkResult(label=own.label, report=report, details=details)
-        write_json(plan.folder / f"{own.label}.json", result.as_json())
+        write_json(target.path.parent / f"{own.label}.json", result.as_json())
         results.append(result)
     return results
 
@@ -310,8 +319,11 @@ def _resolver(task: BenchmarkTask, store: Path | None) -> ImageResolver:
     return ImageResolver(root=task.images or str(folder.absolute()), store=store)
 
 
-def _labels(tasks: Sequence[BenchmarkTask]) -> list[str]:
-    """Return a unique file name for each task: the benchmark's, with the name of its data if it occurs twice."""
+def task_labels(tasks: Sequence[BenchmarkTask]) -> list[str]:
+    """Return a unique file name for each task: the benchmark's, with the name of its data if it occurs twice.
+
+    Raises InputError if a benchmark is named twice with the same data.
+    """
     names = [task.name.replace(":", ".") for task in tasks]
     counts = Counter(names)
     labels = [n if counts[n] == 1 else f"{n}-{task.data.stem}" for n, task in zip(names, tasks, strict=True)]

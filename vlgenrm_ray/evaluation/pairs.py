@@ -133,7 +133,7 @@ def judge_pairs(
     units: dict[str, Unit[PairResult]] = {}
     to_judge: list[tuple[Preference, str, PIL.Image.Image]] = []
     with ThreadPoolExecutor(_DECODER_THREADS) as threads:
-        opened = list(threads.map(lambda p: _open_image(p.question.image, limits), preferences))
+        opened = list(threads.map(lambda p: open_image(p.question.image, limits), preferences))
     for preference, image in zip(preferences, opened, strict=True):
         if isinstance(image, ImageError):
             dropped = Dropped(stage=STAGE, id=preference.id, reason=image.reason, detail=image.detail)
@@ -162,7 +162,8 @@ def judge_pairs(
     return [units[preference.id] for preference in preferences]
 
 
-def _open_image(image: ImageRef, limits: ImageLimits) -> "PIL.Image.Image | ImageError":
+def open_image(image: ImageRef, limits: ImageLimits) -> "PIL.Image.Image | ImageError":
+    """Open an image; return the error if it cannot be used."""
     try:
         return images.read(image, limits)
     except ImageError as error:

@@ -56,6 +56,7 @@ def _round_summary(result: RoundResult) -> dict[str, Any]:
         "auroc": evaluation["auroc"],
         "ece": evaluation["ece"],
         "kept_share": result.kept_share,
+        "benchmarks": dict(result.benchmarks),
         "seconds": result.seconds,
         "evaluation": evaluation,
     }

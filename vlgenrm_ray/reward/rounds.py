@@ -4,7 +4,8 @@ Every stage is resumable and returns at once when it is finished, so the loop ke
 after an interruption, it passes through the finished stages and continues with the first unfinished one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,22 +18,35 @@ from vlgenrm_ray.reward.training import TrainingResult
 from vlgenrm_ray.settings import Settings
 
 
+class StopRule(Settings):
+    """Stops the rounds when a benchmark no longer improves."""
+
+    metric: str = Field(min_length=1)
+    """Benchmark of the recipe's `benchmarks` whose main metric (ours) is watched. If it is listed with several files,
+    `<name>-<name of the file without its ending>`."""
+    patience: int = Field(default=1, ge=1)
+    """Rounds without a better value after which the loop ends."""
+
+
 class RoundsConfig(Settings):
     """Number of rounds, and the model that each one starts from."""
 
-    operational: ClassVar = frozenset({"num_rounds", "patience"})
+    operational: ClassVar = frozenset({"num_rounds", "patience", "stop"})
 
     num_rounds: int = Field(default=2, ge=0, le=100)
     """Largest number of rounds T; 0 only evaluates the base model."""
     patience: int = Field(default=1, ge=1)
     """Rounds without a better held-out accuracy after which the loop ends."""
+    stop: StopRule | None = None
+    """Further rule that ends the loop, by a benchmark. The best round is that of the held-out accuracy all the same:
+    chosen by a benchmark, its score there would be too good."""
     start_from: Literal["latest", "base"] = "latest"
     """Model that a round fine-tunes: the previous round's, or the base model again (STaR)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundStages:
-    """The four stages of a round, bound to their configuration by the pipeline."""
+    """The stages of a round, bound to their configuration by the pipeline."""
 
     critiques: Callable[[Path, int, StageFolder], Manifest]
     """(model, round, target)"""
@@ -42,6 +56,8 @@ class RoundStages:
     """(model to start from, round, examples, target folder)"""
     evaluation: Callable[[Path, StageFolder], Manifest]
     """(model, target)"""
+    benchmarks: Callable[[Path, Path], Mapping[str, float]] = lambda model, folder: {}
+    """(model, folder) -> benchmark -> its main metric"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +74,8 @@ class RoundResult:
     """Metrics of the training stage."""
     seconds: dict[str, float]
     """Stage name -> working seconds."""
+    benchmarks: Mapping[str, float] = field(default_factory=dict)
+    """Benchmark -> its main metric."""
 
     @property
     def accuracy(self) -> float:
@@ -88,9 +106,19 @@ def run(config: RoundsConfig, run_folder: Path, *, base: Path, stages: RoundStag
     for round in range(1, config.num_rounds + 1):
         if results[-1].round - best_round(results).round >= config.patience:
             return
+        if config.stop is not None and has_stopped(config.stop, results):
+            return
         parent = base if config.start_from == "base" else results[-1].model
         results.append(_run_round(run_folder / f"round-{round}", round, results[-1].model, parent, stages))
         yield results[-1]
+
+
+def has_stopped(rule: StopRule, rounds: Sequence[RoundResult]) -> bool:
+    """Return True if the benchmark of the rule has not improved for `patience` rounds."""
+    values = [r.benchmarks[rule.metric] for r in rounds]
+    # NaN, of a benchmark without a readable verdict, is no improvement.
+    best = max(range(len(values)), key=lambda i: (values[i] if values[i] == values[i] else -math.inf, -i))
+    return len(values) - 1 - best >= rule.patience
 
 
 def best_round(rounds: Sequence[RoundResult]) -> RoundResult:
@@ -99,13 +127,15 @@ def best_round(rounds: Sequence[RoundResult]) -> RoundResult:
 
 
 def _evaluate_base(run_folder: Path, base: Path, stages: RoundStages) -> RoundResult:
-    evaluation = stages.evaluation(base, StageFolder(run_folder / "round-0" / "evaluation"))
+    folder = run_folder / "round-0"
+    evaluation = stages.evaluation(base, StageFolder(folder / "evaluation"))
     return RoundResult(
         round=0,
         model=base,
         parent=None,
         stages={"evaluation": evaluation},
         seconds={"evaluation": evaluation.seconds},
+        benchmarks=stages.benchmarks(base, folder / "benchmarks"),
     )
 
 
@@ -130,4 +160,5 @@ def _run_round(folder: Path, round: int, critic: Path, parent: Path, stages: Rou
         stages=manifests,
         training=trained.metrics,
         seconds=seconds,
+        benchmarks=stages.benchmarks(trained.model, folder / "benchmarks"),
     )

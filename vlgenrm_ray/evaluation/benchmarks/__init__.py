@@ -5,15 +5,20 @@ an import path: `vlgenrm benchmark package.module:Name --data ... --answers ...`
 `yes_no_questions.py` and `reviews.py` have most of these methods.
 """
 
+from pathlib import Path
 from typing import Any
+
+from pydantic import field_validator
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.benchmarks.benchmark import Benchmark
+from vlgenrm_ray.settings import Settings
 
 _PACKAGE = "vlgenrm_ray.evaluation.benchmarks"
 BENCHMARKS = {
     "amber": f"{_PACKAGE}.amber:Amber",
+    "best_of_n": f"{_PACKAGE}.best_of_n:BestOfN",
     "hallusionbench": f"{_PACKAGE}.hallusionbench:HallusionBench",
     "heldout_pairs": f"{_PACKAGE}.heldout_pairs:HeldoutPairs",
     "llava_bench": f"{_PACKAGE}.llava_bench:LlavaBench",
@@ -25,6 +30,22 @@ BENCHMARKS = {
     "vlrmbench": f"{_PACKAGE}.vlrmbench:VlrmBench",
 }
 """Benchmark -> import path of its class."""
+
+
+class BenchmarkConfig(Settings):
+    """One benchmark that a run measures its models on."""
+
+    name: str
+    """A benchmark of `vlgenrm benchmark`, or an import path `package.module:Name` of your own."""
+    data: Path
+    """File or folder of its questions, as it was downloaded."""
+    images: str = ""
+    """Folder or URI of its images; "": the folder of `data`."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        return plugins.check_name(name, BENCHMARKS)
 
 
 def load(name: str) -> Benchmark[Any, Any]:

@@ -160,7 +160,7 @@ def _read_single_run(folder: Path, name: str) -> RunData:
         folder=folder,
         recipe=recipe,
         seed=settings.get("seed"),
-        is_finished="until" in summary or _is_finished(settings, rounds, policy),
+        is_finished="until" in summary or bool(summary.get("finished")) or _is_finished(settings, rounds, policy),
         seconds=sum(stage.seconds for stage in stages) if seconds is None else float(seconds),
         stages=stages,
         rounds=rounds,
