@@ -74,6 +74,7 @@ class ClaimKind(StrEnum):
     COUNT = "count"
     ATTRIBUTE = "attribute"
     SPATIAL = "spatial"
+    TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,8 @@ class Claim:
     """One checkable statement of a text about the image.
 
     `subject` is a noun phrase ("red circle"). `value` depends on the kind: existence ""; count the number in digits;
-    attribute the attribute's word ("red"); spatial a relation to `other` ("left of") or a place ("top left").
+    attribute the attribute's word ("red"); spatial a relation to `other` ("left of") or a place ("top left"); text the
+    words that the subject ("sign") bears in the image.
     """
 
     kind: ClaimKind

@@ -1,4 +1,4 @@
-"""Protocols of generators, detectors and matchers, and the types of their arguments and results.
+"""Protocols of generators, detectors, matchers and text readers, and the types of their arguments and results.
 
 Callers depend on these protocols, not on a particular engine. The vLLM generators and the scripted one pass the same
 contract tests (`tests/integration/test_generator_contract.py`).
@@ -201,6 +201,23 @@ class Detector(Protocol):
 
     def detect(self, images: "Sequence[PIL.Image.Image]", nouns: Sequence[str]) -> list[tuple[Box, ...]]:
         """Return the boxes of `nouns` in each image, best score first. A detector with `labels` ignores other nouns."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextLine:
+    """One line of text in an image."""
+
+    text: str
+    box: Box
+    """Bounding box, with the confidence of the reading as its score."""
+
+
+class TextReader(Protocol):
+    """An OCR engine."""
+
+    def read(self, images: "Sequence[PIL.Image.Image]") -> list[tuple[TextLine, ...]]:
+        """Return the lines of text in each image, in reading order."""
         ...
 
 

@@ -27,6 +27,7 @@ from vlgenrm_ray.experts.grammar import (
 from vlgenrm_ray.experts.lexicon import Lexicon, Word, WordKind, english
 from vlgenrm_ray.experts.phrases import ContextPhrase, Item, NounPhrase, group_phrases
 from vlgenrm_ray.experts.sentences import Scope, has_disclaimer, split_sentences
+from vlgenrm_ray.experts.text_claims import read_text_claim
 from vlgenrm_ray.experts.vocabulary import Vocabulary
 from vlgenrm_ray.records import Claim, ClaimKind
 from vlgenrm_ray.settings import digest
@@ -60,7 +61,7 @@ class VocabularyExtractor:
         return extract_claims(text, self.vocabulary, question)
 
 
-GRAMMAR_VERSION = 2
+GRAMMAR_VERSION = 3
 """Version of the grammar, raised whenever the reading of any text changes: stages that stored claims run again."""
 
 
@@ -94,8 +95,16 @@ def extract_claims(text: str, vocabulary: Vocabulary, question: str = "") -> tup
         if sentence.is_question:
             scope.enter(sentence, is_plain=is_plain_question(items))
             continue
+        quoted = (
+            read_text_claim(text, sentence.words[0].start, sentence.words[-1].end) if sentence.is_uncertain else None
+        )
         is_plain = not sentence.is_uncertain and is_plain_statement(items)
-        is_hedged = scope.enter(sentence, is_plain=is_plain) or is_disclaimed
+        is_hedged = (
+            scope.enter(sentence, is_plain=is_plain or (quoted is not None and not quoted.hedged)) or is_disclaimed
+        )
+        if quoted is not None:
+            claims.append(replace(quoted, hedged=quoted.hedged or is_hedged))
+            is_hedged = True
         # "A dog." as the answer to "What is missing?".
         is_hedged = is_hedged or (stance is Stance.ABSENCE and is_fragment(items))
         of_clauses = [_Clause(clause, text, is_hedged=is_hedged).claims() for clause in _split_at_breaks(items)]

@@ -28,6 +28,9 @@ EXPERTS = {
     "detector": "vlgenrm_ray.experts.detector:DetectorExpert",
     "second_detector": "vlgenrm_ray.experts.detector:SecondDetectorExpert",
     "matcher": "vlgenrm_ray.experts.matcher:MatcherExpert",
+    "ocr": "vlgenrm_ray.experts.ocr:OcrExpert",
+    "vlm": "vlgenrm_ray.experts.vlm:VlmExpert",
+    "function": "vlgenrm_ray.experts.function:FunctionExpert",
 }
 """Kind -> class. Each class is constructed with the `ExpertPipelineConfig`, and its options as keyword arguments."""
 

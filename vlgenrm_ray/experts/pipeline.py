@@ -7,13 +7,14 @@ The result of a check is a `Finding`: supported, contradicted or unknown. The se
 hold this expert only; tasks are opened and checked by pipelines without experts.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.data.pixels import to_rgb
-from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.experts.checking import check_claim
 from vlgenrm_ray.experts.claims import VocabularyExtractor, claim_key
 from vlgenrm_ray.experts.detector import phrases_of
@@ -147,7 +148,12 @@ def expert_configs(config: ExpertPipelineConfig) -> tuple[ExpertConfig, ...]:
 
 def build_expert(expert: ExpertConfig, config: ExpertPipelineConfig) -> Expert:
     """Load one expert into this process. Raises the same errors as `ExpertPipeline.build`."""
-    built: Expert = plugins.load(expert.kind, EXPERTS, "experts.additional_experts.kind")(config, **expert.options)
+    create = plugins.load(expert.kind, EXPERTS, "experts.additional_experts.kind")
+    try:
+        inspect.signature(create).bind(config, **expert.options)
+    except TypeError as error:
+        raise ConfigError(f"experts.additional_experts: options of {expert.kind!r}: {error}") from error
+    built: Expert = create(config, **expert.options)
     return built
 
 
