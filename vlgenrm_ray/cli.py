@@ -23,6 +23,8 @@ bench_app = typer.Typer(
     help="Measure speed as ratios within one run, and what forged answers gain.", no_args_is_help=True
 )
 app.add_typer(bench_app, name="bench")
+experts_app = typer.Typer(help="Calibrate the vision experts of a recipe.", no_args_is_help=True)
+app.add_typer(experts_app, name="experts")
 
 Recipe = Annotated[Path, typer.Option("--config", help="Recipe (YAML); see jobs/recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
@@ -406,6 +408,36 @@ def settings(
     else:
         for line in settings_reference.plain_lines(recipe):
             typer.echo(line)
+
+
+@experts_app.command("calibrate")
+def experts_calibrate(
+    config: Recipe,
+    truth: Annotated[
+        Path, typer.Option(help="Labelled images: COCO JSON, a folder of YOLO labels, or POPE questions (JSON Lines).")
+    ],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, if not beside the labels.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: <recipe>.calibration.yaml beside the recipe.")
+    ] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
+    target: Annotated[float, typer.Option(min=0.5, max=0.999, help="Share of right verdicts to aim at.")] = 0.93,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of claims and folds.")] = 0,
+    set_: Overrides = None,
+) -> None:
+    """Fit the experts' thresholds on labelled images; print how often the verdicts are right on unseen ones."""
+    from vlgenrm_ray.entrypoints import calibrate_experts
+
+    calibrate_experts(
+        config,
+        truth=truth,
+        images=images,
+        out=out,
+        folds=folds,
+        target=target,
+        seed=seed,
+        overrides=tuple(set_ or ()),
+    )
 
 
 @bench_app.command("critiques")

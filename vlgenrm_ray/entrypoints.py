@@ -141,6 +141,50 @@ def draw_curves(target: Path, runs: Sequence[str]) -> None:
     curves.draw_curves(curves.parse_runs(runs), target)
 
 
+# -- experts ---------------------------------------------------------------------------------------------------------
+
+
+def calibrate_experts(
+    path: Path,
+    *,
+    truth: Path,
+    images: Path | None = None,
+    out: Path | None = None,
+    folds: int = 5,
+    target: float = 0.93,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Calibrate the detectors of a recipe on labelled images, and print the quality of their verdicts.
+
+    Args:
+        path: Recipe.
+        truth: Labelled images, see `experts.labels`.
+        images: Folder of the images, if it is not beside the labels.
+        out: File to write; default: `<recipe>.calibration.yaml` beside the recipe.
+        folds: Folds of the cross-validation.
+        target: Share of right verdicts that is aimed at.
+        seed: Seed of claims and folds.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+
+    Returns:
+        The written file.
+    """
+    from vlgenrm_ray.experts.calibration import write_calibration
+    from vlgenrm_ray.experts.fitting import calibrate
+
+    settings = config.load(path, tuple(overrides)).experts
+    calibration = calibrate(settings, truth, images=images, folds=folds, seed=seed, target=target)
+    target_file = out or path.with_suffix(".calibration.yaml")
+    write_calibration(calibration, target_file)
+    console = Console(highlight=False)
+    console.print(summary.reliability_table(calibration))
+    console.print(
+        f"{target_file}: apply it with  --set experts.calibration={target_file}", markup=False, soft_wrap=True
+    )
+    return target_file
+
+
 # -- one model -------------------------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from vlgenrm_ray.experts.evidence import ImageEvidence
 from vlgenrm_ray.experts.matcher import MatcherExpert
 from vlgenrm_ray.experts.pipeline import ExpertPipeline, expert_configs
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
-from vlgenrm_ray.records import Box, ClaimKind, Detection, ImageRef, Truth
+from vlgenrm_ray.records import Box, Detection, ImageRef, Truth
 
 ONE = ExpertsConfig(vocabulary="shapes", detector=DetectorConfig(model="none"))
 TWO = ONE.model_copy(update={"second_detector": DetectorConfig(model="none")})
@@ -190,7 +190,7 @@ def test_boxes_below_the_limit_of_their_noun_count_for_nothing(tmp_path: Path) -
 
 
 def test_a_verdict_with_too_little_confidence_for_its_kind_is_unknown(tmp_path: Path) -> None:
-    thresholds = CalibratedThresholds(min_scores={ClaimKind.COUNT: 0.95})
+    thresholds = CalibratedThresholds(min_scores={"count/supported": 0.95})
     strict = calibrated_by(tmp_path, Calibration(thresholds=thresholds), ONE)
     assert truths(strict, "There is one circle.", detector(CIRCLE)) == [Truth.UNKNOWN]
     assert truths(strict, "There is a circle.", detector(CIRCLE)) == [Truth.SUPPORTED]

@@ -7,12 +7,20 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.experts.checking import Thresholds
-from vlgenrm_ray.records import Box, ClaimKind
+from vlgenrm_ray.records import Box, Claim, ClaimKind, Truth
 from vlgenrm_ray.settings import Settings
+
+
+def verdict_kind(claim: Claim, truth: Truth) -> str:
+    """Return the kind of a verdict: "count/supported", "relation/contradicted", ..."""
+    kind = claim.kind.value
+    if claim.kind is ClaimKind.SPATIAL:
+        kind = "relation" if claim.other else "place"
+    return f"{kind}/{truth.value}"
 
 
 class NounThresholds(Settings):
@@ -35,8 +43,8 @@ class CalibratedThresholds(Thresholds):
     """Share of the absences found by two detectors that are wrong."""
     nouns: dict[str, NounThresholds] = Field(default_factory=dict)
     """Limits of the nouns with enough labelled objects, in place of those for all."""
-    min_scores: dict[ClaimKind, float] = Field(default_factory=dict)
-    """Confidence that a verdict on a claim of a kind requires; kinds that are left out require none."""
+    min_scores: dict[str, float] = Field(default_factory=dict)
+    """Kind of verdict ("count/supported", see `verdict_kind`) -> confidence that it requires; others require none."""
 
     def is_sure(self, box: Box) -> bool:
         """See `Thresholds`."""
@@ -50,9 +58,18 @@ class CalibratedThresholds(Thresholds):
         """See `Thresholds`."""
         return self._of(noun).both_miss
 
-    def min_score(self, kind: ClaimKind) -> float:
+    def min_score(self, claim: Claim, truth: Truth) -> float:
         """See `Thresholds`."""
-        return self.min_scores.get(kind, 0.0)
+        return self.min_scores.get(verdict_kind(claim, truth), 0.0)
+
+    @field_validator("min_scores")
+    @classmethod
+    def _are_kinds(cls, min_scores: dict[str, float]) -> dict[str, float]:
+        kinds = [*(kind.value for kind in ClaimKind if kind is not ClaimKind.SPATIAL), "place", "relation"]
+        known = {f"{kind}/{truth}" for kind in kinds for truth in (Truth.SUPPORTED, Truth.CONTRADICTED)}
+        if unknown := sorted(set(min_scores) - known):
+            raise ValueError(f"{unknown[0]!r} is no kind of verdict; choose from {', '.join(sorted(known))}")
+        return min_scores
 
     def _of(self, noun: str) -> "NounThresholds | CalibratedThresholds":
         return self.nouns.get(noun, self)
@@ -101,6 +118,14 @@ class Calibration(Settings):
     """Kind of claim, way of making questions, or noun -> quality of its verdicts on the held-out images."""
     source: dict[str, str | int | float] = Field(default_factory=dict)
     """Models, data, seed and numbers of images that it was fitted with."""
+
+
+def write_calibration(calibration: Calibration, path: Path) -> None:
+    """Write a calibration as the YAML file that `load_calibration` reads."""
+    content = calibration.model_dump(mode="json", exclude_defaults=True)
+    header = "# Fitted by `vlgenrm experts calibrate`; a recipe applies it with `experts: {calibration: THIS FILE}`.\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(header + yaml.safe_dump(content, sort_keys=False, width=110, default_flow_style=None))
 
 
 @cache

@@ -16,7 +16,7 @@ Pure and free of engines, so that the verdicts of a run can be recomputed from i
    in the region, or by another object there if the vocabulary allows one object per region.
 6. Relation: supported if it holds for all pairs of sure objects, contradicted if it holds for none, or if either phrase
    is absent.
-7. A verdict whose confidence is below `min_score` of the claim's kind is unknown.
+7. A verdict whose confidence is below `min_score` is unknown.
 8. A negated claim swaps supported and contradicted. A hedged claim stays unknown.
 
 Everything else is unknown. `unknown` never produces a negative.
@@ -58,8 +58,8 @@ class Thresholds(Settings):
         """Return the probability that an object is there although two detectors find no box of it."""
         return 0.1
 
-    def min_score(self, kind: ClaimKind) -> float:
-        """Return the confidence that a verdict on a claim of this kind requires."""
+    def min_score(self, claim: Claim, truth: Truth) -> float:
+        """Return the confidence that a verdict on a claim, as if it were not negated, requires."""
         return 0.0
 
 
@@ -116,7 +116,7 @@ def check_claim(claim: Claim, evidence: ImageEvidence, vocabulary: Vocabulary, t
     """
     verdict = _Checker(evidence, vocabulary, thresholds).decide(claim)
     truth = verdict.truth
-    if claim.hedged or verdict.score < thresholds.min_score(claim.kind):
+    if claim.hedged or verdict.score < thresholds.min_score(claim, truth):
         truth = Truth.UNKNOWN
     elif claim.negated:
         truth = _NEGATED[truth]

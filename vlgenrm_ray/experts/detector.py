@@ -12,6 +12,7 @@ from vlgenrm_ray.engines.contracts import Detector
 from vlgenrm_ray.engines.detectors import build_detector
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.experts.calibration import FusionConfig
+from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.evidence import suppress_overlaps
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig, ImageTask
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
@@ -67,7 +68,8 @@ class SecondDetectorExpert:
         if detector is None and config.second_detector is None:
             raise ConfigError("second_detector: there is none; set experts.second_detector")
         self.detector = detector or build_detector(config.second_detector or config.detector)
-        self._config = config
+        self._fusion = config.fusion()
+        self._thresholds = config.fitted_thresholds()
 
     def examine(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
         """Replace `boxes` by those of both detectors, and add `nouns_searched_twice`. See `Expert`."""
@@ -80,19 +82,28 @@ class SecondDetectorExpert:
         return [examined[task.id] for task in tasks]
 
     def _detect(self, tasks: Sequence[ImageTask], nouns: tuple[str, ...]) -> list[ImageTask]:
-        overlaps = SAME_LABEL_OVERLAP, ANY_LABEL_OVERLAP
         boxes_of_images = self.detector.detect([task.image() for task in tasks], nouns)
         examined = []
         for task, boxes in zip(tasks, boxes_of_images, strict=True):
-            second = suppress_overlaps([box for box in boxes if box.label in nouns], overlaps[0], _NEVER)
-            fused = fuse_boxes(task.boxes, second, nouns, self._config.fusion())
-            counted = tuple(filter(self._config.fitted_thresholds().counts, fused))
-            remaining = suppress_overlaps(counted, *overlaps)
-            # A noun whose boxes gave way to another noun's is not absent.
-            lost = {box.label for box in counted} - {box.label for box in remaining}
-            twice = tuple(noun for noun in nouns if noun not in lost)
-            examined.append(replace(task, nouns_searched_twice=twice).with_boxes(remaining))
+            second = suppress_overlaps([box for box in boxes if box.label in nouns], SAME_LABEL_OVERLAP, _NEVER)
+            combined, twice = combine_boxes(task.boxes, second, nouns, self._fusion, self._thresholds)
+            examined.append(replace(task, nouns_searched_twice=twice).with_boxes(combined))
         return examined
+
+
+def combine_boxes(
+    first: Sequence[Box], second: Sequence[Box], nouns: Sequence[str], fusion: FusionConfig, thresholds: Thresholds
+) -> tuple[tuple[Box, ...], tuple[str, ...]]:
+    """Combine the boxes of two detectors, and drop those that do not count or overlap a better one.
+
+    Returns:
+        The boxes, best score first, and the nouns that are absent if they have no box.
+    """
+    counted = tuple(filter(thresholds.counts, fuse_boxes(first, second, nouns, fusion)))
+    remaining = suppress_overlaps(counted, SAME_LABEL_OVERLAP, ANY_LABEL_OVERLAP)
+    # A noun whose boxes gave way to another noun's is not absent.
+    lost = {box.label for box in counted} - {box.label for box in remaining}
+    return remaining, tuple(noun for noun in nouns if noun not in lost)
 
 
 def fuse_boxes(

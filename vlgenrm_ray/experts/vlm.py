@@ -8,15 +8,15 @@ no to it and yes to one of them. So a model that says yes to everything decides 
 Take a model of another family than the policy and the judge: one that shares their mistakes confirms them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlgenrm_ray.engines.contracts import Generator, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig, ImageTask
-from vlgenrm_ray.experts.statements import contrasting_claims, state_claim
-from vlgenrm_ray.experts.vocabulary import load_vocabulary
+from vlgenrm_ray.experts.lexicon import OPPOSITE_RELATIONS
+from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary, with_article
 from vlgenrm_ray.records import Claim, ClaimKind, Finding, Truth
 
 _KINDS = (ClaimKind.ATTRIBUTE, ClaimKind.SPATIAL)
@@ -139,3 +139,34 @@ def _p_yes(samples: list[Sample] | Refusal) -> float | None:
 
 def _sentence(statement: str) -> str:
     return f"{statement[:1].upper()}{statement[1:]}."
+
+
+def state_claim(claim: Claim, vocabulary: Vocabulary) -> str:
+    """Return a claim, as if it were not negated, as a sentence: "the dog is left of the red car"."""
+    if claim.kind is ClaimKind.EXISTENCE:
+        return f"there is {with_article(claim.subject)} in the image"
+    if claim.kind is ClaimKind.COUNT:
+        is_one = claim.value == "1"
+        noun = claim.subject if is_one else vocabulary.plural(claim.subject)
+        return f"the number of {noun} in the image is {claim.value}"
+    if claim.kind is ClaimKind.ATTRIBUTE:
+        return f"the {claim.subject} is {claim.value}"
+    if claim.kind is ClaimKind.TEXT:
+        return f'the {claim.subject} in the image says "{claim.value}"'
+    if claim.other:
+        return f"the {claim.subject} is {claim.value} the {claim.other}"
+    return f"there is {with_article(claim.subject)} at the {claim.value} of the image"
+
+
+def contrasting_claims(claim: Claim, vocabulary: Vocabulary) -> Iterator[Claim]:
+    """Yield the claims that cannot be true together with a claim: other colours, the opposite relation."""
+    if claim.kind is ClaimKind.ATTRIBUTE:
+        for word in vocabulary.attributes.get(_family(claim, vocabulary), ()):
+            if word != claim.value:
+                yield replace(claim, value=word)
+    elif claim.other and claim.value in OPPOSITE_RELATIONS:
+        yield replace(claim, value=OPPOSITE_RELATIONS[claim.value])
+
+
+def _family(claim: Claim, vocabulary: Vocabulary) -> str:
+    return next((name for name, words in vocabulary.attributes.items() if claim.value in words), "")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data.store import Manifest
+from vlgenrm_ray.experts.calibration import Calibration
 from vlgenrm_ray.reward.rounds import RoundResult
 
 if TYPE_CHECKING:
@@ -110,6 +111,24 @@ def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
     table.caption = (
         f"AUROC {metrics['auroc']:.3f}  ECE {metrics['ece']:.3f}  verdict coverage {metrics['verdict_coverage']:.3f}"
     )
+    return table
+
+
+def reliability_table(calibration: Calibration) -> "Table":
+    """Build a table of a calibration's quality on images that were not fitted: one row per kind and verdict."""
+    table = _new_table("verdicts on images that were not fitted")
+    for name in ("claims", "verdict", "n", "right", "95 %", "recall"):
+        table.add_column(name, justify="left" if name in ("claims", "verdict") else "right")
+    for kind, verdicts in calibration.reliability.items():
+        for verdict in verdicts:
+            if kind.startswith("noun/") and verdict.right is None:
+                continue
+            low, high = verdict.right_ci95 or (None, None)
+            interval = "" if low is None else f"{low:.2f} to {high:.2f}"
+            right = "" if verdict.right is None else f"{verdict.right:.3f}"
+            recall = "" if verdict.recall is None else f"{verdict.recall:.2f}"
+            table.add_row(kind, verdict.truth, str(verdict.num), right, interval, recall)
+    table.caption = f"{calibration.source['images']} images, {calibration.source['folds']} folds"
     return table
 
 
