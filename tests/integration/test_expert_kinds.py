@@ -1,15 +1,20 @@
 """Further kinds of experts on real engines: OCR on rendered text, a vision-language model through vLLM."""
 
+import json
+
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import pytest
 
 from vlgenrm_ray.curation.experts import ExpertsConfig
+from vlgenrm_ray.engines.contracts import Prompt, Sampling
 from vlgenrm_ray.engines.detectors import DetectorConfig
 from vlgenrm_ray.engines.ocr import RapidOcrReader
-from vlgenrm_ray.experts.expert import ExpertConfig
-from vlgenrm_ray.experts.pipeline import ExpertPipeline, build_expert
+from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
+from vlgenrm_ray.experts.expert import ClaimsConfig, ExpertConfig
+from vlgenrm_ray.experts.llm_claims import LlmClaimsExpert
+from vlgenrm_ray.experts.pipeline import ExpertPipeline, build_expert, expert_configs
 from vlgenrm_ray.records import Truth
 from vlgenrm_ray.shapes import pack_path
 
@@ -62,3 +67,35 @@ def test_a_vision_language_model_is_asked_through_vllm() -> None:
     assert attribute.truth in Truth
     assert 0 <= attribute.score <= 1
     assert existence.truth is Truth.UNKNOWN, "only attributes are asked about"
+
+
+def test_claims_are_listed_by_structured_output_of_vllm_and_checked_by_the_grammar() -> None:
+    """The tiny model lists nonsense, but in the schema: what the grammar reads stands, and nothing else is affirmed."""
+    options = {"max_model_len": 2048, "kv_cache_gib": 0.2}
+    config = CONFIG.model_copy(
+        update={"claims": ClaimsConfig(extractor="llm", model=str(pack_path("vlm")), options=options)}
+    )
+    expert = build_expert(expert_configs(config)[0], config)
+    texts = ["There is a red circle.", "There is no star. A shiny square gleams.", "Hello."]
+    task = ExpertPipeline(config).open_task("x", sign("STOP"), texts)
+    (examined,) = expert.examine([task])
+    read = [[(c.subject, c.negated) for c in of_text if not c.hedged] for of_text in examined.claims]
+    by_grammar = [[(c.subject, c.negated) for c in of_text if not c.hedged] for of_text in task.claims]
+    for of_model, of_grammar in zip(read, by_grammar, strict=True):
+        assert {claim for claim in of_model if claim[1]} <= set(of_grammar)
+    for text, claims in zip(texts, examined.claims, strict=True):
+        assert all(claim.text == text[claim.start : claim.end] for claim in claims)
+    # The raw output follows the schema: it parses, or was cut at the limit.
+    assert isinstance(expert, LlmClaimsExpert)
+    generator = VllmGenerator(VllmConfig(model=str(pack_path("vlm")), **options))
+    schema = {
+        "type": "object",
+        "properties": {"claims": {"type": "array", "items": {"type": "string", "maxLength": 4}, "maxItems": 2}},
+        "required": ["claims"],
+        "additionalProperties": False,
+    }
+    sampling = Sampling(temperature=0.0, max_tokens=200, json_schema=json.dumps(schema))
+    ((sample,),) = generator.generate([Prompt(images=(), text="List the claims.")], sampling)
+    parsed = json.loads(sample.text)
+    assert list(parsed) == ["claims"]
+    assert len(parsed["claims"]) <= 2

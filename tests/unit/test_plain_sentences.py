@@ -299,7 +299,7 @@ def test_a_long_repetition_is_read_in_time(part: str) -> None:
     assert time.monotonic() - started < 20
 
 
-NO_WORDS = {"disclaimers", "titles", "abbreviations", "absence_questions", "falsehood_questions"}
+NO_WORDS = {"disclaimers", "titles", "abbreviations", "absence_questions", "falsehood_questions", "denials"}
 """Lists of `english.yaml` that are not words of sentences."""
 
 

@@ -34,6 +34,7 @@ class ExpertsConfig(ExpertPipelineConfig):
 
     renamed: ClassVar = {"limits": "images", "detectors": "detector_actors", "matchers": "matcher_actors"}
     inherits: ClassVar = {
+        "claims.actors": "actors",
         "detector_actors": "actors",
         "second_detector_actors": "actors",
         "matcher_actors": "actors",
@@ -54,6 +55,7 @@ class ExpertsConfig(ExpertPipelineConfig):
     def actor_pools(self) -> tuple[flow.ActorPoolConfig, ...]:
         """Return the actor pool of each of `expert_configs`, in the same order."""
         pools = {
+            "llm_claims": self.claims.actors,
             "detector": self.detector_actors,
             "second_detector": self.second_detector_actors,
             "matcher": self.matcher_actors,

@@ -60,6 +60,8 @@ class Sampling:
     """Words whose probability is returned at every position, summed over their token forms ("Yes", " yes", ...)."""
     stop: tuple[str, ...] = ()
     """Texts before which a sample ends. `Sample.text` is without them, `Sample.tokens` may have them."""
+    json_schema: str = ""
+    """JSON schema, as JSON, that the text follows unless it is cut at `max_tokens`; "" for free text."""
     logprobs: bool = False
     """Return `Sample.ids` and `Sample.logprobs`, for training on the sample."""
 

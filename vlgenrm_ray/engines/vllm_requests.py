@@ -101,7 +101,7 @@ class VllmRequests:
     def params(self, sampling: Sampling, tracked: Mapping[str, Sequence[int]], seed: int) -> "SamplingParams":
         """Return vLLM's sampling parameters; `seed` must be mixed by `mix_seed`."""
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         ids = sorted({i for forms in tracked.values() for i in forms})
         return SamplingParams(
@@ -118,6 +118,7 @@ class VllmRequests:
             # vLLM looks for stop texts in the text; otherwise `sample` alone makes text of tokens.
             detokenize=bool(sampling.stop),
             logit_bias=self._banned or None,
+            structured_outputs=StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -7,9 +7,9 @@ claims. `pipeline` runs them; see README.md for an example of an expert of your 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.data.flow import ActorPoolConfig
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 EXPERTS = {
+    "llm_claims": "vlgenrm_ray.experts.llm_claims:LlmClaimsExpert",
     "detector": "vlgenrm_ray.experts.detector:DetectorExpert",
     "second_detector": "vlgenrm_ray.experts.detector:SecondDetectorExpert",
     "matcher": "vlgenrm_ray.experts.matcher:MatcherExpert",
@@ -35,7 +36,7 @@ EXPERTS = {
 """Kind -> class. Each class is constructed with the `ExpertPipelineConfig`, and its options as keyword arguments."""
 
 
-BUILTIN_EXPERTS = ("detector", "second_detector", "matcher")
+BUILTIN_EXPERTS = ("llm_claims", "detector", "second_detector", "matcher")
 """Kinds with a section of their own, in the order in which they run."""
 
 
@@ -66,6 +67,26 @@ class ExpertConfig(Settings):
         return plugins.check_name(kind, EXPERTS)
 
 
+class ClaimsConfig(Settings):
+    """Extraction of claims from texts."""
+
+    extractor: Literal["grammar", "llm"] = "grammar"
+    """`grammar`: the grammar alone. `llm`: a language model through vLLM as well, which also understands sentences with
+    words that the grammar does not know; its claims are checked against the text and the grammar."""
+    model: str = ""
+    """llm: model folder or hub name of a vision-language or language model that vLLM runs."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """llm: settings of the vLLM engine, such as `{max_model_len: 4096, kv_cache_gib: 2}`."""
+    actors: ActorPoolConfig = ActorPoolConfig()
+    """llm: actors with the engine, in the experts stage."""
+
+    @model_validator(mode="after")
+    def _has_model(self) -> Self:
+        if self.extractor == "llm" and not self.model:
+            raise ValueError("extractor 'llm' needs a model; set claims.model")
+        return self
+
+
 class ExpertPipelineConfig(Settings):
     """The experts, the vocabulary, and the thresholds of their verdicts."""
 
@@ -77,6 +98,8 @@ class ExpertPipelineConfig(Settings):
 
     vocabulary: str = "coco"
     """Vocabulary that claims are read with: `coco`, `shapes`, or the path of a YAML file."""
+    claims: ClaimsConfig = ClaimsConfig()
+    """Extraction of claims from texts."""
     detector: DetectorConfig
     """Object detector."""
     second_detector: DetectorConfig | None = None

@@ -99,10 +99,10 @@ def detect_photos(
         image.thumbnail((max_side, max_side))
         scale = width / image.width, height / image.height
         nouns = tuple(tuple(detector.labels or vocabulary.nouns) for detector in detectors)
-        found = [
+        detections = [
             detector.detect([image], of_detector)[0] for detector, of_detector in zip(detectors, nouns, strict=True)
         ]
-        boxes = (suppress_overlaps(of_detector, SAME_LABEL_OVERLAP, _NEVER) for of_detector in found)
+        boxes = (suppress_overlaps(of_detector, SAME_LABEL_OVERLAP, _NEVER) for of_detector in detections)
         claims = make_claims(photo, (width, height), statistics, vocabulary, seed)
         known = set(nouns[0])
         detected.append(

@@ -141,7 +141,13 @@ class ExpertPipeline:
 
 def expert_configs(config: ExpertPipelineConfig) -> tuple[ExpertConfig, ...]:
     """Return every expert of a pipeline in the order in which they run."""
-    sections = {"detector": config.detector, "second_detector": config.second_detector, "matcher": config.matcher}
+    llm = config.claims if config.claims.extractor == "llm" else None
+    sections = {
+        "llm_claims": llm,
+        "detector": config.detector,
+        "second_detector": config.second_detector,
+        "matcher": config.matcher,
+    }
     builtin = tuple(ExpertConfig(kind=kind) for kind in BUILTIN_EXPERTS if sections[kind] is not None)
     return builtin + config.additional_experts
 
