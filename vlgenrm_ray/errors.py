@@ -101,6 +101,8 @@ class DropReason(StrEnum):
     """The two sides of a pair are equal, or no responses differ in a checked claim."""
     LENGTH_UNBALANCED = "length_unbalanced"
     """The two sides of a pair differ too much in length."""
+    BENCHMARK_IMAGE = "benchmark_image"
+    """The image is one of `experts.decontamination.benchmarks`."""
     OVER_LIMIT = "over_limit"
     """More pairs of a question, or combinations of critiques, than allowed."""
     CONTRADICTED_CHOSEN = "contradicted_chosen"

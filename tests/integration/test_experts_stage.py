@@ -76,7 +76,7 @@ def test_definite_verdicts_of_the_experts_of_the_pack_are_right(tmp_path: Path) 
         for record in experts.check_responses(row, pipeline).records:
             for finding in record.findings:
                 verdicts[finding.claim.kind, finding.truth, holds(scene_of(record.id), finding.claim)] += 1
-    for kind in ClaimKind:
+    for kind in set(ClaimKind) - {ClaimKind.TEXT}:
         right = verdicts[kind, Truth.SUPPORTED, True] + verdicts[kind, Truth.CONTRADICTED, False]
         wrong = verdicts[kind, Truth.SUPPORTED, False] + verdicts[kind, Truth.CONTRADICTED, True]
         unknown = verdicts[kind, Truth.UNKNOWN, True] + verdicts[kind, Truth.UNKNOWN, False]

@@ -19,7 +19,7 @@ from vlgenrm_ray.experts import fitting
 from vlgenrm_ray.experts.calibration import load_calibration, write_calibration
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.fitting import DetectedPhoto, LabelledVerdict, calibrate, cross_validate, fit, measure
-from vlgenrm_ray.experts.label_claims import WAYS, LabelStatistics, make_claims
+from vlgenrm_ray.experts.label_claims import WAYS, NounFrequency, make_claims
 from vlgenrm_ray.experts.labels import LabelledPhoto, read_labels
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import Box, ClaimKind, Truth
@@ -84,7 +84,7 @@ def test_pope_questions_are_read_as_json_lines(tmp_path: Path) -> None:
     (tmp_path / "pope.json").write_text("\n".join(map(json.dumps, rows)))
     (photo,) = read_labels(tmp_path / "pope.json", COCO)
     assert photo.answers == {"dog": True, "airplane": False}
-    claims = make_claims(photo, (SIDE, SIDE), LabelStatistics([photo]), COCO, 0)
+    claims = make_claims(photo, (SIDE, SIDE), NounFrequency([photo]), COCO, 0)
     assert {(c.claim.subject, c.is_true, c.group) for c in claims} == {
         ("dog", True, "pope"),
         ("airplane", False, "pope"),
@@ -126,7 +126,7 @@ def random_photo(rng: random.Random, number: int) -> LabelledPhoto:
 
 
 PHOTOS = [random_photo(random.Random(i), i) for i in range(120)]
-STATISTICS = LabelStatistics(PHOTOS)
+STATISTICS = NounFrequency(PHOTOS)
 
 
 def test_as_many_absent_objects_are_asked_for_as_present_ones_in_every_way() -> None:
@@ -164,7 +164,7 @@ def test_numbers_places_and_relations_are_true_of_the_boxes() -> None:
     claims = {
         (c.claim.subject, c.claim.value, c.claim.other): c.is_true
         for seed in range(20)
-        for c in make_claims(photo, (SIDE, SIDE), LabelStatistics([photo]), COCO, seed)
+        for c in make_claims(photo, (SIDE, SIDE), NounFrequency([photo]), COCO, seed)
     }
     assert claims["dog", "1", ""]
     assert not claims["dog", "2", ""]
@@ -211,15 +211,15 @@ class NoisyDetector:
         return [self.detect_in(next(self.photos)) for _ in images]
 
     def detect_in(self, photo: LabelledPhoto) -> tuple[Box, ...]:
-        found = [
+        detected = [
             box(b.label, score=self.rng.betavariate(4, 2), x0=b.x0, y0=b.y0, x1=b.x1, y1=b.y1)
             for b in photo.boxes
             if self.rng.random() < 0.9
         ]
         for noun in self.rng.sample(NOUNS[:12], 5):
             x, y = self.rng.uniform(0, 80), self.rng.uniform(0, 80)
-            found.append(box(noun, score=self.rng.betavariate(2, 6), x0=x, y0=y, x1=x + 15, y1=y + 15))
-        return tuple(sorted(found, key=lambda b: -b.score))
+            detected.append(box(noun, score=self.rng.betavariate(2, 6), x0=x, y0=y, x1=x + 15, y1=y + 15))
+        return tuple(sorted(detected, key=lambda b: -b.score))
 
 
 def detected_photos(num_detectors: int) -> list[DetectedPhoto]:

@@ -61,7 +61,7 @@ def test_the_model_adds_claims_from_sentences_with_unknown_words() -> None:
     assert affirmed(text) == set()
     text = "An ebullient dog gambols. A crimson automobile gleams to the left of a bus."
     assert affirmed(text) == set()
-    found = affirmed(
+    affirmed_claims = affirmed(
         text,
         listed("An ebullient dog"),
         listed("A crimson automobile", subject="crimson automobile"),
@@ -73,7 +73,7 @@ def test_the_model_adds_claims_from_sentences_with_unknown_words() -> None:
             other="bus",
         ),
     )
-    assert found == {("dog", "", ""), ("red car", "", ""), ("red car", "left of", "bus")}
+    assert affirmed_claims == {("dog", "", ""), ("red car", "", ""), ("red car", "left of", "bus")}
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def truth_of(sentence: str, *read: str, score: float = 0.99) -> Truth:
     ],
 )
 def test_quotations_of_things_that_bear_text_are_claims(text: str, subject: str, value: str) -> None:
-    found = [(claim.subject, claim.value) for claim in text_claims(text) if not claim.hedged]
-    assert found == ([(subject, value)] if value else [])
+    affirmed = [(claim.subject, claim.value) for claim in text_claims(text) if not claim.hedged]
+    assert affirmed == ([(subject, value)] if value else [])
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,48 @@ def remove_sentence(text: str, statement: Statement) -> str:
     return f"{text[:start].rstrip()} {text[end:].lstrip()}".strip()
 
 
+_BEFORE_ITEM = re.compile(r"(?:,? and|,|;|,? but| with| along with| as well as| next to| beside| near)\s+$")
+_AFTER_ITEM = re.compile(r"\s*(?:,? and|,|;)\s+")
+_NUMBER_OF_VERB = re.compile(r"\b(there) are (?=(?:a|an|one) )(?![^.!?\n]*(?:,| and ))", re.IGNORECASE)
+_COMMA_BEFORE_AND = re.compile(r"(?<![\w,][,;])(^|[.!?\n] ?)([^.!?\n,]*), and ([^.!?\n,]*)(?=[.!?\n]|$)")
+
+
+_SINGULAR_VERBS = {"are": "is", "have": "has"} | {
+    verb: f"{verb}s" for verb in ("sit", "stand", "lie", "rest", "walk", "play", "run", "eat", "hold", "wear", "ride")
+}
+_PLURAL_VERB = re.compile(
+    rf"((?:^|[.!?\n] ?)(?:a|an|one) (?:(?!and\b)\w+ ){{1,3}}?)({'|'.join(_SINGULAR_VERBS)})\b", re.IGNORECASE
+)
+
+
+def remove_phrase(text: str, statement: Statement) -> Iterator[str]:
+    """Yield the text without a statement's own words, if it is an item of a list or follows "and", "with" or the like.
+
+    "A dog, a cat and a bus." without the cat is "A dog and a bus.". What is left has to be checked: removed words may
+    have carried others.
+    """
+    start, end = statement.start, statement.end
+    if before := _BEFORE_ITEM.search(text, 0, start):
+        # "A, B and C" without C is "A and B".
+        rest = text[: before.start()]
+        is_last = text[before.start() : start].strip(" ,") == "and"
+        comma = rest.rfind(",")
+        if is_last and comma > max(rest.rfind(mark) for mark in ".!?\n"):
+            rest = f"{rest[:comma]} and{rest[comma + 1 :]}"
+        yield _agree(rest + text[end:])
+    if after := _AFTER_ITEM.match(text, end):
+        rest = text[after.end() :]
+        is_at_start = not text[:start].strip() or text[:start].rstrip()[-1:] in (".", "!", "?")
+        yield _agree(text[:start] + (rest[:1].upper() + rest[1:] if is_at_start else rest))
+
+
+def _agree(text: str) -> str:
+    """Make verb and commas agree with what is left of a list."""
+    text = _COMMA_BEFORE_AND.sub(r"\1\2 and \3", text)
+    text = _NUMBER_OF_VERB.sub(r"\1 is ", text)
+    return _PLURAL_VERB.sub(lambda match: f"{match[1]}{_SINGULAR_VERBS[match[2]]}", text)
+
+
 def _edit_words(text: str, words: Sequence[Word], vocabulary: Vocabulary) -> Iterator[Edit]:
     """Yield the edits that replace one word: an attribute, a noun, a place or a relation."""
     for i, word in enumerate(words):

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from pydantic import Field
 
+from vlgenrm_ray.curation.hard_negatives import Cooccurrence
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.experts.checking import Thresholds, check_claim
 from vlgenrm_ray.experts.claims import claim_key, extract_claims
@@ -86,8 +87,18 @@ class EvidenceIndex:
     supported excludes every other count.
     """
 
-    def __init__(self, checked: Sequence[CheckedResponse], vocabulary: Vocabulary, thresholds: Thresholds) -> None:
-        """Index the evidence of `checked`: responses about one image, at least one."""
+    def __init__(
+        self,
+        checked: Sequence[CheckedResponse],
+        vocabulary: Vocabulary,
+        thresholds: Thresholds,
+        cooccurrence: Cooccurrence | None = None,
+    ) -> None:
+        """Index the evidence of `checked`: responses about one image, at least one.
+
+        `cooccurrence` has the nouns that are detected together; None: wrong objects are drawn at random.
+        """
+        self.cooccurrence = cooccurrence
         self.vocabulary = vocabulary
         self.thresholds = thresholds
         findings = [finding for c in checked for finding in c.findings]

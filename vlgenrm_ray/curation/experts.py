@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlgenrm_ray.curation.by_image import group_by_image
+from vlgenrm_ray.curation.decontamination import BenchmarkIndex, DecontaminationConfig, build_index
 from vlgenrm_ray.data import flow, images
 from vlgenrm_ray.data.arrow import from_row, from_table, to_table
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
+from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.experts.calibration import load_calibration
 from vlgenrm_ray.experts.claims import grammar_fingerprint
 from vlgenrm_ray.experts.expert import ExpertConfig, ExpertPipelineConfig, ImageTask
@@ -51,6 +53,8 @@ class ExpertsConfig(ExpertPipelineConfig):
     """Actors that run the matcher, where they differ from `actors`."""
     images: ImageLimits = ImageLimits()
     """Limits of the images that are opened."""
+    decontamination: DecontaminationConfig = DecontaminationConfig()
+    """Benchmarks whose images are dropped."""
 
     def actor_pools(self) -> tuple[flow.ActorPoolConfig, ...]:
         """Return the actor pool of each of `expert_configs`, in the same order."""
@@ -73,12 +77,25 @@ class ImageResponses:
     task: ImageTask
 
 
-def open_image(id: str, responses: Sequence[Response], pipeline: ExpertPipeline, limits: ImageLimits) -> ImageResponses:
-    """Decode the image of some responses and extract their claims. An unusable image is marked, not raised."""
+def open_image(
+    id: str,
+    responses: Sequence[Response],
+    pipeline: ExpertPipeline,
+    limits: ImageLimits,
+    benchmarks: BenchmarkIndex | None = None,
+) -> ImageResponses:
+    """Decode the image of some responses and extract their claims.
+
+    An unusable image, and one of a benchmark, is marked as dropped.
+    """
     ref = responses[0].question.image
     try:
         texts = [response.text for response in responses]
-        task = pipeline.open_task(id, images.read(ref, limits), texts, [r.question.text for r in responses])
+        questions = [response.question.text for response in responses]
+        image = images.read(ref, limits)
+        task = pipeline.open_task(id, image, texts, questions)
+        if benchmarks is not None and (name := benchmarks.find(image, questions)):
+            task = task.mark_dropped(DropReason.BENCHMARK_IMAGE, f"the image is {name}")
     except ImageError as error:
         task = ImageTask(id=id, original_width=ref.width, original_height=ref.height)
         task = task.mark_dropped(error.reason, error.detail)
@@ -120,13 +137,16 @@ def check_responses(row: ImageResponses, pipeline: ExpertPipeline) -> Unit[Check
 @dataclass(frozen=True)
 class _Open:
     config: ExpertsConfig
+    benchmarks: BenchmarkIndex | None
 
     def __call__(self, rows: "pa.Table") -> "Iterator[pa.Table]":
         pipeline = ExpertPipeline(self.config)
         for row in rows.to_pylist():
             responses = [from_row(Response, response) for response in row["responses"]]
             # One row a table: decoded images are large.
-            yield to_table(ImageResponses, [open_image(row["id"], responses, pipeline, self.config.images)])
+            yield to_table(
+                ImageResponses, [open_image(row["id"], responses, pipeline, self.config.images, self.benchmarks)]
+            )
 
 
 class _Examine:
@@ -158,17 +178,19 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
     """Check the responses of `source` and write the results to `target`.
 
     Raises:
-        InputError: The vocabulary cannot be read.
+        InputError: The vocabulary, the calibration or a benchmark cannot be read.
         ConfigError: `target` was made with other settings.
         StageError: `source` is incomplete, or rows were lost.
     """
     fitted = load_calibration(config.calibration)
     parts = [section.fingerprint() for section in (config, load_vocabulary(config.vocabulary), fitted)]
+    benchmarks = build_index(config.decontamination, config.images) if config.decontamination.benchmarks else None
+    parts += [benchmarks.fingerprint()] if benchmarks else []
     rows, total = group_by_image(source)
     experts = expert_configs(config)
 
     def work(rows: "Dataset") -> "Dataset":
-        rows = rows.map_batches(_Open(config), **flow.LIGHT, batch_size=config.detector_actors.batch_size)
+        rows = rows.map_batches(_Open(config, benchmarks), **flow.LIGHT, batch_size=config.detector_actors.batch_size)
         for i, (expert, pool) in enumerate(zip(experts, config.actor_pools(), strict=True)):
             arguments = (config, expert, i == len(experts) - 1)
             rows = rows.map_batches(_Examine, fn_constructor_args=arguments, **pool.map_batches_args())

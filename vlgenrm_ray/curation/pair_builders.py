@@ -18,6 +18,7 @@ from vlgenrm_ray.curation.edits import (
     Statement,
     changes_one_statement,
     propose_edits,
+    remove_phrase,
     remove_sentence,
     split_statements,
 )
@@ -144,8 +145,7 @@ def _falsify(question: QuestionEvidence, text: str, rng: random.Random) -> tuple
     keys = sorted(options)
     rng.shuffle(keys)
     for i, fact in keys:
-        candidates = options[i, fact]
-        rng.shuffle(candidates)
+        candidates = _shuffle(question, options[i, fact], fact, rng)
         # A phrase that another response made up is a plausible error, and its absence is known.
         candidates.sort(key=lambda edit: not any(phrase in edit.text for phrase in question.index.absent_phrases))
         for edit in candidates[:_MAX_TRIES]:
@@ -156,6 +156,17 @@ def _falsify(question: QuestionEvidence, text: str, rng: random.Random) -> tuple
                 if summary.contradicted:
                     return edit, summary.worst
     return None
+
+
+def _shuffle(question: QuestionEvidence, edits: list[Edit], fact: Fact, rng: random.Random) -> list[Edit]:
+    """Return edits in random order; wrong objects that often occur with those of the image tend to come first."""
+    cooccurrence = question.index.cooccurrence
+    if fact is not Fact.OBJECT or cooccurrence is None:
+        rng.shuffle(edits)
+        return edits
+    nouns = question.index.detected_words
+    order = cooccurrence.shuffle(sorted({edit.new for edit in edits}), nouns, rng)
+    return sorted(edits, key=lambda edit: order.index(edit.new))
 
 
 def _is_plausible(statement: Statement, edit: Edit) -> bool:
@@ -210,6 +221,8 @@ def _repair_first(question: QuestionEvidence, repair: _Repair) -> _Repair | None
     for i, statement in enumerate(statements):
         if not question.summarise_claims(statement.claims).contradicted:
             continue
+        without = _remove_phrase(question, repair.text, i)
+        removed = _Repair(without or remove_sentence(repair.text, statement), repair.edits, repair.num_removed + 1)
         other_meanings = {s.meaning for j, s in enumerate(statements) if j != i}
         for edit in _propose_corrections(question, repair.text, i):
             if changes_one_statement(repair.text, i, edit, vocabulary, question.question_text):
@@ -217,8 +230,23 @@ def _repair_first(question: QuestionEvidence, repair: _Repair) -> _Repair | None
                 is_supported = question.summarise_claims(corrected.claims).is_fully_supported
                 # The repair must not answer another question, nor repeat another statement.
                 if is_supported and corrected.meaning not in other_meanings and question.is_answer(corrected.claims):
+                    # "A fork and a bowl" instead of "a fork, no giraffe and a bowl".
+                    if edit.fact is Fact.PRESENCE and without and question.text_is_answer(without):
+                        return removed
                     return _Repair(edit.text, (*repair.edits, edit), repair.num_removed)
-        return _Repair(remove_sentence(repair.text, statement), repair.edits, repair.num_removed + 1)
+        return removed
+    return None
+
+
+def _remove_phrase(question: QuestionEvidence, text: str, index: int) -> str | None:
+    """Return the text without the words of a statement. None if what remains would not say all the rest."""
+    vocabulary = question.index.vocabulary
+    statements = split_statements(text, vocabulary, question.question_text)
+    others = [statement.meaning for i, statement in enumerate(statements) if i != index]
+    for shorter in remove_phrase(text, statements[index]) if others else ():
+        remaining = split_statements(shorter, vocabulary, question.question_text)
+        if [statement.meaning for statement in remaining] == others:
+            return shorter
     return None
 
 

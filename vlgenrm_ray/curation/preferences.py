@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from vlgenrm_ray.curation.evidence import EvidenceConfig, EvidenceIndex, QuestionEvidence, RejectedPair
 from vlgenrm_ray.curation.experts import ExpertsConfig
+from vlgenrm_ray.curation.hard_negatives import Cooccurrence, count_cooccurrence
 from vlgenrm_ray.curation.pair_builders import (
     FLIPPED,
     BalanceConfig,
@@ -55,6 +56,9 @@ class PreferencesConfig(Settings):
     """Most pairs per question."""
     max_per_kind: int = Field(default=2, ge=1)
     """Most pairs per question that are told apart by claims of one kind."""
+    hard_negatives: bool = True
+    """Prefer wrong objects that the detectors find together with those of the image in other images, for `edited`.
+    False: all absent objects are equally likely."""
     evidence: EvidenceConfig = EvidenceConfig()
     """Evidence that a pair requires."""
     balance: BalanceConfig = BalanceConfig()
@@ -154,7 +158,12 @@ def select_skewing(pairs: Sequence[Preference], config: BalanceConfig) -> list[P
 
 
 def build_image_pairs(
-    unit: Unit[CheckedResponse], config: PreferencesConfig, vocabulary: Vocabulary, thresholds: Thresholds, seed: int
+    unit: Unit[CheckedResponse],
+    config: PreferencesConfig,
+    vocabulary: Vocabulary,
+    thresholds: Thresholds,
+    seed: int,
+    cooccurrence: Cooccurrence | None = None,
 ) -> Unit[Preference]:
     """Build the pairs of one image.
 
@@ -164,6 +173,7 @@ def build_image_pairs(
         vocabulary: Vocabulary that the experts stage read claims with.
         thresholds: Thresholds of the experts stage.
         seed: Seed of random choices.
+        cooccurrence: Nouns that are detected together, for hard negatives.
 
     Returns:
         The pairs. Every question has a pair or a drop with the question's id.
@@ -174,7 +184,7 @@ def build_image_pairs(
     by_question: dict[str, list[CheckedResponse]] = {}
     for checked in unit.records:
         by_question.setdefault(checked.response.question.id, []).append(checked)
-    index = EvidenceIndex(unit.records, vocabulary, thresholds)
+    index = EvidenceIndex(unit.records, vocabulary, thresholds, cooccurrence)
     questions = [
         build_question_pairs(
             QuestionEvidence.from_responses(by_question[question_id], index, config.evidence, seed), config
@@ -233,6 +243,7 @@ class _BuildPairs:
     config: PreferencesConfig
     experts: ExpertsConfig
     seed: int
+    cooccurrence: Cooccurrence | None
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         vocabulary = load_vocabulary(self.experts.vocabulary)
@@ -240,7 +251,7 @@ class _BuildPairs:
         units = units_from_table(CheckedResponse, rows)
         return units_table(
             Preference,
-            [build_image_pairs(u, self.config, vocabulary, thresholds, self.seed) for u in units],
+            [build_image_pairs(u, self.config, vocabulary, thresholds, self.seed, self.cooccurrence) for u in units],
         )
 
 
@@ -263,10 +274,11 @@ def run(
     """
     seed = seed if config.seed is None else config.seed
     vocabulary = load_vocabulary(experts.vocabulary)
+    cooccurrence = count_cooccurrence(source) if config.hard_negatives else None
     manifest = flow.run(
         target,
         flow.read_units(source),
-        lambda rows: rows.map_batches(_BuildPairs(config, experts, seed), **flow.LIGHT),
+        lambda rows: rows.map_batches(_BuildPairs(config, experts, seed, cooccurrence), **flow.LIGHT),
         total=source.complete().rows_in,
         fingerprint=digest(
             [

@@ -134,6 +134,8 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         "trust_remote_code": config.trust_remote_code,
         # Every request has a seed of its own.
         "seed": 0,
+        # For `Sampling.json_schema`: otherwise a small model fills its answer with blanks between two words of JSON.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "logprobs_mode": {"raw": "raw_logprobs", "sampled": "processed_logprobs"}[config.logprobs],
     }
     if on_cpu or config.kv_cache_gib:

@@ -40,7 +40,7 @@ from vlgenrm_ray.experts.checking import Thresholds, check_claim
 from vlgenrm_ray.experts.detector import SAME_LABEL_OVERLAP, combine_boxes
 from vlgenrm_ray.experts.evidence import ImageEvidence, suppress_overlaps
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig
-from vlgenrm_ray.experts.label_claims import LabelledClaim, LabelStatistics, make_claims
+from vlgenrm_ray.experts.label_claims import LabelledClaim, NounFrequency, make_claims
 from vlgenrm_ray.experts.labels import LabelledPhoto, read_labels
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.records import Box, ClaimKind, Detection, Truth
@@ -90,7 +90,7 @@ def detect_photos(
     """
     import PIL.Image
 
-    statistics = LabelStatistics(photos)
+    statistics = NounFrequency(photos)
     detected = []
     for photo in photos:
         with PIL.Image.open(photo.path) as file:

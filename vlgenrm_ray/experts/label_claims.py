@@ -34,8 +34,8 @@ class LabelledClaim:
     """One of `WAYS` ("pope" for given questions) for existence, else the kind of the claim."""
 
 
-class LabelStatistics:
-    """How often nouns occur in labelled images, alone and together."""
+class NounFrequency:
+    """Frequency of the nouns in labelled images, alone and together."""
 
     def __init__(self, photos: Sequence[LabelledPhoto]) -> None:
         """Count the nouns of the photos."""
@@ -48,7 +48,7 @@ class LabelStatistics:
 
 
 def make_claims(
-    photo: LabelledPhoto, size: tuple[int, int], statistics: LabelStatistics, vocabulary: Vocabulary, seed: int
+    photo: LabelledPhoto, size: tuple[int, int], statistics: NounFrequency, vocabulary: Vocabulary, seed: int
 ) -> list[LabelledClaim]:
     """Make the claims about one labelled image.
 
@@ -72,7 +72,7 @@ def make_claims(
     return claims
 
 
-def _existence_claims(photo: LabelledPhoto, statistics: LabelStatistics, rng: random.Random) -> Iterator[LabelledClaim]:
+def _existence_claims(photo: LabelledPhoto, statistics: NounFrequency, rng: random.Random) -> Iterator[LabelledClaim]:
     present = sorted(photo.present)
     asked = rng.sample(present, min(_MAX_PRESENT, len(present)))
     absent = sorted(photo.nouns - photo.present)
