@@ -1,5 +1,8 @@
 """Benchmarks: table, files, stored answers, command line, and a benchmark of another package."""
 
+import base64
+import gzip
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from benchmark_files import score, write_lines
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 from vlgenrm_ray.cli import app
@@ -61,8 +65,19 @@ def test_rows_are_read_from_every_container(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    for path in (lines, tmp_path / "rows.json", tmp_path / "rows.parquet"):
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines.read_bytes()))
+    (tmp_path / "marked.json").write_text(json.dumps(rows), encoding="utf-8-sig")
+    for path in (
+        lines,
+        *(tmp_path / f"rows.{name}" for name in ("json", "parquet", "jsonl.gz")),
+        tmp_path / "marked.json",
+    ):
         assert read_rows(path) == rows, path
+    (tmp_path / "rows.tsv").write_text('id\ttext\n1\t"two\nlines"\n')
+    assert read_rows(tmp_path / "rows.tsv") == [{"id": "1", "text": "two\nlines"}]
+    (tmp_path / "rows.jsonl.gz").write_bytes(b"\x1f\x8b cut")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_rows(tmp_path / "rows.jsonl.gz")
     (tmp_path / "rows.json").write_text("[1, 2]")
     with pytest.raises(InputError, match="expected objects"):
         read_rows(tmp_path / "rows.json")
@@ -75,6 +90,10 @@ def test_images_are_resolved_from_paths_uris_bytes_and_structs(tmp_path: Path) -
     (path,) = images.resolve({"bytes": b"pixels", "path": "c.jpg"})
     assert Path(path).read_bytes() == b"pixels"
     assert images.resolve(None) == ()
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    (path,) = images.resolve(base64.b64encode(png.getvalue()).decode())
+    assert Path(path).read_bytes() == png.getvalue()
     assert ImageResolver(root="/data").resolve(b"pixels") == ()
 
 

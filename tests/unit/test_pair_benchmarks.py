@@ -373,3 +373,13 @@ def test_the_coin_of_multimodal_rewardbench_follows_the_order_of_the_answers(tmp
     labels = {row["ID"]: "A" if row["Better"] == "Output1" else "B" for row in rows}
     expected = [("A" if generator.random() < 0.5 else "B") == labels[str(line["ID"])] for line in lines]
     assert rules(result, "accuracy")["official"] == pytest.approx(np.mean(expected))
+
+
+def test_the_official_output_of_multimodal_rewardbench_is_data_and_answers(tmp_path: Path) -> None:
+    lines = [
+        {"ID": row["ID"], "output": text, "Label": "A" if row["Better"] == "Output1" else "B"}
+        | {"Image": row["Image"], "Meta": {"Category": row["Category"]}}
+        for row, text in zip(META_ROWS, JUDGEMENTS, strict=True)
+    ]
+    file = write_lines(tmp_path / "outputs.jsonl", lines)
+    assert rules(score("multimodal_rewardbench", file, file), "accuracy")["official"] == 0.6

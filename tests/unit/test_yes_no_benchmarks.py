@@ -104,6 +104,25 @@ def test_pope_is_scored_by_hand_worked_values(tmp_path: Path) -> None:
     assert result["counts"] == {"items": 5, "ties": 0, "unreadable": 1}
 
 
+def test_pope_answers_without_ids_are_matched_by_their_order(tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "data.json", [pope_question(i, label) for i, label in enumerate(["yes", "no"])])
+    rows = [{"question": "Is there a dog in the image?", "answer": answer} for answer in ("yes", "no")]
+    assert rules(score("pope", data, write_lines(tmp_path / "a.jsonl", rows)), "accuracy")["official"] == 1.0
+    with pytest.raises(InputError, match="1 answers without `question_id` to 2 questions"):
+        score("pope", data, write_lines(tmp_path / "a.jsonl", rows[:1]))
+
+
+def test_pope_reads_the_table_of_vlmevalkit(tmp_path: Path) -> None:
+    data, answers = tmp_path / "POPE.tsv", tmp_path / "answers.tsv"
+    data.write_text(
+        "index\timage\tquestion\tanswer\tcategory\n0\tx.jpg\tIs it?\tYes\tpopular\n1\tx.jpg\tIs it?\tNo\trandom\n"
+    )
+    answers.write_text("index\tprediction\n1\tno.\n0\tno.\n")
+    result = score("pope", data, answers)
+    assert rules(result, "accuracy")["official"] == 0.5
+    assert [rules(result, name)["official"] for name in ("popular", "random")] == [0.0, 1.0]
+
+
 def test_pope_gives_the_published_values_on_stored_answers() -> None:
     rows = real_rows()
     result = score("pope", rows / "coco_pope_random.json", rows / "pope_random_answers.jsonl")

@@ -1,41 +1,67 @@
 """Reading of benchmark files: rows of JSON, JSON Lines and Parquet files, their images, and stored answers."""
 
+import csv
+import gzip
 import hashlib
+import io
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray.data import addresses
+from vlgenrm_ray.data import addresses, images
+from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import InputError
 
 _NUM_FRAMES = 32
 """Frames that represent a video, as in the official script of MM-RLHF-RewardBench."""
 
+_SEPARATORS = {".tsv": "\t", ".csv": ","}
+_MAX_FIELD = 1 << 30
+"""Longest field of a table, in characters: images may be in base64."""
+_NO_LIMITS = ImageLimits(max_bytes=sys.maxsize)
+"""Limits of images are checked when they are opened."""
+
 Row = Mapping[str, Any]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a JSON Lines, JSON or Parquet file. Raises InputError."""
+    """Read the rows of a JSON, JSON Lines, TSV, CSV (also `.gz`) or Parquet file. Raises InputError."""
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); give a JSON, JSON Lines or Parquet file") from error
-    try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            # Not `splitlines`: JSON strings may hold separators such as U+2028, at which it would split.
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a JSON, JSON Lines, TSV or Parquet file") from error
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    rows = _read_table(text, _SEPARATORS[suffix], path) if suffix in _SEPARATORS else _read_json(text, path)
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: expected objects, one per question")
     return list(rows)
+
+
+def _read_json(text: str, path: Path) -> list[Any]:
+    try:
+        if text.lstrip().startswith("["):
+            rows: list[Any] = json.loads(text)
+            return rows
+        # Not `splitlines`: JSON strings may hold separators such as U+2028, at which it would split.
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def _read_table(text: str, separator: str, path: Path) -> list[Any]:
+    """Read a table with a header, as VLMEvalKit distributes its benchmarks."""
+    csv.field_size_limit(_MAX_FIELD)
+    try:
+        return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise InputError(f"{path}: no readable table: {error}") from error
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
@@ -125,7 +151,7 @@ class ImageResolver:
     """Folder that receives images which rows hold as bytes. None: such images are left out, for stored answers."""
 
     def resolve(self, value: Any) -> tuple[str, ...]:
-        """Return the URIs of an image or a list of images: paths, URIs, bytes, or `{"bytes", "path"}`."""
+        """Return the URIs of an image or a list of images: paths, URIs, bytes, base64, or `{"bytes", "path"}`."""
         if value is None or value == "":
             return ()
         if isinstance(value, (list, tuple)):
@@ -136,6 +162,12 @@ class ImageResolver:
         if isinstance(value, bytes):
             return self._keep(value)
         text = str(value)
+        if not images.is_data_url(text) and images.is_base64_image(text):
+            try:
+                return self._keep(images.decode_base64(text, _NO_LIMITS))
+            except ImageError:
+                # It is a path then, which does not exist; that is reported with the item.
+                pass
         return (text if addresses.scheme(text) or text.startswith("/") else f"{self.root.rstrip('/')}/{text}",)
 
     def frames(self, folder: Any) -> tuple[str, ...]:

@@ -41,11 +41,13 @@ from vlgenrm_ray.evaluation.benchmarks.response_pairs import (
 from vlgenrm_ray.evaluation.metrics import clustered_interval
 
 _OFFICIAL_SEED = 123
+_BETTER = {"Output1": 0, "Output2": 1, "A": 0, "B": 1}
 
 
 class MultimodalRewardBench(PairBenchmark):
     """Multimodal RewardBench: accuracy, overall and by category.
 
+    Data: the official file, or the official script's output itself, which holds labels and categories.
     Answers: rows with `ID` and `output`, the judgement's text, as the official script writes them, or rows with `ID`
     and `rewards` or `choice` (1: Output1).
     """
@@ -113,18 +115,19 @@ def _value(item: ResponsePair, outcome: Outcome, coin: int) -> float:
 
 
 def _read_item(row: Row, id: str, key: str, images: ImageResolver, path: Path) -> ResponsePair:
-    better = str(value_of(row, ("Better",), path))
-    if better not in ("Output1", "Output2"):
+    better = str(value_of(row, ("Better", "Label"), path))
+    if better not in _BETTER:
         raise InputError(f"{path}: {key} has Better {better!r}; expected Output1 or Output2")
     uris = images.resolve(row.get("Image"))
     return ResponsePair(
         id=id,
         key=key,
-        question=text_of(row, ("Text",), path),
+        # The official output has no texts; it is data as well as answers.
+        question="" if "output" in row else text_of(row, ("Text",), path),
         images=uris,
         responses=(str(row.get("Output1")), str(row.get("Output2"))),
-        better=0 if better == "Output1" else 1,
-        group=_category(str(value_of(row, ("Category",), path)), key),
+        better=_BETTER[better],
+        group=_category(str(value_of(row.get("Meta", row), ("Category",), path)), key),
         cluster=uris[0] if uris else key,
     )
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.benchmarks.benchmark import LMMS_EVAL, OFFICIAL, VLMEVALKIT, BenchmarkReport, MetricRow
 from vlgenrm_ray.evaluation.benchmarks.files import (
     ImageResolver,
+    Row,
     binary_labels,
     match_answers,
     read_rows,
@@ -39,6 +41,8 @@ from vlgenrm_ray.evaluation.benchmarks.yes_no_questions import (
 from vlgenrm_ray.evaluation.metrics import clustered_interval
 
 _NEGATIONS = {"No", "not", "no"}
+_IDS = ("question_id", "index")
+_MAX_NAME = 1024
 
 
 def read_verdict(answer: str) -> str:
@@ -50,22 +54,23 @@ def read_verdict(answer: str) -> str:
 class Pope(YesNoBenchmark):
     """POPE by the rules of its own script, lmms-eval and VLMEvalKit.
 
-    Data: `question_id`, `image`, `text` (or `question`), `label` (or `answer`), and `category` if there are several
-    splits. Answers: `question_id` and `text` (or `answer`).
+    Data: `question_id` (or `index`), `image`, `text` (or `question`), `label` (or `answer`), and `category` for several
+    splits in one file. Answers: `question_id` and `text` (or `answer`, `prediction`). Rows without an id, as the
+    official script reads them, answer the questions in order.
     """
 
     def read(self, data: Path, images: ImageResolver) -> list[YesNoQuestion]:
         """See `Benchmark.read`."""
         rows = read_rows(data)
         labels = [str(value_of(row, ("label", "answer"), data)).strip().lower() for row in rows]
-        ids = unique_ids([str(value_of(row, ("question_id",), data)) for row in rows])
+        ids = unique_ids([str(value_of(row, _IDS, data)) for row in rows])
         return [
             YesNoQuestion(
                 id=id,
                 question=text_of(row, ("text", "question"), data),
                 images=images.resolve(row.get("image")),
                 is_yes=is_yes,
-                cluster=str(row["image"]) if isinstance(row.get("image"), str) else str(row.get("image_source", id)),
+                cluster=_cluster(row, id),
                 group=str(row.get("category", "")),
             )
             for row, id, is_yes in zip(rows, ids, binary_labels(labels, "yes", "no", data), strict=True)
@@ -74,10 +79,17 @@ class Pope(YesNoBenchmark):
     def read_answers(self, answers: Path, items: Sequence[YesNoQuestion]) -> list[YesNoPrediction | None]:
         """See `Benchmark.read_answers`."""
         rows = read_rows(answers)
-        keys = [item.id.split("#")[0] for item in items]
-        matched = match_answers(rows, keys, lambda row: str(value_of(row, ("question_id",), answers)), answers)
+        matched: Sequence[Row | None] = rows
+        if any(name in rows[0] for name in _IDS):
+            keys = [item.id.split("#")[0] for item in items]
+            matched = match_answers(rows, keys, lambda row: str(value_of(row, _IDS, answers)), answers)
+        elif len(rows) != len(items):
+            raise InputError(
+                f"{answers}: {len(rows)} answers without `question_id` to {len(items)} questions; they are matched by "
+                "their order, so there must be one for each"
+            )
         return [
-            None if row is None else YesNoPrediction(text=str(value_of(row, ("text", "answer"), answers)))
+            None if row is None else YesNoPrediction(text=str(value_of(row, ("text", "answer", "prediction"), answers)))
             for row in matched
         ]
 
@@ -127,3 +139,10 @@ class Pope(YesNoBenchmark):
             baselines=yes_no_baselines(items, predictions),
             counts=yes_no_counts(predictions),
         )
+
+
+def _cluster(row: Row, id: str) -> str:
+    """Return the name of a row's image. Images held as bytes are named by `image_source` or `image_path`."""
+    image = row.get("image_source") or row.get("image_path") or row.get("image")
+    # Base64 is long; a name is not.
+    return str(image) if isinstance(image, str) and len(image) < _MAX_NAME else id
