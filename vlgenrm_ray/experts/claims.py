@@ -61,7 +61,7 @@ class VocabularyExtractor:
         return extract_claims(text, self.vocabulary, question)
 
 
-GRAMMAR_VERSION = 3
+GRAMMAR_VERSION = 4
 """Version of the grammar, raised whenever the reading of any text changes: stages that stored claims run again."""
 
 

@@ -34,7 +34,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from vlgenrm_ray.experts.lexicon import Word, WordKind, english
-from vlgenrm_ray.experts.phrases import ContextPhrase, Item, NounPhrase
+from vlgenrm_ray.experts.phrases import MATERIALS, ContextPhrase, Item, NounPhrase
 
 _LETTERS = {
     WordKind.ATTRIBUTE: "C",
@@ -88,6 +88,14 @@ _LIKENESSES = (
     *("outfit", "outfits", "attire", "clothing", "clothes", "atmosphere", "ambiance", "mood", "shade", "style"),
 )
 """Things that may be like an object that is not there."""
+_DEPICTIONS = (
+    *("design", "pattern", "patterns", "menu", "magazine", "newspaper", "billboard", "sign", "signs", "t-shirt"),
+    *("t-shirts", "costume", "costumes", "papers"),
+)
+"""Things that show pictures of objects."""
+_BASE_VERBS = ("stand", "drink", "ride", "sit", "walk", "run", "play", "hold", "wear", "eat", "carry", "race")
+"""Verbs that cannot follow a noun in the singular, so that both are one noun."""
+_PREDICATES = (WordKind.IS, WordKind.HAVE, WordKind.DISPLAY, WordKind.SEE)
 _ANNOUNCEMENTS = frozenset(
     (WordKind.DISPLAY, WordKind.HAVE, WordKind.THERE, WordKind.SEE, WordKind.PRESENT, WordKind.PLACE, WordKind.WHOLE)
 )
@@ -206,9 +214,16 @@ def _is_unclear_at(items: Sequence[Item], at: int) -> bool:
     item = items[at]
     following = items[at + 1 : at + 3]
     if isinstance(item, NounPhrase):
-        if not item.is_plural and following and isinstance(following[0], Word) and following[0].value == "stand":
-            # "A hot dog stand".
+        if not item.is_plural and following and isinstance(following[0], Word) and following[0].value in _BASE_VERBS:
+            # "A hot dog stand", "an orange drink".
             return True
+        if len(following) == 2 and _is_kind(following[0], WordKind.OF):
+            # "A dog of snow", "a bear of a man".
+            substance = following[1]
+            is_one = isinstance(substance, NounPhrase) and substance.determiner is WordKind.A
+            is_material = isinstance(substance, ContextPhrase) and substance.noun in MATERIALS
+            if is_material or (is_one and not item.is_plural):
+                return True
         # "The bear is a costume", "the man is a bear": one of them is not there.
         complement = following[1] if len(following) == 2 and _is_kind(following[0], WordKind.IS) else None
         is_colour = isinstance(complement, ContextPhrase) and complement.noun in _COLOURS
@@ -219,7 +234,14 @@ def _is_unclear_at(items: Sequence[Item], at: int) -> bool:
         if item.noun == "camera":
             # "A dog is behind the camera."
             return at > 0 and _is_kind(items[at - 1], WordKind.RELATION)
-        return item.noun in _LIKENESSES and bool(following) and _is_kind(following[0], WordKind.OF)
+        if not following or not isinstance(following[0], Word):
+            return False
+        # "The menu features hot dogs", "a sign with a dog".
+        shows = following[0].kind is WordKind.HAVE or following[0].value == "with"
+        return (shows and item.noun in _DEPICTIONS) or (following[0].kind is WordKind.OF and item.noun in _LIKENESSES)
+    if at == 0 and item.value == "no" and following and _is_mark(following[0], ",:;"):
+        # "No: dogs." may mean "no dogs"; "No, there is a dog." does not.
+        return not any(isinstance(other, Word) and other.kind in _PREDICATES for other in items)
     if item.value in ("down", "up") and at == 0:
         # "Down with dogs!"
         return bool(following) and _is_kind(following[0], WordKind.PREPOSITION)

@@ -80,7 +80,8 @@ _CONTEXT_KINDS = frozenset((WordKind.IMAGE, WordKind.SCENE, WordKind.THING))
 _MODIFIERS = frozenset((WordKind.ADJECTIVE, WordKind.SCENE, WordKind.THING))
 _MODIFIERS_AFTER_DETERMINER = _MODIFIERS | {WordKind.VERB, WordKind.POSTURE}
 _MORE_MODIFIERS = frozenset((WordKind.ATTRIBUTE, WordKind.IMAGE))
-_MATERIALS = frozenset(("snow", "ice", "sand", "cloud", "smoke", "water", "balloon", "grass", "shade", "wall"))
+MATERIALS = frozenset(("snow", "ice", "sand", "cloud", "smoke", "water", "balloon", "grass", "shade", "wall"))
+"""Surroundings that an object may be made of, or shown on: "a snow bear" is none."""
 _DENYING = (WordKind.NONE, WordKind.ANY)
 _NOUN_KINDS = frozenset((WordKind.NOUN, WordKind.NOUNS))
 _MAX_UNKNOWN_ADJECTIVES = 2
@@ -118,7 +119,7 @@ def _read_phrase(words: Sequence[Word], vocabulary: Vocabulary) -> tuple[NounPhr
         elif words[i].kind in (_MODIFIERS_AFTER_DETERMINER if determiners and not attributes else _MODIFIERS):
             vague = True
             # "A snow bear" is none.
-            is_plain = is_plain and words[i].value not in _MATERIALS
+            is_plain = is_plain and words[i].value not in MATERIALS
         elif determiners and not attributes and unknown < _MAX_UNKNOWN_ADJECTIVES and _is_unknown(words[i]):
             unknown += 1
             vague, is_plain = True, False
