@@ -233,6 +233,34 @@ def test_vl_rewardbench_reads_the_official_scripts_output(tmp_path: Path) -> Non
     assert rules(result, "overall accuracy")["official"] == 0.0, "the first item is left out"
 
 
+def test_the_first_k_judgements_are_those_of_the_official_shuffle(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    items = [reward_item(f"wildvision-{i}", chance.choice([[0, 1], [1, 0]])) for i in range(20)]
+    lines = [
+        call(item, chance.choice([0, 1]), f"Overall Judgment: Answer {chance.choice([1, 2])} is better")
+        for item in items
+        for _ in range(10)
+    ]
+    chance.shuffle(lines)
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(items))
+    result = score("vl_rewardbench", data, write_lines(tmp_path / "answers.jsonl", lines))
+    generator = random.Random(1234)
+    for k in (1, 3, 5, 7, 9):
+        order = list(lines)
+        for i in range(len(order)):
+            j = generator.randint(0, len(order) - 1)
+            order[i], order[j] = order[j], order[i]
+        agreements: dict[str, list[bool]] = {}
+        for line in order:
+            rejected = line["ranking"].index(1 - line["meta"]["random_number"]) + 1
+            votes = agreements.setdefault(line["id"], [])
+            if len(votes) < k:
+                votes.append(f"Answer {rejected} is" not in line["meta"]["filter_choice"])
+        decisions = [sum(votes) > k / 2 for votes in agreements.values()]
+        assert rules(result, f"overall, k = {k}")["official"] == pytest.approx(np.mean(decisions)), k
+
+
 def test_vl_rewardbench_refuses_rankings_that_are_none(tmp_path: Path) -> None:
     data = tmp_path / "data.json"
     data.write_text(json.dumps([reward_item("a", [0, 0])]))
