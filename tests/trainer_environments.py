@@ -5,6 +5,7 @@ cache folder at the first use: VLGENRM_TRAINERS_CACHE, by default below the user
 header does not name, such as torch, come from the environment of the tests.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -62,22 +63,29 @@ def _python(script: Path) -> Path:
     identity = json.dumps([header, sys.version, site_packages], sort_keys=True)
     folder = _cache() / f"{script.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     python, complete = folder / "bin/python", folder / "complete"
-    if not complete.exists():
-        # What an interrupted installation has left.
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-        settings = header.get("tool", {}).get("vlgenrm", {})
-        alone = settings.get("alone", False)
-        options = ([] if alone else ["--no-deps"]) + (
-            ["--ignore-requires-python"] if settings.get("any_python") else []
-        )
-        _install(python, header["dependencies"], options)
-        if not alone:
-            # After the installation: pip would count the packages of the tests as installed.
-            path = next(folder.glob("lib/python3*/site-packages")) / "packages_of_the_tests.pth"
-            path.write_text(f"import site; site.addsitedir({site_packages!r})\n")
-        complete.touch()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        # Another run of the tests may need the same environment.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            _create(folder, python, header, site_packages)
+            complete.touch()
     return python
+
+
+def _create(folder: Path, python: Path, header: dict[str, Any], site_packages: str) -> None:
+    """Create an environment with the packages of a script's header, over those of the tests unless it stands alone."""
+    # What an interrupted installation has left.
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    settings = header.get("tool", {}).get("vlgenrm", {})
+    alone = settings.get("alone", False)
+    options = ([] if alone else ["--no-deps"]) + (["--ignore-requires-python"] if settings.get("any_python") else [])
+    _install(python, header["dependencies"], options)
+    if not alone:
+        # After the installation: pip would count the packages of the tests as installed.
+        path = next(folder.glob("lib/python3*/site-packages")) / "packages_of_the_tests.pth"
+        path.write_text(f"import site; site.addsitedir({site_packages!r})\n")
 
 
 def _install(python: Path, packages: list[str], options: list[str]) -> None:
