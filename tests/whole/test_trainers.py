@@ -81,6 +81,14 @@ def run(script: str, http: httpx.Client, samples: list[Sample], folder: Path) ->
     ("script", "missing"),
     [
         ("run_areal.py", {"reward_fn": _NO_REWARD, "workflow": _NO_REWARD}),
+        (
+            "run_miles.py",
+            {
+                "/rm": "ClientResponseError: 422",
+                "custom_rm_path": _NO_REWARD,
+                "group_rm": "the mean of the others: True, removed: True",
+            },
+        ),
         ("run_ms_swift.py", {"reward_funcs": _NO_REWARD}),
         ("run_nemo_gym.py", {"/verify": "^masked: vlgenrm:empty_text$"}),
         ("run_openai.py", {"/v1/chat/completions": "UnprocessableEntityError.*empty_text"}),
