@@ -15,7 +15,12 @@ from vlgenrm_ray.serving.auth import ApiTokens
 
 LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
 NODE = Node(num_cpus=64, num_gpus=8)
-NEEDS = {"shapes": LAPTOP, "qwen3_vl_4b": Cluster(nodes=(NODE,)), "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4)}
+NEEDS = {
+    "shapes": LAPTOP,
+    "photos": LAPTOP,
+    "qwen3_vl_4b": Cluster(nodes=(NODE,)),
+    "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4),
+}
 POLICIES = {"shapes_grpo": LAPTOP, "shapes_ppo": LAPTOP, "qwen3_vl_4b_grpo": Cluster(nodes=(NODE,) * 2)}
 """Recipes of `vlgenrm policy`."""
 CO_TRAINING = {"shapes_co_training": LAPTOP}
