@@ -296,16 +296,16 @@ def benchmark(
     address: Address = None,
 ) -> None:
     """Score a model on benchmarks by their official rules, beside other programs' rules and ours with intervals."""
-    from vlgenrm_ray import entrypoints
+    from vlgenrm_ray import benchmark_entrypoints
 
     if sum(map(bool, (model, url, judge, answers))) != 1:
         raise typer.BadParameter("give exactly one of --model, --url, --judge and --answers")
     if role not in ("", "judge", "pairwise_judge", "policy"):
         raise typer.BadParameter(f"{role!r}: judge, pairwise_judge or policy", param_hint="--role")
     if answers:
-        entrypoints.score_stored_answers(names, data, answers, allow_missing=allow_missing, out=out)
+        benchmark_entrypoints.score_stored_answers(names, data, answers, allow_missing=allow_missing, out=out)
         return
-    entrypoints.run_benchmarks(
+    benchmark_entrypoints.run_benchmarks(
         names,
         data,
         images=tuple(images or ()),
@@ -356,11 +356,12 @@ def best_of_n(
     address: Address = None,
 ) -> None:
     """Measure the true score of a judge's pick among n candidates, n = 1 ... 64, and its regret to an oracle."""
-    from vlgenrm_ray import entrypoints
 
     if sum(map(bool, (model, url, judge))) != 1:
         raise typer.BadParameter("give exactly one of --model, --url and --judge")
-    entrypoints.best_of_n(
+    from vlgenrm_ray import benchmark_entrypoints
+
+    benchmark_entrypoints.best_of_n(
         data=data,
         policy=policy,
         n=n,
