@@ -29,7 +29,9 @@ app.add_typer(experts_app, name="experts")
 Recipe = Annotated[Path, typer.Option("--config", help="Recipe (YAML); see jobs/recipes/.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a local one.")]
-DryRun = Annotated[bool, typer.Option(help="Print the resolved recipe and its resources, then stop.")]
+DryRun = Annotated[
+    bool, typer.Option(help="Print the resolved recipe, counts of its inputs, and its resources, then stop.")
+]
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Run folder; default: runs/<recipe's name>.")]
 
 

@@ -15,7 +15,10 @@ from rich.console import Console
 from vlgenrm_ray import co_training, config, pipeline, plan, policy_pipeline, recipe
 from vlgenrm_ray.cluster import connection, resources, run_folder
 from vlgenrm_ray.cluster.resources import ResourceRequest
-from vlgenrm_ray.config import RunConfig
+from vlgenrm_ray.config import PolicyRunConfig, RunConfig
+from vlgenrm_ray.curation import inspection, inspection_view
+from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.failed_rewards import substitute_from_environment
@@ -55,7 +58,7 @@ def train_reward(
         overrides: Settings that replace the recipe's, as `a.b=value`.
         run: Run folder; default on one machine: `runs/<name of the recipe>`.
         address: Ray cluster; default: RAY_ADDRESS, else a local one.
-        dry_run: Print the resolved recipe and the resources it needs, and stop.
+        dry_run: Print the resolved recipe, the counts of its inputs and the resources it needs, and stop.
         until: Last stage to run, of those before the first round; default: the whole recipe.
 
     Returns:
@@ -64,6 +67,7 @@ def train_reward(
     settings = config.load(path, tuple(overrides))
     console = Console(highlight=False)
     requests = plan.reward_requests(settings)
+    _check_inputs(console, _pools(settings), None if dry_run else run)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}
@@ -93,6 +97,7 @@ def train_policy(
     settings = config.load_policy(path, tuple(overrides))
     console = Console(highlight=False)
     requests = plan.policy_requests(settings)
+    _check_inputs(console, _pools(settings), None if dry_run else run)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}
@@ -120,6 +125,11 @@ def co_train(
     settings = config.load_co_training(path, tuple(overrides))
     console = Console(highlight=False)
     requests = plan.co_training_requests(settings)
+    inputs = {"reward": settings.reward, "policy": settings.policy}
+    _check_inputs(
+        console,
+        {f"{kind}.{name}": source for kind, of in inputs.items() for name, source in _pools(of).items()},
+    )
     if dry_run:
         _print_plan(console, settings, requests, address)
         return []
@@ -200,11 +210,11 @@ def evaluate(
         The metrics of the evaluation stage, which are printed as well.
     """
     from vlgenrm_ray.curation import pool
-    from vlgenrm_ray.data.store import StageFolder
     from vlgenrm_ray.evaluation import heldout, pairs
 
     settings = config.load(path, tuple(overrides))
     folder = model_folder.locate(recipe.resolve(model))
+    _check_inputs(Console(highlight=False), {"heldout": settings.heldout}, run)
     requests = [request for request in plan.reward_requests(settings) if request.stage == "evaluation"]
     resources.check_resources(requests, connection.connect(address, offline=True))
     labelled, target = StageFolder(run / "heldout-pool"), StageFolder(run / "heldout")
@@ -347,8 +357,6 @@ def inspect(path: str, *, overrides: Sequence[str] = (), as_json: bool = False) 
         overrides: Settings of the source, as `columns.question=ask`.
         as_json: Print the report as JSON.
     """
-    from vlgenrm_ray.curation import inspection, inspection_view
-    from vlgenrm_ray.curation.pool import PoolConfig
     from vlgenrm_ray.curation.sources.sample import FILES
 
     source = recipe.build_with(PoolConfig, {"source": FILES, "path": path}, overrides)
@@ -389,6 +397,28 @@ def _prepare_cluster(
     folder = run_folder.choose(run, recipe_path, num_nodes=len(connection.describe_cluster().nodes))
     run_folder.check_visible(folder)
     return folder
+
+
+def _pools(settings: RunConfig | PolicyRunConfig) -> dict[str, PoolConfig]:
+    return {"pool": settings.pool, "heldout": settings.heldout}
+
+
+def _check_inputs(console: Console, inputs: Mapping[str, PoolConfig], run: Path | None = None) -> None:
+    """Sample the inputs of a run before an engine starts, and print what was read. Raises InputError.
+
+    Args:
+        console: Console to print to.
+        inputs: Section of the recipe -> source.
+        run: Run folder. An input that was read completely by an earlier attempt is not read again.
+    """
+    stages = {"pool": "pool", "heldout": "heldout-pool"}
+    if run is not None:
+        inputs = {name: c for name, c in inputs.items() if StageFolder(run / stages[name]).manifest() is None}
+    reports = inspection.check_inputs(inputs)
+    if reports:
+        console.print(inspection_view.inputs_table(reports))
+    for line in inspection_view.input_notes(reports):
+        console.print(line, markup=False)
 
 
 def _reward_models(settings: RunConfig) -> list[str]:

@@ -56,6 +56,7 @@ def test_json_lines_with_usable_and_unusable_rows(tmp_path: Path, run_folder: Pa
     assert manifest.metrics["source"] == {
         "format": "JSON Lines",
         "schema": "labelled",
+        "unused_columns": [],
         "repeated_ids": 1,
         "first_repeated_id": "d.jsonl:4",
     }

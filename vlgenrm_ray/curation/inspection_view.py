@@ -59,6 +59,19 @@ def inputs_table(reports: Mapping[str, SourceReport]) -> "Table":
     return table
 
 
+def input_notes(reports: Mapping[str, SourceReport]) -> list[str]:
+    """Return what should be known of the inputs of a run: columns that are not used, repeated ids, the first drop."""
+    lines = []
+    for section, report in reports.items():
+        if report.unused_columns:
+            lines.append(f"{section}: columns that are not used: {', '.join(report.unused_columns)}")
+        lines += [f"{section}: {note}" for note in report.notes]
+        if report.repeated_ids:
+            lines.append(f"{section}: {report.repeated_ids:,} ids occur again and end in #2, #3, ...")
+        lines += [f"{section}: {problem.row}: {problem.detail}" for problem in report.problems[:1]]
+    return lines
+
+
 def _rows(report: SourceReport) -> str:
     return f"{report.num_rows:,}" if report.is_exact else f"about {_round(report.num_rows):,}"
 

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from vlgenrm_ray import plugins
 from vlgenrm_ray.curation.sources.container import CONTAINERS, Container, load_container
 from vlgenrm_ray.curation.sources.rows import Columns
-from vlgenrm_ray.curation.sources.sample import FILES, iterate_pieces, row_reader, take_sample
+from vlgenrm_ray.curation.sources.sample import FILES, iterate_pieces, row_reader, take_sample, unused_columns
 from vlgenrm_ray.curation.sources.schema import AUTO, SCHEMAS
 from vlgenrm_ray.curation.sources.stream import OpenedSource, PieceReader, read_pieces
 from vlgenrm_ray.data import addresses
@@ -122,5 +122,9 @@ def open_source(config: SourceConfig, *, image_store: Path, seed: int) -> Opened
     sample = take_sample(config)
     container = load_container(sample.group.container, config.options)
     reader = PieceReader(container, row_reader(config, sample.schema))
-    report = {"format": container.title or sample.group.container, "schema": sample.schema}
+    report = {
+        "format": container.title or sample.group.container,
+        "schema": sample.schema,
+        "unused_columns": unused_columns(reader.reader, sample),
+    }
     return read_pieces(reader, list(iterate_pieces(container, sample.group.files)), report)

@@ -384,6 +384,17 @@ def row_reader(config: "SourceConfig", schema: str) -> RowReader:
     return RowReader(schema=schema, columns=config.columns, image_folder=config.image_folder)
 
 
+def unused_columns(reader: RowReader, sample: SourceSample) -> list[str]:
+    """Return the columns of a sample that no role takes."""
+    roles: dict[str, set[str]] = {}
+    for row in sample.rows:
+        reader.read(row.value, id=row.id, folder=row.folder, roles=roles)
+    used = {name for names in roles.values() for name in names}
+    used |= {name.partition(".")[0] for name in used}
+    columns = dict.fromkeys(str(name) for row in sample.rows if isinstance(row.value, dict) for name in row.value)
+    return [name for name in columns if name not in used]
+
+
 def iterate_pieces(container: Container, files: Sequence[DataFile]) -> Iterator[FilePiece]:
     """Yield the pieces of all files, in order."""
     for file in files:
