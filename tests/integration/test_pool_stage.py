@@ -190,5 +190,6 @@ def test_an_empty_pool_is_explained(tmp_path: Path, run_folder: Path) -> None:
     for _ in range(2):  # finished, but of no use: the same command says so again
         with pytest.raises(StageError, match=r"pool is empty: none of 1 rows .*image_missing 1.*useless\.jsonl:1"):
             fill(PoolConfig(source="jsonl", path=str(useless)), run_folder / "b")
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(InputError, match="no readable Parquet file"):
-        fill(PoolConfig(source="parquet", path=str(useless)), run_folder / "c")
+        fill(PoolConfig(source="parquet", path=str(tmp_path / "cut.parquet")), run_folder / "c")

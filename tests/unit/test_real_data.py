@@ -71,7 +71,7 @@ def test_a_real_file_is_recognised(name: str) -> None:
 def test_every_real_file_of_rows_is_listed() -> None:
     files = {str(path.relative_to(ROWS)) for path in ROWS.rglob("*.json*")}
     assert files - set(FILES) == {"llamafactory/data/dataset_info.json"}
-    with pytest.raises(InputError, match="of no known format"):
+    with pytest.raises(InputError, match="describes data sets and holds none"):
         report_of("llamafactory/data/dataset_info.json")
 
 

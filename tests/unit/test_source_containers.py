@@ -74,9 +74,7 @@ def test_a_text_file_is_recognised_by_its_content(name: str, content: bytes, con
     assert sample(tmp_path / name)[0] == container
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04 a zip", b'{"identity": {"file_name": "a.json"}}\n', b"\x00" * 600]
-)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x00" * 600])
 def test_a_file_of_no_known_format_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"pool\.path: .*(no known format|no rows|no column that is a question)"):
@@ -166,6 +164,20 @@ def test_a_malformed_element_costs_only_itself_and_names_its_line(tmp_path: Path
     assert (first.question_id, last.question_id, last.text) == ("1", "3", '}]{ " [ R?')
     assert (bad.id, "line 3: not JSON" in bad.problem) == ("a.json:2", True)
     assert (number.id, "object with named columns" in number.problem) == ("a.json:3", True)
+
+
+def test_an_object_of_rows_is_read_with_its_keys_as_ids(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(
+        json.dumps({"k1": {"image": "a", "question": "Q1?"}, "k2": {"image": "a", "question": "Q2?"}, "k3": {}})
+    )
+    first, second, bad = read_file(JsonArray(), path)
+    assert (first.question_id, second.question_id, second.text) == ("k1", "k2", "Q2?")
+    assert "no question" in bad.problem
+    assert sample(path)[:2] == ("json", "columns")
+    (tmp_path / "b.json").write_text(json.dumps({"demo": {"file_name": "demo.json"}}))
+    with pytest.raises(InputError, match=r"describes data sets and holds none; name one of its files: demo\.json"):
+        sample(tmp_path / "b.json")
 
 
 @pytest.mark.parametrize("end", ["", ",", ', {"id": 2', ', {"id": "', ', {"id": 2}'])

@@ -578,7 +578,23 @@ def test_several_images_are_read_in_every_form(images: object) -> None:
     assert parsed.images == (SourceImage(uri="/data/a.png"), SourceImage(uri="/data/b.png"))
 
 
+def test_a_column_for_each_image_is_read() -> None:
+    row = {"id": "m", "question": "Is <image 1> like <image 2>?", "options": "['yes', 'no']", "answer": "B"}
+    schema, (parsed,) = recognise_and_parse(row | {"image_1": {"bytes": png()}, "image_2": "b.png", "image_3": None})
+    assert (schema, parsed.text) == ("labelled", "Is (image 1) like (image 2)?\nA. yes\nB. no")
+    assert parsed.images == (SourceImage(data=png()), SourceImage(uri="/data/b.png"))
+
+
+def test_a_label_of_desirability_is_no_reference() -> None:
+    row = {"messages": [USER, assistant("A cat.")], "label": False, "images": ["a.png"]}
+    schema, (parsed,) = recognise_and_parse(row)
+    assert (schema, parsed.reference) == ("messages", "A cat.")
+
+
 def test_options_of_a_multiple_choice_are_part_of_the_question() -> None:
+    indexed = {"image": "a", "question": "Which?", "choices": ["red", "blue"], "answer": 1}
+    _, (parsed,) = recognise_and_parse(indexed)
+    assert (parsed.text, parsed.reference) == ("Which?\nA. red\nB. blue", "B")
     row = {"index": 0, "image": png_base64(), "question": "Which?", "A": "red", "B": "blue", "answer": "B"}
     schema, (parsed,) = recognise_and_parse(row)
     assert (schema, parsed.text, parsed.reference) == ("labelled", "Which?\nA. red\nB. blue", "B")

@@ -253,4 +253,6 @@ def take_images(fields: RowFields, *names: str) -> tuple[Any, ...]:
     for name in names:
         if values := list_images(fields.take("image", name)):
             return tuple(values)
-    return ()
+    # MMMU has a column for each image.
+    numbered = [name for i in range(10) for name in (f"image_{i}", f"image{i}") if name in fields]
+    return tuple(image for name in numbered for image in list_images(fields.take("image", name)))

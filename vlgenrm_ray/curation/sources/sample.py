@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FILES = "files"
 """Source whose container is recognised by the content of the files."""
 _METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json")
+_CATALOGUE = ("file_name", "annotation", "hf_hub_url")
+"""Columns of lists of data sets, as LLaMA-Factory's `dataset_info.json` and MMPR's `meta.json`."""
 _BINARY = ("parquet", "arrow", "webdataset")
 """Containers beside which JSON and CSV files of a folder are taken for its description."""
 _SPLIT = re.compile(
@@ -40,8 +42,8 @@ _SPLIT = re.compile(
 _MAX_CHECKED = 16
 """Files of a folder whose schemas are compared."""
 _HEAD_ROWS = 64
-_SPREAD_ROWS = 16
-_SPREAD_PIECES = 12
+_SPREAD_ROWS = 32
+_SPREAD_PIECES = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +229,11 @@ def choose_schema(
         problem = str(first) if isinstance(first, Exception) else f"not an object but {show(first)}"
         raise InputError(f"pool.path: no row of {config.path!r} can be read; {rows[0].id}: {problem}")
     names = sorted({str(name) for row in mappings for name in row})
+    if listed := [str(row[name]) for row in mappings for name in _CATALOGUE if isinstance(row.get(name), str)]:
+        raise InputError(
+            f"pool.path: {config.path!r} describes data sets and holds none; name one of its files: "
+            f"{', '.join(listed[:5])}"
+        )
     raise InputError(
         f"pool.path: {config.path!r} has no column that is a question; its columns are {', '.join(names[:20])}. "
         "Name them under pool.columns, such as {question: ask, image: picture}, or set pool.schema"

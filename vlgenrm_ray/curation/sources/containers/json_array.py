@@ -2,7 +2,7 @@
 
 The array is cut into elements by its brackets and strings alone, and each element is parsed by itself: one that is not
 JSON is a malformed row with its line, and the others are read. An object that holds the array (`{"data": [...]}`) is
-entered.
+entered, and an object of objects (`{"7": {...}}`) is read as rows with their keys as ids.
 """
 
 import re
@@ -15,6 +15,7 @@ from vlgenrm_ray.curation.sources.files import DataFile
 from vlgenrm_ray.curation.sources.values import MalformedRowError
 
 _BOM = b"\xef\xbb\xbf"
+_OBJECT_OF_OBJECTS = re.compile(rb'\{\s*"(?:[^"\\]|\\.){1,200}"\s*:\s*\{\s*"')
 _CHUNK_BYTES = 256 * 1024
 _MAX_ELEMENT = 256 * 1024 * 1024
 _TOKENS = re.compile(rb'(?:[^\[\]{}",]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
@@ -36,6 +37,8 @@ class JsonArray(Container):
             return "one JSON array of objects"
         if text.startswith(b"{") and WRAPPED_ARRAY.match(text):
             return "a JSON object that holds an array of objects"
+        if _OBJECT_OF_OBJECTS.match(text):
+            return "one JSON object of objects"
         if text.startswith(b"[") and file.suffix == ".json":
             return "one JSON array"
         return ""
@@ -44,7 +47,7 @@ class JsonArray(Container):
         """See `Container.rows`."""
         with file.reader() as reader:
             for line, element in iterate_elements(reader):
-                value = element if isinstance(element, MalformedRowError) else parse_line(element)
+                value = element if isinstance(element, MalformedRowError) else _parse(element)
                 if isinstance(value, MalformedRowError):
                     value = MalformedRowError(f"line {line}: {value}")
                 yield value
@@ -61,7 +64,7 @@ def iterate_elements(reader: IO[bytes]) -> Iterator[tuple[int, bytes | Malformed
     wrapped = WRAPPED_ARRAY.match(buffer.lstrip())
     start = len(buffer) - len(buffer.lstrip()) + (wrapped.end() if wrapped else 0)
     line = 1 + buffer.count(b"\n", 0, start)
-    if buffer[start : start + 1] != b"[":
+    if buffer[start : start + 1] not in (b"[", b"{"):
         yield line, MalformedRowError("not one JSON array")
         return
     begin = place = start + 1
@@ -101,6 +104,17 @@ def iterate_elements(reader: IO[bytes]) -> Iterator[tuple[int, bytes | Malformed
             begin = place
             if sign in (b"]", b"}"):
                 return
+
+
+def _parse(element: bytes) -> object:
+    """Return the row of an element; of a member of an object, its value with the key as `__key__`."""
+    value = parse_line(element)
+    if isinstance(value, MalformedRowError) and element.startswith(b'"'):
+        member = parse_line(b"{" + element + b"}")
+        if isinstance(member, dict) and len(member) == 1:
+            ((key, row),) = member.items()
+            return {"__key__": key} | row if isinstance(row, dict) else row
+    return value
 
 
 def _leading_lines(buffer: bytes, begin: int) -> int:

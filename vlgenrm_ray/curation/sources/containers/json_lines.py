@@ -56,7 +56,7 @@ class JsonLines(Container):
         if not text.startswith(b"{"):
             return ""
         line, newline, rest = text.partition(b"\n")
-        if not rest.strip() and WRAPPED_ARRAY.match(text):
+        if not rest.strip() and (WRAPPED_ARRAY.match(text) or _holds_rows(line)):
             return ""
         if _is_object(line) and (not newline or not rest.strip() or rest.lstrip()[:1] == b"{"):
             return "one JSON object a line" + (", though its name ends in .json" if file.suffix == ".json" else "")
@@ -98,6 +98,15 @@ def parse_line(line: bytes) -> object:
 def _is_array(text: bytes) -> bool:
     """Return True if a text begins with an array of objects, not with a line that is an array."""
     return text.startswith(b"[") and text[1:].lstrip().startswith((b"{", b"]"))
+
+
+def _holds_rows(line: bytes) -> bool:
+    """Return True if a line is an object of nothing but objects, which are rows by their ids."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
 
 
 def _is_object(line: bytes) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_ROWS = 64
+_BUFFER_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,10 @@ class Parquet(Container):
 
         number = 0
         with piece.file.open() as opened:
-            for batch in pq.ParquetFile(opened).iter_batches(batch_size=_BATCH_ROWS, row_groups=[piece.index]):
+            # Page by page: a column of images may be larger than the memory of a task.
+            for batch in pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES).iter_batches(
+                batch_size=_BATCH_ROWS, row_groups=[piece.index]
+            ):
                 for value in read_batch(batch):
                     yield RawRow(number, value)
                     number += 1

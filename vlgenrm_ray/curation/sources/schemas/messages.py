@@ -39,7 +39,9 @@ class ChatMessages:
         images = take_images(fields)
         if not images and any(turn.images for turn in turns):
             fields.note("image", name)
-        reference = answer_text(fields.take("reference", *REFERENCE_NAMES), "reference")
+        # Beside an answer, `label` says whether it is desirable (KTO).
+        names = REFERENCE_NAMES if answer is None else tuple(n for n in REFERENCE_NAMES if n not in ("label", "answer"))
+        reference = answer_text(fields.take("reference", *names), "reference")
         if answer is not None:
             fields.note("reference", name)
         yield RowContent(

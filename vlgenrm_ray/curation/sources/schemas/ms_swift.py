@@ -55,7 +55,7 @@ class MsSwiftPairs:
             turns=prompt,
             images=take_images(fields),
             id=fields.take("id", *ID_NAMES),
-            reference=answer_text(fields.take("reference", "solution", "label"), "solution")
+            reference=answer_text(fields.take("reference", "solution"), "solution")
             or (answer if rejected is None else None),
             chosen=answer if rejected is not None else None,
             rejected=rejected,
