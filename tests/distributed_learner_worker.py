@@ -53,8 +53,8 @@ def batches(base: Path, examples: list[Example], worker: int, cuts: tuple[int, .
     encoder = VlmEncoder(base, ImageLimits())
     rows = []
     for e in examples[worker * ROWS :][:ROWS]:
-        written = encoder.encode(e.image, e.prompt, e.completion)
-        rows.append((encoder.encode_rollout(e.image, e.prompt, written.ids[written.num_prompt :]), e.image, 1.0))
+        written = encoder.encode(e.images, e.prompt, e.completion)
+        rows.append((encoder.encode_rollout(e.images, e.prompt, written.ids[written.num_prompt :]), e.images, 1.0))
     ends = [sum(cuts[: i + 1]) for i in range(len(cuts))]
     return [encoder.batch(rows[end - size : end]) for size, end in zip(cuts, ends, strict=True)]
 
@@ -66,9 +66,9 @@ def shared_prompt_batch(base: Path, examples: list[Example], worker: int, *, sha
     encoder = VlmEncoder(base, ImageLimits())
     rows = []
     for e in examples[worker * ROWS :][:ROWS]:
-        written = encoder.encode(e.image, e.prompt, e.completion)
+        written = encoder.encode(e.images, e.prompt, e.completion)
         ids = written.ids[written.num_prompt :]
-        rows += [(encoder.encode_rollout(e.image, e.prompt, of), e.image, 1.0) for of in (ids, ids[1:4], ids[::-1])]
+        rows += [(encoder.encode_rollout(e.images, e.prompt, of), e.images, 1.0) for of in (ids, ids[1:4], ids[::-1])]
     together = [range(3), range(3, 5), range(5, 6), *(range(row, row + 3) for row in range(6, len(rows), 3))]
     return encoder.batch(rows, shared_rows=together if shared else None)
 

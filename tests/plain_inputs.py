@@ -10,7 +10,7 @@ def plain_inputs(batch: "Batch") -> "dict[str, Any]":
     """Return the inputs of a batch with the pixels of every row, repeated where rows show the same image."""
     import torch
 
-    first_rows = [batch.image_of_row.index(image) for image in range(max(batch.image_of_row) + 1)]
+    first_rows = [batch.image_indices.index(image) for image in range(max(batch.image_indices) + 1)]
     num_patches = batch.inputs["image_grid_thw"][first_rows].prod(-1).tolist()
     pixels = torch.split(batch.inputs["pixel_values"], num_patches)
-    return batch.inputs | {"pixel_values": torch.cat([pixels[image] for image in batch.image_of_row])}
+    return batch.inputs | {"pixel_values": torch.cat([pixels[image] for image in batch.image_indices])}

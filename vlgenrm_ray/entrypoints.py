@@ -125,11 +125,9 @@ def co_train(
     settings = config.load_co_training(path, tuple(overrides))
     console = Console(highlight=False)
     requests = plan.co_training_requests(settings)
-    inputs = {"reward": settings.reward, "policy": settings.policy}
-    _check_inputs(
-        console,
-        {f"{kind}.{name}": source for kind, of in inputs.items() for name, source in _pools(of).items()},
-    )
+    inputs = {f"reward.{name}": source for name, source in _pools(settings.reward).items()}
+    inputs |= {f"policy.{name}": source for name, source in _pools(settings.policy).items()}
+    _check_inputs(console, inputs)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return []

@@ -281,6 +281,13 @@ class Example:
     stratum: str = ""
     """Kind and value of the judged response's only claim ("count 3"); examples of one stratum are balanced separately.
     "" if the response has several claims or was not parsed."""
+    more_images: tuple[ImageRef, ...] = ()
+    """Images after the first, in order."""
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images, in order."""
+        return (self.image, *self.more_images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,11 +187,11 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
     for number, pair in enumerate(pairs):
         image, asked = pair.question.image, pair.question.text
         answers = [pair.chosen, pair.rejected, pair.chosen, pairs[number - 1].chosen]
-        written = [encoder.encode(image, asked, answer) for answer in answers]
+        written = [encoder.encode((image,), asked, answer) for answer in answers]
         ids = [tokens.ids[tokens.num_prompt :] for tokens in written]
         ids[2] = ids[2][: len(ids[2]) // 2]
-        samples = [encoder.encode_rollout(image, asked, of) for of in ids]
-        (values,) = learner.logprobs([encoder.batch([(tokens, image, 1.0) for tokens in samples])])
+        samples = [encoder.encode_rollout((image,), asked, of) for of in ids]
+        (values,) = learner.logprobs([encoder.batch([(tokens, (image,), 1.0) for tokens in samples])])
         groups.append(
             tuple(
                 rollout(

@@ -75,17 +75,17 @@ def _experiment(
 def _step(learner: Any, encoder: Any, examples: list[Example], number: int, rank: int) -> list[float]:
     """Return loss and gradient norm of a step on eight examples, four per worker, in micro-batches of three and one."""
     mine = examples[8 * number + 4 * rank :][:4]
-    rows = [(encoder.encode(e.image, e.prompt, e.completion), e.image, e.weight) for e in mine]
-    total = sum(encoder.encode(e.image, e.prompt, e.completion).num_targets for e in examples[8 * number :][:8])
+    rows = [(encoder.encode(e.images, e.prompt, e.completion), e.images, e.weight) for e in mine]
+    total = sum(encoder.encode(e.images, e.prompt, e.completion).num_targets for e in examples[8 * number :][:8])
     batches = [encoder.batch(rows[:3]), encoder.batch(rows[3:]), encoder.batch(rows[:1], counts=False)]
     result = learner.step(batches, denominator=float(total), lr=LEARNING_RATE)
     return [result.loss, result.grad_norm]
 
 
 def _reward(learner: Any, encoder: Any, example: Example) -> float:
-    tokens = encoder.encode_prefix(example.image, example.prompt, prefix(example))
+    tokens = encoder.encode_prefix(example.images, example.prompt, prefix(example))
     forms = encoder.vocabulary.token_ids(("Yes", "No"))
-    probabilities = learner.word_probabilities(encoder.batch([(tokens, example.image, 1.0)]), forms)[0]
+    probabilities = learner.word_probabilities(encoder.batch([(tokens, example.images, 1.0)]), forms)[0]
     return float(probabilities["Yes"] / (probabilities["Yes"] + probabilities["No"]))
 
 
@@ -98,7 +98,7 @@ def _rows_of_a_loss_that_is_not_finite(base: Path, examples: list[Example]) -> l
     encoder = VlmEncoder(base, ImageLimits())
     learner = Learner(base, CONFIGS["zero-2"], seed=0)
     rows = [
-        (encoder.encode(e.image, e.prompt, e.completion), e.image, w)
+        (encoder.encode(e.images, e.prompt, e.completion), e.images, w)
         for e, w in zip(examples[:2], (1.0, float("nan")), strict=True)
     ]
     with pytest.raises(NonFiniteLoss) as caught:

@@ -87,13 +87,13 @@ def test_a_rollout_is_the_prompt_and_the_ids(folder: Path, samples: list[Example
     from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 
     encoder, e = VlmEncoder(folder / "base", ImageLimits()), samples[0]
-    written = encoder.encode(e.image, e.prompt, e.completion)
+    written = encoder.encode(e.images, e.prompt, e.completion)
     ids = written.ids[written.num_prompt :]
-    assert encoder.encode_rollout(e.image, e.prompt, ids) == written
-    assert encoder.encode_rollout(e.image, e.prompt, ids[:3]).ids == written.ids[: written.num_prompt + 3]
+    assert encoder.encode_rollout(e.images, e.prompt, ids) == written
+    assert encoder.encode_rollout(e.images, e.prompt, ids[:3]).ids == written.ids[: written.num_prompt + 3]
     for broken in ((), (ids[0], encoder.image_token)):
         with pytest.raises(TextError):
-            encoder.encode_rollout(e.image, e.prompt, broken)
+            encoder.encode_rollout(e.images, e.prompt, broken)
 
 
 @pytest.mark.parametrize("worker", [0, 1])

@@ -116,7 +116,7 @@ def test_samples_in_one_row_are_what_they_are_alone(family: str) -> None:
     shared = shared_prompts.build_layout(rows)
     batch = Batch(inputs(ids, mask), (0, 0), torch.ones(4, 1), layout=shared)
     tower = SharedVisionTower(vlm)
-    with tower.sharing(batch.image_of_row):
+    with tower.sharing(batch.image_indices):
         together = vlm(**model_inputs(batch, shared, tower.model), use_cache=False).logits
     assert shared.target_ids.tolist() == [word for samples in SAMPLES for sample in samples for word in sample]
     assert_close(together[shared.predictor_positions], torch.cat(expected), atol=1e-5)

@@ -141,7 +141,7 @@ def test_a_base_that_does_not_load_is_an_input_error(ray_local: None, selection:
 def _as_example(probe: dict[str, Any]) -> Example:
     from vlgenrm_ray.records import ExampleKind, ImageRef
 
-    image = ImageRef(**probe["image"])
+    (image,) = (ImageRef(**fields) for fields in probe["images"])
     assert images.verify(image, ImageLimits())
     return Example(
         id=probe["id"],

@@ -76,7 +76,7 @@ def test_a_served_judge_gets_the_image_and_not_the_reference_answer() -> None:
     assert {(item.reference, item.num_critiques, item.question) for item in service.items} == {
         (None, 2, "Is there a red circle?")
     }
-    assert list(service.images) == [service.items[0].image]
+    assert list(service.images) == [service.items[0].images[0]]
 
 
 def test_a_refusal_differs_from_an_outage() -> None:

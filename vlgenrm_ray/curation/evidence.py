@@ -111,13 +111,15 @@ class EvidenceIndex:
         scores = {f.claim.subject: 1.0 - f.score for f in self._definite.values() if _states_absence(f)}
         self.absent_phrases = frozenset(scores)
         """Noun phrases that the experts found nowhere in the image."""
-        detections = checked[0].detections
+        # Responses to questions about several images have no evidence.
+        first = next((c for c in checked if not c.response.question.more_images), checked[0])
+        detections = first.detections
         self.detected_words = frozenset(word for d in detections for word in (d.box.label, d.attribute) if word)
         """Nouns and attributes of the detections."""
         image = checked[0].response.question.image
         whole_image = Box(label="", score=1.0, x0=0.0, y0=0.0, x1=image.width, y1=image.height)
         windows = (WindowMatch(whole_image, scores),)
-        twice = frozenset(checked[0].nouns_searched_twice)
+        twice = frozenset(first.nouns_searched_twice)
         self._evidence = ImageEvidence(image.width, image.height, detections, windows, twice)
 
     def check_text(self, text: str, question: str = "") -> tuple[Finding, ...]:

@@ -90,12 +90,16 @@ def open_image(
     """
     ref = responses[0].question.image
     try:
-        texts = [response.text for response in responses]
+        # The experts see one image: of a question about several, no claim can be placed.
+        texts = ["" if response.question.more_images else response.text for response in responses]
         questions = [response.question.text for response in responses]
         image = images.read(ref, limits)
         task = pipeline.open_task(id, image, texts, questions)
-        if benchmarks is not None and (name := benchmarks.find(image, questions)):
-            task = task.mark_dropped(DropReason.BENCHMARK_IMAGE, f"the image is {name}")
+        if benchmarks is not None:
+            others = dict.fromkeys(other for response in responses for other in response.question.more_images)
+            shown = (image, *(images.read(other, limits) for other in others))
+            if name := next((name for one in shown if (name := benchmarks.find(one, questions))), ""):
+                task = task.mark_dropped(DropReason.BENCHMARK_IMAGE, f"the image is {name}")
     except ImageError as error:
         task = ImageTask(id=id, original_width=ref.width, original_height=ref.height)
         task = task.mark_dropped(error.reason, error.detail)
@@ -118,7 +122,9 @@ def check_responses(row: ImageResponses, pipeline: ExpertPipeline) -> Unit[Check
         return Unit(id=row.id, dropped=tuple(dropped))
     report = pipeline.check(row.task)
     records = (
-        CheckedResponse(
+        CheckedResponse(id=response.id, response=response, findings=())
+        if response.question.more_images
+        else CheckedResponse(
             id=response.id,
             response=response,
             findings=findings,

@@ -66,9 +66,6 @@ def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Q
     """
     if row.problem:
         return _drop(row, row.id, DropReason(row.reason), row.problem)
-    if len(row.images) > 1:
-        detail = f"{row.id}: {len(row.images)} images; one image a question is supported"
-        return _drop(row, row.question_id, DropReason.TOO_MANY_IMAGES, detail)
     try:
         image, *more_images = [_open_image(image, config, image_store) for image in row.images]
     except ImageError as error:

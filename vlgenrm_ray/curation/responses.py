@@ -6,7 +6,7 @@ stream. A question that came with a chosen and a rejected response is sent to no
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -143,12 +143,12 @@ def generate_responses(
         One unit per question. Each of the numbers `first`, ..., `first + n - 1` is a response or a drop.
     """
     image_of = _open_images(questions, limits)
-    question_images = [image_of[q.image.sha256] for q in questions]
+    question_images = [_images_of(question, image_of) for question in questions]
     usable = [(q, i) for q, i in zip(questions, question_images, strict=True) if not isinstance(i, ImageError)]
     seeds = {q.id: question_seed(seed, q.id, config.name) for q, _ in usable}
     outputs: dict[str, list[Sample] | Refusal] = {}
     if usable:
-        prompts = [Prompt(images=(image,), text=q.text) for q, image in usable]
+        prompts = [Prompt(images=opened, text=q.text) for q, opened in usable]
         generated = generator.generate(prompts, config.sampling(), list(seeds.values()))
         outputs = {q.id: output for (q, _), output in zip(usable, generated, strict=True)}
     units: list[Unit[Response]] = []
@@ -165,7 +165,7 @@ def generate_responses(
 
 def _open_images(questions: Sequence[Question], limits: ImageLimits) -> "dict[str, PIL.Image.Image | ImageError]":
     """Open each distinct image once. The error of an unreadable image takes its place."""
-    refs = {q.image.sha256: q.image for q in questions}
+    refs = {image.sha256: image for q in questions for image in q.images}
 
     def read(sha256: str) -> "PIL.Image.Image | ImageError":
         try:
@@ -175,6 +175,19 @@ def _open_images(questions: Sequence[Question], limits: ImageLimits) -> "dict[st
 
     with ThreadPoolExecutor(_DECODER_THREADS) as threads:
         return dict(zip(refs, threads.map(read, refs), strict=True))
+
+
+def _images_of(
+    question: Question, image_of: "Mapping[str, PIL.Image.Image | ImageError]"
+) -> "tuple[PIL.Image.Image, ...] | ImageError":
+    """Return the opened images of a question, or the error of the first one that is unreadable."""
+    opened: list[PIL.Image.Image] = []
+    for index, ref in enumerate(question.images):
+        image = image_of[ref.sha256]
+        if isinstance(image, ImageError):
+            return image.among(index, len(question.images))
+        opened.append(image)
+    return tuple(opened)
 
 
 def _make_unit(

@@ -98,7 +98,7 @@ class DeepSpeedModel:
         layout = batch.layout
         inputs = batch.inputs if layout is None else model_inputs(batch, layout, self.tower.model)
         self._positions = rows.to(self.device), columns.to(self.device)
-        with self.tower.sharing(batch.image_of_row):
+        with self.tower.sharing(batch.image_indices):
             logits: torch.Tensor = self.engine(**inputs, use_cache=False).logits
         return logits
 

@@ -62,10 +62,10 @@ class Batch:
     the same prompt."""
 
     inputs: "dict[str, torch.Tensor]"
-    """`input_ids`, `attention_mask`, `mm_token_type_ids` [R, L]; `image_grid_thw` [R, 3]; `pixel_values` of the
-    distinct images, in the order of `image_of_row`."""
-    image_of_row: tuple[int, ...]
-    """Index of each row's image among the distinct images."""
+    """`input_ids`, `attention_mask`, `mm_token_type_ids` [R, L]; `image_grid_thw` [I, 3] of the rows' I images;
+    `pixel_values` of the distinct images, in the order of `image_indices`."""
+    image_indices: tuple[int, ...]
+    """Index of each of the rows' images, in order, among the distinct images."""
     weights: "torch.Tensor"
     """[B, T] float32: weight of each token in the loss; 0 for prompt, image and padding tokens."""
     counts: bool = True
@@ -104,7 +104,7 @@ class Batch:
             return self
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         layout = None if self.layout is None else self.layout.to(device)
-        return Batch(inputs, self.image_of_row, self.weights.to(device), self.counts, layout)
+        return Batch(inputs, self.image_indices, self.weights.to(device), self.counts, layout)
 
 
 class VlmEncoder:
@@ -153,37 +153,38 @@ class VlmEncoder:
 
     # -- text --------------------------------------------------------------------------------------------------
 
-    def encode(self, image: ImageRef, prompt: str, completion: str) -> Tokens:
+    def encode(self, refs: Sequence[ImageRef], prompt: str, completion: str) -> Tokens:
         """Encode prompt and completion, with the end of turn. Raises TextError for an empty completion."""
-        tokens = self.encode_prefix(image, prompt, completion)
+        tokens = self.encode_prefix(refs, prompt, completion)
         if not tokens.num_targets:
             raise TextError("the completion has no tokens")
         return Tokens((*tokens.ids, self._end), tokens.num_prompt)
 
-    def encode_rollout(self, image: ImageRef, prompt: str, ids: Sequence[int]) -> Tokens:
+    def encode_rollout(self, refs: Sequence[ImageRef], prompt: str, ids: Sequence[int]) -> Tokens:
         """Encode a prompt and append the generated tokens `ids` unchanged.
 
         Raises TextError if there are none, or if one of them is an image token.
         """
         if not ids or self.image_token in ids:
             raise TextError("a rollout has one or more tokens, none of them an image's")
-        prompt_ids = self._prompt(image, prompt)
+        prompt_ids = self._prompt(refs, prompt)
         return Tokens((*prompt_ids, *ids), len(prompt_ids))
 
-    def encode_prefix(self, image: ImageRef, prompt: str, prefix: str) -> Tokens:
+    def encode_prefix(self, refs: Sequence[ImageRef], prompt: str, prefix: str) -> Tokens:
         """Encode a prompt and the beginning of the assistant's turn, without an end of turn."""
-        prompt_ids = self._prompt(image, prompt)
+        prompt_ids = self._prompt(refs, prompt)
         return Tokens((*prompt_ids, *self._ids(self.vocabulary.escape_special_tokens(prefix))), len(prompt_ids))
 
-    def _prompt(self, image: ImageRef, prompt: str) -> list[int]:
-        content = [{"type": "image"}, {"type": "text", "text": self.vocabulary.escape_special_tokens(prompt)}]
+    def _prompt(self, refs: Sequence[ImageRef], prompt: str) -> list[int]:
+        text = {"type": "text", "text": self.vocabulary.escape_special_tokens(prompt)}
+        content = [*({"type": "image"} for _ in refs), text]
         ids = self._ids(
             self.processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
         )
-        at = ids.index(self.image_token)
-        return ids[:at] + [self.image_token] * self.num_image_tokens(image.width, image.height) + ids[at + 1 :]
+        num_tokens = iter([self.num_image_tokens(ref.width, ref.height) for ref in refs])
+        return [id for token in ids for id in [token] * (next(num_tokens) if token == self.image_token else 1)]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -221,7 +222,7 @@ class VlmEncoder:
 
     def batch(
         self,
-        examples: Sequence[tuple[Tokens, ImageRef, float]],
+        examples: Sequence[tuple[Tokens, Sequence[ImageRef], float]],
         *,
         counts: bool = True,
         shared_rows: Sequence[range] | None = None,
@@ -229,10 +230,10 @@ class VlmEncoder:
         """Build one padded batch.
 
         Args:
-            examples: Tokens, image, and weight of each completion token.
+            examples: Tokens, images, and weight of each completion token.
             counts: False for a filler.
             shared_rows: Ranges of examples that share a row: all examples in their order, those of a range with equal
-                prompt and image and a weight above 0. None: each example has its own row.
+                prompt and images and a weight above 0. None: each example has its own row.
 
         Raises:
             ValueError: An example without weight would share a row.
@@ -247,7 +248,8 @@ class VlmEncoder:
             raise ValueError("an example without weight needs a row of its own")
         ranges = [range(i, i + 1) for i in range(len(examples))] if shared_rows is None else shared_rows
         rows = [shared_prompts.build_row([examples[i][0] for i in group]) for group in ranges]
-        refs = [examples[group.start][1] for group in ranges]
+        refs_of_rows = [examples[group.start][1] for group in ranges]
+        refs = [ref for refs_of_row in refs_of_rows for ref in refs_of_row]
         ids = torch.full((len(rows), max(len(row.ids) for row in rows)), self.pad_token)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
@@ -255,9 +257,10 @@ class VlmEncoder:
             mask[i, : len(row.ids)] = 1
         pixels = [self.pixels(ref) for ref in refs]
         distinct = list(dict.fromkeys(ref.sha256 for ref in refs))
-        image_of_row = tuple(distinct.index(ref.sha256) for ref in refs)
+        image_indices = tuple(distinct.index(ref.sha256) for ref in refs)
         grids = torch.tensor([p.grid for p in pixels])
-        expected = grids.prod(-1).div(self._merged, rounding_mode="floor")
+        num_tokens = iter(grids.prod(-1).div(self._merged, rounding_mode="floor").tolist())
+        expected = torch.tensor([sum(next(num_tokens) for _ in refs_of_row) for refs_of_row in refs_of_rows])
         # Batches are planned from the sizes in the records; an image of another size would shift all later tokens.
         if not torch.equal((ids == self.image_token).sum(-1), expected):
             raise TextError("an image's size differs from its record's")
@@ -266,10 +269,10 @@ class VlmEncoder:
                 "input_ids": ids,
                 "attention_mask": mask,
                 "mm_token_type_ids": (ids == self.image_token).int(),
-                "pixel_values": torch.cat([pixels[image_of_row.index(i)].values for i in range(len(distinct))]),
+                "pixel_values": torch.cat([pixels[image_indices.index(i)].values for i in range(len(distinct))]),
                 "image_grid_thw": grids,
             },
-            image_of_row=image_of_row,
+            image_indices=image_indices,
             weights=weights,
             counts=counts,
             layout=shared_prompts.build_layout(rows) if len(rows) < len(examples) else None,

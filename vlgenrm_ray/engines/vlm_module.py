@@ -83,31 +83,31 @@ class SharedVisionTower:
         self.model: Any = inner
         """Part of the module that contains the tower."""
         self._compute_features = inner.get_image_features
-        self._image_of_row: Sequence[int] = ()
-        inner.get_image_features = self._features_by_row
+        self._image_indices: Sequence[int] = ()
+        inner.get_image_features = self._features_by_place
 
     @contextmanager
-    def sharing(self, image_of_row: Sequence[int]) -> Iterator[None]:
+    def sharing(self, image_indices: Sequence[int]) -> Iterator[None]:
         """Share images while the context lasts.
 
-        `pixel_values` then holds the distinct images, and `image_of_row` the index of each row's image among them;
-        `image_grid_thw` has one entry per row.
+        `pixel_values` then holds the distinct images, and `image_indices` the index among them of each of the rows'
+        images, in order; `image_grid_thw` has one entry for each of the latter.
         """
-        self._image_of_row = image_of_row
+        self._image_indices = image_indices
         try:
             yield
         finally:
-            self._image_of_row = ()
+            self._image_indices = ()
 
-    def _features_by_row(self, pixel_values: "torch.Tensor", image_grid_thw: "torch.Tensor", **options: Any) -> Any:
-        if not self._image_of_row:
+    def _features_by_place(self, pixel_values: "torch.Tensor", image_grid_thw: "torch.Tensor", **options: Any) -> Any:
+        if not self._image_indices:
             return self._compute_features(pixel_values, image_grid_thw, **options)
-        first_rows = [self._image_of_row.index(image) for image in range(max(self._image_of_row) + 1)]
-        features = self._compute_features(pixel_values, image_grid_thw[first_rows], **options)
+        first_places = [self._image_indices.index(image) for image in range(max(self._image_indices) + 1)]
+        features = self._compute_features(pixel_values, image_grid_thw[first_places], **options)
         features.pooler_output = self._repeat(features.pooler_output)
         if getattr(features, "deepstack_features", None) is not None:
             features.deepstack_features = [self._repeat(layer) for layer in features.deepstack_features]
         return features
 
     def _repeat(self, features: "Sequence[torch.Tensor]") -> "tuple[torch.Tensor, ...]":
-        return tuple(features[image] for image in self._image_of_row)
+        return tuple(features[image] for image in self._image_indices)

@@ -15,7 +15,7 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.evaluation.pairs import EngineFactory, open_image
+from vlgenrm_ray.evaluation.pairs import EngineFactory, open_images
 from vlgenrm_ray.records import Dropped, Question, Response
 from vlgenrm_ray.settings import digest
 
@@ -82,15 +82,15 @@ class CandidateActor:
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         questions = from_table(Question, rows)
-        opened = {question.id: open_image(question.image, self._limits) for question in questions}
+        opened = {question.id: open_images(question.images, self._limits) for question in questions}
         prompts = {
-            q.id: Prompt(images=(image,), text=q.text)
+            q.id: Prompt(images=of_question, text=q.text)
             for q in questions
-            if not isinstance(image := opened[q.id], ImageError)
+            if not isinstance(of_question := opened[q.id], ImageError)
         }
         seeds = {id: int(digest([self._seed, id])[:8], 16) for id in prompts}
         outcomes = self._generator.generate(list(prompts.values()), self._sampling, list(seeds.values()))
-        failures = {id: image for id, image in opened.items() if isinstance(image, ImageError)}
+        failures = {id: error for id, error in opened.items() if isinstance(error, ImageError)}
         results = dict(zip(prompts, outcomes, strict=True)) | failures
         return units_table(Response, [_unit(q, results[q.id], seeds.get(q.id, 0)) for q in questions])
 

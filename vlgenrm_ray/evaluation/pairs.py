@@ -131,18 +131,18 @@ def judge_pairs(
 ) -> list[Unit[PairResult]]:
     """Judge each pair; return one unit per pair, in order. A pair whose image cannot be read is dropped."""
     units: dict[str, Unit[PairResult]] = {}
-    to_judge: list[tuple[Preference, str, PIL.Image.Image]] = []
+    to_judge: list[tuple[Preference, str, tuple[PIL.Image.Image, ...]]] = []
     with ThreadPoolExecutor(_DECODER_THREADS) as threads:
-        opened = list(threads.map(lambda p: open_image(p.question.image, limits), preferences))
-    for preference, image in zip(preferences, opened, strict=True):
-        if isinstance(image, ImageError):
-            dropped = Dropped(stage=STAGE, id=preference.id, reason=image.reason, detail=image.detail)
+        images_of_pairs = list(threads.map(lambda p: open_images(p.question.images, limits), preferences))
+    for preference, opened in zip(preferences, images_of_pairs, strict=True):
+        if isinstance(opened, ImageError):
+            dropped = Dropped(stage=STAGE, id=preference.id, reason=opened.reason, detail=opened.detail)
             units[preference.id] = Unit(id=preference.id, dropped=(dropped,))
             continue
-        to_judge.append((preference, "", image))
+        to_judge.append((preference, "", opened))
         if is_in_share(preference.id, no_image_share):
-            to_judge.append((preference, NO_IMAGE, images.blank(image.size)))
-    items = [item for preference, suffix, image in to_judge for item in _items(preference, suffix, image)]
+            to_judge.append((preference, NO_IMAGE, tuple(images.blank(image.size) for image in opened)))
+    items = [item for preference, suffix, opened in to_judge for item in _items(preference, suffix, opened)]
     judgements = iter(judge.score(items))
     for preference, suffix, _ in to_judge:
         chosen, rejected = next(judgements), next(judgements)
@@ -162,19 +162,19 @@ def judge_pairs(
     return [units[preference.id] for preference in preferences]
 
 
-def open_image(image: ImageRef, limits: ImageLimits) -> "PIL.Image.Image | ImageError":
-    """Open an image; return the error if it cannot be used."""
+def open_images(refs: Sequence[ImageRef], limits: ImageLimits) -> "tuple[PIL.Image.Image, ...] | ImageError":
+    """Open some images; return the error of the first that cannot be used."""
     try:
-        return images.read(image, limits)
+        return tuple(images.read(ref, limits) for ref in refs)
     except ImageError as error:
         return error
 
 
-def _items(preference: Preference, suffix: str, image: "PIL.Image.Image") -> Iterator[JudgeInput]:
+def _items(preference: Preference, suffix: str, opened: "tuple[PIL.Image.Image, ...]") -> Iterator[JudgeInput]:
     for side in Side:
         yield JudgeInput(
             id=f"{preference.id}{suffix}/{side.value}",
-            images=(image,),
+            images=opened,
             question=preference.question.text,
             response=preference.response(side),
         )

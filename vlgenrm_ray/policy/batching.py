@@ -131,7 +131,7 @@ def _advantages(
 def _encode(rollout: Rollout, encoder: VlmEncoder, max_tokens: int) -> Tokens | None:
     """Return prompt and response as tokens; None if there are too many tokens or they cannot be encoded."""
     try:
-        tokens = encoder.encode_rollout(rollout.question.image, rollout.question.text, rollout.ids)
+        tokens = encoder.encode_rollout(rollout.question.images, rollout.question.text, rollout.ids)
     # An engine may sample image tokens, which would change the prompt when read back.
     except TextError:
         return None
@@ -211,11 +211,11 @@ def plan_micro_batches(
 
 
 def _by_prompt(samples: Sequence[TrainingSample]) -> list[tuple[int, ...]]:
-    """Return the positions of neighbouring samples with the same prompt and image."""
+    """Return the positions of neighbouring samples with the same prompt and images."""
 
-    def prompt(position: int) -> tuple[str, tuple[int, ...]]:
+    def prompt(position: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
         sample = samples[position]
-        return sample.rollout.question.image.sha256, sample.tokens.prompt
+        return tuple(image.sha256 for image in sample.rollout.question.images), sample.tokens.prompt
 
     return [tuple(positions) for _, positions in groupby(range(len(samples)), key=prompt)]
 

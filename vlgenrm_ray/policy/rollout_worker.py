@@ -70,13 +70,13 @@ class RolloutWorker:
             EngineLostError: The engine died.
         """
         with ThreadPoolExecutor(_NUM_DECODERS) as threads:
-            images_or_refusals = list(threads.map(self._open_image, [request.question for request in requests]))
+            images_or_refusals = list(threads.map(self._open_images, [request.question for request in requests]))
         prompts: list[tuple[int, Prompt]] = []
-        for index, (request, image) in enumerate(zip(requests, images_or_refusals, strict=True)):
-            if isinstance(image, Refusal):
-                yield index, self._group(request, image, sampling.n)
+        for index, (request, opened) in enumerate(zip(requests, images_or_refusals, strict=True)):
+            if isinstance(opened, Refusal):
+                yield index, self._group(request, opened, sampling.n)
             else:
-                prompts.append((index, Prompt(images=(image,), text=request.question.text)))
+                prompts.append((index, Prompt(images=opened, text=request.question.text)))
         seeds = [requests[index].seed for index, _ in prompts]
         for position, outcome in self.generator.generate_stream([prompt for _, prompt in prompts], sampling, seeds):
             index = prompts[position][0]
@@ -105,9 +105,9 @@ class RolloutWorker:
             self.version = info["version"]
         return answer
 
-    def _open_image(self, question: Question) -> "PIL.Image.Image | Refusal":
+    def _open_images(self, question: Question) -> "tuple[PIL.Image.Image, ...] | Refusal":
         try:
-            return images.read(question.image, self.limits)
+            return tuple(images.read(image, self.limits) for image in question.images)
         except ImageError as error:
             return Refusal(reason=error.reason, detail=error.detail)
 

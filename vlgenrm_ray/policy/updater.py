@@ -112,7 +112,7 @@ class PolicyUpdater:
 
         samples = [batch.samples[member] for member in micro.members]
         inputs = self.encoder.batch(
-            [(sample.tokens, sample.rollout.question.image, 1.0) for sample in samples],
+            [(sample.tokens, sample.rollout.question.images, 1.0) for sample in samples],
             counts=micro.counts,
             shared_rows=batch.shared_rows(micro),
         )

@@ -143,7 +143,7 @@ def write_critiques(
 def judge_item(preference: Preference, side: Side) -> JudgeInput:
     """Build the judge's input for one side of a preference."""
     question, response = preference.question, preference.response(side)
-    return JudgeInput(id=f"{preference.id}/{side}", images=(question.image,), question=question.text, response=response)
+    return JudgeInput(id=f"{preference.id}/{side}", images=question.images, question=question.text, response=response)
 
 
 def needs_hint(outcome: Sequence[JudgeCritique] | Refusal, side: Side) -> bool:

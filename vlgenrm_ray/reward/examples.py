@@ -59,6 +59,7 @@ def build_examples(
             Example(
                 id=f"{preference.id}/chosen/answer",
                 image=preference.question.image,
+                more_images=preference.question.more_images,
                 prompt=preference.question.text,
                 completion=preference.chosen,
                 kind=ExampleKind.ANSWER,
@@ -77,6 +78,7 @@ def _critique_example(critique: Critique, preference: Preference, templates: Jud
     return Example(
         id=f"{critique.id}/example",
         image=preference.question.image,
+        more_images=preference.question.more_images,
         prompt=_render(templates.critique, preference, critique.side),
         completion=completion,
         kind=ExampleKind.CRITIQUE,
@@ -94,6 +96,7 @@ def _direct_example(
     return Example(
         id=f"{preference.id}/{side.value}/direct",
         image=preference.question.image,
+        more_images=preference.question.more_images,
         prompt=_render(templates.direct, preference, side),
         completion=label.capitalize(),
         kind=ExampleKind.DIRECT,

@@ -62,11 +62,12 @@ def measure_examples(
     for index in indices:
         example = examples[index]
         try:
-            if example.image.uri not in verified_uris:
-                # The size is checked as well: an image processor may raise for an aspect ratio.
-                images.size(images.verify(example.image, limits), limits, example.image.uri)
-                verified_uris.add(example.image.uri)
-            tokens = encoder.encode(example.image, example.prompt, example.completion)
+            for image in example.images:
+                if image.uri not in verified_uris:
+                    # The size is checked as well: an image processor may raise for an aspect ratio.
+                    images.size(images.verify(image, limits), limits, image.uri)
+                    verified_uris.add(image.uri)
+            tokens = encoder.encode(example.images, example.prompt, example.completion)
         except ImageError as error:
             dropped.append(_drop(example, error.reason, error.detail))
         except TextError as error:

@@ -189,8 +189,8 @@ class _TrainingWorker:
             for member in micro.members:
                 weighted = step.epoch_examples[member]
                 example = self.examples[measured[weighted.index].index]
-                tokens = self.encoder.encode(example.image, example.prompt, example.completion)
-                examples.append((tokens, example.image, token_weight(weighted, measured, self.config)))
+                tokens = self.encoder.encode(example.images, example.prompt, example.completion)
+                examples.append((tokens, example.images, token_weight(weighted, measured, self.config)))
             batches.append(self.encoder.batch(examples, counts=micro.counts))
         return batches
 
@@ -260,13 +260,13 @@ class _TrainingWorker:
             prefix = probe_prefix(example)
             if len(probes) == self.config.num_probes or prefix is None:
                 continue
-            tokens = self.encoder.encode_prefix(example.image, example.prompt, prefix)
-            probabilities = learner.word_probabilities(self.encoder.batch([(tokens, example.image, 1.0)]), words)[0]
+            tokens = self.encoder.encode_prefix(example.images, example.prompt, prefix)
+            probabilities = learner.word_probabilities(self.encoder.batch([(tokens, example.images, 1.0)]), words)[0]
             mass = probabilities[YES] + probabilities[NO]
             probes.append(
                 {
                     "id": example.id,
-                    "image": asdict(example.image),
+                    "images": [asdict(image) for image in example.images],
                     "prompt": example.prompt,
                     "prefix": prefix,
                     "p_yes": probabilities[YES] / mass if mass else None,

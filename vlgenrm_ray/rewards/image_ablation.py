@@ -62,6 +62,6 @@ def ablation_metrics(results: Sequence[AblationResult]) -> dict[str, float | Non
 
 
 def _with_blank_image(answer: Rollout) -> Rollout:
-    """Replace the image. The id stays, so that the judge samples with the same seed."""
-    image = answer.question.image
-    return replace(answer, question=replace(answer.question, image=images.blank_ref(image.width, image.height)))
+    """Replace all images. The id stays, so that the judge samples with the same seed."""
+    first, *others = (images.blank_ref(image.width, image.height) for image in answer.question.images)
+    return replace(answer, question=replace(answer.question, image=first, more_images=tuple(others)))

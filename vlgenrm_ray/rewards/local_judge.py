@@ -149,7 +149,7 @@ def start_local_judge(config: LocalJudgeConfig, limits: ImageLimits, *, deadline
 
 def _judge_input(rollout: Rollout) -> JudgeInput:
     question = rollout.question
-    return JudgeInput(id=rollout.id, images=(question.image,), question=question.text, response=rollout.text)
+    return JudgeInput(id=rollout.id, images=question.images, question=question.text, response=rollout.text)
 
 
 def _output(judgement: Judgement) -> RewardOutput:

@@ -38,7 +38,7 @@ class ServedJudgeReward:
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[RewardOutput]:
         """See `Reward.score`."""
-        inputs = [self._input(r.text, r.question.text, r.question.image.uri) for r in rollouts]
+        inputs = [self._input(r.text, r.question.text, [i.uri for i in r.question.images]) for r in rollouts]
         replies = await self._judge.score(inputs, deadline_s=self._deadline_s)
         return [
             RewardOutput(
@@ -63,10 +63,10 @@ class ServedJudgeReward:
         """See `Reward.image_dependent_part`."""
         return self
 
-    def _input(self, response: str, question: str, image: str | None = None) -> ScoreInput:
+    def _input(self, response: str, question: str, images: Sequence[str] = ()) -> ScoreInput:
         # Without the reference answer of the question: a policy is judged by what can be seen in the image.
         return ScoreInput(
-            image=image,
+            images=images,
             question=question,
             response=response,
             mode=self._mode,

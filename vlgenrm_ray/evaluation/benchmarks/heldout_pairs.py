@@ -37,7 +37,7 @@ class HeldoutPairs(PairBenchmark):
                 id=pair.id,
                 key=pair.id,
                 question=pair.question.text,
-                images=(pair.question.image.uri,),
+                images=tuple(ref.uri for ref in pair.question.images),
                 responses=(pair.chosen, pair.rejected),
                 better=0,
                 group=pair.kind,

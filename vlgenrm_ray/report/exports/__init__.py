@@ -46,6 +46,13 @@ class ExportRow:
     """The rejected response of a pair."""
     label: bool | None = None
     """True if the response is desirable; only for critiques."""
+    more_images: tuple[ImageRef, ...] = ()
+    """Images after the first, in order."""
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """All images, in order."""
+        return (self.image, *self.more_images)
 
 
 class ExportFormat(Protocol):
@@ -93,7 +100,7 @@ def export(
         nonlocal num_rows
         for row in _read_rows(run, content, round):
             num_rows += 1
-            yield _copy_image(row, out / "images") if copy_images and not writer.embeds_images else row
+            yield _copy_images(row, out / "images") if copy_images and not writer.embeds_images else row
 
     path = writer.write(rows(), out, content)
     if not num_rows:
@@ -107,6 +114,7 @@ def _read_rows(run: Path, content: str, round: int | None) -> Iterator[ExportRow
             yield ExportRow(
                 id=preference.id,
                 image=preference.question.image,
+                more_images=preference.question.more_images,
                 prompt=preference.question.text,
                 response=preference.chosen,
                 rejected=preference.rejected,
@@ -115,7 +123,13 @@ def _read_rows(run: Path, content: str, round: int | None) -> Iterator[ExportRow
     folder = run / f"round-{_latest_round(run) if round is None else round}"
     if content == "examples":
         for example in _stage(folder / "selection").records(Example):
-            yield ExportRow(id=example.id, image=example.image, prompt=example.prompt, response=example.completion)
+            yield ExportRow(
+                id=example.id,
+                image=example.image,
+                more_images=example.more_images,
+                prompt=example.prompt,
+                response=example.completion,
+            )
         return
     yield from _read_critiques(_stage(folder / "critiques"), _stage(run / "preferences"), _judge_prompt(run))
 
@@ -134,6 +148,7 @@ def _read_critiques(critiques: StageFolder, source: StageFolder, template: str) 
             yield ExportRow(
                 id=critique.id,
                 image=preference.question.image,
+                more_images=preference.question.more_images,
                 prompt=prompts.render(template, question=preference.question.text, response=response),
                 response=critique.text,
                 label=(critique.verdict == "yes") is (critique.side is Side.CHOSEN),
@@ -159,7 +174,9 @@ def _judge_prompt(run: Path) -> str:
     return prompts.load(config.load(run / "config.yaml").judge.prompt)
 
 
-def _copy_image(row: ExportRow, folder: Path) -> ExportRow:
+def _copy_images(row: ExportRow, folder: Path) -> ExportRow:
     limits = ImageLimits()
-    data = images.portable(images.verify(row.image, limits), limits, row.image.uri)
-    return replace(row, image=images.keep(data, folder, limits))
+    first, *others = (
+        images.keep(images.portable(images.verify(ref, limits), limits, ref.uri), folder, limits) for ref in row.images
+    )
+    return replace(row, image=first, more_images=tuple(others))

@@ -45,12 +45,15 @@ def without_tags(text: str) -> str:
 
 
 def _as_line(row: ExportRow, out: Path) -> dict[str, Any]:
-    uri = row.image.uri
     # LLaMA-Factory reads relative paths from its data set folder, so copied images move with it.
-    image = str(Path(uri).relative_to(out.absolute())) if Path(uri).is_relative_to(out.absolute()) else uri
-    user = {"role": "user", "content": IMAGE_TAG + without_tags(row.prompt)}
+    folder = out.absolute()
+    paths = [
+        str(Path(ref.uri).relative_to(folder)) if Path(ref.uri).is_relative_to(folder) else ref.uri
+        for ref in row.images
+    ]
+    user = {"role": "user", "content": IMAGE_TAG * len(paths) + without_tags(row.prompt)}
     response = {"role": "assistant", "content": without_tags(row.response)}
-    line: dict[str, Any] = {"id": row.id, "images": [image]}
+    line: dict[str, Any] = {"id": row.id, "images": paths}
     if row.rejected is not None:
         rejected = {"role": "assistant", "content": without_tags(row.rejected)}
         return line | {"messages": [user], "chosen": response, "rejected": rejected}

@@ -29,9 +29,9 @@ class MsSwift:
 def _as_line(row: ExportRow) -> dict[str, Any]:
     line: dict[str, Any] = {
         "id": row.id,
-        "images": [row.image.uri],
+        "images": [ref.uri for ref in row.images],
         "messages": [
-            {"role": "user", "content": IMAGE_TAG + without_tags(row.prompt)},
+            {"role": "user", "content": IMAGE_TAG * len(row.images) + without_tags(row.prompt)},
             {"role": "assistant", "content": without_tags(row.response)},
         ],
     }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.records import ImageRef
 from vlgenrm_ray.report.exports import ExportRow
 
 if TYPE_CHECKING:
@@ -47,17 +48,21 @@ class Trl:
 
 
 def _as_row(row: ExportRow) -> dict[str, Any]:
-    limits = ImageLimits()
-    data = images.portable(images.verify(row.image, limits), limits, row.image.uri)
     values: dict[str, Any] = {
         "id": row.id,
-        "images": [{"bytes": data, "path": Path(row.image.uri).name if "://" not in row.image.uri else None}],
+        "images": [_as_image(ref) for ref in row.images],
         "prompt": [{"role": "user", "content": row.prompt}],
     }
     response = [{"role": "assistant", "content": row.response}]
     if row.rejected is not None:
         return values | {"chosen": response, "rejected": [{"role": "assistant", "content": row.rejected}]}
     return values | {"completion": response} | ({} if row.label is None else {"label": row.label})
+
+
+def _as_image(ref: ImageRef) -> dict[str, Any]:
+    limits = ImageLimits()
+    data = images.portable(images.verify(ref, limits), limits, ref.uri)
+    return {"bytes": data, "path": Path(ref.uri).name if "://" not in ref.uri else None}
 
 
 def _schema(columns: tuple[str, ...]) -> "pa.Schema":
