@@ -11,10 +11,12 @@ from rich.console import Console
 from source_rows import png
 from typer.testing import CliRunner
 
-from vlgenrm_ray import cli
+from vlgenrm_ray import cli, entrypoints
+from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.curation.inspection import SourceReport, check_inputs, inspect
 from vlgenrm_ray.curation.inspection_view import inputs_table, print_reports, set_arguments
 from vlgenrm_ray.curation.pool import HeldoutConfig, PoolConfig
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 
 
@@ -199,3 +201,45 @@ def test_a_bad_input_is_named_with_its_remedy(rows: list[Any], says: str, tmp_pa
     path = str(write(tmp_path, rows))
     with pytest.raises(InputError, match=says):
         check(heldout=HeldoutConfig(source="files", path=path))
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_run_with_a_bad_input_ends_before_ray_starts(
+    dry_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*arguments: object, **settings: object) -> None:
+        pytest.fail("the inputs must be checked first")
+
+    monkeypatch.setattr(connection, "connect", connect)
+    write_image(tmp_path / "a.png")
+    good = str(write(tmp_path, [pair(1)], "good.jsonl"))
+    bad = str(write(tmp_path, [pair(1), {"image": "a.png", "question": "Q?", "chosen": "A"}], "bad.jsonl"))
+    empty = str(write(tmp_path, [{"image": "a.png", "question": "Q?"}], "empty.jsonl"))
+    overrides = (f"pool={{source: files, path: {good}}}", f"heldout={{source: files, path: {empty}}}")
+    with pytest.raises(InputError, match=r"heldout\.path: .*empty\.jsonl"):
+        entrypoints.train_reward(
+            entrypoints.shipped_recipe("shapes"), overrides=overrides, run=tmp_path / "run", dry_run=dry_run
+        )
+    report = check(heldout=HeldoutConfig(source="files", path=bad))["heldout"]
+    assert [(p.row, p.detail) for p in report.problems] == [("bad.jsonl:2", "has chosen alone; give both or neither")]
+
+
+def test_an_input_that_was_read_by_an_earlier_attempt_is_not_needed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = StageFolder(tmp_path / "run" / "heldout-pool")
+    folder.begin("settings", {})
+    folder.finish(seconds=0.0)
+    write_image(tmp_path / "a.png")
+    path = str(write(tmp_path, [pair(1)]))
+    overrides = (f"pool={{source: files, path: {path}}}", "heldout={source: files, path: /nowhere.json}")
+
+    class Reached(Exception):
+        pass
+
+    def connect(*arguments: object, **settings: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(connection, "connect", connect)
+    with pytest.raises(Reached):
+        entrypoints.train_reward(entrypoints.shipped_recipe("shapes"), overrides=overrides, run=tmp_path / "run")

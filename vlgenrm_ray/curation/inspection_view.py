@@ -124,7 +124,7 @@ def _print_counts(console: "Console", report: SourceReport) -> None:
     if report.num_pairs:
         _line(console, "pairs", f"{report.num_pairs:,} with chosen and rejected")
     if report.repeated_ids:
-        _line(console, "repeated", f"{report.repeated_ids:,} ids occur again and end in #2, #3, ...")
+        _line(console, "repeated", f"{report.repeated_ids:,} ids occur again among them and end in #2, #3, ...")
     for reason, count in report.dropped.items():
         _line(console, "dropped", f"{count:,} {reason}")
         for problem in report.problems:

@@ -44,6 +44,8 @@ _MAX_CHECKED = 16
 _HEAD_ROWS = 64
 _SPREAD_ROWS = 32
 _SPREAD_PIECES = 24
+_SPREAD_STEP = 100
+"""Of files that are read from the beginning, every so many rows one is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,8 +322,8 @@ def _read_piece(
         if raw.value is BLANK:
             continue
         num_read += 1
-        if num_read <= limit or (num_read & (num_read - 1)) == 0 or num_read % 1000 == 0:
-            if len(rows) < limit + 128:
+        if num_read <= limit or num_read % _SPREAD_STEP == 0:
+            if len(rows) < limit + _SPREAD_ROWS * _SPREAD_PIECES:
                 number = f"{file.name}:{raw.number + 1}"
                 rows.append(LocatedRow(id=number, folder=file.folder, value=raw.value))
         elif not (whole and thin_out):
