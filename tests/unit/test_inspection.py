@@ -119,6 +119,14 @@ def test_a_million_rows_are_inspected_in_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 20
     assert (report.num_rows, report.num_usable == report.num_questions) == (1_000_000, True)
     assert report.num_checked >= 200
+    with (tmp_path / "d.jsonl").open("r+b") as file:
+        # One row is broken far behind the beginning of the file.
+        file.seek(8 * 1024 * 1024 * 5)
+        file.readline()
+        number = (tmp_path / "d.jsonl").read_bytes()[: file.tell()].count(b"\n") + 1
+        file.write(b"*")
+    broken = report_of(tmp_path / "d.jsonl")
+    assert [(p.row, p.detail[:8]) for p in broken.problems] == [(f"d.jsonl:{number}", "not JSON")]
 
 
 def test_formats_of_a_folder_have_a_report_each(tmp_path: Path) -> None:

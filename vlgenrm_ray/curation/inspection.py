@@ -8,8 +8,8 @@ import os
 import posixpath
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from vlgenrm_ray.curation.pool import PoolConfig, check_root
 from vlgenrm_ray.curation.sources.container import BLANK, Container, load_container
@@ -160,6 +160,17 @@ class _RowCounts:
             if (kind := kind_of(value)) not in kinds:
                 kinds.append(kind)
 
+    def place_rows(self, place: Callable[[int], str]) -> None:
+        """Replace provisional names `~3` or `~3.2` of rows by their places."""
+
+        def placed(name: str) -> str:
+            index, dot, part = name.removeprefix("~").partition(".")
+            return place(int(index)) + dot + part
+
+        self.problems = [replace(problem, row=placed(problem.row)) for problem in self.problems]
+        self.examples = [replace(example, row=placed(example.row)) for example in self.examples]
+        self.unopened = [replace(example, row=placed(example.row)) for example in self.unopened]
+
     def drop(self, row: str, reason: str, detail: str) -> None:
         self.dropped[reason] += 1
         num_of_reason = sum(problem.reason == reason for problem in self.problems)
@@ -243,8 +254,10 @@ def _check_rows(
     # Rows from many places come first: if the time is over before the end, they stand for the rest.
     is_small = sample.num_rows <= 200_000 and len(sample.group.files) <= 64
     if not is_small:
-        for row in sample.rows:
-            check(row.value, row.id, row.folder)
+        # Numbers of rows far into a file are only counted for those that are reported.
+        for index, row in enumerate(sample.rows):
+            check(row.value, f"~{index}", row.folder)
+        counts.place_rows(lambda index: sample.rows[index].id(container))
         return False
     number = 1
     previous = None
@@ -277,7 +290,7 @@ def _check_question(config: PoolConfig, question: SourceRow, counts: _RowCounts,
             look, problem = look_at_image(config, image.uri, image.data)
             looks.append(look)
         else:
-            problem = None if image.uri is None else missing_file(image.uri)
+            problem = None if image.uri is None else missing_file(config, image.uri)
         error = error or problem
     if error is not None:
         counts.drop(question.id, error.reason.value, error.detail)
@@ -291,14 +304,17 @@ def _check_question(config: PoolConfig, question: SourceRow, counts: _RowCounts,
         counts.examples.append(_example(question, tuple(looks)))
 
 
-def missing_file(uri: str) -> ImageError | None:
-    """Return the error of a local file that does not exist, or of a network address, without opening anything."""
+def missing_file(config: PoolConfig, uri: str) -> ImageError | None:
+    """Return the error of an address that is not allowed or names no local file, without opening anything."""
     try:
+        check_root(uri, config)
         path = addresses.local_path(uri)
         if path is None:
             is_network = addresses.scheme(uri) in ("http", "https", "ftp")
             return ImageError(DropReason.IMAGE_MISSING, "network addresses are not fetched") if is_network else None
         return None if os.path.isfile(path) else ImageError(DropReason.IMAGE_MISSING, f"{path}: no such file")
+    except ImageError as error:
+        return error
     # A NUL, half a surrogate pair.
     except ValueError as error:
         return ImageError(DropReason.IMAGE_MISSING, f"{addresses.shorten(uri)}: {error}")
@@ -342,7 +358,7 @@ def find_image_folder(config: PoolConfig, sample: SourceSample) -> str | None:
     """
     reader = row_reader(config.model_copy(update={"image_folder": None}), sample.schema)
     for row in sample.rows[:20]:
-        for question in reader.read(row.value, id=row.id, folder=row.folder):
+        for question in reader.read(row.value, id="", folder=row.folder):
             uri = question.images[0].uri if question.images else None
             if uri is None or not uri.startswith(f"{row.folder}/"):
                 continue

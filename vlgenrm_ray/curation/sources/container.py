@@ -34,6 +34,11 @@ class FilePiece:
 
     file: DataFile
 
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether the piece is read from the beginning of the file to its end."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
@@ -99,6 +104,10 @@ class Container:
                 return
             yield RawRow(number, value)
             number += 1
+
+    def first_number(self, piece: Any) -> int:
+        """Return the number, from 1, of a piece's first line or row in its file."""
+        return 1
 
     def digest(self, piece: Any) -> str:
         """Return a hash of a piece's content; by default that of the stored bytes of its file."""

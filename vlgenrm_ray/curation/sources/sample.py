@@ -6,9 +6,9 @@ recognise a data set by the same functions.
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from vlgenrm_ray.curation.sources.container import (
     BLANK,
@@ -52,10 +52,19 @@ _SPREAD_STEP = 100
 class LocatedRow:
     """A raw row with its place."""
 
-    id: str
-    """`file:row`."""
-    folder: str
+    piece: FilePiece
+    number: int
+    """Number within the piece, from 0."""
     value: object
+
+    @property
+    def folder(self) -> str:
+        """Folder of the file."""
+        return self.piece.file.folder
+
+    def id(self, container: Container) -> str:
+        """Return `file:row`. The rows before the piece may have to be counted."""
+        return f"{self.piece.file.name}:{container.first_number(self.piece) + self.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +238,8 @@ def choose_schema(
     if not mappings:
         first = rows[0].value
         problem = str(first) if isinstance(first, Exception) else f"not an object but {show(first)}"
-        raise InputError(f"pool.path: no row of {config.path!r} can be read; {rows[0].id}: {problem}")
+        name = rows[0].piece.file.name
+        raise InputError(f"pool.path: no row of {config.path!r} can be read; {name}:{rows[0].number + 1}: {problem}")
     names = sorted({str(name) for row in mappings for name in row})
     if listed := [str(row[name]) for row in mappings for name in _CATALOGUE if isinstance(row.get(name), str)]:
         raise InputError(
@@ -287,34 +297,37 @@ def sample_rows(
         The rows, the number of all rows, and whether that number is exact.
     """
     deadline = time.monotonic() + seconds
-    measured = [_MeasuredFile(uri=f.uri, name=f.name, size=f.size, codec=f.codec) for f in files]
-    looked_at = measured[:: max(1, len(measured) // _MAX_CHECKED)]
-    pieces = [piece for file in looked_at for piece in container.split(file)]
+    step = max(1, len(files) // _MAX_CHECKED)
+    sampled = [_MeasuredFile(uri=f.uri, name=f.name, size=f.size, codec=f.codec) for f in files[::step]]
+    pieces = [piece for file in sampled for piece in container.split(file)]
     if not pieces:
         return [], 0, True
-    step = max(1, len(pieces) // _SPREAD_PIECES)
-    chosen = [0, *range(step, len(pieces), step)]
-    rows: list[LocatedRow] = []
-    counts: dict[int, float] = {}
-    for place in chosen:
-        first = place == 0
-        piece_rows, count = _read_piece(container, pieces[place], head if first else _SPREAD_ROWS, deadline, first)
-        rows += piece_rows
-        counts[place] = count
+    read: list[_PieceSample] = []
+    for place in range(0, len(pieces), max(1, len(pieces) // _SPREAD_PIECES)):
+        read.append(_read_piece(container, pieces[place], _SPREAD_ROWS if read else head, deadline))
         if time.monotonic() > deadline:
             break
-    return rows, *_count(container, pieces, files, looked_at, counts, deadline)
+    rows = [row for piece in read for row in piece.rows]
+    num_rows, is_exact = _count(container, pieces, read, sampled, deadline)
+    if len(sampled) < len(files):
+        scale = sum(file.size for file in files) / max(1, sum(file.size for file in sampled))
+        return rows, round(num_rows * scale), False
+    return rows, round(num_rows), is_exact
 
 
-def _read_piece(
-    container: Container, piece: FilePiece, limit: int, deadline: float, thin_out: bool
-) -> tuple[list[LocatedRow], float]:
-    """Return rows of a piece, and how many it has: as read to its end, or estimated by the bytes that were read.
+@dataclass(frozen=True, slots=True)
+class _PieceSample:
+    """Rows of a piece."""
 
-    With `thin_out`, a piece that is a whole file is read on until the deadline, fewer rows the further it goes.
-    """
-    file: Any = piece.file
-    whole = type(piece) is FilePiece or getattr(piece, "end", 0) == -1
+    rows: list[LocatedRow]
+    num_rows: float
+    """Number of rows of the piece, estimated by the bytes that were read unless `is_complete`."""
+    is_complete: bool
+
+
+def _read_piece(container: Container, piece: FilePiece, num_first: int, deadline: float) -> _PieceSample:
+    """Read the first rows of a piece, and while there is time some of the others of one that is a whole file."""
+    file = cast("_MeasuredFile", piece.file)
     rows: list[LocatedRow] = []
     num_read = 0
     reading = container.read(piece)
@@ -322,46 +335,36 @@ def _read_piece(
         if raw.value is BLANK:
             continue
         num_read += 1
-        if num_read <= limit or num_read % _SPREAD_STEP == 0:
-            if len(rows) < limit + _SPREAD_ROWS * _SPREAD_PIECES:
-                number = f"{file.name}:{raw.number + 1}"
-                rows.append(LocatedRow(id=number, folder=file.folder, value=raw.value))
-        elif not (whole and thin_out):
+        is_sampled = num_read <= num_first or num_read % _SPREAD_STEP == 0
+        if is_sampled and len(rows) < num_first + _SPREAD_ROWS * _SPREAD_PIECES:
+            rows.append(LocatedRow(piece=piece, number=raw.number, value=raw.value))
+        if num_read >= num_first and not piece.is_whole_file:
             break
         if num_read % 64 == 0 and time.monotonic() > deadline:
             break
     else:
-        return rows, num_read
-    share = file.bytes_read() / file.size if whole and file.size else 0.0
-    close = getattr(reading, "close", None)
-    if close is not None:
-        close()
-    return rows, -(num_read / share if share else num_read)
+        return _PieceSample(rows, num_read, True)
+    share = file.bytes_read() / file.size if piece.is_whole_file and file.size else 0.0
+    if isinstance(reading, Generator):
+        reading.close()
+    return _PieceSample(rows, num_read / share if share else num_read, False)
 
 
 def _count(
     container: Container,
     pieces: Sequence[FilePiece],
+    read: Sequence[_PieceSample],
     files: Sequence[DataFile],
-    looked_at: Sequence[DataFile],
-    counts: dict[int, float],
     deadline: float,
-) -> tuple[int, bool]:
-    """Return the number of rows of all files, exact (by metadata, or by reading to the end) or estimated."""
+) -> tuple[float, bool]:
+    """Return the number of rows of some files, and whether it is exact: by metadata, lines, or reading to the end."""
     stated = [container.num_rows(piece) for piece in pieces]
-    if all(number is not None for number in stated):
-        total = float(sum(number for number in stated if number is not None))
-        exact = True
-    elif container.unit == "line" and not any(file.codec for file in looked_at):
-        total, exact = _count_lines(looked_at, deadline)
-    else:
-        total = sum(abs(count) for count in counts.values())
-        exact = all(count >= 0 for count in counts.values()) and len(counts) == len(pieces)
-        total *= len(pieces) / len(counts)
-    if len(looked_at) < len(files):
-        sizes = sum(file.size for file in files) / max(1, sum(file.size for file in looked_at))
-        return round(total * sizes), False
-    return round(total), exact
+    if None not in stated:
+        return float(sum(number for number in stated if number is not None)), True
+    if container.unit == "line" and not any(file.codec for file in files):
+        return _count_lines(files, deadline)
+    is_exact = all(piece.is_complete for piece in read) and len(read) == len(pieces)
+    return sum(piece.num_rows for piece in read) * len(pieces) / len(read), is_exact
 
 
 def _count_lines(files: Sequence[DataFile], deadline: float) -> tuple[float, bool]:
@@ -397,7 +400,7 @@ def unused_columns(reader: RowReader, sample: SourceSample) -> list[str]:
     """Return the columns of a sample that no role takes."""
     roles: dict[str, set[str]] = {}
     for row in sample.rows:
-        reader.read(row.value, id=row.id, folder=row.folder, roles=roles)
+        reader.read(row.value, id="", folder=row.folder, roles=roles)
     used = {name for names in roles.values() for name in names}
     used |= {name.partition(".")[0] for name in used}
     columns = dict.fromkeys(str(name) for row in sample.rows if isinstance(row.value, dict) for name in row.value)

@@ -11,6 +11,7 @@ from vlgenrm_ray.curation.sources.files import DataFile
 from vlgenrm_ray.curation.sources.values import MalformedRowError
 
 _BOM = b"\xef\xbb\xbf"
+_COUNT_BYTES = 16 * 1024 * 1024
 WRAPPED_ARRAY = re.compile(
     rb'\{\s*(?:"[\w.-]{1,64}"\s*:\s*(?:"[^"\\]{0,500}"|[\w.+-]{1,32})\s*,\s*)*'
     rb'"(?:data|rows|instances|examples|items|questions|samples|records|entries|train|test|val|validation|results)"'
@@ -26,6 +27,11 @@ class LineRange(FilePiece):
     start: int
     end: int
     """-1: to the end of the file."""
+
+    @property
+    def is_whole_file(self) -> bool:
+        """See `FilePiece.is_whole_file`."""
+        return self.end < 0
 
     def __iter__(self) -> Iterator[bytes]:
         with self.file.reader() as reader:
@@ -76,6 +82,19 @@ class JsonLines(Container):
         """See `Container.read`."""
         for number, line in enumerate(piece):
             yield RawRow(number, parse_line(line) if line.strip() else BLANK)
+
+    def first_number(self, piece: LineRange) -> int:
+        """See `Container.first_number`."""
+        number, num_bytes = 1, 0
+        with piece.file.reader() as reader:
+            while num_bytes < piece.start and (chunk := reader.read(min(_COUNT_BYTES, piece.start - num_bytes))):
+                number += chunk.count(b"\n")
+                num_bytes += len(chunk)
+            # A line that began before `start` belongs to the piece before, and ends within this one.
+            if piece.start:
+                reader.seek(piece.start - 1)
+                number += reader.read(1) != b"\n"
+        return number
 
     def digest(self, piece: LineRange) -> str:
         """See `Container.digest`."""

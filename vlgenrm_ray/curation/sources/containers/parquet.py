@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.curation.sources.container import Container, FilePiece, RawRow
@@ -23,8 +24,15 @@ class RowGroup(FilePiece):
 
     index: int
     num_rows: int
+    first_row: int
+    """Number of its first row in the file, from 1."""
     digest: str
     """Hash of the file's footer, which holds the position and the value range of each column chunk."""
+
+    @property
+    def is_whole_file(self) -> bool:
+        """See `FilePiece.is_whole_file`."""
+        return False
 
 
 class Parquet(Container):
@@ -53,9 +61,11 @@ class Parquet(Container):
             raise InputError(
                 f"pool.path: {file.uri!r} is no readable Parquet file ({error}); write it again"
             ) from error
+        counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        first_rows = accumulate(counts, initial=1)
         return [
-            RowGroup(file=file, index=i, num_rows=metadata.row_group(i).num_rows, digest=digest)
-            for i in range(metadata.num_row_groups)
+            RowGroup(file=file, index=i, num_rows=count, first_row=first, digest=digest)
+            for i, (count, first) in enumerate(zip(counts, first_rows, strict=False))
         ]
 
     def read(self, piece: RowGroup) -> Iterator[RawRow]:
@@ -71,6 +81,10 @@ class Parquet(Container):
                 for value in read_batch(batch):
                     yield RawRow(number, value)
                     number += 1
+
+    def first_number(self, piece: RowGroup) -> int:
+        """See `Container.first_number`."""
+        return piece.first_row
 
     def digest(self, piece: RowGroup) -> str:
         """See `Container.digest`."""
