@@ -140,6 +140,16 @@ def test_formats_of_a_folder_have_a_report_each(tmp_path: Path) -> None:
     }
 
 
+def test_a_split_is_chosen_and_said(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    write(tmp_path, [pair(1), pair(2)], "test.jsonl")
+    write(tmp_path, [pair(3)], "train.jsonl")
+    report = report_of(tmp_path)
+    assert (report.num_rows, report.settings["split"]) == (1, "train")
+    assert report.notes[0] == "the data set has the splits test, train; this is train"
+    assert report_of(tmp_path, split="test").num_rows == 2
+
+
 # -- the command ------------------------------------------------------------------------------------------------------
 
 

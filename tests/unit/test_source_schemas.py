@@ -1,16 +1,22 @@
 """Schemas: rows in the very form of each data set are recognised, and become the questions they hold."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from source_rows import parse_row, parse_rows, png, png_base64, recognise_and_parse
 
-from vlgenrm_ray.curation.sources.rows import SourceRow
+from vlgenrm_ray.curation.pool import PoolConfig
+from vlgenrm_ray.curation.sources.rows import Columns, SourceRow
+from vlgenrm_ray.curation.sources.sample import row_reader, take_sample
 from vlgenrm_ray.curation.sources.schema import SCHEMAS, rank_schemas
 from vlgenrm_ray.curation.sources.values import SourceImage
+from vlgenrm_ray.errors import ConfigError
 
 CRITIC = (
     "<image>\nGiven an image and a corresponding question, please serve as an unbiased and fair judge to evaluate the "
@@ -650,14 +656,14 @@ def is_question_or_problem(row: SourceRow) -> bool:
 
 
 @pytest.mark.parametrize("schema", sorted(SCHEMAS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(row=st.dictionaries(_NAMES, _JSON, max_size=6))
 def test_any_row_becomes_a_question_or_has_a_problem(schema: str, row: dict[str, Any]) -> None:
     assert all(is_question_or_problem(parsed) for parsed in parse_rows(row, schema=schema))
 
 
 @pytest.mark.parametrize("name", [*PAIRS, *LABELLED])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_a_damaged_row_becomes_a_question_or_has_a_problem(name: str, data: st.DataObject) -> None:
     schema, row = PAIRS.get(name) or LABELLED[name][:2]
@@ -670,3 +676,55 @@ def test_a_damaged_row_becomes_a_question_or_has_a_problem(name: str, data: st.D
 def test_any_sample_can_be_ranked(sample: list[dict[str, Any]]) -> None:
     scores = [match.score for _, match in rank_schemas(sample)]
     assert scores == sorted(scores, reverse=True)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+USER_PACKAGE = """
+from vlgenrm_ray.curation.sources.conversations import parse_turns
+from vlgenrm_ray.curation.sources.rows import RowContent, take_images
+from vlgenrm_ray.curation.sources.schema import SchemaMatch
+
+
+class Quiz:
+    title = "our quiz"
+
+    def match(self, columns, sample):
+        return SchemaMatch(90, "columns riddle and picture") if {"riddle", "picture"} <= columns else None
+
+    def questions(self, fields):
+        turns = parse_turns(fields.take("question", "riddle"), "riddle")
+        yield RowContent(turns=turns, images=take_images(fields, "picture"), id=fields.take("id", "number"))
+"""
+
+
+def test_a_schema_of_a_users_package_is_named_by_its_import_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "user_schemas.py").write_text(USER_PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "user_schemas", raising=False)
+    (tmp_path / "d.jsonl").write_text(json.dumps({"number": 3, "riddle": "What?", "picture": "a.png"}))
+    config = PoolConfig(source="files", path=str(tmp_path / "d.jsonl"), schema="user_schemas:Quiz")
+    sample = take_sample(config)
+    (parsed,) = row_reader(config, sample.schema).read(sample.rows[0].value, id="d:1", folder="/data")
+    assert (sample.schema, parsed.question_id, parsed.text) == ("user_schemas:Quiz", "3", "What?")
+    with pytest.raises(ValidationError, match="'quiz' is unknown; choose from alpaca, columns"):
+        PoolConfig(source="files", path="x", schema="quiz")
+    with pytest.raises(ConfigError, match=r"pool\.schema: 'user_schemas:Missing' cannot be imported"):
+        take_sample(config.model_copy(update={"schema": "user_schemas:Missing"}))
+
+
+def test_named_columns_go_before_the_usual_ones_in_every_schema() -> None:
+    row = {"id": 1, "image": "a.png", "question": "Q?", "chosen": "old", "rejected": "B", "better": "new"}
+    parsed = parse_row(row, schema="pairs", columns=Columns(chosen="better"))
+    assert (parsed.chosen, parsed.rejected) == ("new", "B")
+
+
+def test_columns_in_a_recipe_override_what_is_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"image": "a.png", "question": "Q?", "chosen": "A", "rejected": "B", "ask": "R?"}))
+    config = PoolConfig(source="files", path=str(path))
+    assert take_sample(config).schema == "pairs"
+    named = config.model_copy(update={"columns": Columns(question="ask")})
+    assert take_sample(named).schema == "columns"

@@ -20,6 +20,7 @@ from vlgenrm_ray.curation.sources.sample import (
     FileGroup,
     SourceSample,
     find_groups,
+    find_splits,
     iterate_pieces,
     kind_of,
     row_reader,
@@ -188,8 +189,14 @@ def inspect(config: PoolConfig, *, seconds: float = 4.0) -> list[SourceReport]:
     Raises:
         InputError: There are no files, or one cannot be read.
     """
+    note = ""
+    if config.split is None and (splits := find_splits(config)):
+        split = "train" if "train" in splits else splits[0]
+        config = config.model_copy(update={"split": split})
+        note = f"the data set has the splits {', '.join(splits)}; this is {split}"
     groups = find_groups(config)
-    return [inspect_group(config, group, seconds=seconds / len(groups)) for group in groups]
+    reports = [inspect_group(config, group, seconds=seconds / len(groups)) for group in groups]
+    return [replace(report, notes=(note, *report.notes)) if note else report for report in reports]
 
 
 def inspect_group(config: PoolConfig, group: FileGroup, *, seconds: float) -> SourceReport:

@@ -36,7 +36,7 @@ class FilePiece:
 
     @property
     def is_whole_file(self) -> bool:
-        """Whether the piece is read from the beginning of the file to its end."""
+        """True if the piece is read from the beginning of its file to the end."""
         return True
 
 

@@ -169,9 +169,20 @@ def _group_by_container(files: Sequence[DataFile], preferred: str) -> list[FileG
     ]
 
 
+def find_splits(config: "SourceConfig") -> list[str]:
+    """Return the splits that the names of a source's files tell apart; [] if there are fewer than two."""
+    splits = sorted(set(_splits_by_name(list_files(config.path or "")).values()))
+    return splits if len(splits) > 1 else []
+
+
+def _splits_by_name(files: Sequence[DataFile]) -> dict[str, str]:
+    data_files = (file for file in files if file.suffix in known_suffixes())
+    return {file.name: match[1].lower() for file in data_files if (match := _SPLIT.search(file.name))}
+
+
 def _of_split(config: "SourceConfig", files: Sequence[DataFile]) -> list[DataFile]:
     """Return the files of the split that is set. Raises InputError if there are several and none is set."""
-    splits = {file.name: match[1].lower() for file in files if (match := _SPLIT.search(file.name))}
+    splits = _splits_by_name(files)
     names = sorted(set(splits.values()))
     if config.split is None and len(names) < 2:
         return list(files)
