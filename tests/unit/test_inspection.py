@@ -3,10 +3,16 @@
 import io
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hostile_rows import ADDRESSES, TEXTS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 from source_rows import png
 from typer.testing import CliRunner
@@ -14,7 +20,7 @@ from typer.testing import CliRunner
 from vlgenrm_ray import cli, entrypoints
 from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.curation.inspection import SourceReport, check_inputs, inspect
-from vlgenrm_ray.curation.inspection_view import inputs_table, print_reports, set_arguments
+from vlgenrm_ray.curation.inspection_view import inputs_table, print_reports, reports_json, set_arguments
 from vlgenrm_ray.curation.pool import HeldoutConfig, PoolConfig
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
@@ -45,7 +51,7 @@ def printed(report: SourceReport) -> str:
     console = Console(width=80, file=io.StringIO(), highlight=False)
     print_reports(console, [report])
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(len(line) <= 80 or "--set" in line for line in text.splitlines())
+    assert all(cell_len(line) <= 80 or "--set" in line for line in text.split("\n"))
     return str(text)
 
 
@@ -261,3 +267,46 @@ def test_an_input_that_was_read_by_an_earlier_attempt_is_not_needed_again(
     monkeypatch.setattr(connection, "connect", connect)
     with pytest.raises(Reached):
         entrypoints.train_reward(entrypoints.shipped_recipe("shapes"), overrides=overrides, run=tmp_path / "run")
+
+
+# -- anything ----------------------------------------------------------------------------------------------------------
+
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from([*ADDRESSES, *TEXTS]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_COLUMNS = st.sampled_from(["id", "image", "images", "question", "messages", "chosen", "rejected", "response", "label"])
+_ROWS = st.lists(st.dictionaries(_COLUMNS, _VALUES, max_size=5) | _VALUES, max_size=4)
+_CONTENTS = (
+    st.binary(max_size=80)
+    | _ROWS.map(lambda rows: json.dumps(rows).encode())
+    | _ROWS.map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+    | _ROWS.map(lambda rows: json.dumps({"data": rows}).encode())
+    | st.builds(
+        bytes.__add__, st.sampled_from([b"PAR1", b"ARROW1", b"[{", b'{"a": {"', b"\xff" * 4]), st.binary(max_size=60)
+    )
+)
+_NAMES = st.sampled_from(
+    ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.arrow", "a.tar", "a.txt", "a.json.gz", "a"]
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_NAMES, _CONTENTS)
+def test_any_file_has_a_report_or_a_reason(name: str, content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        reports: list[SourceReport] = []
+        with suppress(InputError):
+            reports = inspect(PoolConfig(source="files", path=str(path)), seconds=1.0)
+        for report in reports:
+            assert 0 <= report.num_usable <= report.num_questions
+            printed(report)
+            json.loads(reports_json([report]))

@@ -133,7 +133,7 @@ def _print_counts(console: "Console", report: SourceReport) -> None:
 
 
 def _print_example(console: "Console", number: int, example: ExampleLook) -> None:
-    console.print(f"\n[bold]example {number}[/bold]  {_escape(example.row)}")
+    console.print(f"\n[bold]example {number}[/bold]  {_escape(printable(example.row))}")
     _line(console, "  id", example.question_id, bold=False)
     if example.group and example.group != example.question_id:
         _line(console, "  group", example.group, bold=False)
@@ -146,6 +146,11 @@ def _print_example(console: "Console", number: int, example: ExampleLook) -> Non
 
 def _image(image: ImageLook) -> str:
     return f"{image.address}: {image.problem}" if image.problem else f"{image.address}  {image.width}x{image.height}"
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters escaped: what a data set holds must not control the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _short(text: str, limit: int) -> str:
@@ -167,5 +172,5 @@ def _line(console: "Console", name: str, text: str, *, bold: bool = True) -> Non
     grid: Any = Table.grid(padding=(0, 1))
     grid.add_column(width=11, no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(name, style="bold" if bold else ""), Text(text))
+    grid.add_row(Text(name, style="bold" if bold else ""), Text(printable(text)))
     console.print(grid)
