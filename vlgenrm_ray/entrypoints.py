@@ -67,7 +67,10 @@ def train_reward(
     settings = config.load(path, tuple(overrides))
     console = Console(highlight=False)
     requests = plan.reward_requests(settings)
-    _check_inputs(console, _pools(settings), None if dry_run else run)
+    inputs = _pools(settings)
+    if until is not None and not until.startswith("heldout"):
+        del inputs["heldout"]
+    _check_inputs(console, inputs, None if dry_run else run)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}

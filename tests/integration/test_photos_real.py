@@ -56,7 +56,7 @@ def test_pairs_about_photographs_are_kept_or_turned_by_what_the_experts_see(tmp_
     path, num_rows = write_pairs(real / "photos" / "coco128_train", tmp_path)
     (detector,) = sorted((real / "detector").glob("*.onnx"))[:1]
     run = tmp_path / "run"
-    settings = [f"pool.path={path}", f"heldout.path={path}", f"experts.detector.model={detector}"]
+    settings = [f"pool.path={path}", f"experts.detector.model={detector}"]
     results = train_reward(shipped_recipe("photos"), overrides=settings, run=run, until="preferences")
     assert results["stages"]["pool"]["rows_out"] == num_rows
     preferences = {p.question.id: p for p in StageFolder(run / "preferences").records(Preference)}
