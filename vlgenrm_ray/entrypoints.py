@@ -21,6 +21,8 @@ from vlgenrm_ray.curation.pool import PoolConfig
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.evaluation import benchmark_run
+from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
 from vlgenrm_ray.judge.failed_rewards import substitute_from_environment
 from vlgenrm_ray.policy import trackers
 from vlgenrm_ray.report import curves, html, policy_summary, summary
@@ -71,6 +73,7 @@ def train_reward(
     if until is not None and not until.startswith("heldout"):
         del inputs["heldout"]
     _check_inputs(console, inputs, None if dry_run else run)
+    benchmark_run.check_tasks(benchmark_run.tasks_of(settings.benchmarks), BenchmarkRole.JUDGE)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}
@@ -101,6 +104,7 @@ def train_policy(
     console = Console(highlight=False)
     requests = plan.policy_requests(settings)
     _check_inputs(console, _pools(settings), None if dry_run else run)
+    benchmark_run.check_tasks(benchmark_run.tasks_of(settings.benchmarks), BenchmarkRole.POLICY)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}
@@ -131,6 +135,8 @@ def co_train(
     inputs = {f"reward.{name}": source for name, source in _pools(settings.reward).items()}
     inputs |= {f"policy.{name}": source for name, source in _pools(settings.policy).items()}
     _check_inputs(console, inputs)
+    benchmark_run.check_tasks(benchmark_run.tasks_of(settings.reward.benchmarks), BenchmarkRole.JUDGE)
+    benchmark_run.check_tasks(benchmark_run.tasks_of(settings.policy.benchmarks), BenchmarkRole.POLICY)
     if dry_run:
         _print_plan(console, settings, requests, address)
         return []

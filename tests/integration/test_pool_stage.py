@@ -1,8 +1,11 @@
 """The pool stage on Ray Data, on files."""
 
+import gzip
 import importlib
 import io
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -193,3 +196,55 @@ def test_an_empty_pool_is_explained(tmp_path: Path, run_folder: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 cut off")
     with pytest.raises(InputError, match="no readable Parquet file"):
         fill(PoolConfig(source="parquet", path=str(tmp_path / "cut.parquet")), run_folder / "c")
+
+
+REAL = os.environ.get("VLGENRM_REAL_DATA", "")
+
+
+@pytest.mark.skipif(not REAL, reason="VLGENRM_REAL_DATA is not set")
+@pytest.mark.parametrize(
+    ("file", "folder", "num_questions", "num_images"),
+    [
+        ("rlaif_v/examples/detail_test_30_input.jsonl", "rlaif_v", 30, 30),
+        ("llamafactory/data/v1_multimodal_demo.jsonl", "llamafactory", 24, 32),
+        ("llamafactory/data/mllm_demo.json", None, 6, 8),
+    ],
+)
+def test_real_rows_with_their_images(
+    file: str, folder: str | None, num_questions: int, num_images: int, run_folder: Path
+) -> None:
+    rows = Path(REAL) / "rows"
+    image_folder = None if folder is None else str(rows / folder)
+    config = PoolConfig(source="files", path=str(rows / file), image_folder=image_folder, image_root=str(rows))
+    manifest, target = fill(config, run_folder)
+    questions = list(target.records(Question))
+    assert (manifest.rows_out, manifest.dropped) == (num_questions, {})
+    assert len({q.id for q in questions}) == num_questions
+    assert sum(len(q.images) for q in questions) == num_images
+
+
+def test_every_container_gives_the_same_questions(tmp_path: Path, run_folder: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    rows = [{"id": f"q{i}", "image": "a.png", "question": f"Q{i}?", "chosen": "A", "rejected": "B"} for i in range(5)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(lines.encode()))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text(
+        "id,image,question,chosen,rejected\n" + "".join(",".join(r.values()) + "\n" for r in rows)
+    )
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        for row in rows:
+            data = json.dumps({name: value for name, value in row.items() if name != "image"}).encode()
+            for suffix, content in (("json", data), ("png", png(0))):
+                info = tarfile.TarInfo(f"{row['id']}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    for suffix in ("jsonl", "json", "json.gz", "parquet", "csv", "arrow", "tar"):
+        _, target = fill(PoolConfig(source="files", path=str(tmp_path / f"rows.{suffix}")), run_folder / suffix)
+        questions = {(q.id, q.text, q.chosen, q.rejected, q.image.width) for q in target.records(Question)}
+        assert questions == {(f"q{i}", f"Q{i}?", "A", "B", 16) for i in range(5)}, suffix

@@ -248,6 +248,15 @@ def test_a_run_with_a_bad_input_ends_before_ray_starts(
     assert [(p.row, p.detail) for p in report.problems] == [("bad.jsonl:2", "has chosen alone; give both or neither")]
 
 
+def test_a_benchmark_that_cannot_be_read_ends_the_run_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "connect", lambda *_, **__: pytest.fail("the inputs must be checked first"))
+    overrides = ("benchmarks=[{name: pope, data: /nowhere.json}]",)
+    with pytest.raises(InputError, match=r"/nowhere\.json"):
+        entrypoints.train_reward(entrypoints.shipped_recipe("shapes"), overrides=overrides, run=tmp_path, dry_run=True)
+
+
 def test_an_input_that_was_read_by_an_earlier_attempt_is_not_needed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
