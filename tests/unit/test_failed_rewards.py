@@ -1,58 +1,26 @@
 """Samples without a reward at the gateways: the operator's substitute, reasons, counters, and refused requests."""
 
-import asyncio
 import logging
 from typing import Any
 
-import fake_service
-import httpx
 import pytest
-from serving_examples import service
+from pydantic import ValidationError
+from service_client import PROMPT, ServiceClient
 
-from vlgenrm_ray.judge.failed_rewards import WINDOW, FailedRewards
+from vlgenrm_ray.errors import ConfigError
+from vlgenrm_ray.judge.failed_rewards import (
+    FAILED_REWARD_VARIABLE,
+    WINDOW,
+    FailedRewards,
+    substitute_from_environment,
+)
 from vlgenrm_ray.judge.serve_handle import ServeHandleTransport
 from vlgenrm_ray.judge.wire import ScoreReply, Status
 from vlgenrm_ray.rewards.config import RewardConfig
-from vlgenrm_ray.serving.api import build_api
 from vlgenrm_ray.serving.auth import ApiTokens
-from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.gateways import openrlhf
 from vlgenrm_ray.serving.limits import REASON_HEADER
-
-PROMPT = "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
-
-
-async def swap_model(folder: str) -> CanaryResult:
-    return CanaryResult(problem="", margin=0.5, change=0.25)
-
-
-class Client:
-    """Requests to one service, whose judge gives a response its own text as the reward (see `fake_service`)."""
-
-    def __init__(self, *, tokens: ApiTokens | None = None, max_mib: float = 1.0, **settings: Any) -> None:
-        served = service(max_body_mib=max_mib)
-        served.config = served.config.model_copy(update={"tokens": tokens or ApiTokens(), **settings})
-        served.score = fake_service.score  # type: ignore[method-assign, assignment]
-        self.metrics = served.metrics
-        self._api = build_api(served, ready=lambda: False, swap_model=swap_model)
-
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def send() -> httpx.Response:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(self._api), base_url="http://judge") as client:
-                return await client.request(method, path, **options)
-
-        return asyncio.run(send())
-
-    def post(self, path: str, body: Any) -> httpx.Response:
-        return self.request("POST", path, json=body)
-
-    def openrlhf(self, *responses: str, query: str = "") -> httpx.Response:
-        texts = [f"{PROMPT}{response}" for response in responses]
-        return self.post(f"/get_reward{query}", {"query": texts, "prompts": [PROMPT] * len(texts)})
-
-    def counter(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(f"vlgenrm_{name}_total", labels) or 0.0
-
 
 REQUESTS: dict[str, tuple[str, Any, Any]] = {
     "openrlhf": (
@@ -77,22 +45,21 @@ REQUESTS: dict[str, tuple[str, Any, Any]] = {
 @pytest.mark.parametrize("gateway", REQUESTS)
 def test_the_operator_may_name_a_reward_for_samples_without_one(gateway: str, caplog: pytest.LogCaptureFixture) -> None:
     path, body, rewards = REQUESTS[gateway]
-    by_setting = Client(failed_reward=0.25)
+    by_setting = ServiceClient(failed_reward=0.25)
     with caplog.at_level(logging.WARNING):
         reply = by_setting.post(path, body)
     assert rewards(reply.json()) == [1.0, 0.25]
     assert by_setting.counter("failed_rewards", gateway=gateway, reason="timeout") == 1
-    assert "1 samples get the reward 0.25 instead of none" in caplog.text
-    assert "timeout" in caplog.text
+    assert "a sample gets the reward 0.25 instead of none, timeout: as scripted (1 so far)" in caplog.text
     # The address of one trainer takes precedence over the setting.
     assert rewards(by_setting.post(f"{path}?failed_reward=0.5", body).json()) == [1.0, 0.5]
-    assert rewards(Client().post(f"{path}?failed_reward=0", body).json()) == [1.0, 0.0]
+    assert rewards(ServiceClient().post(f"{path}?failed_reward=0", body).json()) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("gateway", REQUESTS)
 def test_without_that_choice_a_missing_reward_is_an_error_with_its_reason(gateway: str) -> None:
     path, body, _ = REQUESTS[gateway]
-    client = Client()
+    client = ServiceClient()
     reply = client.post(path, body)
     assert reply.status_code == 503
     assert reply.headers[REASON_HEADER].startswith("timeout: 1 of ")
@@ -114,8 +81,8 @@ def test_without_that_choice_a_missing_reward_is_an_error_with_its_reason(gatewa
         ("/score", {"requests": [{"history": [], "required_rewards": ["vlgenrm"]}]}),
     ],
 )
-def test_trainers_that_mask_a_sample_are_never_given_a_substitute(path: str, body: Any) -> None:
-    client = Client(failed_reward=0.25)
+def test_the_service_setting_gives_no_substitute_to_trainers_that_mask_a_sample(path: str, body: Any) -> None:
+    client = ServiceClient(failed_reward=0.25)
     reply = client.post(path, body)
     assert reply.status_code == 200
     assert "0.25" not in reply.text
@@ -147,14 +114,14 @@ def test_trainers_that_mask_a_sample_are_never_given_a_substitute(path: str, bod
     ],
 )
 def test_a_malformed_row_costs_only_its_own_reward(path: str, body: Any, rewards: Any) -> None:
-    assert rewards(Client(failed_reward=0.125).post(path, body).json()) == [1.0, 0.125, 0.5]
-    refused = Client().post(path, body)
+    assert rewards(ServiceClient(failed_reward=0.125).post(path, body).json()) == [1.0, 0.125, 0.5]
+    refused = ServiceClient().post(path, body)
     assert refused.status_code == 422
     assert "1 of 3 items have no reward; the first is 1" in refused.json()["detail"]
 
 
 def test_an_outage_is_not_hidden_by_substitutes() -> None:
-    client = Client(failed_reward=0.25)
+    client = ServiceClient(failed_reward=0.25)
     assert client.openrlhf(*["0.5"] * 40, *["fails:internal"] * 40).status_code == 200
     reply = client.openrlhf("fails:internal", "fails:internal")
     assert reply.status_code == 503
@@ -168,7 +135,7 @@ def test_an_outage_is_not_hidden_by_substitutes() -> None:
 
 
 def test_gateways_have_windows_of_their_own() -> None:
-    client = Client(failed_reward=0.25)
+    client = ServiceClient(failed_reward=0.25)
     client.openrlhf(*["fails:internal"] * 64)
     assert client.post(REQUESTS["slime"][0], REQUESTS["slime"][1]).json() == 0.25
 
@@ -189,9 +156,16 @@ def test_the_window_holds_the_latest_samples() -> None:
     assert counts.num_failed == 32 + 129
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "zero"])
-def test_a_substitute_must_be_a_finite_number(value: str) -> None:
-    assert Client().openrlhf("1.0", query=f"?failed_reward={value}").status_code == 422
+@pytest.mark.parametrize("value", ["nan", "inf", "zero", "-0.1", "50"])
+def test_a_substitute_must_be_a_reward(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = ServiceClient().openrlhf("fails:timeout", query=f"?failed_reward={value}")
+    assert reply.status_code == 422
+    assert reply.json()["detail"].startswith("query.failed_reward: ")
+    monkeypatch.setenv(FAILED_REWARD_VARIABLE, value)
+    with pytest.raises(ConfigError, match=r"VLGENRM_FAILED_REWARD=.*\[0, 1\]"):
+        substitute_from_environment()
+    with pytest.raises(ValidationError, match="failed_reward"):
+        ServingConfig.model_validate({"failed_reward": value})
 
 
 REFUSALS: list[tuple[str, str, dict[str, Any], int, str, str]] = [
@@ -215,7 +189,7 @@ REFUSALS: list[tuple[str, str, dict[str, Any], int, str, str]] = [
 def test_every_refusal_is_counted_logged_and_states_its_reason(
     method: str, path: str, options: Any, code: int, route: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = Client()
+    client = ServiceClient()
     with caplog.at_level(logging.WARNING):
         reply = client.request(method, path, **options)
     assert reply.status_code == code
@@ -225,7 +199,7 @@ def test_every_refusal_is_counted_logged_and_states_its_reason(
 
 
 def test_a_refused_token_is_counted_and_never_logged(caplog: pytest.LogCaptureFixture) -> None:
-    client = Client(tokens=ApiTokens.from_secrets(api="user-secret", operator="operator-secret"))
+    client = ServiceClient(tokens=ApiTokens.from_secrets(api="user-secret", operator="operator-secret"))
     with caplog.at_level(logging.DEBUG):
         reply = client.request("POST", "/rm", json={}, headers={"Authorization": "Bearer wrong-secret"})
     assert reply.status_code == 401
@@ -235,7 +209,7 @@ def test_a_refused_token_is_counted_and_never_logged(caplog: pytest.LogCaptureFi
 
 
 def test_a_trainer_that_repeats_itself_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    client = Client()
+    client = ServiceClient()
     with caplog.at_level(logging.WARNING):
         for _ in range(25):
             client.post("/rm", {})
@@ -245,7 +219,7 @@ def test_a_trainer_that_repeats_itself_does_not_fill_the_log(caplog: pytest.LogC
 
 
 def test_probes_are_no_refusals(caplog: pytest.LogCaptureFixture) -> None:
-    client = Client()
+    client = ServiceClient()
     with caplog.at_level(logging.WARNING):
         assert client.request("GET", "/ready").status_code == 503
     assert client.counter("refusals", route="/ready", reason="unavailable") == 0
@@ -253,7 +227,7 @@ def test_probes_are_no_refusals(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_reason_fits_into_a_header() -> None:
-    reply = Client().post("/v1/score", {"items": [{"question": "q", "response": "r", "\u00e9\n\u4e00": 1}]})
+    reply = ServiceClient().post("/v1/score", {"items": [{"question": "q", "response": "r", "\u00e9\n\u4e00": 1}]})
     assert reply.status_code == 422
     assert reply.headers[REASON_HEADER].isascii()
     assert reply.headers[REASON_HEADER].isprintable()
@@ -278,6 +252,6 @@ def test_a_huge_transcript_is_refused_before_turns_are_sought_in_it(monkeypatch:
 
     monkeypatch.setattr(openrlhf, "answer_after_prompt", record)
     body = {"query": [f"{PROMPT}1.0", "<|im_start|>user\n" * 400_000], "prompts": [PROMPT] * 2}
-    reply = Client(failed_reward=0.25, max_mib=64.0).post("/get_reward", body)
+    reply = ServiceClient(failed_reward=0.25, max_mib=64.0).post("/get_reward", body)
     assert reply.json()["rewards"] == [1.0, 0.25]
     assert searched == [len(f"{PROMPT}1.0")]

@@ -105,7 +105,7 @@ def test_a_sample_without_a_reward_is_masked(
 def test_a_rollout_that_cannot_be_read_is_masked_alone(body: dict[str, object]) -> None:
     reply = post("/verify", body)
     assert (reply["reward"], reply["mask_sample"], reply["failure_kind"]) == (0.0, True, "verifier_error")
-    assert reply["failure_reason"].startswith("bad_request: re")
+    assert reply["failure_reason"].startswith(("bad_request: re", "too_large: re"))
     assert len(reply["failure_reason"]) <= 2000
 
 
@@ -121,13 +121,6 @@ def test_a_full_queue_is_a_mask_that_gym_may_try_again() -> None:
 def test_a_body_that_is_no_rollout_is_422() -> None:
     for body in ({}, {"response": {}}, [], {"responses_create_params": "x", "response": {}}):
         assert FakeGateway(nemo_gym.router).post("/verify", body).status_code == 422
-
-
-def test_masked_samples_are_logged_once_per_kind(caplog: pytest.LogCaptureFixture) -> None:
-    gateway = FakeGateway(nemo_gym.router)
-    for status in ("timeout", "timeout", "bad_image"):
-        gateway.post("/verify", rollout(f"fails:{status}"))
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["/verify"] * 2
 
 
 def test_rows_are_returned_unchanged() -> None:

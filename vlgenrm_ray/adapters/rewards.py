@@ -48,7 +48,7 @@ def required_rewards(replies: Sequence[ScoreReply]) -> list[float]:
 
     Raises:
         RemoteError: An item has no reward and VLGENRM_FAILED_REWARD is not set, or see `optional_rewards`.
-        ConfigError: VLGENRM_FAILED_REWARD is not a finite number.
+        ConfigError: VLGENRM_FAILED_REWARD is not a number in [0, 1].
     """
     rewards = optional_rewards(replies)
     substitute = substitute_from_environment()

@@ -59,7 +59,7 @@ def substitute_from_environment() -> float | None:
     """Return the operator's substitute reward, None if there is none.
 
     Raises:
-        ConfigError: VLGENRM_FAILED_REWARD is not a finite number.
+        ConfigError: VLGENRM_FAILED_REWARD is not a number in [0, 1].
     """
     text = os.environ.get(FAILED_REWARD_VARIABLE)
     if not text:
@@ -68,8 +68,9 @@ def substitute_from_environment() -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"{FAILED_REWARD_VARIABLE}={text!r}: must be a finite number")
+    # Rewards are in [0, 1]. A number outside would outweigh every verdict; NaN is in no range.
+    if not 0.0 <= number <= 1.0:
+        raise ConfigError(f"{FAILED_REWARD_VARIABLE}={text!r}: must be a number in [0, 1], as rewards are")
     return number
 
 

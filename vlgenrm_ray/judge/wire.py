@@ -36,6 +36,8 @@ MAX_ITEMS = 512
 """Most items of a request."""
 MAX_CRITIQUES = 64
 """Most critiques a client may request per item."""
+_MAX_FIELD = 200
+"""Most characters of the name of an invalid field."""
 
 
 class Status(StrEnum):
@@ -187,7 +189,8 @@ def validate_item(fields: Any) -> ScoreItem | InvalidItem:
     too_large = all(e["type"] in ("string_too_long", "too_long") for e in errors)
     return InvalidItem(
         status=Status.TOO_LARGE if too_large else Status.BAD_REQUEST,
-        field=".".join(map(str, errors[0]["loc"])),
+        # A field that items do not have is named by the client, at any length.
+        field=".".join(map(str, errors[0]["loc"]))[:_MAX_FIELD],
         problem=errors[0]["msg"].removeprefix("Value error, "),
     )
 

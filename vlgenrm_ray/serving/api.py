@@ -34,12 +34,21 @@ from vlgenrm_ray.serving.experts import EvidenceRequest, EvidenceResponse, Exper
 from vlgenrm_ray.serving.gateways import openai_chat, unirl
 from vlgenrm_ray.serving.gateways.scoring import gateway_scope
 from vlgenrm_ray.serving.images import DecodedImages, DecodeTimeoutError, StoredImage
-from vlgenrm_ray.serving.limits import RETRY_AFTER_S, BodyLimitMiddleware, OverloadedError
-from vlgenrm_ray.serving.refusals import RefusalMiddleware
+from vlgenrm_ray.serving.limits import (
+    OPENAI_PATHS,
+    REASON_HEADER,
+    RETRY_AFTER_S,
+    BodyLimitMiddleware,
+    OverloadedError,
+    openai_error,
+)
+from vlgenrm_ray.serving.refusals import API, RefusalMiddleware
 from vlgenrm_ray.serving.service import Service
 
 _MAX_UPLOAD_PIXELS = 64 * 1024 * 1024
 """Pixels of uploaded images that are decoded at a time, to check them: about 200 MB."""
+_MAX_FIELD = 200
+"""Most characters of the name of an invalid field, which may be the client's own."""
 
 SwapModel = Callable[[str], Awaitable[CanaryResult]]
 """Makes the model in a folder the active one if it passes the canary: `ModelSwap.swap`."""
@@ -98,8 +107,8 @@ def build_api(
     api.add_middleware(AuthMiddleware, tokens=config.tokens)
     # However many clients upload at a time, their images are decoded within this bound.
     uploads = DecodedImages(config.images, max_pixels=_MAX_UPLOAD_PIXELS, max_idle_pixels=0)
-    paths: set[str] = set()
-    api.add_middleware(RefusalMiddleware, metrics=service.metrics, paths=paths)
+    routes: list[tuple[Route, str]] = []
+    api.add_middleware(RefusalMiddleware, metrics=service.metrics, routes=routes)
     api.add_exception_handler(OverloadedError, _overloaded)
     api.add_exception_handler(RequestValidationError, _invalid)
 
@@ -140,8 +149,7 @@ def build_api(
             async with uploads.hold([stored], asyncio.get_running_loop().time() + config.limits.deadline_s):
                 return _json(ImageResponse(sha256=service.images.add(data).sha256))
         except DecodeTimeoutError as error:
-            headers = {"Retry-After": str(RETRY_AFTER_S)}
-            return JSONResponse({"detail": f"body: {error}"}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+            return _unavailable(f"body: {error}", Status.OVERLOADED.value)
         except ImageError as error:
             too_large = error.reason is DropReason.IMAGE_TOO_LARGE
             return _error(413 if too_large else 422, error.detail)
@@ -159,8 +167,7 @@ def build_api(
         except InputError as error:
             return _error(422, f"model: {error}")
         except EngineLostError as error:
-            detail = f"model: {error}; version {service.model.name} stays; ask again"
-            return JSONResponse({"detail": detail}, 503, {"Retry-After": str(RETRY_AFTER_S)})
+            return _unavailable(f"model: {error}; version {service.model.name} stays; ask again", "engine_lost")
         if result.problem:
             return _error(409, f"model: refused, version {service.model.name} stays: {result.problem}")
         return _json(ModelResponse(version=service.model.name, margin=result.margin, change=result.change))
@@ -182,11 +189,14 @@ def build_api(
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     api.include_router(playground.router(config, canary or Canary(config.canary, config.images), experts is not None))
-    api.include_router(openai_chat.router(service.score, ChatService(service), lambda: service.model.name))
-    for name, build_router in gateways.load(config.gateways).items():
+    routes += [(route, API) for route in api.routes if isinstance(route, Route)]
+    routers = {"openai_chat": openai_chat.router(service.score, ChatService(service), lambda: service.model.name)}
+    routers |= {name: build(service.score) for name, build in gateways.load(config.gateways).items()}
+    for name, router in routers.items():
+        num_routes = len(api.routes)
         scope = gateway_scope(name, config.failed_reward, service.metrics)
-        api.include_router(build_router(service.score), dependencies=[Depends(scope)])
-    paths.update(route.path for route in api.routes if isinstance(route, Route))
+        api.include_router(router, dependencies=[Depends(scope)])
+        routes += [(route, name) for route in api.routes[num_routes:] if isinstance(route, Route)]
     return api
 
 
@@ -207,15 +217,22 @@ def _error(status: int, detail: str) -> Response:
     return JSONResponse({"detail": detail}, status)
 
 
+def _unavailable(detail: str, reason: str) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_S), REASON_HEADER: reason}
+    return JSONResponse({"detail": detail}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+
+
 def _overloaded(request: Request, error: Exception) -> Response:
     assert isinstance(error, OverloadedError)
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return JSONResponse({"detail": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+    return _unavailable(str(error), Status.OVERLOADED.value)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
     """Name the first invalid field. Its value is left out: it may be a large image."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return _error(422, f"{field}: {first['msg'].removeprefix('Value error, ')}")
+    field = ".".join(str(part) for part in first["loc"] if part != "body")[:_MAX_FIELD] or "body"
+    detail = f"{field}: {first['msg'].removeprefix('Value error, ')}"
+    if request.url.path.endswith(OPENAI_PATHS):
+        return JSONResponse(openai_error(422, detail, param=field), 422)
+    return _error(422, detail)

@@ -109,8 +109,8 @@ class ServingConfig(JudgeServingConfig):
     gateways: tuple[str, ...] = ()
     """Import paths `package.module:router` of additional gateways; see `serving.gateways`. The ingress must be able to
     import them."""
-    failed_reward: float | None = Field(default=None, allow_inf_nan=False)
-    """Reward of samples without one at gateways of trainers that cannot mask a sample. None: such a sample is an HTTP
-    error. VLGENRM_FAILED_REWARD or `?failed_reward=` in the address name it as well. Each use is counted."""
+    failed_reward: float | None = Field(default=None, ge=0.0, le=1.0)
+    """Reward in [0, 1] of samples without one, at gateways of trainers that cannot mask a sample. None: such a sample
+    is an HTTP error. VLGENRM_FAILED_REWARD or `?failed_reward=` in the address name it as well. Each use is counted."""
     tokens: ApiTokens = ApiTokens()
     """Hashes of the tokens, read from the environment at start."""

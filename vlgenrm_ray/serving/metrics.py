@@ -24,12 +24,18 @@ class ServiceMetrics:
         self._hits = Counter("vlgenrm_cache_hits", "Items answered from the cache.", registry=r)
         self._substitutes = Counter(
             "vlgenrm_failed_rewards",
-            "Samples that got serving.failed_reward instead of none.",
+            "Samples of gateways that got the operator's substitute instead of no reward.",
+            ["gateway", "reason"],
+            registry=r,
+        )
+        self._masked = Counter(
+            "vlgenrm_masked_samples",
+            "Samples without a reward that a gateway marked so in its protocol's own form.",
             ["gateway", "reason"],
             registry=r,
         )
         self._refusals = Counter(
-            "vlgenrm_refusals", "Requests answered with an error.", ["route", "reason"], registry=r
+            "vlgenrm_refusals", "Requests answered with an error.", ["gateway", "route", "reason"], registry=r
         )
         self._seconds = Histogram("vlgenrm_item_seconds", "Arrival to reply, per item.", buckets=_SECONDS, registry=r)
         self._queued = Histogram(
@@ -76,9 +82,13 @@ class ServiceMetrics:
         """Count a sample of a gateway that got a substitute reward."""
         self._substitutes.labels(gateway, status.value).inc()
 
-    def record_refusal(self, route: str, reason: str) -> None:
+    def record_masked(self, gateway: str, status: Status) -> None:
+        """Count a sample without a reward that the trainer masks."""
+        self._masked.labels(gateway, status.value).inc()
+
+    def record_refusal(self, gateway: str, route: str, reason: str) -> None:
         """Count a request that was answered with an error."""
-        self._refusals.labels(route, reason).inc()
+        self._refusals.labels(gateway, route, reason).inc()
 
     def record_judgement(self, judgement: Judgement, queued_s: float) -> None:
         """Count the judgement of a task that spent `queued_s` outside the engine."""

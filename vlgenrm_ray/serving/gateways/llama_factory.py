@@ -15,15 +15,23 @@ substitute (`?failed_reward=`). It neither retries nor can mask a sample.
 """
 
 import logging
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.chat_templates import num_user_turns, split_transcript
-from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.scoring import Score, build_item, build_items, require_rewards, score_items
+from vlgenrm_ray.judge.wire import InvalidItem, ScoreItem
+from vlgenrm_ray.serving.gateways.scoring import (
+    Score,
+    build_item,
+    build_items,
+    require_rewards,
+    row_validator,
+    score_items,
+)
 
 _log = logging.getLogger("vlgenrm.serving")
 
@@ -33,7 +41,7 @@ class TranscriptsRequest(BaseModel):
 
     model: str = ""
     """Ignored: LLaMA-Factory always sends "model"."""
-    messages: list[str]
+    messages: list[Annotated[str | SkipJsonSchema[InvalidItem], row_validator(str)]]
 
 
 class TranscriptScores(BaseModel):
@@ -52,7 +60,11 @@ def router(score: Score) -> APIRouter:
         batch: TranscriptsRequest, turns: Literal["first", "last"] = "first", answer_mark: str = ""
     ) -> TranscriptScores:
         nonlocal warned
-        if not warned and turns == "first" and any(num_user_turns(text) > 1 for text in batch.messages):
+        if (
+            not warned
+            and turns == "first"
+            and any(num_user_turns(text) > 1 for text in batch.messages if isinstance(text, str))
+        ):
             warned = True
             _log.warning(
                 "a transcript of /v1/score/evaluation has several user turns: its first one is the question; if the "

@@ -12,7 +12,6 @@ calls each route below `/ng-rollout/<id>`.
 """
 
 import json
-import logging
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -24,17 +23,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.failed_rewards import failure_reason
 from vlgenrm_ray.judge.label import Label, is_missing
-from vlgenrm_ray.judge.wire import ScoreReply, Status
+from vlgenrm_ray.judge.wire import ScoreItem, ScoreReply, Status
 from vlgenrm_ray.serving.gateways.scoring import (
     Score,
     build_item,
+    build_items,
     parse_label,
+    record_masked,
+    requested_rewards,
     score_items,
 )
 from vlgenrm_ray.serving.gym_metrics import aggregate_metrics
 from vlgenrm_ray.serving.limits import OverloadedError
 
-_log = logging.getLogger("vlgenrm.serving")
 _PREFIXES = ("", "/ng-rollout/{rollout_id}")
 _COOKIE = "vlgenrm_session"
 """Cookie that Gym requires of a seeded session. Nothing depends on it."""
@@ -88,14 +89,8 @@ def router(score: Score) -> APIRouter:
     """Serve `POST /verify`, `/seed_session`, `/close_session`, `/aggregate_metrics` and `GET /reverify_mode`."""
     routes = APIRouter()
 
-    warned: set[str] = set()
-
     async def verify(rollout: VerifyRequest) -> Response:
         added = await _judge(rollout, score)
-        if (kind := added["failure_kind"]) is not None and kind not in warned:
-            warned.add(kind)
-            reason = added["failure_reason"]
-            _log.warning("/verify: a sample is masked, %s: %s; further ones are not logged", kind, reason)
         # The row must return unchanged, NaN and lone surrogates included, which stricter writers refuse.
         return Response(json.dumps({**rollout.model_dump(), **added}), media_type="application/json")
 
@@ -132,15 +127,7 @@ def router(score: Score) -> APIRouter:
 async def _judge(rollout: VerifyRequest, score: Score) -> dict[str, Any]:
     """Return the fields to add to a rollout: its reward, or its mask."""
     try:
-        item = build_item(
-            "responses_create_params",
-            messages=_messages(rollout.responses_create_params.get("input")),
-            response=_response_text(rollout.response.get("output")),
-            reference=_reference(rollout.model_extra or {}).reference,
-        )
-        (reply,) = await score_items(score, [item])
-    except HTTPException as refusal:
-        reply = ScoreReply(reward=None, status=Status.BAD_REQUEST, detail=str(refusal.detail))
+        (reply,) = await score_items(score, await build_items(_build_item, [(rollout,)]))
     except OverloadedError as error:
         reply = ScoreReply(reward=None, status=Status.OVERLOADED, detail=str(error))
     statistics = {
@@ -148,15 +135,26 @@ async def _judge(rollout: VerifyRequest, score: Score) -> dict[str, Any]:
         "num_critiques": len(reply.critiques),
         "model_version": reply.model_version,
     }
-    if reply.reward is not None:
+    (reward,) = requested_rewards([reply])
+    if reward is not None:
         return {
             **statistics,
-            "reward": reply.reward,
+            "reward": reward,
             "mask_sample": False,
             "failure_kind": None,
             "failure_reason": None,
         }
+    record_masked(reply)
     return {**statistics, **_mask(reply, (rollout.model_extra or {}).get("instance_config"))}
+
+
+def _build_item(_: int, rollout: VerifyRequest) -> ScoreItem:
+    return build_item(
+        "responses_create_params",
+        messages=_messages(rollout.responses_create_params.get("input")),
+        response=_response_text(rollout.response.get("output")),
+        reference=_reference(rollout.model_extra or {}).reference,
+    )
 
 
 def _mask(reply: ScoreReply, instance_config: Any) -> dict[str, Any]:

@@ -36,9 +36,10 @@ from vlgenrm_ray.serving.gateways.scoring import (
     build_item,
     convert_image,
     refuse_missing,
+    requested_rewards,
     score_items,
 )
-from vlgenrm_ray.serving.limits import RETRY_AFTER_S, OverloadedError, openai_error
+from vlgenrm_ray.serving.limits import REASON_HEADER, RETRY_AFTER_S, OverloadedError, openai_error
 
 _MIN_LOGPROB = -9999.0
 """OpenAI's log-probability of a token that is practically impossible."""
@@ -159,11 +160,14 @@ async def _judge(request: ChatRequest, score: Score) -> JSONResponse:
         return _error(422, str(error), param="messages")
     item = build_item("messages", messages=messages, response=response, num_critiques=request.n, seed=request.seed)
     (reply,) = replies = await score_items(score, [item])
+    (reward,) = requested_rewards(replies)
     try:
-        refuse_missing(replies)
+        if reward is None:
+            refuse_missing(replies)
     except HTTPException as refusal:
         return _refusal(refusal, code=reply.status.value)
-    return JSONResponse(_completion(item, reply, with_logprobs=bool(request.logprobs)))
+    completion = _completion(item, reply, with_logprobs=bool(request.logprobs))
+    return JSONResponse(completion | {"reward": reward})
 
 
 def _completion(item: ScoreItem, reply: ScoreReply, *, with_logprobs: bool) -> dict[str, Any]:
@@ -276,4 +280,6 @@ def _refusal(refusal: HTTPException, code: str | None = None) -> JSONResponse:
 
 def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> JSONResponse:
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+    if code is not None:
+        headers[REASON_HEADER] = code
     return JSONResponse(openai_error(status, message, param=param, code=code), status, headers=headers)

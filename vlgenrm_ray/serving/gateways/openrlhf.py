@@ -8,10 +8,11 @@ sample.
 """
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.chat_templates import (
@@ -21,23 +22,26 @@ from vlgenrm_ray.judge.chat_templates import (
     split_transcript,
 )
 from vlgenrm_ray.judge.conversation import message_images, message_text, refers_to_image
-from vlgenrm_ray.judge.wire import ScoreItem
+from vlgenrm_ray.judge.wire import InvalidItem, ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import (
     Score,
     build_item,
     build_items,
     parse_label,
     require_rewards,
+    row_validator,
     score_items,
 )
+
+_Text = Annotated[str | SkipJsonSchema[InvalidItem], row_validator(str)]
 
 
 class GetRewardRequest(BaseModel):
     """Lists of equal length; `prompts` and `labels` may be left out."""
 
-    query: list[str]
+    query: list[_Text]
     """Prompt and response, decoded with special tokens."""
-    prompts: list[str] = []
+    prompts: list[_Text] = []
     labels: list[Any] = []
 
 
@@ -50,7 +54,7 @@ def router(score: Score) -> APIRouter:
         for name, values in (("prompts", request.prompts), ("labels", request.labels)):
             if values and len(values) != len(request.query):
                 raise HTTPException(422, f"{name}: {len(values)} values for {len(request.query)} queries")
-        prompts = request.prompts or [""] * len(request.query)
+        prompts: list[_Text] = request.prompts or [""] * len(request.query)
         labels = request.labels or [None] * len(request.query)
         items = await build_items(_build_item, zip(request.query, prompts, labels, strict=True))
         replies = await score_items(score, items)
@@ -60,7 +64,7 @@ def router(score: Score) -> APIRouter:
             "num_critiques": [len(reply.critiques) for reply in replies],
         }
         # OpenRLHF-M turns every value into a tensor, which fails on a nested object.
-        if any(_parse_conversation(prompt) for prompt in prompts):
+        if any(_parse_conversation(prompt) for prompt in prompts if isinstance(prompt, str)):
             return {"rewards": rewards, **logs}
         return {"rewards": rewards, "scores": rewards, "extra_logs": logs}
 

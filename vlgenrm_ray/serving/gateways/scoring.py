@@ -4,20 +4,27 @@ A row that makes no valid item, and an item without a reward, is never answered 
 attempt would fail in the same way (bad or missing image, empty question, unreadable verdict). 503 with `Retry-After`: a
 later attempt may succeed (full queue, deadline, lost engine), see `Status.http_status`.
 
-Trainers that cannot mask a sample lose a step or die on such an error. For them the operator may name a substitute
-reward: `serving.failed_reward`, or `?failed_reward=` in the address that one trainer uses. Each use of it is counted
-and logged, and none happens while more than half of the latest samples have no reward: that is a 503.
+A sample without a reward ends in one of three ways, each of which is counted and logged:
+
+- `require_rewards` refuses the request, for trainers that cannot mask a sample and lose a step or die on that.
+- `require_rewards` gives the operator's substitute instead: `serving.failed_reward`, or `?failed_reward=` in the
+  address that one trainer uses. Not while more than half of the latest samples have no reward: that is a 503.
+- `record_masked`: the protocol has a form for such a sample, and the trainer masks it. Of the operator's choices only
+  that in the address counts here (`requested_rewards`): the service's setting would replace a better answer.
+
+A request for none of whose items the queue has room is 503 in any case: the sample is not at fault, and may be sent
+again.
 """
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import HTTPException, Query
+from pydantic import TypeAdapter, ValidationError, WrapValidator
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.conversation import to_openai_messages
@@ -36,9 +43,12 @@ from vlgenrm_ray.judge.wire import (
 )
 from vlgenrm_ray.serving.limits import REASON_HEADER, RETRY_AFTER_S
 from vlgenrm_ray.serving.metrics import ServiceMetrics
+from vlgenrm_ray.serving.refusals import RecurrenceLog
 
 MAX_TRANSCRIPT = 8 * MAX_TEXT
 """Most characters of a text in which turns are searched for."""
+_MAX_FIELD = 200
+_MAX_REASON = 300
 _log = logging.getLogger("vlgenrm.serving")
 
 Score = Callable[[ScoreRequest], Awaitable[ScoreResponse]]
@@ -62,9 +72,13 @@ class GatewayContext:
     """Name, substitute reward and counts of the gateway that serves the current request."""
 
     name: str
-    substitute: float | None = None
-    """Reward of samples without one. None: such a sample is an HTTP error."""
+    default: float | None = None
+    """The service's reward of samples without one. None: such a sample is an HTTP error."""
+    requested: float | None = None
+    """The same as the address of the request names it, which takes precedence."""
     failed_rewards: FailedRewards = field(default_factory=FailedRewards)
+    """Samples of requests for which there was a substitute. Others fail one by one, and are often sent again."""
+    recurrence_log: RecurrenceLog = field(default_factory=RecurrenceLog)
     metrics: ServiceMetrics | None = None
 
 
@@ -80,16 +94,36 @@ def gateway_scope(name: str, default: float | None, metrics: ServiceMetrics) -> 
         metrics: Counts substituted rewards.
     """
     failed_rewards = FailedRewards()
+    recurrence_log = RecurrenceLog()
 
     async def scope(
-        failed_reward: Annotated[float | None, Query(description="Reward of samples without one.")] = None,
+        failed_reward: Annotated[
+            float | None, Query(description="Reward in [0, 1] of samples without one.", ge=0.0, le=1.0)
+        ] = None,
     ) -> None:
-        if failed_reward is not None and not math.isfinite(failed_reward):
-            raise HTTPException(422, "failed_reward: must be a finite number")
-        substitute = default if failed_reward is None else failed_reward
-        _context.set(GatewayContext(name, substitute, failed_rewards, metrics))
+        _context.set(GatewayContext(name, default, failed_reward, failed_rewards, recurrence_log, metrics))
 
     return scope
+
+
+def row_validator(kind: Any) -> WrapValidator:
+    """Return a validator for a row or cell of a batch: an InvalidItem instead of a value that is no `kind`.
+
+    Without it one null in a list would cost the whole batch its rewards:
+
+        texts: list[Annotated[str | SkipJsonSchema[InvalidItem], row_validator(str)]]
+    """
+    adapter = TypeAdapter(kind)
+
+    def validate(value: Any, _: Any) -> Any:
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"]))[:_MAX_FIELD]
+            return InvalidItem(status=Status.BAD_REQUEST, field=field, problem=first["msg"])
+
+    return WrapValidator(validate)
 
 
 def build_item(name: str, **fields: Any) -> ScoreItem:
@@ -129,19 +163,25 @@ async def build_items(build: Callable[..., ScoreItem], rows: Iterable[Sequence[A
 
 
 def _build_items(build: Callable[..., ScoreItem], rows: Sequence[Sequence[Any]]) -> list[ScoreItem | InvalidItem]:
-    items: list[ScoreItem | InvalidItem] = []
-    for index, row in enumerate(rows):
-        try:
-            for text in row:
-                if isinstance(text, str) and len(text) > MAX_TRANSCRIPT:
-                    raise ItemRefusalError(
-                        f"row {index}: {len(text)} characters; limit {MAX_TRANSCRIPT}", Status.TOO_LARGE
-                    )
-            items.append(build(index, *row))
-        except HTTPException as refusal:
-            status = refusal.status if isinstance(refusal, ItemRefusalError) else Status.BAD_REQUEST
-            items.append(InvalidItem(status=status, field="", problem=str(refusal.detail)))
-    return items
+    return [_build_row(build, index, row) for index, row in enumerate(rows)]
+
+
+def _build_row(build: Callable[..., ScoreItem], index: int, row: Sequence[Any]) -> ScoreItem | InvalidItem:
+    for cell in row:
+        if isinstance(cell, InvalidItem):
+            return cell.model_copy(update={"problem": f"row {index}: {cell.detail}", "field": ""})
+        if isinstance(cell, str) and len(cell) > MAX_TRANSCRIPT:
+            problem = f"row {index}: {len(cell)} characters; limit {MAX_TRANSCRIPT}"
+            return InvalidItem(status=Status.TOO_LARGE, field="", problem=problem)
+    try:
+        return build(index, *row)
+    except HTTPException as refusal:
+        status = refusal.status if isinstance(refusal, ItemRefusalError) else Status.BAD_REQUEST
+        return InvalidItem(status=status, field="", problem=str(refusal.detail))
+    # An unexpected error of one row must not cost the other rows their rewards.
+    except Exception as error:
+        _log.exception("a row failed")
+        return InvalidItem(status=Status.INTERNAL, field="", problem=f"row {index}: {type(error).__name__}")
 
 
 def parse_label(name: str, value: Any) -> Label:
@@ -177,32 +217,62 @@ def require_rewards(replies: Sequence[ScoreReply]) -> list[float]:
         HTTPException: A reward is missing and there is no substitute, see `refuse_missing`; or 503 if more than half
             of the gateway's latest samples have no reward.
     """
-    # None in an application that mounts a gateway's router by itself.
-    context = _context.get() or GatewayContext("gateway")
-    context.failed_rewards.record(replies)
-    if context.substitute is None:
+    context = _current_context()
+    substitute = context.default if context.requested is None else context.requested
+    rewards, outage = _substitute(context, replies, substitute)
+    if outage:
+        last = [reply for reply in replies if reply.reward is None][-1]
+        raise _unavailable(f"{outage}, and none is substituted; the last said {failure_reason(last)}", "outage")
+    if substitute is None:
         refuse_missing(replies)
-    elif failures := [reply for reply in replies if reply.reward is None]:
-        if outage := context.failed_rewards.outage():
-            detail = f"{outage}, and none is substituted; the last said {failure_reason(failures[-1])}"
-            raise _unavailable(detail, "outage")
-        _record_substitutes(context, failures)
-    rewards = (context.substitute if reply.reward is None else reply.reward for reply in replies)
     return [reward for reward in rewards if reward is not None]
 
 
-def _record_substitutes(context: GatewayContext, failures: Sequence[ScoreReply]) -> None:
+def requested_rewards(replies: Sequence[ScoreReply]) -> list[float | None]:
+    """Return the reward of every reply, the substitute that the request's address names, or None.
+
+    For protocols that have a form for samples without a reward. No substitute hides that more than half of the
+    gateway's latest samples have no reward.
+    """
+    context = _current_context()
+    return _substitute(context, replies, context.requested)[0]
+
+
+def record_masked(reply: ScoreReply) -> None:
+    """Count and log a sample without a reward that is answered in the protocol's own form."""
+    context = _current_context()
+    if context.metrics is not None:
+        context.metrics.record_masked(context.name, reply.status)
+    message = f"{context.name}: a sample has no reward, {_short_reason(reply)}"
+    context.recurrence_log.warn(("masked", reply.status.value), message)
+
+
+def _substitute(
+    context: GatewayContext, replies: Sequence[ScoreReply], substitute: float | None
+) -> tuple[list[float | None], str]:
+    """Return the rewards with the substitute for missing ones; without it and an explanation during an outage."""
+    rewards = [reply.reward for reply in replies]
+    if substitute is None:
+        return rewards, ""
+    context.failed_rewards.record(replies)
+    failures = [reply for reply in replies if reply.reward is None]
+    if failures and (outage := context.failed_rewards.outage()):
+        return rewards, outage
     for reply in failures:
         if context.metrics is not None:
             context.metrics.record_substitute(context.name, reply.status)
-    _log.warning(
-        "%s: %d samples get the reward %g instead of none (%d without one so far); the first: %s",
-        context.name,
-        len(failures),
-        context.substitute,
-        context.failed_rewards.num_failed,
-        failure_reason(failures[0])[:300],
-    )
+        message = f"{context.name}: a sample gets the reward {substitute:g} instead of none, {_short_reason(reply)}"
+        context.recurrence_log.warn(("substitute", reply.status.value), message)
+    return [substitute if reward is None else reward for reward in rewards], ""
+
+
+def _current_context() -> GatewayContext:
+    # None in an application that mounts a gateway's router by itself.
+    return _context.get() or GatewayContext("gateway")
+
+
+def _short_reason(reply: ScoreReply) -> str:
+    return failure_reason(reply)[:_MAX_REASON]
 
 
 def refuse_missing(replies: Sequence[ScoreReply]) -> None:

@@ -6,15 +6,25 @@ turn of a history is judged: its image, and its text as a description of that im
 states why, upon which UniRL marks the sample as failed. Videos are not judged.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 
 from vlgenrm_ray.judge.failed_rewards import failure_reason
 from vlgenrm_ray.judge.label import reference_text
-from vlgenrm_ray.judge.wire import ScoreItem
-from vlgenrm_ray.serving.gateways.scoring import Score, build_item, score_items
+from vlgenrm_ray.judge.wire import InvalidItem, ScoreItem, ScoreReply, Status
+from vlgenrm_ray.serving.gateways.scoring import (
+    Score,
+    build_item,
+    build_items,
+    record_masked,
+    requested_rewards,
+    row_validator,
+    score_items,
+)
+from vlgenrm_ray.serving.limits import OverloadedError
 
 REWARD = "vlgenrm"
 _DEFAULT_QUESTION = "Describe the image."
@@ -40,7 +50,7 @@ class UniRlRequest(BaseModel):
 class UniRlBatch(BaseModel):
     """Samples to score together."""
 
-    requests: list[UniRlRequest]
+    requests: list[Annotated[UniRlRequest | SkipJsonSchema[InvalidItem], row_validator(UniRlRequest)]]
 
 
 def router(score: Score) -> APIRouter:
@@ -54,28 +64,30 @@ def router(score: Score) -> APIRouter:
     @routes.post("/score")
     async def scores(batch: UniRlBatch) -> dict[str, list[Any]]:
         results: list[dict[str, dict[str, float]]] = [{} for _ in batch.requests]
+        # A malformed request may not say which rewards it needs; its error is that of the only reward.
+        required = [[REWARD] if isinstance(r, InvalidItem) else r.required_rewards for r in batch.requests]
         errors = [
-            {name: f"not served; this service serves {REWARD}" for name in request.required_rewards if name != REWARD}
-            for request in batch.requests
+            {name: f"not served; this service serves {REWARD}" for name in names if name != REWARD}
+            for names in required
         ]
-        items: dict[int, ScoreItem] = {}
-        for i, request in enumerate(batch.requests):
-            if REWARD in request.required_rewards:
-                try:
-                    items[i] = _build_item(i, request)
-                except HTTPException as refusal:
-                    errors[i][REWARD] = str(refusal.detail)
-        for i, reply in zip(items, await score_items(score, list(items.values())), strict=True):
-            if reply.reward is None:
+        numbers = [i for i, names in enumerate(required) if REWARD in names]
+        items = await build_items(_build_item, [(i, batch.requests[i]) for i in numbers])
+        try:
+            replies = await score_items(score, items)
+        except OverloadedError as error:
+            replies = [ScoreReply(reward=None, status=Status.OVERLOADED, detail=str(error))] * len(items)
+        for i, reply, reward in zip(numbers, replies, requested_rewards(replies), strict=True):
+            if reward is None:
+                record_masked(reply)
                 errors[i][REWARD] = failure_reason(reply)
             else:
-                results[i][REWARD] = {REWARD: reply.reward}
+                results[i][REWARD] = {REWARD: reward}
         return {"results": results, "errors": errors}
 
     return routes
 
 
-def _build_item(number: int, request: UniRlRequest) -> ScoreItem:
+def _build_item(_: int, number: int, request: UniRlRequest) -> ScoreItem:
     name = f"requests[{number}]"
     if not request.history or request.history[-1].image_b64 is None:
         raise HTTPException(422, f"{name}.history: the last turn has no image; videos are not judged")
