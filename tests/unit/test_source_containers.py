@@ -166,6 +166,13 @@ def test_a_malformed_element_costs_only_itself_and_names_its_line(tmp_path: Path
     assert (number.id, "object with named columns" in number.problem) == ("a.json:3", True)
 
 
+def test_what_follows_an_array_is_not_ignored_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('[{"id": 1, "image": "a", "question": "Q?"}]\n[{"id": 2, "image": "a", "question": "Q?"}]\n')
+    first, last = read_file(JsonArray(), path)
+    assert (first.question_id, "something follows the array" in last.problem) == ("1", True)
+
+
 def test_an_object_of_rows_is_read_with_its_keys_as_ids(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(

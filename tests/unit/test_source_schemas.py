@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -525,6 +526,19 @@ def test_a_critics_tie_and_a_verdict_in_other_words_are_dropped() -> None:
     assert parse_row(row, schema="llava_critic").reason == "tie"
     row["conversations"][1]["value"] = "Hard to say."
     assert "names neither" in parse_row(row, schema="llava_critic").problem
+
+
+@pytest.mark.parametrize(
+    "filling", ["\n", " ", "The \n", "first response: ", "USER: ", "<image>", "[", "Picture 1: <img>"]
+)
+def test_a_long_hostile_text_takes_linear_time(filling: str) -> None:
+    text = "Question: " + filling * 50_000
+    begin = time.monotonic()
+    for schema in SCHEMAS:
+        conversations = [{"from": "human", "value": text}, gpt(text)]
+        row = {"image": "a", "question": text, "text": text, "prompt": text, "chosen": text, "rejected": text + "b"}
+        parse_rows(row | {"conversations": conversations, "messages": conversations}, schema=schema)
+    assert time.monotonic() - begin < 30
 
 
 def test_pointwise_rows_of_a_critic_give_their_question() -> None:

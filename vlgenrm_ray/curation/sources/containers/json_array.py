@@ -103,6 +103,8 @@ def iterate_elements(reader: IO[bytes]) -> Iterator[tuple[int, bytes | Malformed
             line += element.count(b"\n")
             begin = place
             if sign in (b"]", b"}"):
+                if not wrapped and (buffer[place:].strip() or reader.read(chunk_bytes).strip()):
+                    yield line, MalformedRowError("something follows the array; it is not read. Is it JSON Lines?")
                 return
 
 

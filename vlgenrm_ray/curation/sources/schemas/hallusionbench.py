@@ -32,7 +32,7 @@ class HallusionBenchRows:
         needs_none = str(fields.take("image", "visual_input")) == "0"
         yield RowContent(
             turns=parse_turns(fields.take("question", "question"), "question"),
-            images=take_images(fields, "filename", "image", "image_path"),
+            images=take_images(fields, "image", "image_path", "filename"),
             id="_".join(parts) or None,
             group="_".join(parts[:-1]),
             kind=parts[0] if parts else "",

@@ -5,6 +5,7 @@ Rows that rate one response (pointwise) have no pair: the question is read, the 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vlgenrm_ray.curation.sources.conversations import is_turns, parse_turns
@@ -13,14 +14,6 @@ from vlgenrm_ray.curation.sources.schema import SchemaMatch
 from vlgenrm_ray.curation.sources.values import MalformedRowError
 from vlgenrm_ray.errors import DropReason
 
-_PAIR = re.compile(
-    r"Question:\s*(?P<question>.*?)\s*\n\s*(?:The )?first response:\s*(?P<first>.*?)\s*\n\s*(?:The )?second response:"
-    r"\s*(?P<second>.*?)\s*(?:\n\s*ASSISTANT:\s*)?\Z",
-    re.IGNORECASE | re.DOTALL,
-)
-_ONE = re.compile(
-    r"Question:\s*(?P<question>.*?)\s*\n\s*(?:The )?(?:LMM )?(?:response|answer)\s*:", re.IGNORECASE | re.DOTALL
-)
 _BETTER = re.compile(
     r"\b(?P<better>first|second)\b(?:\s+(?:response|answer|one))?\s+is\s+(?:\w+\s+){0,2}?(?:better|superior|preferred|best)"
     r"|(?:prefer|choose|better (?:response|answer|one) is)\s+(?:the\s+)?(?P<chosen>first|second)"
@@ -41,10 +34,10 @@ class LlavaCritic:
 
     def match(self, columns: frozenset[str], sample: Sequence[Mapping[str, Any]]) -> SchemaMatch | None:
         """See `Schema.match`."""
-        prompts = [_prompt(row.get("conversations")) for row in sample]
-        if any(_PAIR.search(prompt) for prompt in prompts):
+        parts = [_split_prompt(_prompt(row.get("conversations"))) for row in sample]
+        if any(len(part) == 3 for part in parts):
             return SchemaMatch(95, "conversations ask which of two responses is better")
-        if any("fair judge" in prompt and _ONE.search(prompt) for prompt in prompts):
+        if any(len(part) == 2 for part in parts):
             return SchemaMatch(94, "conversations ask to score one response")
         return None
 
@@ -53,25 +46,20 @@ class LlavaCritic:
         turns = parse_turns(fields.take("question", "conversations"), "conversations")
         prompt = next((turn.text for turn in turns if turn.role == "user"), "")
         verdict = next((turn.text for turn in turns if turn.role == "assistant"), "")
-        images, id = take_images(fields), fields.take("id", *ID_NAMES)
-        match = _PAIR.search(prompt)
-        if match is None:
-            if (one := _ONE.search(prompt)) is None:
-                raise MalformedRowError("conversations hold no question with the first and the second response")
-            yield RowContent(turns=parse_turns(_bare(one["question"]), "question"), images=images, id=id)
-            return
-        fields.note("ranking", "conversations")
-        responses = {"first": _bare(match["first"]), "second": _bare(match["second"])}
-        better = read_verdict(verdict)
-        fields.note("chosen", "conversations")
-        fields.note("rejected", "conversations")
-        yield RowContent(
-            turns=parse_turns(_bare(match["question"]), "question"),
-            images=images,
-            id=id,
-            chosen=responses[better],
-            rejected=responses["second" if better == "first" else "first"],
+        parts = _split_prompt(prompt)
+        if not parts:
+            raise MalformedRowError("conversations hold no question with the first and the second response")
+        content = RowContent(
+            turns=parse_turns(parts[0], "question"), images=take_images(fields), id=fields.take("id", *ID_NAMES)
         )
+        if len(parts) == 2:
+            yield content
+            return
+        for role in ("chosen", "rejected", "ranking"):
+            fields.note(role, "conversations")
+        _, first, second = parts
+        chosen, rejected = (first, second) if read_verdict(verdict) == "first" else (second, first)
+        yield replace(content, chosen=chosen, rejected=rejected)
 
 
 def read_verdict(text: str) -> str:
@@ -102,7 +90,26 @@ def _prompt(conversations: Any) -> str:
     return next((turn.text for turn in parse_turns(conversations, "conversations") if turn.role == "user"), "")
 
 
+def _split_prompt(prompt: str) -> tuple[str, ...]:
+    """Return the question and both responses of a prompt, the question and one response, or () if it is another."""
+    lowered = prompt.lower()
+    question = lowered.find("question:")
+    first = lowered.find("first response:", question)
+    second = lowered.find("second response:", first)
+    if 0 <= question < first < second:
+        texts = prompt[question:first], prompt[first:second], prompt[second:]
+    elif "fair judge" in lowered and 0 <= question < (one := lowered.find(" response:", question)):
+        texts = prompt[question:one], prompt[one:], ""
+    else:
+        return ()
+    bare = tuple(_bare(text.partition(":")[2]) for text in texts if text)
+    return bare if bare[0] else ()
+
+
 def _bare(text: str) -> str:
-    """Return a text without the brackets in which the prompt sets it."""
-    text = text.strip()
+    """Return a text without the words around it in the prompt, and without the brackets in which it is set."""
+    text = text.strip().removesuffix("ASSISTANT:").strip()
+    line, newline, last = text.rpartition("\n")
+    if newline and last.strip().lower() in ("the", "the lmm"):
+        text = line.strip()
     return text[1:-1].strip() if text.startswith("[") and text.endswith("]") else text
