@@ -66,7 +66,7 @@ def test_pairs_about_photographs_are_kept_or_turned_by_what_the_experts_see(tmp_
     assert sum(left.values()) >= 0.95 * NUM_PHOTOS
     assert sum(turned.values()) >= 0.4 * NUM_PHOTOS
     assert preferences["sign"].chosen == 'The sign says "STOP".'
-    assert {p.origin for p in preferences.values()} <= {Origin.IMPORTED, Origin.VERIFIED}
+    assert {p.origin for p in preferences.values()} <= {Origin.IMPORTED, Origin.VERIFIED, Origin.REPAIRED}
     page = (run / "report.html").read_text()
     assert 'class="supported"' in page
     assert read_json(run / "summary.json")["until"] == "preferences"
