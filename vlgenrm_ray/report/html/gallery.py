@@ -34,6 +34,8 @@ _NUM_CRITIQUES = 3
 """Critiques shown of each side."""
 _NUM_SAMPLES = 12
 """Logged questions shown of a policy's training."""
+_NUM_DETECTIONS, _MIN_SCORE = 12, 0.25
+"""Detections drawn of an image, the surest first, and their smallest score: weak boxes would hide the image."""
 _THUMBNAIL_SIDE = 448
 """Largest side of an embedded image, in pixels."""
 _JPEG_QUALITY = 80
@@ -313,7 +315,10 @@ def _boxes(preference: Preference, findings: Sequence[Finding]) -> tuple[BoxView
         for box in finding.boxes:
             if finding.truth is not Truth.UNKNOWN and box.label:
                 _add_box(views, box, finding.truth.value, box.label)
-    for detection in preference.detections:
+    surest = sorted(preference.detections, key=lambda detection: -detection.box.score)[:_NUM_DETECTIONS]
+    for detection in surest:
+        if detection.box.score < _MIN_SCORE:
+            continue
         _add_box(views, detection.box, "seen", f"{detection.attribute} {detection.box.label}".strip())
     return tuple(views.values())
 
