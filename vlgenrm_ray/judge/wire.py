@@ -69,6 +69,7 @@ _STATUS_OF_REASON = {
     DropReason.IMAGE_MISSING: Status.BAD_IMAGE,
     DropReason.IMAGE_UNREADABLE: Status.BAD_IMAGE,
     DropReason.IMAGE_OUTSIDE_ROOT: Status.BAD_IMAGE,
+    DropReason.BENCHMARK_IMAGE: Status.BAD_IMAGE,
     DropReason.IMAGE_TOO_LARGE: Status.TOO_LARGE,
     DropReason.PROMPT_TOO_LONG: Status.TOO_LARGE,
     DropReason.TOO_MANY_IMAGES: Status.TOO_LARGE,
