@@ -44,7 +44,7 @@ class RapidOcrReader:
 
     def _read_one(self, image: "PIL.Image.Image") -> tuple[TextLine, ...]:
         # The engine takes BGR, as OpenCV does.
-        result = self._engine(np.asarray(image.convert("RGB"))[:, :, ::-1])
+        result = self._engine(np.asarray(image)[:, :, ::-1])
         if result.txts is None:
             return ()
         rows = zip(result.txts, result.scores, result.boxes.tolist(), strict=True)

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.engines.contracts import Detector
 from vlgenrm_ray.engines.detectors import build_detector
 from vlgenrm_ray.errors import InputError
@@ -41,7 +40,7 @@ from vlgenrm_ray.experts.detector import SAME_LABEL_OVERLAP, combine_boxes
 from vlgenrm_ray.experts.evidence import ImageEvidence, suppress_overlaps
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig
 from vlgenrm_ray.experts.label_claims import LabelledClaim, NounFrequency, make_claims
-from vlgenrm_ray.experts.labels import LabelledPhoto, read_labels
+from vlgenrm_ray.experts.labels import LabelledPhoto, open_photo, read_labels
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
 from vlgenrm_ray.records import Box, ClaimKind, Detection, Truth
 
@@ -88,13 +87,11 @@ def detect_photos(
     Returns:
         One item per image, in order.
     """
-    import PIL.Image
 
     statistics = NounFrequency(photos)
     detected = []
     for photo in photos:
-        with PIL.Image.open(photo.path) as file:
-            image = to_rgb(file)
+        image = open_photo(photo.path)
         width, height = image.size
         image.thumbnail((max_side, max_side))
         scale = width / image.width, height / image.height

@@ -12,16 +12,28 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from vlgenrm_ray.data.images import ImageError, ImageLimits, decode, fetch
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.experts.vocabulary import Vocabulary
 from vlgenrm_ray.records import Box
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _POPE_QUESTION = re.compile(r"is there (?:an?|any|some) (.+?)(?: in (?:the|this) (?:image|picture|photo))?\s*\??", re.I)
+
+
+def open_photo(path: Path) -> "PIL.Image.Image":
+    """Return the RGB pixels of a labelled image, decoded as everywhere. Raises InputError if it cannot be read."""
+    try:
+        return decode(fetch(str(path), ImageLimits()), ImageLimits(), str(path))
+    except ImageError as error:
+        raise InputError(f"labelled image {error.detail}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +106,6 @@ def _read(path: Path, vocabulary: Vocabulary, images: Path | None) -> Iterator[L
 
 
 def _read_yolo(path: Path, vocabulary: Vocabulary, images: Path | None) -> Iterator[LabelledPhoto]:
-    import PIL.Image
-
     folder = path / "labels" if (path / "labels").is_dir() else path
     images = images or folder.parent / "images"
     names = _class_names(path, vocabulary)
@@ -103,8 +113,7 @@ def _read_yolo(path: Path, vocabulary: Vocabulary, images: Path | None) -> Itera
     for photo in sorted(p for p in images.rglob("*") if p.suffix.lower() in _SUFFIXES):
         labels = (folder / photo.relative_to(images)).with_suffix(".txt")
         boxes = []
-        with PIL.Image.open(photo) as image:
-            width, height = image.size
+        width, height = open_photo(photo).size
         # An image without objects has an empty file, or none.
         for line in labels.read_text().splitlines() if labels.is_file() else ():
             number, x, y, w, h = (float(value) for value in line.split()[:5])
