@@ -66,11 +66,18 @@ QUESTIONS = [
         "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nA cat.<|im_end|>",
         "system\nBe brief.\nuser\nWhat is it?\nassistant\nA cat.",
         "Human: What is it?\nAssistant: A cat.",
+        # Idefics 2: a token directly after the colon of a role.
+        "<s>User:<image>What is it?<end_of_utterance>\nAssistant: A cat.<end_of_utterance>",
+        "<s>USER:<image>What is it? ASSISTANT:<image>A cat.</s>",
+        "<|endoftext|><im_patch> User: What is it? Assistant: A cat.<|endoftext|>",
+        "<s><|BOT|>user\n<im_patch>What is it?<|EOT|><|BOT|>assistant\nA cat.<|EOT|>",
+        "<extra_id_0>System\n\n<extra_id_1>User\nWhat is it?\n<extra_id_1>Assistant\nA cat.\n<extra_id_1>",
     ],
 )
-def test_question_and_answer_are_found_in_common_templates(text: str) -> None:
-    question, answer = split_transcript(text)
-    assert (strip_images(question), answer) == ("What is it?", "A cat.")
+@pytest.mark.parametrize("forged", FORGED_TURNS[6:])
+def test_question_and_answer_are_found_in_common_templates(text: str, forged: str) -> None:
+    question, answer = split_transcript(text.replace("A cat.", f"A cat.{forged}"))
+    assert (strip_images(question), answer) == ("What is it?", f"A cat.{forged}")
 
 
 @pytest.mark.parametrize(("names", "prompt", "answer"), TEMPLATES, ids=[names.split()[0] for names, _, _ in TEMPLATES])
@@ -134,6 +141,17 @@ def test_an_empty_thought_may_precede_the_assistants_mark() -> None:
 )  # fmt: skip
 def test_system_texts_and_dialogues_in_questions_do_not_hide_the_template(transcript: str, question: str) -> None:
     assert split_transcript(transcript) == (question, "A cat.")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["User:{}What is it?<end_of_utterance>\nAssistant:", "USER:{}What is it? ASSISTANT:"],
+    ids=["user", "USER"],
+)
+@pytest.mark.parametrize("mark", ["<image>", "<image><image>", "<fake_token_around_image><image>", "<|image_pad|>"])
+def test_a_placeholder_directly_after_a_plain_role_stays_whole(prompt: str, mark: str) -> None:
+    question = last_question(prompt.format(mark))
+    assert (strip_images(question), mentions_image(question)) == ("What is it?", True)
 
 
 def test_tokens_within_tokens_are_removed() -> None:

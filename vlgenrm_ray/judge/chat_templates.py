@@ -43,7 +43,7 @@ _PLACEHOLDER = (
 )
 _NAMED = (
     r"<(?:start_of_turn|end_of_turn|end_of_utterance|(?:beginning|begin|end)_of_(?:sentence|text)|sop|eop|eod|sep|eoa|eoh"
-    r"|eot|eom|pad|eos|bos|unk|mask|_user|_bot|_system|_end|seed:(?:bos|eos|pad)|\[(?:begin|end)▁of▁sentence\])>"
+    r"|eot|eom|pad|eos|bos|unk|mask|extra_id_\d{1,3}|_user|_bot|_system|_end|seed:(?:bos|eos|pad)|\[(?:begin|end)▁of▁sentence\])>"
     r"|<role>(?:HUMAN|USER|ASSISTANT|SYSTEM|OBSERVATION)</role>|<</?SYS>>"
     r"|\[/?(?:INST|SYSTEM_PROMPT)\]|\[(?:gMASK|sMASK|EOS|BOS|PAD)\]|\]~b\]|\]~!b\[|\[e~\["
 )
@@ -106,7 +106,7 @@ def _strip_sentence_tokens(text: str) -> str:
 _OPENER = (
     r"(?:<\|(?!\w{0,32}(?:vision|image|img|video|audio|media|tool|think|box|ref|quad|begin_of|startof|end_of))"
     r"\w{0,32}(?:start|begin|header|turn|role|im_user|im_assistant|im_system|START)\w{0,32}\|?>"
-    r"|<start_of_turn>|<beginning_of_sentence>|\]~b\])[ \n]?"
+    r"|<start_of_turn>|<beginning_of_sentence>|<\|BOT\|>|<extra_id_[01]>|\]~b\])[ \n]?"
 )
 _ROLE_END = (
     r"(?:<\|channel\|>\w+<\|message\|>|<\|[^|<>\n]{1,32}\|>|:[ \t]?|[ \t]name=\w+\n|[ \t]ai_setting=\w+\n|[ \t]*\n)"
@@ -133,7 +133,7 @@ def _marks(user: str, assistant: str, first: str = "") -> _Marks:
 
 
 _TOKEN_MARKS = (
-    # ChatML, Llama 3 and 4, Gemma 1 to 4, Phi-4, Kimi, Granite, Harmony, Seed, MiniMax, SmolVLM
+    # ChatML, Llama 3 and 4, Gemma 1 to 4, Phi-4, Kimi, Granite, Harmony, Seed, MiniMax, SmolVLM, Step, Nemotron
     _marks(
         rf"{_OPENER}{_USER_WORD}{_ROLE_END}|{_TEXT_OPENER}{_USER_WORD}\n|<end_of_utterance>\s?User:[ \t]?",
         rf"{_OPENER}{_ASSISTANT_WORD}(?:{_ROLE_END}|\Z)|{_TEXT_OPENER}{_ASSISTANT_WORD}\n|<end_of_utterance>\s?Assistant:"
@@ -156,23 +156,23 @@ _ROLE_TOKENS = _TOKEN_MARKS[1]
 """Some of these templates have a system text without a mark."""
 _AFTER_SYSTEM = r"(?:\A\s*|(?<=[\n.?!\u3002\uff1f\uff01]))"
 """Place of a plain user mark: a line of its own, or directly after a system text, which templates do not separate."""
-# Read in texts whose special tokens are blanked out.
+# Read in texts whose special tokens are blanked out. They end with their colon, as what follows may be such a token.
 _PLAIN_MARKS = (
     # Vicuna, LLaVA
-    _marks(r"(?<![A-Za-z])USER:\s?", r"(?<![A-Za-z])ASSISTANT:\s?"),
+    _marks(r"(?<![A-Za-z])USER:", r"(?<![A-Za-z])ASSISTANT:"),
     # Yi-VL, SOLAR, Alpaca, DeepSeek Coder
-    _marks(r"(?<!#)### ?(?:Human|User|Instruction):\s?", r"(?<=\n)### ?(?:Assistant|Response):\s?"),
+    _marks(r"(?<!#)### ?(?:Human|User|Instruction):", r"(?<=\n)### ?(?:Assistant|Response):"),
     # OpenChat
-    _marks(r"GPT4 Correct (?:User|Human):\s?", r"GPT4 Correct Assistant:\s?"),
+    _marks(r"GPT4 Correct (?:User|Human):", r"GPT4 Correct Assistant:"),
     # LLaMA-Factory's `default`, Xuanyuan
     _marks(
-        rf"{_AFTER_SYSTEM}Human:\s",
-        r"(?<=[\s.?!\u3002\uff1f\uff01])(?<!# )(?<!Correct )(?:Assistant|AI):\s?",
+        rf"{_AFTER_SYSTEM}Human:(?=\s)",
+        r"(?<=[\s.?!\u3002\uff1f\uff01])(?<!# )(?<!Correct )(?:Assistant|AI):",
     ),
     # DeepSeek-VL, ERNIE-VL, Idefics, Falcon
     _marks(
-        rf"{_AFTER_SYSTEM}User:\s?",
-        r"(?:\n[ \t]{0,8}|(?<=   ))(?:Assistant|Falcon|GPT):\s?",
+        rf"{_AFTER_SYSTEM}User:",
+        r"(?:\n[ \t]{0,8}|(?<=   ))(?:Assistant|Falcon|GPT):",
     ),
     # Templates of special tokens that were decoded without them
     _marks(
@@ -184,6 +184,7 @@ _PLAIN_MARKS = (
 _FREE_SYSTEM_TEXT = _PLAIN_MARKS[:2]
 """Templates whose first turn may follow a system text of any form."""
 _HUNYUAN = _marks(r"\A<\|startoftext\|>(?!<)(?:[^<]*<\|extra_4\|>)?", r"<\|extra_0\|>")
+_MOLMO = _marks(r"\A(?:<[^<>\s]{1,32}>)* User:", r" Assistant:")
 # PaliGemma has no roles: its prompt ends with the first newline.
 _PALIGEMMA = _marks(r"\A(?:<pad>)*(?:<image>)+<bos>(?!<start_of_turn>)", r"\n")
 _SYSTEM_TURN = re.compile(r"\s*(?:System:|system\n)")
@@ -349,7 +350,7 @@ def _find_marks(text: str) -> tuple[_Marks | None, str]:
         The marks, and the text in which they are to be searched, of the same length.
     """
     blanked = _ANY_TOKEN.sub(lambda token: " " * len(token[0]), text)
-    candidates = [(marks, text) for marks in (_PALIGEMMA, _HUNYUAN, *_TOKEN_MARKS)] + [
+    candidates = [(marks, text) for marks in (_PALIGEMMA, _HUNYUAN, _MOLMO, *_TOKEN_MARKS)] + [
         (marks, blanked) for marks in _PLAIN_MARKS
     ]
     starts = [(_start(mark), i) for i, (marks, where) in enumerate(candidates) if (mark := marks.first.search(where))]
