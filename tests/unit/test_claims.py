@@ -221,6 +221,15 @@ def test_a_change_of_any_reading_has_another_version_of_the_grammar() -> None:
     assert len(golden["readings"]) > 300
 
 
+@pytest.mark.parametrize(
+    "correction",
+    ["Sorry, I meant a cat.", "Actually, it's a cat.", "Edit: no dog.", "Opposite day!", "I cannot view images. Oops."],
+)
+def test_a_correction_takes_back_what_was_said(correction: str) -> None:
+    for text in (f"There is a dog. {correction}", f"{correction} There is a dog."):
+        assert all(claim.hedged for claim in extract_claims(text, load_vocabulary("coco"))), text
+
+
 def test_the_extractor_equals_the_function_with_its_vocabulary() -> None:
     text = "There is a red circle at the top left."
     assert VocabularyExtractor(SHAPES_WORDS).extract(text) == extract_claims(text, SHAPES_WORDS)

@@ -167,6 +167,13 @@ def test_texts_without_a_visible_character_are_blank(text: str) -> None:
     assert is_blank(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["...", "**", "?!", "- - -", "```\n```", "<answer></answer>", "<think>\n</think>", "<br/>..."]
+)
+def test_texts_of_tags_and_punctuation_alone_are_blank(text: str) -> None:
+    assert is_blank(text)
+
+
 @pytest.mark.parametrize("text", ["0", "+", ".", "\u2713", "\U0001f44d", "\u662f", "a"])
 def test_a_single_sign_may_be_an_answer(text: str) -> None:
     assert not is_blank(text)

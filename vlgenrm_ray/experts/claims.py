@@ -61,7 +61,7 @@ class VocabularyExtractor:
         return extract_claims(text, self.vocabulary, question)
 
 
-GRAMMAR_VERSION = 4
+GRAMMAR_VERSION = 5
 """Version of the grammar, raised whenever the reading of any text changes: stages that stored claims run again."""
 
 

@@ -31,12 +31,24 @@ _BLANK_LETTERS = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffc\uff
 """Letters and symbols without ink: fillers, the empty Braille cell, and what stands for lost characters."""
 
 
+_PUNCTUATION = ("Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sk")
+"""Categories of characters that say nothing by themselves: punctuation, and marks such as the backtick."""
+_TAG = re.compile(r"</?[A-Za-z][\w-]{0,31}\s{0,8}/?>")
+"""A tag without attributes, as policies put around their answers."""
+
+
 def is_blank(text: str) -> bool:
-    """Return whether a text has no visible character, special tokens aside: it says nothing that could be judged."""
-    return all(
-        unicodedata.category(character) in _INVISIBLE or character in _BLANK_LETTERS
-        for character in strip_special_tokens(text)
-    )
+    """Return whether a text says nothing that could be judged.
+
+    That is, it has no letter, digit or symbol besides special tokens, tags (`<answer></answer>`) and punctuation. A
+    single sign may be an answer ("?").
+    """
+    visible = [
+        unicodedata.category(character)
+        for character in _TAG.sub("", strip_special_tokens(text))
+        if unicodedata.category(character) not in _INVISIBLE and character not in _BLANK_LETTERS
+    ]
+    return len(visible) != 1 and all(category in _PUNCTUATION for category in visible)
 
 
 def escape_prompt_text(text: str) -> str:
