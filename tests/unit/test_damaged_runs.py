@@ -136,7 +136,9 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path: Path) -> None:
         read_json(path)
 
 
-@pytest.mark.parametrize(("num_shards", "num_blocks", "sizes"), [(0, 4, [0]), (3, 4, [1, 1, 1]), (9, 4, [3, 3, 3])])
+@pytest.mark.parametrize(
+    ("num_shards", "num_blocks", "sizes"), [(0, 4, [0]), (9, 4, [9]), (100, 4, [32, 32, 32, 4]), (400, 4, [100] * 4)]
+)
 def test_shards_are_read_by_several_tasks_in_order(num_shards: int, num_blocks: int, sizes: list[int]) -> None:
     shards = [Path(f"/run/{number}.parquet") for number in range(num_shards)]
     blocks = flow._path_blocks(shards, num_blocks)

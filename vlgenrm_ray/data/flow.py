@@ -57,6 +57,9 @@ LIGHT_CPUS = 0.25
 LIGHT_TASKS = 4
 """Number of light tasks that must find room beside a stage's actors, or Ray Data waits forever."""
 
+_SHARDS_PER_TASK = 32
+"""Shards that a task reads at least."""
+
 LIGHT = {"num_cpus": LIGHT_CPUS, "batch_format": "pyarrow", "zero_copy_batch": True}
 """Arguments of `map_batches` for an operator that only moves or checks records."""
 
@@ -88,11 +91,15 @@ def _num_read_tasks() -> int:
 
 
 def _path_blocks(shards: Sequence[Path], num_blocks: int) -> "list[pa.Table]":
-    """Distribute the paths of shards over at most `num_blocks` tables, in order; one empty table if there are none."""
+    """Distribute the paths of shards over at most `num_blocks` tables, in order; one empty table if there are none.
+
+    Small inputs are read by one task: with several, rows would arrive in another order each time, batches would have
+    other members, and engines, whose rounding depends on the batch, might sample other texts from the same seeds.
+    """
     import pyarrow as pa
 
     schema = pa.schema([("path", pa.string())])
-    size = max(1, -(-len(shards) // num_blocks))
+    size = max(_SHARDS_PER_TASK, -(-len(shards) // num_blocks))
     paths = [[str(path) for path in shards[start : start + size]] for start in range(0, len(shards), size)]
     return [pa.table({"path": block}, schema=schema) for block in paths or [[]]]
 
