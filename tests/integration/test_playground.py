@@ -1,7 +1,6 @@
 """The playground in a browser, on the service with real engines and experts."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,7 @@ import httpx
 import pytest
 from running_service import CANARY, USER_SECRET
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
 PATIENCE_MS = 120_000.0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as here:
-        # Chromium's sandbox does not run as root, as tests in containers do. Only our own page is opened.
-        browser = here.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

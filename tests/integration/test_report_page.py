@@ -1,6 +1,5 @@
 """The HTML report in a browser, opened from disk."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,6 @@ import pytest
 import report_runs
 
 from vlgenrm_ray.report import html
-
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as here:
-        # Chromium's sandbox does not run as root, as tests in containers do. Only our own page is opened.
-        browser = here.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,12 @@ LIVE_EVERY_S = 10.0
 """Seconds between two versions of a live report, and between two reloads of its page."""
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None, *, refresh_s: float = 0.0) -> Path:
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one or several runs, finished or not.
 
     Args:
         runs: Run folders; a co-training counts as all of its reward-model and policy runs.
         out: File to write; default: `report.html` in the first run folder.
-        refresh_s: Seconds after which the page reloads itself; 0: never.
 
     Returns:
         The file written. Readers see the old file or the new one, never a part.
@@ -38,9 +37,17 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, refresh_s: fl
     Raises:
         InputError: A folder is not that of a run.
     """
+    return _write(_read_runs(runs), runs, out, 0.0)
+
+
+def _read_runs(runs: Sequence[Path]) -> list[RunData]:
     data = [part for run in runs for part in read_run(run)]
     if not data:
         raise InputError(f"{runs[0]}: the run has not begun yet")
+    return data
+
+
+def _write(data: Sequence[RunData], runs: Sequence[Path], out: Path | None, refresh_s: float) -> Path:
     target = out or runs[0] / FILE_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
@@ -58,8 +65,9 @@ def write_live(
 ) -> Path:
     """Write the report again and again until all runs are finished, the last time without reloads; return the file."""
     while True:
-        is_finished = all(part.is_finished for run in runs for part in read_run(run))
-        target = write_report(runs, out, refresh_s=0.0 if is_finished else every_s)
+        data = _read_runs(runs)
+        is_finished = all(part.is_finished for part in data)
+        target = _write(data, runs, out, 0.0 if is_finished else every_s)
         on_write(target)
         if is_finished:
             return target
@@ -67,7 +75,12 @@ def write_live(
 
 
 def render(runs: Sequence[RunData], *, refresh_s: float = 0.0) -> str:
-    """Render the page. Everything that a model or a data set wrote is escaped."""
+    """Render the page. Everything that a model or a data set wrote is escaped.
+
+    Args:
+        runs: Runs to show.
+        refresh_s: Seconds after which the page reloads itself; 0: never.
+    """
     import jinja2
 
     environment = jinja2.Environment(

@@ -162,19 +162,6 @@ def policy_curves(policies: Mapping[str, PolicyData]) -> list[tuple[str, str]]:
     return charts
 
 
-def lines_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x: str, y: str, log: bool) -> str:
-    """Draw any curves (x, y) by name, with a base-2 logarithmic x axis on request."""
-    figure, axes = _new_chart()
-    for number, (name, curve) in enumerate(curves.items()):
-        axes.plot(*zip(*curve, strict=True), color=_SERIES[number % 8], marker="o", ms=3, label=name)
-    if log:
-        axes.set_xscale("log", base=2)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    _add_legend(figure)
-    return _to_svg(figure, title)
-
-
 def _new_chart(height: float = 3.2) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 

@@ -5,7 +5,7 @@ Reads a run while it is written as well: stages without a manifest are counted f
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,6 @@ class RunData:
     """Content of `quality.json`: experts and labels against the ground truth, where it is known."""
     benchmarks: tuple[Mapping[str, Any], ...]
     policy: PolicyData | None
-    warnings: tuple[str, ...] = field(default=())
 
     @property
     def best_round(self) -> RoundData | None:
@@ -344,7 +343,8 @@ def _read_policy(folder: Path) -> PolicyData:
 
 
 def _read_benchmarks(folder: Path) -> Iterator[Mapping[str, Any]]:
-    for path in sorted(folder.rglob("benchmarks/*.json")):
+    # Not in all folders: those of images and checkpoints may hold very many files.
+    for path in sorted((*folder.glob("benchmarks/*.json"), *folder.glob("*/benchmarks/*.json"))):
         yield read_json(path) | {"where": str(path.parent.parent.relative_to(folder))}
 
 
