@@ -29,7 +29,7 @@ from vlgenrm_ray.judge.protocol import ScoreInput
 
 DEADLINE_VARIABLE = "VLGENRM_DEADLINE_S"
 _POOL_DEADLINE_S = 12.0
-"""Of AReaL's 15 s; the rest is for the start of a process and the way of the result."""
+"""Default deadline of a call, in seconds. AReaL allows 15, of which starting a process takes a part."""
 _MIN_CALL_S = 0.05
 """Time that must be left of the deadline for a call to begin. Not even a cached reward takes less on the way."""
 _WORKFLOWS = {

@@ -168,7 +168,7 @@ _DENIED_OF_SUBJECT = re.compile(
 _AFTER_DENIAL = re.compile(f"D*[{_PHRASES}Te]")
 """Beginning of a part that does not belong to the denial before it."""
 _OWNED = re.compile("[KRVIFMXE]|[HPabciuN]W")
-"""What an item of a list may belong to: in "a man with a hat and no tie" he has no tie, but another man may have."""
+"""Phrases that an item of a list may belong to: in "a man with a hat and no tie" another man may have a tie."""
 _DENIAL = re.compile("[XOoZMy]")
 _PREDICATE = re.compile("[TIVWBvL]")
 _SUBJECT = re.compile(f"[{_PHRASES}OoZT]")

@@ -18,7 +18,7 @@ _BOLD_LINE = re.compile(r"[ \t]*\*\*[^*\n]+\*\*:?[ \t]*(?:\n|$)")
 _CLOSING_MARKS = "\"'\u201d\u2019)]*_"
 _STOPS = (".", "!")
 _AFTER_STOP = re.compile(rf"[{re.escape(_CLOSING_MARKS)}]*(?:\s+(\S|$)|($))")
-"""What follows a stop that ends a sentence. Its group is the next sentence's first character."""
+"""Text after a stop that ends a sentence. Its group is the first character of the next sentence."""
 _BLANK_LINE = re.compile(r"[^\S\n]*(?:\n|$)")
 _QUOTATION = re.compile(
     r'"[^"]*(?:"|$)|`[^`]*(?:`|$)|\u201c.*?(?:\u201d|$)|\u201e.*?(?:[\u201c\u201d]|$)|\u00ab.*?(?:\u00bb|$)|~~.*?(?:~~|$)'

@@ -46,8 +46,8 @@ class SourceConfig(Settings):
     path: str | None = None
     """A file, a folder or a pattern; a local path or a URI of a store (`s3://`, `gs://`, `az://`, ...)."""
     schema: str = AUTO  # type: ignore[assignment]
-    """How rows become questions: `auto` (recognised by the columns), a name that `vlgenrm inspect` prints, or an import
-    path `package.module:Name` of your own."""
+    """Form of the rows: `auto` (recognised by the columns), a name that `vlgenrm inspect` prints, or an import path
+    `package.module:Name` of your own."""
     columns: Columns = Columns()
     """Names of columns, where they are not the usual ones."""
     image_folder: str | None = None

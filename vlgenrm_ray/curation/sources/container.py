@@ -66,7 +66,7 @@ class Container:
     title: ClassVar[str] = ""
     """Name in reports; default: the name of the class."""
     unit: ClassVar[str] = "row"
-    """What `RawRow.number` counts: `row` or `line`."""
+    """Unit of `RawRow.number`: `row` or `line`."""
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         """Set the settings `pool.options`, for a container of your own."""

@@ -45,7 +45,7 @@ _HEAD_ROWS = 64
 _SPREAD_ROWS = 32
 _SPREAD_PIECES = 24
 _SPREAD_STEP = 100
-"""Of files that are read from the beginning, every so many rows one is kept."""
+"""Distance, in rows, between the sampled rows of a file that can only be read from its beginning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
