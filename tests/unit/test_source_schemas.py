@@ -1,5 +1,6 @@
 """Schemas: rows in the very form of each data set are recognised, and become the questions they hold."""
 
+import base64
 import json
 import sys
 import time
@@ -596,6 +597,13 @@ def test_places_of_several_images_are_kept_where_they_matter() -> None:
 def test_several_images_are_read_in_every_form(images: object) -> None:
     parsed = parse_row({"question": "What?", "image": images})
     assert parsed.images == (SourceImage(uri="/data/a.png"), SourceImage(uri="/data/b.png"))
+
+
+@pytest.mark.parametrize("column", ["image_url", "image_base64", "image_name", "file_name", "picture", "webp"])
+def test_an_image_column_of_another_usual_name_is_read(column: str) -> None:
+    image = base64.b64encode(png()).decode() if column == "image_base64" else "a.png"
+    _, (parsed,) = recognise_and_parse({"question": "What?", "chosen": "A cat.", "rejected": "A dog.", column: image})
+    assert parsed.images == (SourceImage(data=png()) if column == "image_base64" else SourceImage(uri="/data/a.png"),)
 
 
 def test_a_column_for_each_image_is_read() -> None:

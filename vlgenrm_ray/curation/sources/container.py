@@ -139,6 +139,9 @@ def known_suffixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(suffix for name in CONTAINERS for suffix in load_container(name).suffixes))
 
 
+_ZIP = b"PK\x03\x04"
+
+
 def recognise(file: DataFile, preferred: str = "") -> tuple[str, str]:
     """Return the container of a file by its content and name, and the reason.
 
@@ -155,6 +158,8 @@ def recognise(file: DataFile, preferred: str = "") -> tuple[str, str]:
         if reason := load_container(name).recognise(file, head):
             return name, reason
     shown = head[:24]
+    if head.startswith(_ZIP):
+        raise InputError(f"pool.path: {file.uri!r} is a zip archive; unpack it, and give the folder or a file in it")
     raise InputError(
         f"pool.path: {file.uri!r} is of no known format (it begins with {shown!r}); give JSON Lines, a JSON array, "
         "Parquet, CSV or TSV, a Hugging Face data set, or a WebDataset tar, plain or compressed"

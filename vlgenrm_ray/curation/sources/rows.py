@@ -62,8 +62,17 @@ IMAGE_NAMES = (
     "image_file",
     "img",
     "image_src",
+    "image_url",
+    "image_base64",
+    "image_bytes",
+    "img_base64",
+    "image_name",
+    "file_name",
+    "picture",
     "jpg",
+    "jpeg",
     "png",
+    "webp",
 )
 QUESTION_NAMES = ("question", "query", "prompt", "text", "instruction", "problem", "conversations", "messages")
 REFERENCE_NAMES = ("reference", "reference_answer", "answer", "label", "ground_truth", "gt_answer", "solution", "truth")
