@@ -1,8 +1,10 @@
 """Fixtures shared by all tests. Ray and torch are imported only by the fixtures that need them."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -31,3 +33,18 @@ def ray_local() -> Iterator[None]:
 def run_folder(tmp_path: Path) -> Path:
     """Return the path of a run folder that does not exist yet."""
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Yield headless Chromium, for tests of pages."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed (Debian: apt install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as here:
+        # Its own protection of processes does not run as root, as tests in containers do. Only our pages are opened.
+        browser = here.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import factories
+import numpy as np
 from PIL import Image
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import StageFolder, Unit, write_json, write_units
+from vlgenrm_ray.evaluation.benchmarks.best_of_n import BestOfN, CandidateSet
 from vlgenrm_ray.evaluation.pairs import pair_metrics
 from vlgenrm_ray.records import (
     CheckedResponse,
@@ -26,7 +28,7 @@ from vlgenrm_ray.records import (
     Truth,
 )
 from vlgenrm_ray.reward.rejection_sampling import MarginScale
-from vlgenrm_ray.reward.selection import selection_metrics
+from vlgenrm_ray.reward.selection import NUM_BINS, selection_metrics
 
 HOSTILE = "</pre><script>document.title = 'broken'</script>"
 """Text that a model might write."""
@@ -64,6 +66,114 @@ def write_run(folder: Path, *, rewards: tuple[float, float] = (0.8, 0.3), is_fin
     if is_finished:
         write_json(folder / "summary.json", {"seed": 7, "seconds": 12.5})
     return folder
+
+
+def write_large_run(folder: Path, num_pairs: int, *, rows_per_shard: int = 2_000, num_images: int = 128) -> Path:
+    """Write a run of one round with `num_pairs` training and held-out pairs each, and photographs of pure noise.
+
+    Every pair has two critiques, of which selection drops one, and texts of the length that real captions have.
+    """
+    (folder / "images").mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 7\nrounds: {num_rounds: 1, patience: 1}\n")
+    rng = np.random.default_rng(0)
+    refs = []
+    for number in range(num_images):
+        path = folder / "images" / f"{number}.jpg"
+        Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)).save(path, quality=90)
+        refs.append(images.probe(str(path), ImageLimits()))
+    caption = "A man in a red coat stands beside two bicycles on a wet street. " * 12
+    names = ("pool", "preferences", "heldout", "round-1/critiques", "round-1/selection", "round-1/evaluation")
+    stages = {name: StageFolder(folder / name) for name in names}
+    for stage in stages.values():
+        stage.begin("settings", {})
+    for start in range(0, num_pairs, rows_per_shard):
+        numbers = range(start, min(num_pairs, start + rows_per_shard))
+        questions = [
+            factories.question(f"q{i}", image=refs[i % num_images], kind=f"kind {i % 7}", text=f"What is it, {i}?")
+            for i in numbers
+        ]
+        pairs = [
+            factories.preference(f"{q.id}/p0", question=q, kind=q.kind, chosen=caption, rejected=caption[::-1])
+            for q in questions
+        ]
+        critiques = [
+            [
+                factories.critique(f"{pair.id}/{side.value}/c0", preference_id=pair.id, side=side, text=caption)
+                for side in Side
+            ]
+            for pair in pairs
+        ]
+        results = [_noisy_result(pair, rng) for pair in pairs]
+        write_units(stages["pool"], Question, [_unit(q.id, q) for q in questions])
+        write_units(stages["preferences"], Preference, [_unit(p.id, p) for p in pairs])
+        write_units(stages["heldout"], Preference, [_unit(p.id, p) for p in pairs])
+        write_units(
+            stages["round-1/critiques"], Critique, [_unit(p.id, *own) for p, own in zip(pairs, critiques, strict=True)]
+        )
+        write_units(
+            stages["round-1/selection"],
+            Example,
+            [
+                Unit(
+                    id=pair.id,
+                    records=(factories.example(f"{own[0].id}/example", image=pair.question.image),),
+                    dropped=(Dropped(stage="selection", id=own[1].id, reason="wrong_verdict", detail="p(Yes) 0.40"),),
+                )
+                for pair, own in zip(pairs, critiques, strict=True)
+            ],
+        )
+        write_units(stages["round-1/evaluation"], PairResult, [_unit(r.id, r) for r in results])
+    for name, stage in stages.items():
+        stage.finish(seconds=1.0, metrics=_LARGE_METRICS.get(name))
+    write_json(folder / "summary.json", {"seed": 7, "seconds": 12.5})
+    return folder
+
+
+_LARGE_METRICS = {
+    "round-1/selection": {
+        "margin_histogram": [1] * NUM_BINS,
+        "num_pairs": 1,
+        "num_pairs_kept": 1,
+        "kept_share": 1.0,
+        "examples": {"critique": 1},
+    },
+    "round-1/evaluation": {
+        "pairwise_accuracy": 0.5,
+        "ci95": [0.45, 0.55],
+        "auroc": 0.5,
+        "ece": 0.1,
+        "brier": 0.25,
+        "verdict_coverage": 1.0,
+        "num_pairs": 1,
+        "by_kind": {},
+    },
+}
+"""Metrics of a large run, whose values do not matter."""
+
+
+def _noisy_result(pair: Preference, rng: np.random.Generator) -> PairResult:
+    chosen, rejected = (_judgement(pair.id, float(value)) for value in rng.random(2))
+    return PairResult(id=pair.id, preference_id=pair.id, kind=pair.kind, chosen=chosen, rejected=rejected)
+
+
+def write_best_of_n(path: Path, *, scale: float = 1.0, model: str = "/models/base") -> None:
+    """Write the result of a best-of-N of 8 questions with 16 candidates each, whose judge is right by `scale`."""
+    benchmark = BestOfN()
+    rng = np.random.default_rng(0)
+    items = [
+        CandidateSet(
+            id=f"q{i}",
+            question="What is it?",
+            images=(f"/{i}.png",),
+            candidates=tuple("word " * (k + 1) for k in range(16)),
+            scores=tuple(rng.integers(0, 2, 16).astype(float).tolist()),
+            cluster=f"/{i}.png",
+        )
+        for i in range(8)
+    ]
+    rewards = [tuple((scale * np.array(item.scores) + rng.random(16)).tolist()) for item in items]
+    details = {"benchmark": "best_of_n", "model": model, "data": "candidates.jsonl"}
+    write_json(path, details | benchmark.score(items, rewards).as_json())
 
 
 def _image(folder: Path) -> ImageRef:

@@ -165,13 +165,15 @@ def best_of_n(
         address: Ray cluster; default: RAY_ADDRESS, else a local one.
 
     Returns:
-        The results as JSON.
+        The results as JSON. The curves are drawn in `<run>/report.html`.
     """
+    from vlgenrm_ray.report import html
+
     run = run.absolute()
     if data is None:
         settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
         data = _sample_shapes_candidates(settings, policy, n, num_questions, run, address)
-    return run_benchmarks(
+    results = run_benchmarks(
         ["best_of_n"],
         [data],
         images=images,
@@ -184,6 +186,8 @@ def best_of_n(
         out=out,
         address=address,
     )
+    Console(highlight=False).print(f"report {html.write_report([run])}", markup=False, soft_wrap=True)
+    return results
 
 
 def _sample_shapes_candidates(

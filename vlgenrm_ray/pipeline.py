@@ -123,7 +123,12 @@ def prepare(run: RewardRun, until: PreparationStage | None = None) -> dict[str, 
         "responses": lambda: responses.run(
             config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")
         ),
-        "experts": lambda: experts.run(config.experts, source=stage("responses"), target=stage("experts")),
+        "experts": lambda: experts.run(
+            config.experts,
+            source=stage("responses"),
+            target=stage("experts"),
+            recipe_benchmarks=_benchmark_images(config),
+        ),
         "preferences": lambda: preferences.run(
             config.preferences,
             experts=config.experts,
@@ -142,6 +147,13 @@ def prepare(run: RewardRun, until: PreparationStage | None = None) -> dict[str, 
     if config.pool.source == "shapes":
         write_json(run.folder / "quality.json", evidence_quality_report(run))
     return manifests
+
+
+def _benchmark_images(config: RunConfig) -> Mapping[str, Sequence[tuple[str | bytes, str]]]:
+    """Return the images of the recipe's benchmarks that must not be trained on, unless the recipe names others."""
+    if config.experts.decontamination.benchmarks is not None:
+        return {}
+    return benchmark_run.shown_images(benchmark_run.tasks_of(config.benchmarks), BenchmarkRole.JUDGE)
 
 
 def improve(run: RewardRun) -> Iterator[RoundResult]:

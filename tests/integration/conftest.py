@@ -1,8 +1,6 @@
 """The running service that several test files share, and the grouping of tests into processes."""
 
-import shutil
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -19,21 +17,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name = item.path.name
         item.add_marker(pytest.mark.xdist_group("service" if name in _SERVICE_FILES else name))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Yield headless Chromium, for tests of pages."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed (Debian: apt install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as here:
-        # Its own protection of processes does not run as root, as tests in containers do. Only our pages are opened.
-        browser = here.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

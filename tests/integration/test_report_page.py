@@ -16,6 +16,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     run = report_runs.write_run(folder / "run")
     other = report_runs.write_run(folder / "other", rewards=(0.9, 0.6))
+    for path, scale in ((run, 0.3), (other, 1.0)):
+        report_runs.write_best_of_n(path / "round-1" / "benchmarks" / "best_of_n.json", scale=scale)
     return {"one": html.write_report([run]), "two": html.write_report([run, other], folder / "two.html")}
 
 

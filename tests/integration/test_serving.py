@@ -14,13 +14,20 @@ import httpx
 import openai
 import psutil
 import pytest
+from benchmark_files import ours, write_lines
 from openai.types.chat import ChatCompletion
 from processes import descendants
 from running_service import CANARY, OPERATOR, START_S, USER, USER_SECRET, until_ready
 from serving_examples import png
+from typer.testing import CliRunner
 
+from vlgenrm_ray.cli import app
+from vlgenrm_ray.data.store import StageFolder, read_json
+from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkReply
 from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.report import html
 from vlgenrm_ray.shapes import pack_path
+from vlgenrm_ray.shapes.pairs import gold_pairs
 
 README = Path(__file__).parents[2] / "vlgenrm_ray" / "serving" / "README.md"
 
@@ -75,6 +82,34 @@ def test_an_image_can_be_sent_once_and_named_by_hash(http: httpx.Client) -> None
     (named,) = score(http, item(image=f"sha256:{sha256}", seed=1))
     (sent,) = score(http, item(seed=1))
     assert (named["reward"], sent["cached"]) == (sent["reward"], True)
+
+
+def test_benchmarks_measure_a_served_judge(http: httpx.Client, tmp_path: Path) -> None:
+    pairs = gold_pairs(tmp_path / "images", seed=4, split="heldout", count=6)
+    rows = [
+        {
+            "id": pair.id,
+            "query": pair.question.text,
+            "response": [pair.rejected, pair.chosen],
+            "human_ranking": [1, 0],
+            "image": pair.question.image.uri,
+        }
+        for pair in pairs
+    ]
+    data = write_lines(tmp_path / "pairs.jsonl", rows)
+    arguments = ["benchmark", "vl_rewardbench", "--data", str(data), "--url", str(http.base_url)]
+    arguments += ["--run", str(tmp_path / "run"), "--set", "evaluation.no_image_share=0.5"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    stored = read_json(tmp_path / "run" / "vl_rewardbench.json")
+    assert stored["model"] == str(http.base_url)
+    assert set(stored["statuses"]) == {"ok"}
+    assert stored["metrics"]["overall accuracy"]["ours"]["num"] == len(rows)
+    assert f"{ours(stored, 'overall accuracy'):.3f}" in result.output
+    replies = list(StageFolder(tmp_path / "run" / "replies").records(BenchmarkReply))
+    assert all(reply.reward is not None and 0 <= reply.reward <= 1 for reply in replies)
+    assert len(replies) == stored["cost"]["requests"] > 2 * len(rows), "some without the image as well"
+    assert "vl_rewardbench" in html.write_report([tmp_path / "run"]).read_text()
 
 
 def test_the_order_of_images_counts(http: httpx.Client) -> None:

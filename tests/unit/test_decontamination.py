@@ -15,12 +15,19 @@ from factories import image, question, response
 from fake_experts import pipeline
 
 from vlgenrm_ray.curation import experts
-from vlgenrm_ray.curation.decontamination import DecontaminationConfig, build_index, normalise, perceptual_hash
+from vlgenrm_ray.curation.decontamination import (
+    BenchmarkIndex,
+    DecontaminationConfig,
+    build_index,
+    normalise,
+    perceptual_hash,
+)
 from vlgenrm_ray.curation.experts import ExpertsConfig
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.detectors import DetectorConfig
 from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.errors import DropReason, InputError
+from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask, shown_images
 
 LIMITS = ImageLimits()
 
@@ -44,8 +51,11 @@ def save(folder: Path, seed: int, name: str = "") -> Path:
     return path
 
 
-def index(*paths: Path, max_distance: int = 4) -> object:
-    return build_index(DecontaminationConfig(benchmarks=tuple(map(str, paths)), max_distance=max_distance), LIMITS)
+def index(*paths: Path, max_distance: int = 4) -> BenchmarkIndex:
+    benchmarks = tuple(map(str, paths))
+    built = build_index(DecontaminationConfig(benchmarks=benchmarks, max_distance=max_distance), LIMITS)
+    assert built is not None
+    return built
 
 
 def variants(original: PIL.Image.Image) -> dict[str, PIL.Image.Image]:
@@ -131,3 +141,43 @@ def test_responses_about_a_benchmark_image_are_dropped_with_the_reason(tmp_path:
     assert str(bench) in unit.dropped[0].detail
     clean = experts.open_image(sha256, answers, experts_of, config.images)
     assert not clean.task.drop_reason
+
+
+def recipe_index(config: DecontaminationConfig, *paths: Path) -> BenchmarkIndex | None:
+    return build_index(config, LIMITS, {"pope": [(str(path), "Is it red?") for path in paths]})
+
+
+def test_the_recipe_s_benchmarks_are_compared_unless_others_or_none_are_stated(tmp_path: Path) -> None:
+    own, other = save(tmp_path / "own", 1), save(tmp_path / "other", 2)
+    inherited = recipe_index(DecontaminationConfig(), own)
+    assert inherited is not None
+    assert (inherited.find(draw(1), []), inherited.find(draw(2), [])) == (str(own), "")
+    stated = recipe_index(DecontaminationConfig(benchmarks=(str(other.parent),)), own)
+    assert stated is not None
+    assert (stated.find(draw(1), []), stated.find(draw(2), [])) == ("", str(other))
+    assert recipe_index(DecontaminationConfig(benchmarks=()), own) is None
+    assert recipe_index(DecontaminationConfig()) is None, "a benchmark of texts alone"
+    assert build_index(DecontaminationConfig(), LIMITS) is None, "a recipe without benchmarks"
+
+
+def test_a_recipe_s_benchmark_without_its_images_names_the_switch(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pope: none of its 1 images .*benchmarks to \[\]"):
+        recipe_index(DecontaminationConfig(), tmp_path / "gone.png")
+
+
+def test_images_of_a_recipe_s_benchmarks_are_listed_from_files_and_from_bytes(tmp_path: Path) -> None:
+    data = save(tmp_path, 1).read_bytes()
+    rows = [{"question_id": i, "image": "1.png", "text": f"Is it {i}?", "label": "no"} for i in range(2)]
+    (tmp_path / "pope.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pair = {"id": "a", "query": "What?", "response": ["x", "y"], "human_ranking": [0, 1], "image": {"bytes": data}}
+    pq.write_table(pa.Table.from_pylist([pair]), tmp_path / "vl.parquet")
+    tasks = [
+        BenchmarkTask(name="pope", data=tmp_path / "pope.jsonl"),
+        BenchmarkTask(name="vl_rewardbench", data=tmp_path / "vl.parquet"),
+    ]
+    shown = shown_images(tasks, None)
+    assert shown["pope"] == [(str(tmp_path / "1.png"), "Is it 0?"), (str(tmp_path / "1.png"), "Is it 1?")]
+    assert shown["vl_rewardbench"] == [(data, "What?")]
+    built = build_index(DecontaminationConfig(), LIMITS, shown)
+    assert built is not None
+    assert built.find(draw(1), []) == str(tmp_path / "1.png")

@@ -8,14 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_runs
+from PIL import Image
 from typer.testing import CliRunner
 
 from vlgenrm_ray.cli import app
-from vlgenrm_ray.data.store import StageFolder, write_json
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.report import html
 from vlgenrm_ray.report.html import gallery
-from vlgenrm_ray.report.html.run_data import JudgedPairs, RunData, critiques_by_decision, read_run, reliability
+from vlgenrm_ray.report.html.run_data import (
+    JudgedPairs,
+    RunData,
+    best_of_n_curve,
+    critiques_by_decision,
+    read_run,
+    reliability,
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +88,11 @@ def test_training_examples_show_kept_and_lost_pairs_with_findings(data: RunData,
     assert groups.count("kept") == 8
     selected = examples[-1]
     assert [critique.decision for critique in selected.sides[0].critiques] == ["kept", "wrong verdict: "]
-    assert {box.mark for box in selected.boxes} == {"supported"}
+    [image] = selected.images
+    assert {box.mark for box in image.boxes} == {"supported"}
     assert "supported" in {piece.mark for piece in selected.sides[0].pieces}
     assert "".join(piece.text for piece in selected.sides[0].pieces) == "Yes, there is a red circle."
-    assert selected.image_url.startswith("data:image/png;base64,")
+    assert image.url.startswith("data:image/png;base64,")
 
 
 def test_critiques_are_grouped_by_their_fate(run: Path) -> None:
@@ -169,7 +180,7 @@ def test_a_live_report_reloads_until_the_run_is_finished(tmp_path: Path) -> None
 def test_an_image_that_is_gone_leaves_a_reason(run: Path, tmp_path: Path) -> None:
     copy = report_runs.write_run(tmp_path / "run")
     (copy / "image.png").unlink()
-    assert "no image:" in html.write_report([copy]).read_text()
+    assert "image cannot be shown: " in html.write_report([copy]).read_text()
 
 
 def test_a_policy_run_shows_curves_and_samples(tmp_path: Path) -> None:
@@ -245,3 +256,92 @@ def test_a_run_of_the_first_stages_is_finished_without_rounds(tmp_path: Path) ->
     assert 'id="stages-1"' in page
     assert page.count('data-group="pair"') == report_runs.NUM_PAIRS
     assert 'class="supported" x="10.0"' in page
+
+
+def test_best_of_n_is_drawn_by_round_with_intervals_oracle_and_random_pick(tmp_path: Path) -> None:
+    run = report_runs.write_run(tmp_path / "run")
+    for round, scale in ((0, 0.2), (1, 1.0)):
+        report_runs.write_best_of_n(run / f"round-{round}" / "benchmarks" / "best_of_n.json", scale=scale)
+    page = html.write_report([run]).read_text()
+    section = page.partition('id="benchmarks-1"')[2].partition("</section>")[0]
+    assert section.count('class="chart"') == 1, "both rounds in one chart"
+    for label in (">round-0<", ">round-1<", ">oracle<", ">random pick<", ">candidates n<"):
+        assert label in section
+    assert section.count("FillBetweenPolyCollection") == 2, "an interval for each judge"
+    sizes = re.findall(r"<td>best of (\d+)</td>", section)
+    assert sizes == ["1", "2", "4", "8", "16"] * 2
+    assert "Regret: the oracle" in section
+
+
+def test_curves_of_best_of_n_hold_the_values_of_the_result(tmp_path: Path) -> None:
+    report_runs.write_best_of_n(tmp_path / "result.json")
+    result = read_json(tmp_path / "result.json")
+    points = best_of_n_curve(result)
+    assert [point.n for point in points] == [1, 2, 4, 8, 16]
+    assert all(point.low <= point.pick <= point.high for point in points)
+    assert points[0].pick == pytest.approx(points[0].random)
+    assert points[-1].oracle == result["metrics"]["best of 16"]["rules"]["oracle"] == 1.0
+    assert points[-1].pick == result["metrics"]["best of 16"]["ours"]["value"]
+    assert best_of_n_curve({"metrics": {"accuracy": {"rules": {}, "ours": {"value": 1.0, "ci95": [0, 1]}}}}) == []
+
+
+def test_a_measurement_outside_of_a_run_has_a_report_and_is_compared(tmp_path: Path) -> None:
+    folders = []
+    for name, scale in (("bon-base", 0.1), ("bon-trained", 1.0)):
+        folders.append(tmp_path / name)
+        (folders[-1] / "best-of-n" / "replies").mkdir(parents=True)
+        report_runs.write_best_of_n(folders[-1] / "best-of-n" / "best_of_n.json", scale=scale, model=f"/models/{name}")
+    page = html.write_report(folders[:1]).read_text()
+    assert ">bon-base<" in page.partition('id="benchmarks-1"')[2]
+    assert 'id="recipe-1"' not in page
+    assert "None" not in page
+    both = html.write_report(folders).read_text()
+    comparison = both.partition('id="comparison"')[2].partition("</section>")[0]
+    assert comparison.count('class="chart"') == 1
+    assert ">bon-trained<" in comparison
+
+
+def test_all_images_of_a_question_are_shown_and_are_not_larger_than_one_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    refs = []
+    for number in range(18):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(rng.integers(0, 256, (600, 800, 3), dtype=np.uint8)).save(path)
+        refs.append(images.probe(str(path), ImageLimits()))
+    (one,), four = gallery._images(refs[:1]), gallery._images(refs[:4])
+    assert len(four) == 4
+    assert len({view.url for view in four}) == 4
+    assert sum(len(view.url) for view in four) < 1.3 * len(one.url)
+    assert (one.width, one.height) == (800, 600)
+    *shown, rest = gallery._images(refs)
+    assert len(shown) == 16
+    assert rest.error == "2 more images"
+
+
+def test_a_grey_photograph_is_no_drawing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (448, 448), dtype=np.uint8)).save(tmp_path / "grey.png")
+    [view] = gallery._images([images.probe(str(tmp_path / "grey.png"), ImageLimits())])
+    assert view.url.startswith("data:image/jpeg")
+    Image.new("RGB", (448, 448), (255, 0, 0)).save(tmp_path / "red.png")
+    [view] = gallery._images([images.probe(str(tmp_path / "red.png"), ImageLimits())])
+    assert view.url.startswith("data:image/png")
+
+
+def test_long_texts_keep_their_ends_and_state_what_is_left_out() -> None:
+    text = "begin " + "x" * 100_000 + " Verdict: Yes"
+    short = gallery._shorten(text)
+    assert len(short) < 5_000
+    assert short.startswith("begin ")
+    assert short.endswith("Verdict: Yes")
+    assert f"({len(text) - 4_000:,} characters left out)" in short
+    pieces = gallery._shorten_pieces(
+        [gallery.TextPiece(text="a" * 3_000, mark=""), gallery.TextPiece(text="b" * 3_000, mark="supported")]
+    )
+    assert [len(piece.text) for piece in pieces[:2]] == [3_000, 1_000]
+    assert "(2,000 characters left out)" in pieces[2].text
+
+
+def test_the_page_of_many_photographs_is_small(tmp_path: Path) -> None:
+    run = report_runs.write_large_run(tmp_path / "run", 300)
+    assert html.write_report([run]).stat().st_size < 20e6

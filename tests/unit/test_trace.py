@@ -198,3 +198,12 @@ def test_an_unknown_id_is_refused_with_the_nearest_ones(run: Path, id: str, near
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no run folder"):
         trace(tmp_path, "q/1")
+
+
+def test_all_images_of_a_question_are_listed(tmp_path: Path) -> None:
+    others = tuple(factories.image(uri=f"/other{i}.png", width=10 + i) for i in range(2))
+    question = factories.question("m1", more_images=others)
+    stage(tmp_path / "pool", Question, Unit(id="row", records=(question,)))
+    page = trace(tmp_path, "m1")
+    assert "image 1 of 3 /nowhere.png (240 x 240" in page
+    assert "image 3 of 3 /other1.png (11 x 240" in page

@@ -6,7 +6,8 @@ other sizes, encodings and small crops count as the same. With the same question
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +30,20 @@ _QUESTION_FIELDS = ("question", "query", "text", "prompt")
 _SAME_QUESTION_DISTANCE = 12
 """Distance up to which images with the same question are the same."""
 
+_HASHING_THREADS = 8
+"""Threads that decode images; decoding runs outside of Python's lock."""
+BenchmarkImage = tuple[str | bytes, str]
+"""Path, URI or bytes of an image, and the question about it, "" if there is none."""
+
 _log = logging.getLogger(__name__)
 
 
 class DecontaminationConfig(Settings):
     """Benchmarks whose images are not trained on."""
 
-    benchmarks: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] | None = None
     """Image folders, and data files (JSON, JSON Lines, Parquet) with images and questions. Image paths in them refer to
-    the file's folder. (): nothing is compared."""
+    the file's folder. None: the recipe's own `benchmarks`. []: nothing is compared."""
     max_distance: int = Field(default=4, ge=0, le=16)
     """Largest number of differing bits, of 64, between the hashes of two images that count as the same."""
 
@@ -91,44 +97,72 @@ def normalise(question: str) -> str:
     return " ".join(question.replace("<image>", " ").lower().split()).strip(" .?!:")
 
 
-def build_index(config: DecontaminationConfig, limits: ImageLimits) -> BenchmarkIndex:
-    """Hash the images of the benchmarks.
+def build_index(
+    config: DecontaminationConfig,
+    limits: ImageLimits,
+    recipe_benchmarks: Mapping[str, Iterable[BenchmarkImage]] | None = None,
+) -> BenchmarkIndex | None:
+    """Hash the images of the benchmarks; return None if there is none to compare with.
 
     Images of data files that do not exist, or that cannot be decoded, are reported once per file with their number.
+
+    Args:
+        config: Benchmarks to compare with.
+        limits: Limits of their images.
+        recipe_benchmarks: Name of each of the recipe's own benchmarks -> its images, used unless `config.benchmarks`
+            states others.
 
     Raises:
         InputError: A benchmark cannot be read, or none of its images exists.
     """
-    entries: dict[str, tuple[np.uint64, set[str]]] = {}
-    for name in config.benchmarks:
-        num_missing = num_images = 0
-        for reference, question in _read_benchmark(Path(name)):
-            key = reference if isinstance(reference, str) else digest(reference.hex())
-            if key not in entries:
-                try:
-                    data = reference if isinstance(reference, bytes) else Path(reference).read_bytes()
-                    entries[key] = (perceptual_hash(images.decode(data, limits)), set())
-                except (ImageError, OSError):
-                    num_missing += 1
-                    continue
-            num_images += 1
-            entries[key][1].add(normalise(question))
-        if not num_images:
-            raise InputError(
-                f"experts.decontamination.benchmarks: {name}: none of its {num_missing} images can be read; put the "
-                "images where the file's paths lead, or name the folder of the images"
-            )
-        if num_missing:
-            _log.warning("%s: %d images cannot be read and are not compared", name, num_missing)
+    if config.benchmarks is None:
+        # A benchmark of texts alone has no image to compare with.
+        benchmarks = {name: list(shown) for name, shown in (recipe_benchmarks or {}).items()}
+        sources: Mapping[str, Iterable[BenchmarkImage]] = {name: shown for name, shown in benchmarks.items() if shown}
+    else:
+        sources = {name: _read_benchmark(Path(name)) for name in config.benchmarks}
+    return _hash_images(sources, limits, config.max_distance) if sources else None
+
+
+def _hash_images(
+    sources: Mapping[str, Iterable[BenchmarkImage]], limits: ImageLimits, max_distance: int
+) -> BenchmarkIndex:
+    hashes: dict[str, np.uint64 | None] = {}
+    questions: dict[str, set[str]] = {}
+
+    def hash_image(reference: str | bytes) -> np.uint64 | None:
+        try:
+            data = reference if isinstance(reference, bytes) else images.fetch(reference, limits)
+            return perceptual_hash(images.decode(data, limits))
+        except (ImageError, OSError):
+            return None
+
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        for name, shown in sources.items():
+            keyed = [(r if isinstance(r, str) else f"{name}: {digest(r.hex())}", r, question) for r, question in shown]
+            new = {key: reference for key, reference, _ in keyed if key not in hashes}
+            hashes.update(zip(new, threads.map(hash_image, new.values()), strict=True))
+            num_missing = sum(hashes[key] is None for key, _, _ in keyed)
+            if num_missing == len(keyed):
+                raise InputError(
+                    f"experts.decontamination.benchmarks: {name}: none of its {num_missing} images can be read; put "
+                    "the images where the file's paths lead, name the folder of the images, or set "
+                    "experts.decontamination.benchmarks to [], which compares nothing"
+                )
+            if num_missing:
+                _log.warning("%s: %d images cannot be read and are not compared", name, num_missing)
+            for key, _, question in keyed:
+                questions.setdefault(key, set()).add(normalise(question))
+    entries = {key: (hash, questions[key]) for key, hash in hashes.items() if hash is not None}
     return BenchmarkIndex(
         hashes=np.array([hash for hash, _ in entries.values()], dtype=np.uint64),
         names=tuple(entries),
         questions=tuple(frozenset(texts - {""}) for _, texts in entries.values()),
-        max_distance=config.max_distance,
+        max_distance=max_distance,
     )
 
 
-def _read_benchmark(path: Path) -> Iterator[tuple[str | bytes, str]]:
+def _read_benchmark(path: Path) -> Iterator[BenchmarkImage]:
     """Yield path or bytes of each image with the question about it, "" if there is none."""
     if path.is_dir():
         for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES):

@@ -5,12 +5,12 @@ expert runs in an actor pool of its own; `experts.pipeline` has the steps.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlgenrm_ray.curation.by_image import group_by_image
-from vlgenrm_ray.curation.decontamination import BenchmarkIndex, DecontaminationConfig, build_index
+from vlgenrm_ray.curation.decontamination import BenchmarkImage, BenchmarkIndex, DecontaminationConfig, build_index
 from vlgenrm_ray.data import flow, images
 from vlgenrm_ray.data.arrow import from_row, from_table, to_table
 from vlgenrm_ray.data.images import ImageError, ImageLimits
@@ -180,8 +180,20 @@ class _ClaimChecker:
         )
 
 
-def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> Manifest:
+def run(
+    config: ExpertsConfig,
+    *,
+    source: StageFolder,
+    target: StageFolder,
+    recipe_benchmarks: Mapping[str, Iterable[BenchmarkImage]] | None = None,
+) -> Manifest:
     """Check the responses of `source` and write the results to `target`.
+
+    Args:
+        config: Experts, and the benchmarks whose images are dropped.
+        source: Complete stage of responses.
+        target: Stage to fill.
+        recipe_benchmarks: Images of the recipe's own benchmarks; see `decontamination.build_index`.
 
     Raises:
         InputError: The vocabulary, the calibration or a benchmark cannot be read.
@@ -190,7 +202,7 @@ def run(config: ExpertsConfig, *, source: StageFolder, target: StageFolder) -> M
     """
     fitted = load_calibration(config.calibration)
     parts = [section.fingerprint() for section in (config, load_vocabulary(config.vocabulary), fitted)]
-    benchmarks = build_index(config.decontamination, config.images) if config.decontamination.benchmarks else None
+    benchmarks = build_index(config.decontamination, config.images, recipe_benchmarks)
     parts += [benchmarks.fingerprint()] if benchmarks else []
     rows, total = group_by_image(source)
     experts = expert_configs(config)

@@ -9,6 +9,7 @@ continues, and return one result per benchmark:
     <folder>/<benchmark>.json  the result of a benchmark, as it is printed
 """
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -197,6 +198,29 @@ def measure_here(
 def check_tasks(tasks: Sequence[BenchmarkTask], role: BenchmarkRole | None) -> None:
     """Read all benchmarks of a run before its first engine starts. Raises InputError as `measure_engine` does."""
     _plan(tasks, role, None, 0.0, blind=False)
+
+
+def shown_images(
+    tasks: Sequence[BenchmarkTask], role: BenchmarkRole | None
+) -> dict[str, list[tuple[str | bytes, str]]]:
+    """List the images of benchmarks, for decontamination.
+
+    Args:
+        tasks: The benchmarks.
+        role: Role of the model that they measure; None: the usual one of each.
+
+    Returns:
+        Label of each benchmark -> (path, URI or bytes of an image, question about it), each pair once.
+    """
+    with tempfile.TemporaryDirectory() as store:
+        plan = _plan(tasks, role, Path(store), 0.0, blind=False)
+        return {
+            own.label: [
+                (Path(uri).read_bytes() if uri.startswith(store) else uri, question)
+                for uri, question in dict.fromkeys((uri, r.question) for r in own.requests for uri in r.images)
+            ]
+            for own in plan.tasks
+        }
 
 
 def tasks_of(configs: Sequence[benchmarks.BenchmarkConfig]) -> list[BenchmarkTask]:

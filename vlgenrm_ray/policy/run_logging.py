@@ -139,7 +139,9 @@ class RunLogger:
             {"text": r.text, "reward": r.reward, "status": r.status, "critique": r.critique, "finish": r.finish}
             for r in group
         ]
+        more = [image.uri for image in question.more_images]
         line = {"step": step, "image": question.image.uri, "question": question.text, "answers": answers}
+        line |= {"more_images": more} if more else {}
         self._append(self._paths.samples, line)
         self._trackers.log_samples(line, lambda: _thumbnail(question.image, self._config.images))
 

@@ -164,11 +164,11 @@ def _read_stage(folder: StageFolder, cls: type[R], root: str) -> tuple[tuple[R, 
     # Ids of the records that belong to `root` equal it or begin with it and a slash.
     filters = (pc.field("id") == root) | pc.starts_with(pc.field("id"), pattern=f"{root}/")
     rows = (row for shard in folder.shards() for row in folder.read_records(shard, filters=filters).to_pylist())
-    records = sorted((from_row(cls, row) for row in rows), key=lambda record: _natural_key(record.id))
+    records = sorted((from_row(cls, row) for row in rows), key=lambda record: natural_key(record.id))
     return tuple(records), [d for d in folder.dropped() if belongs(d.id, root)]
 
 
-def _natural_key(id: str) -> list[tuple[int, str]]:
+def natural_key(id: str) -> list[tuple[int, str]]:
     """Sort key that puts c10 after c9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", id)]
 

@@ -106,10 +106,11 @@ class _TracePage:
             first = indent
 
     def _question(self, question: Question) -> Iterator[str]:
-        image = question.image
         yield from self._put(0, f"QUESTION {question.id}", question.id)
         yield from self._put(1, f'"{question.text}"')
-        yield from self._put(1, f"image {image.uri} ({image.width} x {image.height}, sha256 {image.sha256[:12]})")
+        for number, image in enumerate(question.images, start=1):
+            name = "image" if len(question.images) == 1 else f"image {number} of {len(question.images)}"
+            yield from self._put(1, f"{name} {image.uri} ({image.width} x {image.height}, sha256 {image.sha256[:12]})")
         details = [f"source {question.source}", *([f"kind {question.kind}"] if question.kind else [])]
         yield from self._put(1, ", ".join(details))
         if question.reference:

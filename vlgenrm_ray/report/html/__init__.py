@@ -16,7 +16,15 @@ from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.metrics import Estimate, paired_gain
 from vlgenrm_ray.policy.evaluation import DECODINGS
 from vlgenrm_ray.report.html import charts, gallery
-from vlgenrm_ray.report.html.run_data import RunData, critiques_by_decision, read_run, reliability
+from vlgenrm_ray.report.html.run_data import (
+    CurvePoint,
+    RunData,
+    best_of_n_curve,
+    critiques_by_decision,
+    read_run,
+    reliability,
+)
+from vlgenrm_ray.report.lineage import natural_key
 from vlgenrm_ray.report.policy_summary import measure_gain
 
 FILE_NAME = "report.html"
@@ -28,7 +36,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one or several runs, finished or not.
 
     Args:
-        runs: Run folders; a co-training counts as all of its reward-model and policy runs.
+        runs: Run folders; a co-training counts as all of its reward-model and policy runs. Also folders of
+            `vlgenrm benchmark --run` and `vlgenrm best-of-n --run`.
         out: File to write; default: `report.html` in the first run folder.
 
     Returns:
@@ -97,6 +106,7 @@ def render(runs: Sequence[RunData], *, refresh_s: float = 0.0) -> str:
         runs=[_run_view(run) for run in runs],
         comparison=_comparison(runs) if len(runs) > 1 else None,
         policy_charts=_comparison_curves(runs),
+        best_of_n_chart=_compared_best_of_n(runs) if len(runs) > 1 else "",
     )
 
 
@@ -147,7 +157,30 @@ def _run_view(run: RunData) -> dict[str, Any]:
         "decoding": _decoding_rows(run),
         "samples": gallery.policy_samples(run.policy) if run.policy is not None else [],
         "benchmarks": [_benchmark_view(benchmark) for benchmark in run.benchmarks],
+        "best_of_n_charts": [
+            (f"Best of n{'' if label == 'best_of_n' else f' on {label}'}", charts.best_of_n_curves(curves))
+            for label, curves in _best_of_n(run).items()
+        ],
     }
+
+
+def _best_of_n(run: RunData) -> dict[str, dict[str, list[CurvePoint]]]:
+    """Return the best-of-N curves of a run: label of the benchmark -> round or model -> points."""
+    curves: dict[str, dict[str, list[CurvePoint]]] = {}
+    for benchmark in run.benchmarks:
+        if points := best_of_n_curve(benchmark):
+            curves.setdefault(benchmark["label"], {})[benchmark["where"]] = points
+    return curves
+
+
+def _compared_best_of_n(runs: Sequence[RunData]) -> str:
+    """Draw the best-of-N curve of the best round of each run, else of its last result; "" without two curves."""
+    compared = {}
+    for run in runs:
+        for by_place in list(_best_of_n(run).values())[:1]:
+            best = f"round-{run.best_round.round}" if run.best_round is not None else ""
+            compared[run.name] = by_place.get(best) or list(by_place.values())[-1]
+    return charts.best_of_n_curves(compared) if len(compared) > 1 else ""
 
 
 def _policy_gains(run: RunData) -> dict[str, Estimate]:
@@ -184,18 +217,32 @@ _BENCHMARK_SECTIONS = {
 }
 
 
+_CURVE_SECTIONS = {
+    "metrics": "True score of the pick among n candidates, by an oracle, at random, and by the judge (ours)",
+    "groups": "Regret: the oracle's score minus the pick's",
+    "baselines": "Picks that look at no image",
+}
+"""Titles of the tables of a best-of-N result."""
+
+
+def _in_order(rows: Mapping[str, Any], benchmark: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Order the rows of a table for readers: the main metric first, but those of a curve by n."""
+    main = "" if best_of_n_curve(benchmark) else benchmark.get("main")
+    return sorted(rows.items(), key=lambda row: (row[0] != main, natural_key(row[0])))
+
+
 def _benchmark_view(benchmark: Mapping[str, Any]) -> dict[str, Any]:
     """Arrange the result of one benchmark (`BenchmarkReport.as_json` with its name) as tables."""
     sections = {name: benchmark[name] for name in _BENCHMARK_SECTIONS if benchmark.get(name)}
-    rules = list(dict.fromkeys(rule for rows in sections.values() for row in rows.values() for rule in row["rules"]))
+    titles = _BENCHMARK_SECTIONS | (_CURVE_SECTIONS if best_of_n_curve(benchmark) else {})
     return {
         "name": benchmark.get("benchmark", ""),
         "where": benchmark["where"],
-        "rules": rules,
         "sections": [
             {
-                "title": _BENCHMARK_SECTIONS[name],
-                "rows": [_benchmark_row(row, values, rules) for row, values in rows.items()],
+                "title": titles[name],
+                "rules": (rules := list(dict.fromkeys(rule for row in rows.values() for rule in row["rules"]))),
+                "rows": [_benchmark_row(row, values, rules) for row, values in _in_order(rows, benchmark)],
             }
             for name, rows in sections.items()
         ],

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlgenrm_ray.report.curves import PANELS, extract_curve
-from vlgenrm_ray.report.html.run_data import SELECTED, Array, PolicyData, ReliabilityBin, RoundData, StageAccount
+from vlgenrm_ray.report.html.run_data import (
+    SELECTED,
+    Array,
+    CurvePoint,
+    PolicyData,
+    ReliabilityBin,
+    RoundData,
+    StageAccount,
+)
 from vlgenrm_ray.reward.selection import NUM_BINS
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ _THEME = {_TEXT: "var(--soft)", _LINE: "var(--line)"} | {
 """Marker colour in the drawing -> CSS colour in the page."""
 _WIDTH = 6.4
 """Width of a chart in inches; the page scales it."""
+_MAX_POINTS = 1000
+"""Points drawn of a curve, evenly spaced; more could not be told apart."""
 _IDS = re.compile(r'(\bid="|url\(#|href="#)([^")]+)')
 
 
@@ -141,6 +151,40 @@ def stage_seconds(stages: Sequence[StageAccount]) -> str:
     return _to_svg(figure, "Working seconds of each stage")
 
 
+def best_of_n_curves(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
+    """Draw the true score of the pick among n candidates over n, with its 95 % interval, a line per judge.
+
+    The oracle's and the random pick, which need no judge, are those of the first curve.
+    """
+    figure, axes = _new_chart(height=3.6)
+    for number, (name, points) in enumerate(curves.items()):
+        colour = _SERIES[number % len(_SERIES)]
+        sizes, picks = [point.n for point in points], [point.pick for point in points]
+        axes.plot(sizes, picks, color=colour, marker="os"[number % 2], label=name)
+        axes.fill_between(
+            sizes, [point.low for point in points], [point.high for point in points], color=colour, alpha=0.18, lw=0
+        )
+    first = next(iter(curves.values()))
+    sizes = [point.n for point in first]
+    axes.plot(sizes, [point.oracle for point in first], color=_TEXT, ls="--", lw=1, label="oracle")
+    axes.plot(sizes, [point.random for point in first], color=_TEXT, ls=":", lw=1, label="random pick")
+    axes.set_xscale("log", base=2)
+    all_sizes = sorted({point.n for points in curves.values() for point in points})
+    axes.set_xticks(all_sizes, [str(n) for n in all_sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("candidates n")
+    axes.set_ylabel("true score of the pick")
+    _add_legend(figure)
+    return _to_svg(figure, f"Best of n: true score of the pick over n, {', '.join(curves)}")
+
+
+def _thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return at most `_MAX_POINTS` points of a curve, its ends included."""
+    if len(curve) <= _MAX_POINTS:
+        return list(curve)
+    return [curve[i] for i in np.linspace(0, len(curve) - 1, _MAX_POINTS).round().astype(int)]
+
+
 def policy_curves(policies: Mapping[str, PolicyData]) -> list[tuple[str, str]]:
     """Draw the training curves of policies. Returns (title, SVG) for each panel that has a value."""
     charts = []
@@ -149,7 +193,7 @@ def policy_curves(policies: Mapping[str, PolicyData]) -> list[tuple[str, str]]:
         num_points = 0
         for number, (name, policy) in enumerate(policies.items()):
             lines = policy.steps if panel.file == "metrics.jsonl" else policy.evaluations
-            if curve := extract_curve(lines, panel.key):
+            if curve := _thin(extract_curve(lines, panel.key)):
                 num_points += len(curve)
                 marker = "o" if panel.file == "evaluations.jsonl" else None
                 axes.plot(*zip(*curve, strict=True), color=_SERIES[number % 8], marker=marker, label=name)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from vlgenrm_ray.records import (
 )
 from vlgenrm_ray.report.html.run_data import SELECTED, JudgedPairs, PolicyData, RoundData
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 _NUM_MISTAKES, _NUM_RIGHT, _NUM_TRAINING = 36, 12, 48
 """Examples shown: held-out pairs ranked wrong, held-out pairs ranked right, training pairs."""
 _NUM_CRITIQUES = 3
@@ -36,11 +39,17 @@ _NUM_SAMPLES = 12
 """Logged questions shown of a policy's training."""
 _NUM_DETECTIONS, _MIN_SCORE = 12, 0.25
 """Detections drawn of an image, the surest first, and their smallest score: weak boxes would hide the image."""
+_NUM_ANSWERS = 16
+"""Answers shown of a logged question, the best and the worst rewards."""
+_MAX_TEXT = 4000
+"""Characters shown of a text; `vlgenrm trace` prints all."""
 _THUMBNAIL_SIDE = 448
-"""Largest side of an embedded image, in pixels."""
+"""Largest side of an embedded image, in pixels. The images of a question share the area of one."""
+_NUM_IMAGES = 16
+"""Images shown of a question; the number of the others is stated."""
 _JPEG_QUALITY = 80
 _MAX_COLOURS = 4096
-"""Images of at most this many colours are drawings, which PNG stores smaller and without artefacts."""
+"""Images of at most this many colours are drawings, or grey; PNG stores most of them smaller and without artefacts."""
 R = TypeVar("R", bound=HasId)
 
 
@@ -90,6 +99,19 @@ class BoxView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageView:
+    """An image as it is embedded, with the boxes drawn over it."""
+
+    url: str
+    """Data URL; "" if the image cannot be shown, with the reason in `error`."""
+    error: str
+    width: int
+    """Size of the original in pixels, in which the boxes are."""
+    height: int
+    boxes: tuple[BoxView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleView:
     """One pair of the gallery."""
 
@@ -98,12 +120,8 @@ class ExampleView:
     """`mistake`, `undecided`, `right`, `kept`, `lost`, or `pair` before any selection."""
     kind: str
     question: str
-    image_url: str
-    """Data URL; "" if the image cannot be read, with the reason in `image_error`."""
-    image_error: str
-    width: int
-    height: int
-    boxes: tuple[BoxView, ...]
+    images: tuple[ImageView, ...]
+    """All images of the question, in order."""
     sides: tuple[SideView, ...]
     note: str
     """Evidence of the label and result of the selection."""
@@ -121,11 +139,10 @@ def heldout_examples(run: Path, round: RoundData) -> list[ExampleView]:
             id=id,
             group=group,
             kind=pairs[id].kind,
-            question=pairs[id].question.text,
-            boxes=(),
+            question=_shorten(pairs[id].question.text),
+            images=_images(pairs[id].question.images),
             sides=tuple(_judged_side(pairs[id], results[id], side) for side in Side),
             note="",
-            **_image_fields(pairs[id].question.image),
         )
         for id, group in groups.items()
         if id in results
@@ -151,12 +168,12 @@ def _judged_side(preference: Preference, result: PairResult, side: Side) -> Side
     right = "yes" if side is Side.CHOSEN else "no"
     return SideView(
         name=side.value,
-        pieces=_edited_pieces(preference, side),
+        pieces=_shorten_pieces(_edited_pieces(preference, side)),
         reward=judgement.reward,
         status="" if judgement.reward is not None else judgement.status,
         critiques=tuple(
             CritiqueView(
-                text=critique.text.strip(),
+                text=_shorten(critique.text.strip()),
                 p_yes=critique.p_yes,
                 is_right=None if critique.verdict is None else critique.verdict == right,
                 decision="",
@@ -174,7 +191,9 @@ def training_examples(run: Path, round: RoundData) -> list[ExampleView]:
     chosen = _choose_training(_kinds(StageFolder(run / "preferences")), reasons)
     pairs = preferences.read(Preference, chosen)
     critiques = _read_critiques(StageFolder(round.folder / "critiques"), chosen)
-    drops = {drop.id: f"{drop.reason.replace('_', ' ')}: {drop.detail}" for drop in selection.dropped()}
+    shown = {critique.id for own in critiques.values() for critique in own}
+    # Not all drops: a large run has millions.
+    drops = {d.id: f"{d.reason.replace('_', ' ')}: {d.detail}" for d in selection.dropped() if d.id in shown}
     checked = _checked_responses(run, pairs.values())
     return [
         _training_example(pairs[id], critiques.get(id, ()), reasons[id], drops, checked) for id in chosen if id in pairs
@@ -249,7 +268,9 @@ def _training_example(
     sides = tuple(
         SideView(
             name=side.value,
-            pieces=_checked_pieces(preference.response(side), findings[side]) or _edited_pieces(preference, side),
+            pieces=_shorten_pieces(
+                _checked_pieces(preference.response(side), findings[side]) or _edited_pieces(preference, side)
+            ),
             reward=None,
             status="",
             critiques=tuple(
@@ -264,11 +285,13 @@ def _training_example(
         id=preference.id,
         group="kept" if reason == SELECTED else "lost",
         kind=preference.kind,
-        question=preference.question.text,
-        boxes=_boxes(preference, [finding for side in Side for finding in findings[side]]),
+        question=_shorten(preference.question.text),
+        # The experts see one image: pairs about several have no boxes.
+        images=_images(
+            preference.question.images, _boxes(preference, [finding for side in Side for finding in findings[side]])
+        ),
         sides=sides,
         note="; ".join(filter(None, (preference.origin.value, preference.evidence, result))),
-        **_image_fields(preference.question.image),
     )
 
 
@@ -279,7 +302,7 @@ def _selected_first(critiques: Sequence[Critique], side: Side, drops: Mapping[st
 def _trained_critique(critique: Critique, drops: Mapping[str, str]) -> CritiqueView:
     right = "yes" if critique.side is Side.CHOSEN else "no"
     return CritiqueView(
-        text=critique.text.strip(),
+        text=_shorten(critique.text.strip()),
         p_yes=critique.p_yes,
         is_right=None if critique.verdict is None else critique.verdict == right,
         decision=drops.get(critique.id, SELECTED),
@@ -361,8 +384,7 @@ class SampleView:
 
     step: int
     question: str
-    image_url: str
-    image_error: str
+    images: tuple[ImageView, ...]
     answers: tuple[Mapping[str, Any], ...]
 
 
@@ -373,39 +395,74 @@ def policy_samples(policy: PolicyData) -> list[SampleView]:
         lines = [lines[i * (len(lines) - 1) // (_NUM_SAMPLES - 1)] for i in range(_NUM_SAMPLES)]
     views = []
     for line in lines:
-        image_url = _thumbnail(line["image"])
         answers = sorted(line["answers"], key=lambda a: -1.0 if a["reward"] is None else a["reward"], reverse=True)
+        if len(answers) > _NUM_ANSWERS:
+            answers = answers[: _NUM_ANSWERS // 2] + answers[-_NUM_ANSWERS // 2 :]
+        texts = ("text", "critique")
+        uris = [line["image"], *line.get("more_images", ())]
         views.append(
             SampleView(
                 step=line["step"],
-                question=line["question"],
-                image_url=image_url["image_url"],
-                image_error=image_url["image_error"],
-                answers=tuple(answers),
+                question=_shorten(line["question"]),
+                images=_images([ImageRef(uri=uri, sha256="", width=0, height=0) for uri in uris]),
+                answers=tuple(answer | {name: _shorten(answer[name]) for name in texts} for answer in answers),
             )
         )
     return views
 
 
-def _image_fields(image: ImageRef) -> dict[str, Any]:
-    return _thumbnail(image.uri) | {"width": image.width, "height": image.height}
+def _shorten(text: str) -> str:
+    """Leave out the middle of a text that is longer than `_MAX_TEXT`: a critique's verdict stands at its end."""
+    if len(text) <= _MAX_TEXT:
+        return text
+    half = _MAX_TEXT // 2
+    return f"{text[:half]} ... ({len(text) - 2 * half:,} characters left out) ... {text[-half:]}"
 
 
-def _thumbnail(uri: str) -> dict[str, str]:
-    """Return a small copy of an image as a data URL, or the reason why there is none. Never opens remote addresses."""
-    if "://" in uri:
-        return {"image_url": "", "image_error": "image at a remote address"}
+def _shorten_pieces(pieces: Sequence[TextPiece]) -> tuple[TextPiece, ...]:
+    """Cut pieces off where their texts reach `_MAX_TEXT` characters."""
+    shown, room = [], _MAX_TEXT
+    for piece in pieces:
+        if len(piece.text) > room:
+            num_left_out = sum(len(p.text) for p in pieces) - _MAX_TEXT
+            shown.append(replace(piece, text=piece.text[:room]))
+            return (*shown, TextPiece(text=f" ... ({num_left_out:,} characters left out)", mark=""))
+        shown.append(piece)
+        room -= len(piece.text)
+    return tuple(shown)
+
+
+def _images(refs: Sequence[ImageRef], boxes: tuple[BoxView, ...] = ()) -> tuple[ImageView, ...]:
+    """Show the images of a question, with boxes on the first. Together they are not larger than one alone."""
+    shown = refs[:_NUM_IMAGES]
+    side = int(_THUMBNAIL_SIDE / len(shown) ** 0.5)
+    views = [_image_view(ref, side, () if number else boxes) for number, ref in enumerate(shown)]
+    if num_others := len(refs) - len(shown):
+        views.append(ImageView(url="", error=f"{num_others} more images", width=0, height=0))
+    return tuple(views)
+
+
+def _image_view(ref: ImageRef, side: int, boxes: tuple[BoxView, ...]) -> ImageView:
+    """Embed a copy of an image, of at most `side` pixels, or the reason why there is none. Opens no remote address."""
+    if "://" in ref.uri:
+        return ImageView(url="", error="image at a remote address", width=ref.width, height=ref.height)
     limits = ImageLimits()
     try:
-        image = images.decode(images.fetch(uri, limits), limits, uri)
+        image = images.decode(images.fetch(ref.uri, limits), limits, ref.uri)
     except ImageError as error:
-        return {"image_url": "", "image_error": error.detail}
+        return ImageView(url="", error=error.detail, width=ref.width, height=ref.height)
     is_drawn = image.getcolors(_MAX_COLOURS) is not None
-    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-    out = io.BytesIO()
+    image.thumbnail((side, side))
+    encoded = {"jpeg": _encode(image, "JPEG", quality=_JPEG_QUALITY)}
     if is_drawn:
-        image.save(out, "PNG", optimize=True)
-    else:
-        image.save(out, "JPEG", quality=_JPEG_QUALITY)
-    kind = "png" if is_drawn else "jpeg"
-    return {"image_url": f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", "image_error": ""}
+        encoded["png"] = _encode(image, "PNG", optimize=True)
+    # A grey photograph has few colours too, and would be several times as large as PNG.
+    kind = "png" if is_drawn and len(encoded["png"]) <= 2 * len(encoded["jpeg"]) else "jpeg"
+    url = f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
+    return ImageView(url=url, error="", width=ref.width, height=ref.height, boxes=boxes)
+
+
+def _encode(image: "PIL.Image.Image", format: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()

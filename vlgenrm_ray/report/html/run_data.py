@@ -3,6 +3,7 @@
 Reads a run while it is written as well: stages without a manifest are counted from the shards committed so far.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,17 @@ from vlgenrm_ray.data.store import StageFolder, read_json
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.metrics import Estimate, outcomes, paired_gain
 from vlgenrm_ray.policy.run_logging import RunPaths, read_lines
+from vlgenrm_ray.report.lineage import natural_key
 
 Array = npt.NDArray[np.float64]
 
 SHARED_STAGES = ("pool", "responses", "experts", "preferences", "heldout-pool", "heldout")
 ROUND_STAGES = ("critiques", "selection", "training", "evaluation")
+MEASUREMENT_STAGES = ("candidates", "best-of-n/replies", "replies")
+"""Stages of `vlgenrm best-of-n --run` and `vlgenrm benchmark --run`."""
 _NO_IMAGE = "/no-image"
+_BEST_OF = re.compile(r"best of (\d+)")
+"""Metric of a best-of-N result, see `evaluation/benchmarks/best_of_n.py`."""
 _MAX_CRITIQUES = 200_000
 """Critiques read for the histogram; larger runs are represented by their first shards, whose order is random."""
 SELECTED = "kept"
@@ -56,6 +62,18 @@ class JudgedPairs:
     def outcomes(self) -> dict[str, float]:
         """Map each pair id to its outcome: 1 right, 0 wrong, 1/2 tied or unreadable."""
         return dict(zip(self.ids, outcomes(self.chosen, self.rejected).tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """Expected true score of the pick among n candidates: of a judge (95 % interval), an oracle, and at random."""
+
+    n: int
+    pick: float
+    low: float
+    high: float
+    oracle: float
+    random: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +124,8 @@ class RunData:
     quality: Mapping[str, Any]
     """Content of `quality.json`: experts and labels against the ground truth, where it is known."""
     benchmarks: tuple[Mapping[str, Any], ...]
+    """Results of benchmarks (`BenchmarkResult.as_json`) with `label`, the name of their file, and `where`, their folder
+    below the run or the model."""
     policy: PolicyData | None
 
     @property
@@ -118,7 +138,7 @@ class RunData:
         """Gain of the best round over the base on the same pairs; None without a trained round."""
         best = self.best_round
         base = self.rounds[0] if self.rounds else None
-        if best is None or base is None or base.pairs is None or best.pairs is None or best.round == 0:
+        if best is None or base is None or base.pairs is None or best.pairs is None or best is base:
             return None
         return paired_gain(base.pairs.outcomes(), best.pairs.outcomes())
 
@@ -127,13 +147,15 @@ def read_run(folder: Path) -> list[RunData]:
     """Read a run folder: a reward-model run, a policy's run, or a co-training, which consists of several runs.
 
     Args:
-        folder: Run folder, finished or not.
+        folder: Run folder, finished or not; also the folder of `vlgenrm benchmark --run` or `vlgenrm best-of-n --run`.
 
     Raises:
         InputError: The folder is not that of a run, or was written by another version.
     """
     folder = folder.absolute()
     if not (folder / "config.yaml").exists():
+        if measurement := _read_measurement(folder):
+            return [measurement]
         raise InputError(f"{folder}: not a run folder (it has no config.yaml); give the folder of --run")
     iterations = sorted(folder.glob("iteration-*"), key=lambda path: int(path.name.partition("-")[2]))
     if not iterations:
@@ -144,6 +166,48 @@ def read_run(folder: Path) -> list[RunData]:
         for part in parts
         if (part / "config.yaml").exists()
     ]
+
+
+def _read_measurement(folder: Path) -> RunData | None:
+    """Read the folder of a measurement outside of a run; None if it holds no result of a benchmark."""
+    results = tuple(_read_benchmarks(folder))
+    if not results:
+        return None
+    stages = tuple(_read_stages(folder))
+    return RunData(
+        name=folder.name,
+        folder=folder,
+        recipe="",
+        seed=None,
+        is_finished=True,
+        seconds=sum(stage.seconds for stage in stages),
+        stages=stages,
+        rounds=(),
+        quality={},
+        benchmarks=results,
+        policy=None,
+    )
+
+
+def best_of_n_curve(benchmark: Mapping[str, Any]) -> list[CurvePoint]:
+    """Return the points of a best-of-N result by n; empty for another benchmark."""
+    points = []
+    for name, row in benchmark["metrics"].items():
+        ours = row["ours"]
+        if (match := _BEST_OF.fullmatch(name)) is None or ours is None or ours["value"] is None:
+            continue
+        low, high = ours["ci95"]
+        points.append(
+            CurvePoint(
+                n=int(match[1]),
+                pick=ours["value"],
+                low=low,
+                high=high,
+                oracle=row["rules"]["oracle"],
+                random=row["rules"]["random"],
+            )
+        )
+    return sorted(points, key=lambda point: point.n)
 
 
 def _read_single_run(folder: Path, name: str) -> RunData:
@@ -183,6 +247,7 @@ def _is_finished(settings: Mapping[str, Any], rounds: tuple[RoundData, ...], pol
 def _read_stages(folder: Path) -> Iterator[StageAccount]:
     names = [*SHARED_STAGES]
     names += [f"{path.name}/{stage}" for path in _round_folders(folder) for stage in ROUND_STAGES]
+    names += MEASUREMENT_STAGES
     for name in names:
         if (folder / name / "shards").is_dir():
             yield _stage_account(StageFolder(folder / name), name)
@@ -343,9 +408,19 @@ def _read_policy(folder: Path) -> PolicyData:
 
 
 def _read_benchmarks(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the results of a run's benchmarks, and those of `vlgenrm benchmark` and `best-of-n` in the same folder."""
     # Not in all folders: those of images and checkpoints may hold very many files.
-    for path in sorted((*folder.glob("benchmarks/*.json"), *folder.glob("*/benchmarks/*.json"))):
-        yield read_json(path) | {"where": str(path.parent.parent.relative_to(folder))}
+    own = [path for path in (folder, folder / "best-of-n", folder / "benchmarks") if (path / "replies").is_dir()]
+    of_rounds = sorted(folder.glob("*/benchmarks"), key=lambda path: natural_key(path.parent.name))
+    for results in (*own, *of_rounds):
+        for path in sorted(results.glob("*.json")):
+            if "metrics" in (result := read_json(path)):
+                where = results.parent.name if results in of_rounds else _model_name(str(result.get("model", "")))
+                yield result | {"where": where, "label": path.stem}
+
+
+def _model_name(model: str) -> str:
+    return model if "://" in model else Path(model).name
 
 
 def _read_json_or_empty(path: Path) -> dict[str, Any]:
