@@ -17,6 +17,7 @@ from vlgenrm_ray.serving.auth import ApiTokens
 if TYPE_CHECKING:
     from vlgenrm_ray.evaluation.benchmark_models import BenchmarkModel
     from vlgenrm_ray.evaluation.benchmark_run import BenchmarkResult, BenchmarkTask
+    from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
 
 
 def score_stored_answers(
@@ -79,7 +80,8 @@ def run_benchmarks(
         model: Model folder, hub name, or `pack:vlm`, measured on Ray.
         url: Address of a served judge. Its token comes from VLGENRM_API_TOKEN.
         judge: Import path `package.module:Name` of a `BenchmarkModel`, created without arguments in this process.
-        role: judge, pairwise_judge or policy; default: that of each benchmark, for `url` judge.
+        role: judge, pairwise_judge or policy; default: that of each benchmark and the kind of judge that the model, or
+            the service, says it is.
         path: Recipe whose judge, engine and actors are used; default: shapes.
         overrides: Settings that replace the recipe's, as `a.b=value`.
         blind: Show no image.
@@ -100,7 +102,7 @@ def run_benchmarks(
 
     tasks = _benchmark_tasks(names, data, images)
     settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
-    own_role = BenchmarkRole(role) if role else BenchmarkRole.JUDGE if url else None
+    own_role = BenchmarkRole(role) if role else _served_role(url) if url else None
     with tempfile.TemporaryDirectory() as temporary:
         folder = (run or Path(temporary)).absolute()
         if model:
@@ -110,7 +112,7 @@ def run_benchmarks(
             results = benchmark_run.measure_engine(
                 tasks,
                 settings.evaluation,
-                judge=settings.judge,
+                judge=settings.judge.of_model(located),
                 model=located,
                 name=model,
                 role=own_role,
@@ -246,6 +248,15 @@ def _model_here(url: str, judge: str, settings: RunConfig) -> "BenchmarkModel":
         return ServedModel(RemoteJudge(url, token=ApiTokens.from_environment().api or None, limits=limits), limits)
     model: BenchmarkModel = plugins.load(judge, {}, "--judge")()
     return model
+
+
+def _served_role(url: str) -> "BenchmarkRole":
+    """Ask a service for its kind of judge; return the role in which it is measured."""
+    from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
+    from vlgenrm_ray.judge.remote import RemoteJudge
+
+    with RemoteJudge(url, token=ApiTokens.from_environment().api or None) as judge:
+        return BenchmarkRole.PAIRWISE_JUDGE if judge.is_pairwise() else BenchmarkRole.JUDGE
 
 
 def _benchmark_tasks(names: Sequence[str], data: Sequence[Path], images: Sequence[str] = ()) -> "list[BenchmarkTask]":

@@ -73,7 +73,7 @@ def train_reward(
     if until is not None and not until.startswith("heldout"):
         del inputs["heldout"]
     _check_inputs(console, inputs, None if dry_run else run)
-    benchmark_run.check_tasks(benchmark_run.tasks_of(settings.benchmarks), BenchmarkRole.JUDGE)
+    benchmark_run.check_tasks(benchmark_run.tasks_of(settings.benchmarks), benchmark_run.judge_role(settings.judge))
     if dry_run:
         _print_plan(console, settings, requests, address)
         return {}
@@ -135,7 +135,8 @@ def co_train(
     inputs = {f"reward.{name}": source for name, source in _pools(settings.reward).items()}
     inputs |= {f"policy.{name}": source for name, source in _pools(settings.policy).items()}
     _check_inputs(console, inputs)
-    benchmark_run.check_tasks(benchmark_run.tasks_of(settings.reward.benchmarks), BenchmarkRole.JUDGE)
+    reward = settings.reward
+    benchmark_run.check_tasks(benchmark_run.tasks_of(reward.benchmarks), benchmark_run.judge_role(reward.judge))
     benchmark_run.check_tasks(benchmark_run.tasks_of(settings.policy.benchmarks), BenchmarkRole.POLICY)
     if dry_run:
         _print_plan(console, settings, requests, address)
@@ -228,7 +229,11 @@ def evaluate(
     pool.run(settings.heldout, target=labelled)
     heldout.run(source=labelled, target=target)
     manifest = pairs.run(
-        settings.evaluation, judge=settings.judge, model=folder, source=target, target=StageFolder(run / "evaluation")
+        settings.evaluation,
+        judge=settings.judge.of_model(folder),
+        model=folder,
+        source=target,
+        target=StageFolder(run / "evaluation"),
     )
     Console(highlight=False).print(summary.evaluation_table(manifest.metrics))
     return manifest.metrics
@@ -259,8 +264,11 @@ def score(
     except ImageError as error:
         raise InputError(f"IMAGE: {error.detail}") from error
     judge_config = settings.judge.model_copy(update={"num_critiques": num_critiques} if num_critiques else {})
-    folder = str(model_folder.locate(recipe.resolve(model)))
-    engine = VllmGenerator(settings.evaluation.engine.model_copy(update={"model": folder}))
+    folder = model_folder.locate(recipe.resolve(model))
+    judge_config = judge_config.of_model(folder)
+    if judge_config.is_pairwise:
+        raise InputError(f"{model} is a pairwise judge, which compares two responses; serve it and POST /v1/compare")
+    engine = VllmGenerator(settings.evaluation.engine.model_copy(update={"model": str(folder)}))
     judge = Judge(judge_config, engine, limits)
     (judgement,) = judge.score([JudgeInput(id="cli", images=(ref,), question=question, response=response)])
     console = Console(highlight=False)
@@ -344,7 +352,7 @@ def serving_config(
     VLGENRM_FAILED_REWARD takes precedence over `serving.failed_reward`.
     """
     settings = config.load(path or shipped_recipe("shapes"), tuple(overrides))
-    folder = str(model_folder.locate(recipe.resolve(model)))
+    folder = model_folder.locate(recipe.resolve(model))
     changes: dict[str, Any] = {"tokens": ApiTokens.from_environment()}
     if (substitute := substitute_from_environment()) is not None:
         changes["failed_reward"] = substitute
@@ -353,7 +361,8 @@ def serving_config(
     if image_roots:
         changes["image_roots"] = tuple(image_roots)
     serving = config.serving(settings, **changes)
-    return serving.model_copy(update={"engine": serving.engine.model_copy(update={"model": folder})})
+    engine = serving.engine.model_copy(update={"model": str(folder)})
+    return serving.model_copy(update={"engine": engine, "judge": serving.judge.of_model(folder)})
 
 
 def inspect(path: str, *, overrides: Sequence[str] = (), as_json: bool = False) -> None:

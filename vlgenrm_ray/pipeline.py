@@ -25,7 +25,6 @@ from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.evaluation import benchmark_run, evidence_quality, heldout, pairs
-from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
 from vlgenrm_ray.evaluation.metrics import estimate_as_json
 from vlgenrm_ray.experts.claims import VocabularyExtractor
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
@@ -33,9 +32,9 @@ from vlgenrm_ray.records import CheckedResponse, Preference
 from vlgenrm_ray.report.lineage import round_lineage
 from vlgenrm_ray.report.summary import run_summary
 from vlgenrm_ray.reward import critiques, rounds, selection, training
-from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.rounds import RoundResult, RoundStages
 from vlgenrm_ray.reward.training import TrainingResult
+from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
 
 PreparationStage = Literal["pool", "responses", "experts", "preferences", "heldout-pool", "heldout"]
 """Stages before the first round, in their order."""
@@ -85,7 +84,7 @@ def _run_stages(
     reward_run: RewardRun, on_round: Callable[[RoundResult], None], until: PreparationStage | None
 ) -> dict[str, Any]:
     config, started_at = reward_run.config, time.monotonic()
-    benchmark_run.check_tasks(benchmark_run.tasks_of(config.benchmarks), BenchmarkRole.JUDGE)
+    benchmark_run.check_tasks(benchmark_run.tasks_of(config.benchmarks), benchmark_run.judge_role(config.judge))
     earlier_seconds = _earlier_seconds(reward_run)
     prepared = prepare(reward_run, until)
     results: list[RoundResult] = []
@@ -153,13 +152,14 @@ def _benchmark_images(config: RunConfig) -> Mapping[str, Sequence[tuple[str | by
     """Return the images of the recipe's benchmarks that must not be trained on, unless the recipe names others."""
     if config.experts.decontamination.benchmarks is not None:
         return {}
-    return benchmark_run.shown_images(benchmark_run.tasks_of(config.benchmarks), BenchmarkRole.JUDGE)
+    return benchmark_run.shown_images(benchmark_run.tasks_of(config.benchmarks), benchmark_run.judge_role(config.judge))
 
 
 def improve(run: RewardRun) -> Iterator[RoundResult]:
     """Evaluate the base model, then run the rounds; yield each round when it is finished."""
     base = model_folder.locate(run.config.base)
-    return rounds.run(run.config.rounds, run.folder, base=base, stages=_bind_stages(run))
+    config = run.config.model_copy(update={"judge": run.config.judge.of_model(base)})
+    return rounds.run(config.rounds, run.folder, base=base, stages=_bind_stages(RewardRun(config, run.folder)))
 
 
 def evidence_quality_report(run: RewardRun) -> Mapping[str, Any]:
@@ -175,14 +175,14 @@ def evidence_quality_report(run: RewardRun) -> Mapping[str, Any]:
 
 
 def _bind_stages(run: RewardRun) -> RoundStages:
-    config = run.config
+    config, judge = run.config, run.config.judge
     vocabulary = load_vocabulary(config.experts.vocabulary)
     checker = CritiqueChecker(VocabularyExtractor(vocabulary), vocabulary, config.experts.fitted_thresholds())
 
     def run_critiques(model: Path, round: int, target: StageFolder) -> Manifest:
         return critiques.run(
             config.critiques,
-            judge=config.judge,
+            judge=judge.with_kind("pointwise") if config.rounds.cold_start and round == 1 else judge,
             model=model,
             round=round,
             source=run.stage("preferences"),
@@ -192,8 +192,7 @@ def _bind_stages(run: RewardRun) -> RoundStages:
     def run_selection(round: int, source: StageFolder, target: StageFolder) -> Manifest:
         return selection.run(
             config.selection,
-            prompt=config.judge.prompt,
-            direct_prompt=config.judge.direct_prompt,
+            judge=judge,
             checker=checker,
             source=source,
             preferences=run.stage("preferences"),
@@ -201,10 +200,11 @@ def _bind_stages(run: RewardRun) -> RoundStages:
         )
 
     def run_training(model: Path, round: int, examples: StageFolder, target: Path) -> TrainingResult:
-        return training.run(config.training, base=model, examples=examples, target=target, round=round)
+        kind = judge.kind or "pointwise"
+        return training.run(config.training, base=model, examples=examples, target=target, round=round, kind=kind)
 
     def run_evaluation(model: Path, target: StageFolder) -> Manifest:
-        return pairs.run(config.evaluation, judge=config.judge, model=model, source=run.stage("heldout"), target=target)
+        return pairs.run(config.evaluation, judge=judge, model=model, source=run.stage("heldout"), target=target)
 
     def run_benchmarks(model: Path, folder: Path) -> Mapping[str, float]:
         if not config.benchmarks:
@@ -212,9 +212,9 @@ def _bind_stages(run: RewardRun) -> RoundStages:
         results = benchmark_run.measure_engine(
             benchmark_run.tasks_of(config.benchmarks),
             config.evaluation,
-            judge=config.judge,
+            judge=judge,
             model=model,
-            role=BenchmarkRole.JUDGE,
+            role=benchmark_run.judge_role(judge),
             folder=folder,
         )
         return {result.label: result.report.main for result in results}

@@ -235,10 +235,18 @@ class Side(StrEnum):
     CHOSEN = "chosen"
     REJECTED = "rejected"
 
+    @property
+    def other(self) -> "Side":
+        """The opposite side."""
+        return Side.REJECTED if self is Side.CHOSEN else Side.CHOSEN
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critique:
-    """One rationale of the GenRM about one side of a preference, with its verdict."""
+    """One rationale of the GenRM about one side of a preference, with its verdict.
+
+    A pairwise judge writes about both sides: `side` is the one that it was shown as response A.
+    """
 
     id: str
     preference_id: str
@@ -247,9 +255,10 @@ class Critique:
     text: str
     """Full text of the model, verdict included."""
     verdict: str | None
-    """"yes", "no", or None if no verdict could be read: the critique abstains."""
+    """"yes" or "no"; of a pairwise judge "a", "b" or "tie". None if no verdict could be read: the critique abstains."""
     p_yes: float | None
-    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240); None if unreadable."""
+    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240); of a pairwise judge the probability that
+    response A is better. None if unreadable."""
     verdict_mass: float
     """p(Yes) + p(No) at the verdict position; a small value means that the model did not give a verdict."""
     num_tokens: int
@@ -275,7 +284,7 @@ class Example:
     completion: str
     kind: ExampleKind
     label: str
-    """"yes" or "no" for critiques and direct verdicts (which are balanced by it), "" for answers."""
+    """Verdict ("yes" or "no", "a" or "b") of critiques and direct verdicts, by which they are balanced; "" else."""
     weight: float
     round: int
     stratum: str = ""
@@ -299,9 +308,10 @@ class JudgeCritique:
     text: str
     """The complete text of the model, verdict included."""
     verdict: str | None
-    """"yes" or "no"; None if no verdict could be read: the critique abstains."""
+    """"yes" or "no"; of a pairwise judge "a", "b" or "tie". None if no verdict could be read: the critique abstains."""
     p_yes: float | None
-    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240), in [0, 1]; None if unreadable."""
+    """p(Yes) / (p(Yes) + p(No)) at the verdict position (arXiv 2408.15240), in [0, 1]; of a pairwise judge the
+    probability that response A is better (see `judge/verdict.py`). None if unreadable."""
     verdict_mass: float
     """p(Yes) + p(No) at the verdict position; a small mass means that the model did not answer the question."""
     num_tokens: int
@@ -311,11 +321,14 @@ class JudgeCritique:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """The judge's result for one response: a reward, or the reason why there is none."""
+    """The judge's result for one response: a reward, or the reason why there is none.
+
+    The reward of a pairwise judge is the probability that the response is better than the one shown after it.
+    """
 
     id: str
     reward: float | None
-    """Mean of `p_yes` (or share of "yes") over readable critiques, in [0, 1]; None unless `status` is `ok`."""
+    """Mean of `p_yes` (or vote of the verdicts) over readable critiques, in [0, 1]; None unless `status` is `ok`."""
     status: str
     """`ok`, `unreadable_verdict`, `timeout`, or the drop reason with which the engine refused the prompt."""
     critiques: tuple[JudgeCritique, ...] = ()
@@ -362,7 +375,11 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairResult:
-    """Judgements of both sides of a held-out pair; has the preference's id, with `/no-image` if the image was blank."""
+    """Judgements of both sides of a held-out pair; has the preference's id, with `/no-image` if the image was blank.
+
+    Of a pairwise judge, `chosen` is the judgement with the chosen response shown first, `rejected` that with the
+    rejected one first. In both cases the pair is ranked right if the reward of `chosen` is higher.
+    """
 
     id: str
     preference_id: str

@@ -9,14 +9,14 @@ import pytest
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.experts.checking import Thresholds
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.records import Critique, Example, Preference, Side
 from vlgenrm_ray.reward import selection
-from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.selection import SelectionConfig
+from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
 
 INPUTS = {
-    "prompt": "shapes_cot",
-    "direct_prompt": "shapes_direct",
+    "judge": JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct"),
     "checker": CritiqueChecker.from_vocabulary("shapes", Thresholds()),
 }
 

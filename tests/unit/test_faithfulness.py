@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import factories
 import pytest
 
 from vlgenrm_ray.experts.claims import VocabularyExtractor
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
-from vlgenrm_ray.records import Side
-from vlgenrm_ray.reward.critique_checks import is_faithful
+from vlgenrm_ray.rewards.critique_checks import is_faithful
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.reference_critiques import reference_critique
 from vlgenrm_ray.shapes.world import scene_of
@@ -23,8 +21,7 @@ OTHER = "Claim: a blue star at the top right. Image: nothing at the top right. W
 
 def faithful(steps: list[str], verdict: str, response: str = RESPONSE) -> bool:
     text = "\n".join([*steps, f"Verdict: {verdict.capitalize()}"])
-    critique = factories.critique(side=Side.CHOSEN, text=text, verdict=verdict)
-    return is_faithful(critique, response, EXTRACTOR)
+    return is_faithful(text, response, EXTRACTOR, approves=verdict == "yes")
 
 
 @pytest.mark.parametrize(
@@ -67,8 +64,7 @@ def test_a_hedged_claim_of_the_response_may_be_quoted_or_left_out() -> None:
 def test_a_perfect_judge_is_faithful(tmp_path: Path) -> None:
     for pair in gold_pairs(tmp_path, seed=3, split="train", count=100):
         scene = scene_of(pair.question.id)
-        for side, response, verdict in ((Side.CHOSEN, pair.chosen, "yes"), (Side.REJECTED, pair.rejected, "no")):
+        for response, verdict in ((pair.chosen, "yes"), (pair.rejected, "no")):
             text = reference_critique(scene, pair.question.text, response)
             assert text.endswith(f"Verdict: {verdict.capitalize()}")
-            true_critique = factories.critique(side=side, text=text, verdict=verdict)
-            assert is_faithful(true_critique, response, EXTRACTOR), (response, text)
+            assert is_faithful(text, response, EXTRACTOR, approves=verdict == "yes"), (response, text)

@@ -14,10 +14,16 @@ from vlgenrm_ray.judge import prompts
 
 @pytest.mark.parametrize("name", prompts.names())
 def test_every_packaged_prompt_renders(name: str) -> None:
-    text = prompts.render(prompts.load(name), "What is it?", "A cup.", "Yes")
+    is_pairwise = "_pair" in name
+    template = prompts.load(name, pairwise=is_pairwise)
+    if is_pairwise:
+        text = prompts.render_pair(template, "What is it?", "A cup.", "A plate.", "A")
+        assert text.index("A cup.") < text.index("A plate.")
+    else:
+        text = prompts.render(template, "What is it?", "A cup.", "Yes")
+        assert ("A cup." in text) == (name != "answer")
     assert "What is it?" in text
     assert "{" not in text
-    assert ("A cup." in text) == (name != "answer")
 
 
 def test_the_shapes_prompt_is_the_one_its_model_was_trained_on() -> None:

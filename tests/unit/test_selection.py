@@ -13,10 +13,10 @@ from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Dropped, Example, ExampleKind, Preference, Side
-from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.examples import JudgeTemplates
 from vlgenrm_ray.reward.rejection_sampling import Strategy
 from vlgenrm_ray.reward.selection import SelectionConfig, pair_failures, select_examples, selection_metrics
+from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
 
 TEMPLATES = JudgeTemplates(critique=prompts.load("shapes_cot"), direct=prompts.load("shapes_direct"))
 CHECKER = CritiqueChecker.from_vocabulary("shapes", Thresholds())

@@ -17,6 +17,7 @@ LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
 NODE = Node(num_cpus=64, num_gpus=8)
 NEEDS = {
     "shapes": LAPTOP,
+    "shapes_pairwise": LAPTOP,
     "photos": LAPTOP,
     "qwen3_vl_4b": Cluster(nodes=(NODE,)),
     "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from vlgenrm_ray.errors import InputError
 
@@ -14,6 +14,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _INCIDENTAL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 """Entries of a configuration that do not describe the model."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_JUDGE_FILE = "judge.json"
+_JUDGE_KINDS = ("pointwise", "pairwise")
 _PIECES = 16
 _PIECE_BYTES = 64 * 1024
 
@@ -129,12 +131,40 @@ def _configuration(folder: Path) -> dict[str, Any]:
 
 
 def compatibility_traits(folder: Path) -> dict[str, Any]:
-    """Return the settings that decide a model's shapes and tokens. Models with equal traits can exchange weights."""
+    """Return the settings that decide a model's shapes, tokens and kind of judge.
+
+    Models with equal traits can exchange weights.
+    """
     traits = {name: value for name, value in _configuration(folder).items() if name not in _INCIDENTAL}
     files = (folder / name for name in _TOKENIZERS)
     with _readable(folder):
         tokenizer = next(file for file in files if file.exists())
-        return traits | {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
+        traits |= {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
+    return traits | {"judge": judge_kind(folder) or _JUDGE_KINDS[0]}
+
+
+def judge_kind(folder: Path) -> Literal["pointwise", "pairwise"] | None:
+    """Return the kind of judge that a model was trained to be; None if its folder does not state it.
+
+    Raises InputError if the statement cannot be read.
+    """
+    path = folder / _JUDGE_FILE
+    if not path.exists():
+        return None
+    try:
+        kind = json.loads(path.read_text())["kind"]
+        if kind not in _JUDGE_KINDS:
+            raise ValueError(f"kind is {kind!r}, expected {' or '.join(_JUDGE_KINDS)}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"model folder {folder}: {_JUDGE_FILE} cannot be read ({error}); correct or delete it, and set judge.kind"
+        ) from error
+    return cast("Literal['pointwise', 'pairwise']", kind)
+
+
+def write_judge_kind(folder: Path, kind: Literal["pointwise", "pairwise"]) -> None:
+    """Record in a model folder which kind of judge its model was trained to be."""
+    (folder / _JUDGE_FILE).write_text(json.dumps({"kind": kind}) + "\n")
 
 
 def version(folder: Path, name: str | None = None) -> str:

@@ -18,6 +18,7 @@ from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkReply, BenchmarkRequest
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.protocol import PAIRWISE_JUDGE
 from vlgenrm_ray.judge.remote import RemoteJudge, ScoreInput
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class EngineModel:
         self._limits = limits
 
     def reply(self, requests: Sequence[BenchmarkRequest]) -> list[BenchmarkReply]:
-        """See `BenchmarkModel.reply`. Raises ConfigError for a request to compare, which needs a pairwise judge."""
+        """See `BenchmarkModel.reply`. Raises ConfigError for requests that need the other kind of judge."""
         opened = open_images(requests, self._limits)
         pixels = {request.id: _pixels(request, opened) for request in requests}
         readable = [request for request in requests if not isinstance(pixels[request.id], ImageError)]
@@ -90,10 +91,20 @@ class EngineModel:
     def _reward(
         self, requests: Sequence[BenchmarkRequest], pixels: "Mapping[str, tuple[PIL.Image.Image, ...] | ImageError]"
     ) -> list[BenchmarkReply]:
-        if any(request.other is not None for request in requests):
-            raise ConfigError("role pairwise_judge: this judge rewards single responses; use the role judge")
+        if any((request.other is not None) is not self._judge.config.is_pairwise for request in requests):
+            raise ConfigError(
+                "role judge: this judge compares two responses; use the role pairwise_judge"
+                if self._judge.config.is_pairwise
+                else "role pairwise_judge: this judge rewards single responses; use the role judge"
+            )
         inputs = [
-            JudgeInput(id=r.id, images=_usable(pixels[r.id]), question=r.question, response=r.response or "")
+            JudgeInput(
+                id=r.id,
+                images=_usable(pixels[r.id]),
+                question=r.question,
+                response=r.response or "",
+                other=r.other or "",
+            )
             for r in requests
         ]
         judgements = self._judge.score(inputs) if inputs else []
@@ -123,9 +134,9 @@ class ServedModel:
         self._limits = limits
 
     def reply(self, requests: Sequence[BenchmarkRequest]) -> list[BenchmarkReply]:
-        """See `BenchmarkModel.reply`. Raises ConfigError for a request to answer, which a reward cannot."""
-        if any(request.response is None or request.other is not None for request in requests):
-            raise ConfigError("a served judge rewards single responses; use the role judge")
+        """See `BenchmarkModel.reply`. Raises ConfigError for a request to answer, or of the other kind of judge."""
+        if any(request.response is None for request in requests):
+            raise ConfigError("a served judge rewards responses and answers no question; use the role judge")
         opened = open_images(requests, self._limits)
         replies: dict[str, BenchmarkReply] = {}
         inputs: dict[str, ScoreInput] = {}
@@ -136,9 +147,15 @@ class ServedModel:
                 continue
             # A benchmark's question may be about no image; `allow_blind` states that this is meant.
             inputs[request.id] = ScoreInput(
-                images=pixels, question=request.question, response=request.response or "", allow_blind=not pixels
+                images=pixels,
+                question=request.question,
+                response=request.response or "",
+                other=request.other,
+                allow_blind=not pixels,
             )
         results = self._judge.score(list(inputs.values())) if inputs else []
+        if any(result.detail.startswith(PAIRWISE_JUDGE) for result in results):
+            raise ConfigError(f"{PAIRWISE_JUDGE}: use the role pairwise_judge")
         for id, result in zip(inputs, results, strict=True):
             replies[id] = BenchmarkReply(id=id, status=result.status.value, reward=result.reward)
         return [replies[request.id] for request in requests]

@@ -127,7 +127,8 @@ def measure_engine(
         judge: Prompts and sampling of the judge.
         model: Model folder.
         name: Name of the model, for the results; default: its folder.
-        role: Role of the model; None: the usual one of each benchmark.
+        role: Role of the model; None: the usual one of each benchmark, and of a pairwise judge `pairwise_judge` where
+            the benchmark has it.
         folder: Folder of replies and results, on a file system that all nodes share.
         blind: Show no image at all, as a score of what texts alone give away.
         build: Starts the engine that replaces vLLM; `model` then need not exist.
@@ -141,7 +142,7 @@ def measure_engine(
 
     Judge.check(judge)
     path = Path(model) if build else model_folder.locate(str(model))
-    plan = _plan(tasks, role, folder / "images", config.no_image_share, blind)
+    plan = _plan(tasks, role, folder / "images", config.no_image_share, blind, pairwise=judge.is_pairwise)
     target = StageFolder(folder / REPLIES)
     engine = config.engine.model_copy(update={"model": str(path)})
     arguments = (engine, judge, config.images, build or VllmGenerator)
@@ -223,6 +224,11 @@ def shown_images(
         }
 
 
+def judge_role(judge: JudgeConfig) -> BenchmarkRole:
+    """Return the role in which a kind of judge is measured."""
+    return BenchmarkRole.PAIRWISE_JUDGE if judge.is_pairwise else BenchmarkRole.JUDGE
+
+
 def tasks_of(configs: Sequence[benchmarks.BenchmarkConfig]) -> list[BenchmarkTask]:
     """Return the tasks of a recipe's benchmarks."""
     return [BenchmarkTask(name=config.name, data=config.data, images=config.images) for config in configs]
@@ -274,13 +280,19 @@ class _RunPlan:
 
 
 def _plan(
-    tasks: Sequence[BenchmarkTask], role: BenchmarkRole | None, store: Path | None, no_image_share: float, blind: bool
+    tasks: Sequence[BenchmarkTask],
+    role: BenchmarkRole | None,
+    store: Path | None,
+    no_image_share: float,
+    blind: bool,
+    *,
+    pairwise: bool = False,
 ) -> _RunPlan:
     """Read all benchmarks and make their requests, before an engine starts. `store`: folder of images held as bytes."""
     plans = []
     for label, task in zip(task_labels(tasks), tasks, strict=True):
         benchmark = benchmarks.load(task.name)
-        own_role = _role(task.name, benchmark, role)
+        own_role = _role(task.name, benchmark, role, pairwise=pairwise)
         items = list(benchmark.read(task.data, _resolver(task, store)))
         requests = benchmark.requests(items, own_role, 0.0 if blind else no_image_share)
         requests = [replace(r, id=f"{label}/{r.id}", images=() if blind else r.images) for r in requests]
@@ -292,7 +304,11 @@ def _plan(
     return _RunPlan(tasks=tuple(plans), blind=blind)
 
 
-def _role(name: str, benchmark: Benchmark[Any, Any], role: BenchmarkRole | None) -> BenchmarkRole:
+def _role(
+    name: str, benchmark: Benchmark[Any, Any], role: BenchmarkRole | None, *, pairwise: bool = False
+) -> BenchmarkRole:
+    if pairwise and role is None and BenchmarkRole.PAIRWISE_JUDGE in benchmark.roles:
+        return BenchmarkRole.PAIRWISE_JUDGE
     if not benchmark.roles:
         raise InputError(f"{name}: asks no model; its answers are rated by another one, whose reviews --answers gives")
     if role is not None and role not in benchmark.roles:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlgenrm_ray.judge.verdict import TIE
 from vlgenrm_ray.records import PairResult, Preference
 
 Array = npt.NDArray[np.float64]
@@ -230,6 +231,30 @@ def judge_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
         "verdict_coverage": _share(~np.isnan(probability)),
         "pair_coverage": _share(~np.isnan(chosen - rejected)),
         "by_kind": {str(kind): estimate_as_json(wilson_interval(won[kinds == kind])) for kind in np.unique(kinds)},
+    }
+
+
+def order_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
+    """Compute how much a pairwise judge depends on the order of the responses, as JSON.
+
+    Returns:
+        `position_bias`: mean probability that the response shown first is better, minus 1/2; each pair counts in both
+        orders, so a judge without a bias has 0. `both_right`, `both_wrong`, `first_position` and `second_position`:
+        shares of the pairs with two readable judgements that are decided right, or wrong, in both orders, or for the
+        same position in both. `ties`: share of critiques with the verdict tie among the readable ones.
+    """
+    chosen, rejected = reward_arrays(results)
+    readable = ~np.isnan(chosen - rejected)
+    chosen, rejected = chosen[readable], rejected[readable]
+    verdicts = [c.verdict for r in results for side in (r.chosen, r.rejected) for c in side.critiques if c.verdict]
+    first_right, second_right = chosen > 0.5, rejected < 0.5
+    return {
+        "position_bias": _rounded(float(np.mean([chosen.mean(), rejected.mean()]) - 0.5)) if len(chosen) else None,
+        "both_right": _share(first_right & second_right),
+        "both_wrong": _share(~first_right & ~second_right),
+        "first_position": _share(first_right & ~second_right),
+        "second_position": _share(~first_right & second_right),
+        "ties": _rounded(verdicts.count(TIE) / len(verdicts)) if verdicts else None,
     }
 
 

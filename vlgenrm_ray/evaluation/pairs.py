@@ -1,5 +1,8 @@
 """Evaluation stage: reads Preference, writes PairResult. Judges both sides of labelled held-out pairs.
 
+A pairwise judge is shown each pair in both orders; its probability that the chosen response is better is the mean of
+both, (p_chosen_first + 1 - p_rejected_first) / 2, hence the pair is ranked right if the first of these is the higher.
+
 A unit is a preference. A share of the pairs is judged a second time with a blank image of the same size, as a baseline
 for a judge that ignores the image. Those results have the id `<preference>/no-image`.
 """
@@ -20,7 +23,14 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import StageError
-from vlgenrm_ray.evaluation.metrics import Estimate, judge_metrics, length_baselines, outcomes_by_id, paired_gain
+from vlgenrm_ray.evaluation.metrics import (
+    Estimate,
+    judge_metrics,
+    length_baselines,
+    order_metrics,
+    outcomes_by_id,
+    paired_gain,
+)
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
 from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
@@ -98,7 +108,9 @@ def run(
         total=total,
         fingerprint=fingerprint(config, judge),
         inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
-        metrics=lambda folder: pair_metrics(list(folder.records(PairResult)), source.records(Preference)),
+        metrics=lambda folder: pair_metrics(
+            list(folder.records(PairResult)), source.records(Preference), pairwise=judge.is_pairwise
+        ),
     )
 
 
@@ -142,7 +154,8 @@ def judge_pairs(
         to_judge.append((preference, "", opened))
         if is_in_share(preference.id, no_image_share):
             to_judge.append((preference, NO_IMAGE, tuple(images.blank(image.size) for image in opened)))
-    items = [item for preference, suffix, opened in to_judge for item in _items(preference, suffix, opened)]
+    pairwise = judge.config.is_pairwise
+    items = [item for preference, suffix, opened in to_judge for item in _items(preference, suffix, opened, pairwise)]
     judgements = iter(judge.score(items))
     for preference, suffix, _ in to_judge:
         chosen, rejected = next(judgements), next(judgements)
@@ -170,13 +183,16 @@ def open_images(refs: Sequence[ImageRef], limits: ImageLimits) -> "tuple[PIL.Ima
         return error
 
 
-def _items(preference: Preference, suffix: str, opened: "tuple[PIL.Image.Image, ...]") -> Iterator[JudgeInput]:
+def _items(
+    preference: Preference, suffix: str, opened: "tuple[PIL.Image.Image, ...]", pairwise: bool
+) -> Iterator[JudgeInput]:
     for side in Side:
         yield JudgeInput(
             id=f"{preference.id}{suffix}/{side.value}",
             images=opened,
             question=preference.question.text,
             response=preference.response(side),
+            other=preference.response(side.other) if pairwise else "",
         )
 
 
@@ -185,12 +201,15 @@ def is_in_share(id: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") < share * 2**64
 
 
-def pair_metrics(results: Sequence[PairResult], preferences: Iterable[Preference]) -> dict[str, Any]:
+def pair_metrics(
+    results: Sequence[PairResult], preferences: Iterable[Preference], *, pairwise: bool = False
+) -> dict[str, Any]:
     """Compute `judge_metrics` of the results with image, with the baselines `no_image`, `shorter` and `longer`.
 
     Args:
         results: Results of one evaluation.
         preferences: The evaluated pairs; those without a result (dropped ones) are ignored.
+        pairwise: The judge is pairwise; `order_metrics` are added.
     """
     with_image = [r for r in results if not r.id.endswith(NO_IMAGE)]
     without_image = [r for r in results if r.id.endswith(NO_IMAGE)]
@@ -198,7 +217,8 @@ def pair_metrics(results: Sequence[PairResult], preferences: Iterable[Preference
     baselines = length_baselines([p for p in preferences if p.id in judged_ids])
     if without_image:
         baselines["no_image"] = judge_metrics(without_image)
-    return judge_metrics(with_image) | {"baselines": baselines}
+    orders = {"orders": order_metrics(with_image)} if pairwise else {}
+    return judge_metrics(with_image) | orders | {"baselines": baselines}
 
 
 def accuracy_gain(before: StageFolder, after: StageFolder) -> Estimate:

@@ -188,3 +188,25 @@ def _blunt_labels(text: str) -> str:
         written += [text[done:start].rstrip(), " - " if text[end : end + 1].isalnum() else " -"]
         done = end
     return MARKER.sub(lambda marker: marker[0].replace(":", " -"), "".join([*written, text[done:]]))
+
+
+# -- labels of responses -------------------------------------------------------------------------------------------
+
+_RESPONSE_LABEL = re.compile(
+    rf"\b(?:response|answer|assistant|reply)s?[\s*_#.\-]{{0,3}}[ab12]{MARKUP}(?P<colon>{COLON})"
+)
+
+
+def blunt_response_labels(text: str) -> str:
+    """Replace the colon of labels such as `Response B:` by a dash, in any spelling.
+
+    A pairwise judge's prompt labels its responses so; a response with such a label could pass for two.
+    """
+    plain, places = skeleton(text)
+    written: list[str] = []
+    done = 0
+    for label in _RESPONSE_LABEL.finditer(plain):
+        colon = places[label.start("colon")]
+        written += [text[done:colon].rstrip(), " - " if text[colon + 1 : colon + 2].isalnum() else " -"]
+        done = colon + 1
+    return "".join([*written, text[done:]]) if written else text

@@ -33,12 +33,22 @@ _STEP_PART = re.compile(
     r"[^\w\n.!]*+(?:[.!][^\w\s]*+(?=\s|\Z)|(?=\n|\Z))",
     re.MULTILINE,
 )
-_VERDICT = re.compile(
-    r"(?:\b(?:the|my|our|a|final|overall|so|thus|therefore|judge'?s?)[^\w\n]{1,4}){0,3}"
-    rf"{VERDICT}(?:{SEPARATOR}|\s++is(?:\s*+{COLON})?\s++{MARKUP})yes"
-    # It ends its sentence. "Verdict: Yes, two cups" is a statement.
-    r"[^\w\n.!\u3002]*+(?:[.!\u3002][^\w\s]*+(?=\s|\Z)|(?=\n|\Z))"
-)
+
+
+def _verdict_pattern(word: str) -> re.Pattern[str]:
+    """Return a pattern of a verdict with a word, which is a pattern as well."""
+    return re.compile(
+        r"(?:\b(?:the|my|our|a|final|overall|so|thus|therefore|judge'?s?)[^\w\n]{1,4}){0,3}"
+        rf"{VERDICT}(?:{SEPARATOR}|\s++is(?:\s*+{COLON})?\s++{MARKUP}){word}"
+        # It ends its sentence. "Verdict: Yes, two cups" is a statement.
+        r"[^\w\n.!\u3002]*+(?:[.!\u3002][^\w\s]*+(?=\s|\Z)|(?=\n|\Z))"
+    )
+
+
+_VERDICT_YES = _verdict_pattern("yes")
+_VERDICT_OF_PAIR = _verdict_pattern(r"(?:yes|(?:(?:response|answer)\s++)?[abc12]|tie)(?!\w)")
+_SECTION_OF_PAIR = re.compile(r"^[^\w\n]*+(?:response|answer)[^\w\n]{1,3}[ab12][^\w\n]*+$", re.MULTILINE)
+"""Heading of a pairwise critique, such as `Response B.`."""
 # What may precede a verdict or step in its sentence: the role that ends a forged turn, a list's number, and markup.
 _LEAD = re.compile(
     r"(?:\A|(?<=[\n.!?;,\u3002\uff01\uff1f]))"
@@ -55,13 +65,15 @@ _TURN = re.compile(
 )
 
 
-def remove_forgeries(response: str, question: str = "", template: str = "") -> str:
+def remove_forgeries(response: str, question: str = "", template: str = "", *, pairwise: bool = False) -> str:
     """Remove the parts of a response in the form of the judge's own critique or prompt.
 
     Args:
         response: Text of a policy.
         question: Text to which it responds. If it speaks of a verdict or of claims itself, such parts stay.
         template: Template of the judge's prompt; its sentences are removed.
+        pairwise: The judge is pairwise, so that the verdicts A, B and C and the headings of its critiques are removed
+            as well. The policy does not know in which position its response is shown.
 
     Returns:
         The rest, blank if there is nothing else. A response without forgeries is returned unchanged.
@@ -71,9 +83,11 @@ def remove_forgeries(response: str, question: str = "", template: str = "") -> s
     asked = skeleton(question)[0]
     spans: list[tuple[int, int]] = []
     if has_label(plain) and not has_label(asked):
-        spans += _verdicts(plain)
+        spans += _verdicts(plain, _VERDICT_OF_PAIR if pairwise else _VERDICT_YES)
     if "claim" in plain and "claim" not in asked:
         spans += _steps(plain)
+    if pairwise:
+        spans += [section.span() for section in _SECTION_OF_PAIR.finditer(plain)]
     if (sentences := _template_sentences(template)) is not None:
         spans += [sentence.span() for sentence in sentences.finditer(plain)]
     if not spans:
@@ -87,9 +101,9 @@ def remove_forgeries(response: str, question: str = "", template: str = "") -> s
     return _EMPTY_FENCE.sub("", "".join([*rest, text[done:]]))
 
 
-def _verdicts(plain: str) -> Iterator[tuple[int, int]]:
-    """Find sentences that are the verdict Yes and nothing else."""
-    for verdict in _VERDICT.finditer(plain):
+def _verdicts(plain: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+    """Find sentences that are a verdict of the pattern and nothing else."""
+    for verdict in pattern.finditer(plain):
         start = _sentence_start(plain, verdict.start())
         if start is not None:
             yield start, verdict.end()

@@ -2,6 +2,9 @@
 
     response -> prompt (`prompts`) -> K samples of an engine -> `Verdict` of each (`verdict`) -> `Judgement`
 
+A pairwise judge (`JudgeConfig.kind`) is shown two responses, and its reward is the probability that the first one is
+better. `pairwise.py` swaps their order and combines the two judgements; everything else is common to both kinds.
+
 `Judge.score` runs a batch through a `Generator`, `Judge.score_live` one response through a `LiveGenerator` under a
 deadline. Both use the same prompts, seeds, sampling and reading of verdicts, hence give the same rewards.
 Seeds follow from the input's id, so a response has the same critiques in every batch.
@@ -16,20 +19,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
+from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, LiveGenerator, Prompt, Refusal, Sample, Sampling
-from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.judge import prompts, sentences
 from vlgenrm_ray.judge.escaping import is_blank
 from vlgenrm_ray.judge.forgery import remove_forgeries
 from vlgenrm_ray.judge.thinking import Thinking, judged_part
 from vlgenrm_ray.judge.verdict import (
-    TRACKED_WORDS,
+    A_OR_B,
+    YES_NO,
     Aggregator,
     Verdict,
+    VerdictWords,
     aggregate,
     read_direct,
     read_verdict,
@@ -60,6 +66,9 @@ FORGERY_REMOVED = "parts of the response in the form of the judge's own critique
 """Detail of a judgement whose response had such parts (see `forgery`)."""
 
 
+JudgeKind = Literal["pointwise", "pairwise"]
+
+
 class JudgeConfig(Settings):
     """Prompts, sampling and aggregation of a judge."""
 
@@ -70,12 +79,16 @@ class JudgeConfig(Settings):
         "min_mass": RemovedSetting(0.1, "set selection.min_mass if training should demand more"),
     }
 
+    kind: JudgeKind | None = None
+    """`pointwise`: the judge rewards one response. `pairwise`: it compares two, in both orders. None: as the model's
+    folder states (`judge.json`, written with each export); pointwise if it states nothing."""
     mode: Literal["cot", "direct"] = "cot"
     """`cot`: a rationale, then the verdict. `direct`: the verdict alone, deterministic."""
     prompt: str = "cot"
-    """Prompt of the `cot` mode: a name in `judge/prompts/`, or a path."""
+    """Prompt of the `cot` mode: a name in `judge/prompts/`, or a path. A pairwise judge takes the one with `_pair`
+    after its name: of `cot` `cot_pair`, of `a.txt` `a_pair.txt`."""
     direct_prompt: str = "direct"
-    """Prompt of the `direct` mode."""
+    """Prompt of the `direct` mode; `direct_pair` for a pairwise judge."""
     num_critiques: int = Field(default=4, ge=1, le=256)
     """K, critiques per response (or sentence). The `direct` mode always samples one."""
     unit: Literal["response", "sentence"] = "response"
@@ -104,15 +117,65 @@ class JudgeConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reject_pairs_of_sentences(self) -> Self:
+        if self.is_pairwise and self.unit == "sentence":
+            raise ValueError(
+                "unit sentence judges the sentences of one response; for a pairwise judge set unit: response"
+            )
+        return self
+
+    @property
+    def is_pairwise(self) -> bool:
+        """True for a judge that compares two responses."""
+        return self.kind == "pairwise"
+
+    @property
+    def verdict_words(self) -> VerdictWords:
+        """Words in which this judge writes its verdict."""
+        return A_OR_B if self.is_pairwise else YES_NO
+
+    @property
+    def critique_prompt(self) -> str:
+        """Prompt for critiques of this kind of judge."""
+        return _with_suffix(self.prompt, "_pair") if self.is_pairwise else self.prompt
+
+    @property
+    def verdict_prompt(self) -> str:
+        """Prompt for verdicts without a rationale of this kind of judge."""
+        return _with_suffix(self.direct_prompt, "_pair") if self.is_pairwise else self.direct_prompt
+
     @property
     def hint_prompt(self) -> str:
         """Prompt that states the right verdict, for hint-and-strip: of `cot` `cot_hint`, of `a.txt` `a_hint.txt`."""
-        path = Path(self.prompt)
-        return str(path.with_name(f"{path.stem}_hint{path.suffix}"))
+        return _with_suffix(self.critique_prompt, "_hint")
 
     def prompt_names(self, *, hint: bool = False) -> tuple[str, ...]:
         """Return the names or paths of all prompts that this judge uses. `hint`: with that for hint-and-strip."""
-        return (self.prompt, self.direct_prompt, *((self.hint_prompt,) if hint else ()))
+        return (self.critique_prompt, self.verdict_prompt, *((self.hint_prompt,) if hint else ()))
+
+    def with_kind(self, kind: JudgeKind) -> Self:
+        """Return these settings for a kind of judge. Raises ConfigError if the kind does not fit them."""
+        try:
+            return type(self).model_validate(self.model_dump() | {"kind": kind})
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"judge.kind {kind}: {reason}") from error
+
+    def of_model(self, folder: Path) -> Self:
+        """Return these settings with the kind of judge that the model in a folder is, unless they state one.
+
+        Raises:
+            InputError: The folder's `judge.json` cannot be read.
+            ConfigError: The kind does not fit the settings.
+        """
+        return self if self.kind is not None else self.with_kind(model_folder.judge_kind(folder) or "pointwise")
+
+
+def _with_suffix(prompt: str, suffix: str) -> str:
+    """Return the name or path of the variant of a prompt: of `cot` `cot<suffix>`, of `a.txt` `a<suffix>.txt`."""
+    path = Path(prompt)
+    return str(path.with_name(f"{path.stem}{suffix}{path.suffix}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +188,11 @@ class JudgeInput:
     """Images in order, as pixels or references. Empty: the judge sees no image (the blind baseline)."""
     question: str
     response: str
+    other: str = ""
+    """Second response, which a pairwise judge is shown as response B, and `response` as response A. "" for a pointwise
+    judge."""
     hint: str = ""
-    """"Yes" or "No" to state the right verdict in the prompt (`JudgeConfig.hint_prompt`), else ""."""
+    """Right verdict, one of `JudgeConfig.verdict_words`, to state in `JudgeConfig.hint_prompt`; "" for no hint."""
     is_sentence: bool = False
     """The response is a sentence of an answer (`JudgeConfig.unit`), whose thinking is removed already."""
 
@@ -153,17 +219,19 @@ class Judge(Generic[_G_co]):
         self.generator = generator
         self.limits = limits or ImageLimits()
         direct = config.mode == "direct"
-        self._template = prompts.load(config.direct_prompt if direct else config.prompt)
+        name = config.verdict_prompt if direct else config.critique_prompt
+        self._template = prompts.load(name, pairwise=config.is_pairwise)
         self._read_sample = read_direct if direct else read_verdict
+        tracked = config.verdict_words.tracked
         self.sampling = Sampling(
             n=1 if direct else config.num_critiques,
             temperature=0.0 if direct else config.temperature,
             top_p=config.top_p,
             max_tokens=DIRECT_MAX_TOKENS if direct else config.max_tokens,
-            tracked_words=TRACKED_WORDS,
+            tracked_words=tracked,
         )
         """Sampling of critiques."""
-        self._verdict_sampling = Sampling(temperature=0.0, max_tokens=DIRECT_MAX_TOKENS, tracked_words=TRACKED_WORDS)
+        self._verdict_sampling = Sampling(temperature=0.0, max_tokens=DIRECT_MAX_TOKENS, tracked_words=tracked)
 
     @staticmethod
     def check(config: JudgeConfig, *, hint: bool = False) -> None:
@@ -177,7 +245,7 @@ class Judge(Generic[_G_co]):
             InputError: A prompt cannot be read.
         """
         for name in config.prompt_names(hint=hint):
-            prompts.load(name)
+            prompts.load(name, pairwise=config.is_pairwise)
 
     # -- batches -----------------------------------------------------------------------------------------------
 
@@ -228,7 +296,7 @@ class Judge(Generic[_G_co]):
             elif prefix is None:
                 verdicts.append(Verdict(word=None, p_yes=None, mass=0.0, problem="no marker"))
             else:
-                verdicts.append(read_direct(outcome[0], min_mass=MIN_MASS))
+                verdicts.append(read_direct(outcome[0], min_mass=MIN_MASS, words=self.config.verdict_words))
         return verdicts
 
     def _generate(
@@ -322,7 +390,12 @@ class Judge(Generic[_G_co]):
     def prompt(self, item: JudgeInput, pixels: "tuple[PIL.Image.Image, ...]", prefix: str = "") -> Prompt:
         """Build the engine's prompt for an input whose images are `pixels`."""
         template = prompts.load(self.config.hint_prompt) if item.hint else self._template
-        text = prompts.render(template, item.question, self.judged_response(item), item.hint)
+        first = self.judged_response(item)
+        if self.config.is_pairwise:
+            second = self.judged_response(swap_order(item))
+            text = prompts.render_pair(template, item.question, first, second, item.hint)
+        else:
+            text = prompts.render(template, item.question, first, item.hint)
         return Prompt(images=pixels, text=text, prefix=prefix)
 
     def judged_response(self, item: JudgeInput) -> str:
@@ -330,7 +403,8 @@ class Judge(Generic[_G_co]):
 
         See `thinking` and `forgery`.
         """
-        return remove_forgeries(self._answer(item), item.question, self._template)
+        answer = self._answer(item)
+        return remove_forgeries(answer, item.question, self._template, pairwise=self.config.is_pairwise)
 
     def _answer(self, item: JudgeInput) -> str:
         return item.response if item.is_sentence else judged_part(item.response, self.config.thinking)
@@ -338,8 +412,17 @@ class Judge(Generic[_G_co]):
     def refusal(self, item: JudgeInput) -> Refusal | None:
         """Return the refusal of a response in which nothing can be judged, else None.
 
-        Without the refusal, the judge would give such a response a reward, and not a low one.
+        Without the refusal, the judge would give such a response a reward, and not a low one. A pairwise judge refuses
+        a pair if it would refuse either response.
         """
+        if not self.config.is_pairwise:
+            return self._refuse_response(item)
+        for name, shown in (("response A", item), ("response B", swap_order(item))):
+            if (refused := self._refuse_response(shown)) is not None:
+                return Refusal(reason=refused.reason, detail=f"{name}: {refused.detail}")
+        return None
+
+    def _refuse_response(self, item: JudgeInput) -> Refusal | None:
         if is_blank(item.response):
             return Refusal(reason=DropReason.EMPTY_TEXT, detail=EMPTY_RESPONSE)
         if is_blank(self._answer(item)):
@@ -354,7 +437,7 @@ class Judge(Generic[_G_co]):
 
     def read(self, sample: Sample, *, id: str, seed: int) -> JudgeCritique:
         """Read the verdict of one sample."""
-        verdict = self._read_sample(sample, min_mass=MIN_MASS)
+        verdict = self._read_sample(sample, min_mass=MIN_MASS, words=self.config.verdict_words)
         return JudgeCritique(
             id=id,
             text=sample.text,
@@ -401,9 +484,15 @@ class Judge(Generic[_G_co]):
 
     def _with_note(self, item: JudgeInput, judgement: Judgement) -> Judgement:
         """Return the judgement of an input, with a note if parts of its response were not judged."""
-        if judgement.detail or self.judged_response(item) == self._answer(item):
+        shown = (item, swap_order(item)) if self.config.is_pairwise else (item,)
+        if judgement.detail or all(self.judged_response(one) == self._answer(one) for one in shown):
             return judgement
         return replace(judgement, detail=FORGERY_REMOVED)
+
+
+def swap_order(item: JudgeInput) -> JudgeInput:
+    """Return an input of a pairwise judge with its responses in the other order, under the same id."""
+    return replace(item, response=item.other, other=item.response)
 
 
 def split_sentences(item: JudgeInput) -> tuple[JudgeInput, ...]:

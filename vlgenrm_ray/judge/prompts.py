@@ -1,29 +1,34 @@
 """Judge prompts: text files with the fields `{question}`, `{response}` and, in hinted prompts, `{hint}`.
 
+Prompts of a pairwise judge have `{response_a}` and `{response_b}` instead of `{response}`.
+
 Texts of people and models enter a prompt as data: fields are filled in one pass, so a response that contains
 `{question}` stays as it is, and text that could pass for the prompt's own structure is escaped by `escape_prompt_text`.
 """
 
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.escaping import escape_prompt_text
+from vlgenrm_ray.judge.escaping import blunt_response_labels, escape_prompt_text
 
-__all__ = ["escape_prompt_text", "load", "names", "render"]
+__all__ = ["escape_prompt_text", "load", "names", "render", "render_pair"]
 
-_FIELD = re.compile(r"\{(question|response|hint)\}")
+_FIELD = re.compile(r"\{(question|response|response_a|response_b|hint)\}")
+_PAIR_FIELDS = ("{response_a}", "{response_b}")
 
 
-def load(name_or_path: str) -> str:
+def load(name_or_path: str, *, pairwise: bool = False) -> str:
     """Load a prompt template.
 
     Args:
         name_or_path: Name of a prompt of this package (`cot`), or path of a text file.
+        pairwise: It must show two responses.
 
     Raises:
-        InputError: There is no such prompt or file, or it has no `{question}`.
+        InputError: There is no such prompt or file, or it lacks `{question}` or the fields of two responses.
     """
     path = Path(name_or_path)
     packaged = files("vlgenrm_ray.judge") / "prompts" / f"{name_or_path}.txt"
@@ -39,6 +44,10 @@ def load(name_or_path: str) -> str:
         )
     if "{question}" not in text:
         raise InputError(f"prompt {name_or_path!r}: the text must contain {{question}}")
+    if pairwise and not all(field in text for field in _PAIR_FIELDS):
+        raise InputError(
+            f"prompt {name_or_path!r}: a pairwise judge's prompt must contain {' and '.join(_PAIR_FIELDS)}"
+        )
     return text.rstrip("\n")
 
 
@@ -50,5 +59,16 @@ def names() -> list[str]:
 
 def render(template: str, question: str, response: str = "", hint: str = "") -> str:
     """Fill a template with escaped question and response, in one pass. Returns the user turn, without chat template."""
-    values = {"question": escape_prompt_text(question), "response": escape_prompt_text(response), "hint": hint}
-    return _FIELD.sub(lambda field: values[field[1]], template)
+    return _fill(template, {"question": question, "response": response}, hint)
+
+
+def render_pair(template: str, question: str, response_a: str, response_b: str, hint: str = "") -> str:
+    """Fill a template of a pairwise judge like `render`. Labels such as `Response B:` in the responses are blunted."""
+    responses = {"response_a": blunt_response_labels(response_a), "response_b": blunt_response_labels(response_b)}
+    return _fill(template, {"question": question, **responses}, hint)
+
+
+def _fill(template: str, texts: Mapping[str, str], hint: str) -> str:
+    values = {name: escape_prompt_text(text) for name, text in texts.items()} | {"hint": hint}
+    # A field that the template of the other kind of judge has stays empty.
+    return _FIELD.sub(lambda field: values.get(field[1], ""), template)

@@ -10,7 +10,7 @@ status is `overloaded`. Never retried: refusals (4xx) and requests that were sen
 import random
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -18,20 +18,28 @@ from pydantic import ValidationError
 
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import InputError, RemoteError, RemoteRefusalError
+from vlgenrm_ray.judge import tournament
 from vlgenrm_ray.judge.conversation import Message, image_urls, to_openai_messages
 from vlgenrm_ray.judge.images import ImageInput, ImageUploads
 from vlgenrm_ray.judge.wire import (
     MAX_ITEMS,
+    CompareResponse,
+    RankResponse,
     ScoreItem,
     ScoreReply,
     ScoreRequest,
     ScoreResponse,
     Status,
+    compare_replies,
+    rank_by_comparisons,
+    rank_replies,
     status_of_reason,
 )
 
 UNKNOWN_IMAGE = "unknown image"
 """Prefix of the detail of an item whose image the server does not hold."""
+PAIRWISE_JUDGE = "the model is a pairwise judge"
+"""Prefix of the detail of an item with a single response, at a service that compares two."""
 _GRACE_S = 2.0
 """Seconds after a deadline in which the server's reply may still arrive."""
 _MAX_PAUSE_S = 30.0
@@ -51,6 +59,8 @@ class ScoreInput:
     image: ImageInput | None = None
     images: Sequence[ImageInput] = ()
     """Several images, instead of `image`. The judge's operator limits their number."""
+    other: str | None = None
+    """Second response, for a pairwise judge; see `wire.ScoreItem.other`."""
     reference: str | None = None
     """A right answer, which the judge sees."""
     image_expected: bool = False
@@ -111,6 +121,8 @@ class JudgeProtocol:
         self.retries = retries
         self.limits = limits or ImageLimits()
         self.uploaded = set() if uploaded is None else uploaded
+        self.is_pairwise = False
+        """True once the service has answered that its judge is pairwise."""
 
     def score(
         self, inputs: Sequence[ScoreInput], deadline_s: float | None = None
@@ -136,6 +148,43 @@ class JudgeProtocol:
                     break
                 yield Pause(pause)
         return [replies[i] for i in range(len(inputs))]
+
+    def compare(
+        self, score_input: ScoreInput, first: str, second: str, deadline_s: float | None = None
+    ) -> Generator[Any, Any, CompareResponse]:
+        """Compare two responses to the question of `score_input`: by their rewards, or in both orders."""
+        if not self.is_pairwise:
+            replies = yield from self.score(
+                [replace(score_input, response=text) for text in (first, second)], deadline_s
+            )
+            if not self._needs_pairs(replies):
+                return compare_replies(*replies)
+        orders = yield from self._score_pairs(score_input, [(first, second), (second, first)], deadline_s)
+        return compare_replies(*orders, pairwise=True)
+
+    def rank(
+        self, score_input: ScoreInput, responses: Sequence[str], deadline_s: float | None = None
+    ) -> Generator[Any, Any, RankResponse]:
+        """Rank responses to the question of `score_input`: by their rewards, or by a tournament."""
+        if not self.is_pairwise:
+            replies = yield from self.score([replace(score_input, response=text) for text in responses], deadline_s)
+            if not self._needs_pairs(replies):
+                return rank_replies(replies)
+        pairs = [pair for i, j in tournament.comparisons(responses) for pair in ((i, j), (j, i))]
+        texts = [(responses[i], responses[j]) for i, j in pairs]
+        orders = yield from self._score_pairs(score_input, texts, deadline_s)
+        return rank_by_comparisons(responses, dict(zip(pairs, orders, strict=True)))
+
+    def _score_pairs(
+        self, score_input: ScoreInput, pairs: Sequence[tuple[str, str]], deadline_s: float | None
+    ) -> Generator[Any, Any, list[ScoreReply]]:
+        inputs = [replace(score_input, response=first, other=second) for first, second in pairs]
+        return (yield from self.score(inputs, deadline_s))
+
+    def _needs_pairs(self, replies: Sequence[ScoreReply]) -> bool:
+        """Return whether the service refused single responses because its judge is pairwise; remember it then."""
+        self.is_pairwise = any(reply.detail.startswith(PAIRWISE_JUDGE) for reply in replies)
+        return self.is_pairwise
 
     def upload(self, image: Upload) -> Generator[Any, Any, ScoreReply | None]:
         """Upload an image. Returns None, or the reply of every item that shows it. Raises RemoteError."""
@@ -263,6 +312,7 @@ def build_score_item(score_input: ScoreInput, uploads: ImageUploads) -> ScoreIte
                 "messages": turns,
                 "image": None if score_input.image is None else uploads.reference(score_input.image),
                 "images": [uploads.reference(image) for image in score_input.images],
+                "other": score_input.other,
                 "reference": score_input.reference,
                 # None is not sent, so that services of the former version accept other items.
                 "image_expected": score_input.image_expected or None,

@@ -14,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from typing_extensions import Self
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.judge.protocol import HttpCall, JudgeProtocol, Pause, ScoreInput, Upload
-from vlgenrm_ray.judge.wire import CompareResponse, RankResponse, ScoreReply, compare_replies, rank_replies
+from vlgenrm_ray.judge.wire import CompareResponse, RankResponse, ScoreReply
 
 __all__ = ["AsyncRemoteJudge", "RemoteJudge", "ScoreInput"]
 
@@ -89,11 +88,11 @@ class RemoteJudge:
 
     def compare(self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None) -> CompareResponse:
         """Compare two responses to the item's question; `response` of `item` is ignored."""
-        return compare_replies(*self.score(_variants(item, (first, second)), deadline_s=deadline_s))
+        return self._run(self._protocol.compare(item, first, second, deadline_s))
 
     def rank(self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None) -> RankResponse:
         """Rank responses to the item's question from best to worst; `response` of `item` is ignored."""
-        return rank_replies(self.score(_variants(item, responses), deadline_s=deadline_s))
+        return self._run(self._protocol.rank(item, responses, deadline_s))
 
     def check(self, *, patience_s: float = 0.0) -> str:
         """Ask the service for its model, without scoring anything.
@@ -122,6 +121,12 @@ class RemoteJudge:
                 )
                 patience_s = 0.0
             time.sleep(_CHECK_PAUSE_S)
+
+    def is_pairwise(self) -> bool:
+        """Return True if the service's model is a pairwise judge. Raises as `check` does."""
+        answer = self._get("/v1/model")
+        self._protocol.read_model(answer)
+        return isinstance(answer, httpx.Response) and answer.is_success and answer.json().get("kind") == "pairwise"
 
     def _get(self, path: str) -> httpx.Response | httpx.TransportError:
         try:
@@ -193,13 +198,13 @@ class AsyncRemoteJudge:
         self, item: ScoreInput, first: str, second: str, *, deadline_s: float | None = None
     ) -> CompareResponse:
         """Compare two responses, see `RemoteJudge.compare`."""
-        return compare_replies(*await self.score(_variants(item, (first, second)), deadline_s=deadline_s))
+        return await self._run(self._protocol.compare(item, first, second, deadline_s))
 
     async def rank(
         self, item: ScoreInput, responses: Sequence[str], *, deadline_s: float | None = None
     ) -> RankResponse:
         """Rank responses, see `RemoteJudge.rank`."""
-        return rank_replies(await self.score(_variants(item, responses), deadline_s=deadline_s))
+        return await self._run(self._protocol.rank(item, responses, deadline_s))
 
     async def close(self) -> None:
         """Close the pooled connections."""
@@ -280,7 +285,3 @@ def _request_arguments(call: HttpCall) -> dict[str, Any]:
     # Waiting for a free connection of the pool is not limited: the server is not the cause.
     timeout = httpx.Timeout(call.timeout_s, connect=min(call.timeout_s, 10.0), pool=None)
     return {"content": call.body, "headers": {"Content-Type": call.content_type}, "timeout": timeout}
-
-
-def _variants(item: ScoreInput, responses: Sequence[str]) -> list[ScoreInput]:
-    return [replace(item, response=response) for response in responses]

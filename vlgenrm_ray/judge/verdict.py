@@ -3,7 +3,12 @@
     s = p(Yes) / (p(Yes) + p(No)),   p summed over the token forms of each word
 
 after GenRM (arXiv 2408.15240). p(Yes) + p(No) is the verdict's mass; a small mass means that the model was not
-answering. An unreadable verdict has no score: it abstains and never counts as 0. Pure functions.
+answering. A pairwise judge writes A, B, or C for a tie (as in MT-Bench, arXiv 2306.05685), and
+
+    s = (p(A) + p(C) / 2) / (p(A) + p(B) + p(C))
+
+is its probability that response A is the better one. An unreadable verdict has no score: it abstains and never counts
+as 0. Pure functions.
 """
 
 import math
@@ -13,12 +18,40 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlgenrm_ray.engines.contracts import Sample, Token
-from vlgenrm_ray.records import JudgeCritique
+from vlgenrm_ray.records import JudgeCritique, Side
 
 YES = "Yes"
 NO = "No"
-TRACKED_WORDS = (YES, NO)
-"""Words whose probabilities the engine must return (`Sampling.tracked_words`) for a verdict to be readable."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictWords:
+    """Words in which a judge writes its verdict. Each must be a single token of the model's tokenizer."""
+
+    better: str
+    """Verdict with the score 1: the response is right, or response A is the better one."""
+    worse: str
+    """Verdict with the score 0."""
+    tie: str = ""
+    """Verdict with the score 1/2; "" if there is none."""
+
+    @property
+    def tracked(self) -> tuple[str, ...]:
+        """Words whose probabilities the engine must return (`Sampling.tracked_words`) for a verdict to be readable."""
+        return tuple(filter(None, (self.better, self.worse, self.tie)))
+
+
+YES_NO = VerdictWords(YES, NO)
+"""Verdicts of a pointwise judge."""
+A_OR_B = VerdictWords("A", "B", "C")
+"""Verdicts of a pairwise judge: the better response, or C for a tie. A single letter is one token of any tokenizer."""
+TRACKED_WORDS = YES_NO.tracked
+TIE = "tie"
+"""Name of the verdict C, as critiques record it."""
+VERDICT_SCORES = {"yes": 1.0, "no": 0.0, "a": 1.0, "b": 0.0, TIE: 0.5}
+"""Recorded verdict -> its score."""
+PAIR_VERDICTS = ("a", "b", TIE)
+"""Recorded verdicts of a pairwise judge."""
 
 MARKER = re.compile(r"\bverdict\b[\s*_]*:[\s*_]*", re.IGNORECASE)
 """Label of a verdict as models write it: `Verdict: Yes`, `**Verdict:** Yes`, `verdict : no`.
@@ -34,16 +67,16 @@ class Verdict:
     """The verdict of one critique, or why it is unreadable."""
 
     word: str | None
-    """`yes` or `no` as written; None if unreadable."""
+    """`yes` or `no`, or `a`, `b` or `tie`, as written; None if unreadable."""
     p_yes: float | None
     """s as defined above; None if unreadable."""
     mass: float
-    """p(Yes) + p(No) at the verdict's position; 0 without a position, or if it is not finite."""
+    """Probability of all verdict words at the verdict's position; 0 without a position, or if it is not finite."""
     problem: str = ""
     """Reason if unreadable: `no marker`, `cut off`, `not a number`, `small mass` or `no word`."""
 
 
-def read_verdict(sample: Sample, *, min_mass: float = 0.0) -> Verdict:
+def read_verdict(sample: Sample, *, min_mass: float = 0.0, words: VerdictWords = YES_NO) -> Verdict:
     """Read the verdict of a complete critique, at the token after its last marker."""
     position = find_verdict(sample.tokens)
     if position is None:
@@ -52,30 +85,32 @@ def read_verdict(sample: Sample, *, min_mass: float = 0.0) -> Verdict:
     # Cut off at max_tokens: a marker followed by more words may be a quotation rather than the verdict.
     if position == len(sample.tokens) or (sample.finish == "length" and _LETTERS.search(tail)):
         return Verdict(word=None, p_yes=None, mass=0.0, problem="cut off")
-    return read_verdict_token(sample.tokens[position], min_mass=min_mass)
+    return read_verdict_token(sample.tokens[position], min_mass=min_mass, words=words)
 
 
-def read_direct(sample: Sample, *, min_mass: float = 0.0) -> Verdict:
+def read_direct(sample: Sample, *, min_mass: float = 0.0, words: VerdictWords = YES_NO) -> Verdict:
     """Read the verdict at the first word, as in the direct mode or after a prefix that ends in the marker."""
     for token in sample.tokens:
         if token.text.strip(" \t\n*_"):
-            return read_verdict_token(token, min_mass=min_mass)
+            return read_verdict_token(token, min_mass=min_mass, words=words)
     return Verdict(word=None, p_yes=None, mass=0.0, problem="cut off")
 
 
-def read_verdict_token(token: Token, *, min_mass: float = 0.0) -> Verdict:
+def read_verdict_token(token: Token, *, min_mass: float = 0.0, words: VerdictWords = YES_NO) -> Verdict:
     """Read the verdict at one token."""
-    p_yes, p_no = token.tracked_probabilities[YES], token.tracked_probabilities[NO]
-    mass = p_yes + p_no
+    p_better, p_worse = token.tracked_probabilities[words.better], token.tracked_probabilities[words.worse]
+    p_tie = token.tracked_probabilities[words.tie] if words.tie else 0.0
+    mass = p_better + p_worse + p_tie
     if not math.isfinite(mass):
         return Verdict(word=None, p_yes=None, mass=0.0, problem="not a number")
     if mass <= 0.0 or mass < min_mass:
         return Verdict(word=None, p_yes=None, mass=mass, problem="small mass")
     letters = _LETTERS.search(token.text)
     word = letters[0].casefold() if letters else ""
-    if word not in (YES.casefold(), NO.casefold()):
+    if word not in {tracked.casefold() for tracked in words.tracked}:
         return Verdict(word=None, p_yes=None, mass=mass, problem="no word")
-    return Verdict(word=word, p_yes=p_yes / mass, mass=mass)
+    name = TIE if word == words.tie.casefold() else word
+    return Verdict(word=name, p_yes=(p_better + p_tie / 2) / mass, mass=mass)
 
 
 def find_verdict(tokens: Sequence[Token]) -> int | None:
@@ -115,6 +150,17 @@ def _opens_quotation(line: str) -> bool:
     return opened or line.count('"') % 2 == 1 or line.count("`") % 2 == 1 or line.lstrip().startswith(">")
 
 
+def score_name(verdict: str | None) -> str:
+    """Name the score of a recorded verdict, for people: `p(Yes)`, or `p(A)` of a pairwise judge."""
+    return "p(A)" if verdict in PAIR_VERDICTS else "p(Yes)"
+
+
+def is_right_verdict(verdict: str | None, side: Side) -> bool:
+    """Check a recorded verdict: yes, or a, is right about a chosen response, and no, or b, about a rejected one."""
+    score = None if verdict is None else VERDICT_SCORES.get(verdict)
+    return score == (1.0 if side is Side.CHOSEN else 0.0)
+
+
 def aggregate(critiques: Sequence[JudgeCritique], how: Aggregator) -> float | None:
     """Compute the reward of a response from its critiques, in [0, 1]; None if none is readable."""
     return {"mean": mean, "vote": vote}[how](critiques)
@@ -127,6 +173,6 @@ def mean(critiques: Sequence[JudgeCritique]) -> float | None:
 
 
 def vote(critiques: Sequence[JudgeCritique]) -> float | None:
-    """Compute the share of "yes" among the readable critiques."""
-    words = [c.verdict for c in critiques if c.verdict is not None]
-    return words.count(YES.casefold()) / len(words) if words else None
+    """Compute the share of "yes", or of "a" and half the ties, among the readable critiques."""
+    scores = [VERDICT_SCORES[c.verdict] for c in critiques if c.verdict is not None]
+    return math.fsum(scores) / len(scores) if scores else None

@@ -22,8 +22,10 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import Self
 
 from vlgenrm_ray.errors import DropReason, InputError
+from vlgenrm_ray.judge import tournament
 from vlgenrm_ray.judge.chat_templates import mentions_image, strip_special_tokens
 from vlgenrm_ray.judge.conversation import image_urls, strip_tokens, to_openai_messages
+from vlgenrm_ray.judge.tournament import combine_orders
 
 if sys.version_info >= (3, 11):
     from enum import StrEnum
@@ -121,6 +123,9 @@ class ScoreItem(_Strict):
     messages: list[dict[str, Any]] | None = Field(default=None, max_length=64)
     """A conversation in OpenAI's form, instead of `question`; its image parts follow `images`."""
     response: ResponseText
+    other: ResponseText | None = None
+    """Second response, for a service whose model is a pairwise judge, which is shown `response` first. The reward is
+    then the probability that `response` is the better one; `/v1/compare` asks in both orders."""
     reference: str | None = Field(default=None, max_length=MAX_TEXT)
     """A right answer, which the judge sees."""
     mode: Literal["cot", "direct"] | None = None
@@ -291,9 +296,17 @@ class CompareResponse(_Strict):
     better: Literal["first", "second", "tie"] | None
     """None if either has no reward."""
     margin: float | None
-    """reward(first) - reward(second)."""
+    """reward(first) - reward(second). Of a pairwise judge, whose replies are one per order, this is 2 p_first - 1."""
     first: ScoreReply
+    """Reply about the first response; of a pairwise judge, with the first response shown first."""
     second: ScoreReply
+    """Reply about the second response; of a pairwise judge, with the second response shown first."""
+    p_first: float | None = None
+    """Pairwise judges: probability that the first response is better, the mean over both orders; 1/2 is a tie."""
+    position_bias: float | None = None
+    """Pairwise judges: probability with which the response shown first wins, the mean over both orders, minus 1/2."""
+    orders_agree: bool | None = None
+    """Pairwise judges: True if both orders prefer the same response. If not, the position decided."""
 
 
 class RankRequest(_Strict):
@@ -321,13 +334,47 @@ class ImageResponse(_Strict):
     sha256: str
 
 
-def compare_replies(first: ScoreReply, second: ScoreReply) -> CompareResponse:
-    """Compare two replies by their rewards; undecided if either has none."""
+def compare_replies(first: ScoreReply, second: ScoreReply, *, pairwise: bool = False) -> CompareResponse:
+    """Compare two replies by their rewards; undecided if either has none.
+
+    Args:
+        first: Reply about the first response, or of a pairwise judge to the pair with the first response shown first.
+        second: Reply about the second response, or to the pair with the second response shown first.
+        pairwise: The replies are those of a pairwise judge.
+    """
     if first.reward is None or second.reward is None:
         return CompareResponse(better=None, margin=None, first=first, second=second)
     margin = first.reward - second.reward
+    fields: dict[str, Any] = {}
+    if pairwise:
+        fields = {
+            "p_first": combine_orders(first.reward, second.reward),
+            "position_bias": (first.reward + second.reward - 1.0) / 2.0,
+            "orders_agree": (first.reward > 0.5) is (second.reward < 0.5),
+        }
     better = "first" if margin > 0 else "second" if margin < 0 else "tie"
-    return CompareResponse.model_validate({"better": better, "margin": margin, "first": first, "second": second})
+    return CompareResponse.model_validate(
+        {"better": better, "margin": margin, "first": first, "second": second, **fields}
+    )
+
+
+def rank_by_comparisons(responses: Sequence[str], orders: Mapping[tuple[int, int], ScoreReply]) -> RankResponse:
+    """Rank responses by a tournament of a pairwise judge (see `tournament`): a reward is the mean chance of winning.
+
+    Args:
+        responses: The N responses.
+        orders: (i, j) -> reply to the pair with response i shown first and j second; each pair in both orders.
+    """
+    p_first = {(i, j): combine_orders(orders[i, j].reward, orders[j, i].reward) for i, j in orders if i < j}
+    items = []
+    for index, rate in enumerate(tournament.win_rates(responses, p_first)):
+        own = [reply for (i, _), reply in orders.items() if i == index]
+        if rate is not None:
+            items.append(ScoreReply(reward=rate, status=Status.OK, num_asked=sum(reply.num_asked for reply in own)))
+        else:
+            missing = next(r for (i, j), r in orders.items() if index in (i, j) and r.reward is None)
+            items.append(ScoreReply(reward=None, status=missing.status, detail=missing.detail))
+    return rank_replies(items)
 
 
 def rank_replies(replies: Sequence[ScoreReply]) -> RankResponse:

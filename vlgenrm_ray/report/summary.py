@@ -111,6 +111,11 @@ def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
     table.caption = (
         f"AUROC {metrics['auroc']:.3f}  ECE {metrics['ece']:.3f}  verdict coverage {metrics['verdict_coverage']:.3f}"
     )
+    if orders := metrics.get("orders"):
+        table.caption += "\nboth orders: " + ", ".join(
+            f"{name.replace('_', ' ')} {'none' if value is None else format(value, '.3f')}"
+            for name, value in orders.items()
+        )
     return table
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlgenrm_ray.judge.verdict import score_name
 from vlgenrm_ray.records import (
     Box,
     CheckedResponse,
@@ -176,7 +177,11 @@ class _TracePage:
             yield from self._result(result)
 
     def _critique(self, critique: Critique, status: str) -> Iterator[str]:
-        verdict = "unreadable" if critique.p_yes is None else f"{critique.verdict}, p(Yes) {critique.p_yes:.2f}"
+        verdict = (
+            "unreadable"
+            if critique.p_yes is None
+            else f"{critique.verdict}, {score_name(critique.verdict)} {critique.p_yes:.2f}"
+        )
         yield from self._put(1, f"critique {critique.id}  {verdict}; {status}", critique.id)
         yield from self._put(2, critique.text.strip())
 

@@ -1,7 +1,8 @@
 """Critiques stage: reads Preference, writes Critique, K for each side, sampled from the current GenRM.
 
-A critique without a readable verdict is kept with verdict None: it abstains. If the engine refuses one side, the whole
-preference is dropped, because a margin needs critiques of both sides.
+A pairwise GenRM writes K critiques of the pair for each order: the critiques of a side are those that were shown this
+side first. A critique without a readable verdict is kept with verdict None: it abstains. If the engine refuses one
+side, the whole preference is dropped, because a margin needs critiques of both sides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +21,9 @@ from vlgenrm_ray.engines.contracts import Generator, Refusal
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
-from vlgenrm_ray.judge.verdict import NO, YES
+from vlgenrm_ray.judge.verdict import VerdictWords, is_right_verdict
 from vlgenrm_ray.records import Critique, Dropped, JudgeCritique, Preference, Side
+from vlgenrm_ray.reward.rejection_sampling import is_right
 from vlgenrm_ray.settings import Settings, digest
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 STAGE = "critiques"
 EngineFactory = Callable[[VllmConfig], Generator]
 """Starts an engine; called inside the actor that owns it."""
-
-_RIGHT_VERDICT = {Side.CHOSEN: YES, Side.REJECTED: NO}
 
 
 class CritiquesConfig(Settings):
@@ -128,36 +128,49 @@ def write_critiques(
     judge: Judge[Generator], preferences: Sequence[Preference], *, round: int, hint: bool
 ) -> list[Unit[Critique]]:
     """Write critiques of both sides of each preference; return one unit per preference, in order."""
-    items = [judge_item(p, side) for p in preferences for side in Side]
+    pairwise, words = judge.config.is_pairwise, judge.config.verdict_words
+    items = [judge_item(p, side, pairwise=pairwise) for p in preferences for side in Side]
     outcomes = dict(zip([i.id for i in items], judge.critique(items), strict=True))
     if hint:
         sides = {f"{p.id}/{side}": side for p in preferences for side in Side}
-        items_to_hint = [item for item in items if needs_hint(outcomes[item.id], sides[item.id])]
-        for id, hinted in _write_with_hint(judge, items_to_hint, sides).items():
+        items_to_hint = [
+            replace(item, hint=right_verdict(sides[item.id], words))
+            for item in items
+            if needs_hint(outcomes[item.id], sides[item.id])
+        ]
+        for id, hinted in _write_with_hint(judge, items_to_hint).items():
             unhinted = outcomes[id]
             assert not isinstance(unhinted, Refusal)
             outcomes[id] = (*unhinted, *hinted)
     return [_build_unit(p, {s: outcomes[f"{p.id}/{s}"] for s in Side}, round) for p in preferences]
 
 
-def judge_item(preference: Preference, side: Side) -> JudgeInput:
-    """Build the judge's input for one side of a preference."""
-    question, response = preference.question, preference.response(side)
-    return JudgeInput(id=f"{preference.id}/{side}", images=question.images, question=question.text, response=response)
+def judge_item(preference: Preference, side: Side, *, pairwise: bool = False) -> JudgeInput:
+    """Build the judge's input for one side of a preference; of a pairwise judge, for the pair with this side first."""
+    return JudgeInput(
+        id=f"{preference.id}/{side}",
+        images=preference.question.images,
+        question=preference.question.text,
+        response=preference.response(side),
+        other=preference.response(side.other) if pairwise else "",
+    )
+
+
+def right_verdict(side: Side, words: VerdictWords) -> str:
+    """Return the right verdict on a side: "Yes" for a chosen response, or "A" where it is shown first."""
+    return words.better if side is Side.CHOSEN else words.worse
 
 
 def needs_hint(outcome: Sequence[JudgeCritique] | Refusal, side: Side) -> bool:
     """Return True if critiques were written and none has the right verdict."""
     if isinstance(outcome, Refusal):
         return False
-    return all(r.verdict != _RIGHT_VERDICT[side].casefold() for r in outcome)
+    return not any(is_right_verdict(r.verdict, side) for r in outcome)
 
 
-def _write_with_hint(
-    judge: Judge[Generator], items: Sequence[JudgeInput], sides: Mapping[str, Side]
-) -> dict[str, list[JudgeCritique]]:
+def _write_with_hint(judge: Judge[Generator], hinted_items: Sequence[JudgeInput]) -> dict[str, list[JudgeCritique]]:
     """Write critiques with the right verdict as a hint, and read their verdicts with prompts without the hint."""
-    hinted_items = [replace(item, hint=_RIGHT_VERDICT[sides[item.id]]) for item in items]
+    items = [replace(item, hint="") for item in hinted_items]
     written = [
         (item, rationale)
         for item, outcome in zip(items, judge.critique(hinted_items), strict=True)
@@ -210,7 +223,7 @@ def critique_metrics(folder: StageFolder) -> dict[str, Any]:
     for critique in folder.records(Critique):
         num_critiques += 1
         num_readable += critique.verdict is not None
-        num_right += critique.verdict == _RIGHT_VERDICT[critique.side].casefold()
+        num_right += is_right(critique)
         mass += critique.verdict_mass
         num_tokens += critique.num_tokens
     return {

@@ -1,13 +1,20 @@
-"""Training examples built from the selected critiques of one pair."""
+"""Training examples built from the selected critiques of one pair.
+
+A pairwise judge learns from its own critiques of the pair, or, before it can write any (`rounds.cold_start`), from
+critiques of each response by a pointwise judge, composed into one.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from vlgenrm_ray.experts.claims import ClaimExtractor
 from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.verdict import A_OR_B, PAIR_VERDICTS, TIE, VERDICT_SCORES, YES_NO
 from vlgenrm_ray.records import Critique, Example, ExampleKind, Preference, Side
-from vlgenrm_ray.reward.critique_checks import cut_after_verdict
 from vlgenrm_ray.reward.rejection_sampling import Combination
+from vlgenrm_ray.rewards.critique_checks import compose_sections, cut_after_verdict, cut_before_verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +25,29 @@ class JudgeTemplates:
     """Prompt that asks for a rationale and a verdict."""
     direct: str
     """Prompt that asks for the verdict alone."""
+    pairwise: bool = False
+    """The judge is pairwise, so that its prompts show both responses."""
+
+    @classmethod
+    def load(cls, judge: JudgeConfig) -> Self:
+        """Load the prompts of a judge. Raises InputError if one cannot be read."""
+        names = (judge.critique_prompt, judge.verdict_prompt)
+        critique, direct = (prompts.load(name, pairwise=judge.is_pairwise) for name in names)
+        return cls(critique=critique, direct=direct, pairwise=judge.is_pairwise)
+
+    def critique_prompt(self, preference: Preference, side: Side) -> str:
+        """Return the prompt for a critique of one side; of a pairwise judge, of the pair with this side first."""
+        return self._render(self.critique, preference, side)
+
+    def direct_prompt(self, preference: Preference, side: Side) -> str:
+        """Return the prompt for a verdict alone, as `critique_prompt`."""
+        return self._render(self.direct, preference, side)
+
+    def _render(self, template: str, preference: Preference, side: Side) -> str:
+        question, first = preference.question.text, preference.response(side)
+        if self.pairwise:
+            return prompts.render_pair(template, question, first, preference.response(side.other))
+        return prompts.render(template, question, first)
 
 
 def build_examples(
@@ -46,11 +76,12 @@ def build_examples(
     if not selected:
         return []
     round = selected[0].chosen.round
-    strata = {side: _stratum(preference.response(side), extractor) for side in Side}
+    # Both orders of a pair are trained on equally often, whatever its kind.
+    strata = {side: "" if templates.pairwise else _stratum(preference.response(side), extractor) for side in Side}
     examples = [
-        _critique_example(critique, preference, templates, strata[critique.side])
+        _critique_example(critique, other, preference, templates, strata[critique.side])
         for pair in selected
-        for critique in (pair.chosen, pair.rejected)
+        for critique, other in ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen))
     ]
     if w_direct:
         examples += [_direct_example(preference, side, templates, w_direct, round, strata[side]) for side in Side]
@@ -71,36 +102,58 @@ def build_examples(
     return examples
 
 
-def _critique_example(critique: Critique, preference: Preference, templates: JudgeTemplates, stratum: str) -> Example:
-    completion = cut_after_verdict(critique.text)
+def _critique_example(
+    critique: Critique, other: Critique, preference: Preference, templates: JudgeTemplates, stratum: str
+) -> Example:
+    """Build the example of a selected critique; `other` is the critique that it was selected with."""
     assert critique.verdict, "an unreadable critique was selected"
+    completion, label = cut_after_verdict(critique.text), critique.verdict
+    if templates.pairwise and critique.verdict not in PAIR_VERDICTS:
+        completion, label = _compose(critique, other)
     assert completion, "a critique without a verdict was selected"
     return Example(
         id=f"{critique.id}/example",
         image=preference.question.image,
         more_images=preference.question.more_images,
-        prompt=_render(templates.critique, preference, critique.side),
+        prompt=templates.critique_prompt(preference, critique.side),
         completion=completion,
         kind=ExampleKind.CRITIQUE,
-        label=critique.verdict,
+        label=label,
         weight=1.0,
         round=critique.round,
         stratum=stratum,
     )
 
 
+def _compose(first: Critique, second: Critique) -> tuple[str, str]:
+    """Compose the critiques of both responses by a pointwise judge into one critique of the pair.
+
+    Returns:
+        The composed text and its verdict, which is that of the two critiques: the response with the higher score is
+        the better one.
+    """
+    scores = [VERDICT_SCORES[critique.verdict or ""] for critique in (first, second)]
+    word, name = A_OR_B.tie, TIE
+    if scores[0] != scores[1]:
+        word = A_OR_B.better if scores[0] > scores[1] else A_OR_B.worse
+        name = word.casefold()
+    about_first, about_second = (cut_before_verdict(critique.text) or "" for critique in (first, second))
+    return compose_sections(about_first, about_second, word), name
+
+
 def _direct_example(
     preference: Preference, side: Side, templates: JudgeTemplates, weight: float, round: int, stratum: str
 ) -> Example:
-    label = "yes" if side is Side.CHOSEN else "no"
+    words = A_OR_B if templates.pairwise else YES_NO
+    completion = words.better if side is Side.CHOSEN else words.worse
     return Example(
         id=f"{preference.id}/{side.value}/direct",
         image=preference.question.image,
         more_images=preference.question.more_images,
-        prompt=_render(templates.direct, preference, side),
-        completion=label.capitalize(),
+        prompt=templates.direct_prompt(preference, side),
+        completion=completion,
         kind=ExampleKind.DIRECT,
-        label=label,
+        label=completion.casefold(),
         weight=weight,
         round=round,
         stratum=stratum,
@@ -112,7 +165,3 @@ def _stratum(response: str, extractor: ClaimExtractor | None) -> str:
     claims = extractor.extract(response) if extractor is not None else ()
     strata = {" ".join(filter(None, (c.kind.value, c.value, "denied" if c.negated else ""))) for c in claims}
     return strata.pop() if len(strata) == 1 else ""
-
-
-def _render(template: str, preference: Preference, side: Side) -> str:
-    return prompts.render(template, question=preference.question.text, response=preference.response(side))

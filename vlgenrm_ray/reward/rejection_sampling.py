@@ -1,6 +1,7 @@
 """Margin-based rejection sampling over one pair's K x K combinations of critiques, with its ablations.
 
-A combination is one critique of the chosen response and one of the rejected. A strategy is a filter on
+A combination is one critique of the chosen response and one of the rejected; of a pairwise judge, one critique of the
+pair with the chosen response shown first and one with the rejected response first. A strategy is a filter on
 combinations, an order and a limit, so an ablation differs from the method in exactly what its name says:
 
     strategy        both verdicts right   margin >= tau   order            limit
@@ -22,8 +23,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vlgenrm_ray.errors import DropReason
+from vlgenrm_ray.judge.verdict import is_right_verdict
 from vlgenrm_ray.records import Critique, Side
-from vlgenrm_ray.reward.critique_checks import cut_after_verdict
+from vlgenrm_ray.rewards.critique_checks import cut_after_verdict
 
 
 class Strategy(StrEnum):
@@ -125,7 +127,7 @@ def _logit(p: float) -> float:
 
 
 def is_readable(critique: Critique, min_mass: float) -> bool:
-    """Check that exactly one verdict was read, with at least `min_mass` probability on Yes and No together."""
+    """Check that exactly one verdict was read, with at least `min_mass` probability on all verdict words together."""
     p_yes = critique.p_yes
     return (
         critique.verdict is not None
@@ -137,8 +139,8 @@ def is_readable(critique: Critique, min_mass: float) -> bool:
 
 
 def is_right(critique: Critique) -> bool:
-    """Check that the verdict is yes for a chosen response, no for a rejected one."""
-    return critique.verdict == ("yes" if critique.side is Side.CHOSEN else "no")
+    """Check that the verdict is the right one about the critique's side."""
+    return is_right_verdict(critique.verdict, critique.side)
 
 
 def combinations(critiques: Iterable[Critique], scale: MarginScale) -> list[Combination]:

@@ -42,6 +42,9 @@ class RoundsConfig(Settings):
     chosen by a benchmark, its score there would be too good."""
     start_from: Literal["latest", "base"] = "latest"
     """Model that a round fine-tunes: the previous round's, or the base model again (STaR)."""
+    cold_start: bool = False
+    """Pairwise judges: in round 1 the base model judges each response by itself, and the selected critiques of both
+    sides are composed into critiques of the pair. For a base that cannot compare two responses yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

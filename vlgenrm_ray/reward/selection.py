@@ -10,7 +10,7 @@ store; each task looks up the preferences of its batch and reads the few shards 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,11 @@ from pydantic import Field
 from vlgenrm_ray.data import flow
 from vlgenrm_ray.data.store import Manifest, RecordIndex, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason, StageError
-from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.records import Critique, Dropped, Example, Preference, Side
-from vlgenrm_ray.reward.critique_checks import CritiqueChecker
 from vlgenrm_ray.reward.examples import JudgeTemplates, build_examples
 from vlgenrm_ray.reward.rejection_sampling import MarginScale, PairSelection, Strategy, margin, select_combinations
+from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
 from vlgenrm_ray.settings import Settings, digest
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class SelectionConfig(Settings):
 def run(
     config: SelectionConfig,
     *,
-    prompt: str,
-    direct_prompt: str,
+    judge: JudgeConfig,
     source: StageFolder,
     preferences: StageFolder,
     target: StageFolder,
@@ -78,8 +77,8 @@ def run(
 
     Args:
         config: Settings of the stage.
-        prompt: Name or path of the judge's prompt for critiques.
-        direct_prompt: Name or path of the judge's prompt for direct verdicts.
+        judge: The judge to be trained, for its prompts. If it is pairwise and the critiques are those of a pointwise
+            judge, each combination is composed into critiques of the pair.
         source: Complete stage of critiques.
         preferences: Complete stage of preferences that the critiques are about.
         target: Folder of this stage.
@@ -100,7 +99,7 @@ def run(
             f"selection: the critiques in {source.path} are not about the preferences in {preferences.path}; "
             "delete the critiques and run again"
         )
-    templates = JudgeTemplates(critique=prompts.load(prompt), direct=prompts.load(direct_prompt))
+    templates = JudgeTemplates.load(judge)
     checks = checker.fingerprint() if checker else ""
 
     def select(blocks: "Dataset") -> "Dataset":
@@ -112,7 +111,7 @@ def run(
         flow.read_units(source),
         select,
         total=source.complete().rows_in,
-        fingerprint=digest([config.result_settings(), templates.critique, templates.direct, checks]),
+        fingerprint=digest([config.result_settings(), asdict(templates), checks]),
         inputs={"critiques": source.data_hash(), "preferences": preferences.data_hash()},
         metrics=lambda folder: selection_metrics(
             folder, source, preferences, scale=config.margin, min_mass=config.min_mass

@@ -27,6 +27,7 @@ from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, read_json, units
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import InputError, StageError
+from vlgenrm_ray.judge.judge import JudgeKind
 from vlgenrm_ray.records import Checkpoint, Dropped
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_loop import TrainingJob, train_worker
@@ -56,7 +57,15 @@ class TrainingResult:
         return self.manifest.metrics
 
 
-def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Path, round: int) -> TrainingResult:
+def run(
+    config: TrainingConfig,
+    *,
+    base: Path,
+    examples: StageFolder,
+    target: Path,
+    round: int,
+    kind: JudgeKind = "pointwise",
+) -> TrainingResult:
     """Train `base` on `examples`. A finished `target` is returned unchanged, a partial one is continued.
 
     Args:
@@ -65,6 +74,7 @@ def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Pa
         examples: Complete selection stage.
         target: Folder of this stage.
         round: Round number, recorded in the checkpoint.
+        kind: Kind of the judge, recorded in the exported folder.
 
     Raises:
         ConfigError: `target` was made with other settings.
@@ -92,7 +102,7 @@ def run(config: TrainingConfig, *, base: Path, examples: StageFolder, target: Pa
     except BaseException:
         folder.add_seconds(time.monotonic() - started_at)
         raise
-    return _finish(folder, job, round, time.monotonic() - started_at)
+    return _finish(folder, job, round, time.monotonic() - started_at, kind)
 
 
 def _run_workers(job: TrainingJob) -> None:
@@ -115,7 +125,7 @@ def _run_workers(job: TrainingJob) -> None:
         raise StageError(f"stage 'training' ended without a result in {job.target}; run again to finish it")
 
 
-def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float) -> TrainingResult:
+def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float, kind: JudgeKind) -> TrainingResult:
     result = read_json(job.result)
     dropped = tuple(Dropped(**row) for row in result.pop("dropped"))
     steps = [json.loads(line) for line in job.metrics.read_text().splitlines()]
@@ -134,6 +144,7 @@ def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float) -
     unit = Unit(id=f"round-{round}", records=(checkpoint,), dropped=dropped, num_tokens=metrics["num_tokens"])
     folder.write_shard(units_table(Checkpoint, [unit]))
     shutil.rmtree(folder.path / _RAY, ignore_errors=True)
+    model_folder.write_judge_kind(job.model, kind)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "deepspeed", "ray")}
     manifest = folder.finish(seconds=seconds, metrics=metrics, versions=versions)
     return TrainingResult(model=job.model, manifest=manifest)

@@ -16,6 +16,7 @@ from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, VlmEncoder
 from vlgenrm_ray.errors import InputError, StageError, VlGenRMError
+from vlgenrm_ray.judge.verdict import A_OR_B, PAIR_VERDICTS, YES_NO
 from vlgenrm_ray.records import Dropped
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_data import (
@@ -31,8 +32,6 @@ from vlgenrm_ray.reward.training_data import (
 
 if TYPE_CHECKING:
     from vlgenrm_ray.engines.deepspeed import Learner
-
-YES, NO = "Yes", "No"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,23 +252,25 @@ class _TrainingWorker:
 
     def _probe(self, learner: "Learner", measured: Sequence[MeasuredExample]) -> list[dict[str, Any]]:
         """Compute rewards of some training examples with the trained model, before the export."""
-        words = self.encoder.vocabulary.token_ids((YES, NO)) if self.config.num_probes else {}
         probes: list[dict[str, Any]] = []
         for m in measured:
             example = self.examples[m.index]
             prefix = probe_prefix(example)
             if len(probes) == self.config.num_probes or prefix is None:
                 continue
+            words = A_OR_B if example.label in PAIR_VERDICTS else YES_NO
+            ids = self.encoder.vocabulary.token_ids(words.tracked)
             tokens = self.encoder.encode_prefix(example.images, example.prompt, prefix)
-            probabilities = learner.word_probabilities(self.encoder.batch([(tokens, example.images, 1.0)]), words)[0]
-            mass = probabilities[YES] + probabilities[NO]
+            probabilities = learner.word_probabilities(self.encoder.batch([(tokens, example.images, 1.0)]), ids)[0]
+            mass = sum(probabilities.values())
+            p_better = probabilities[words.better] + (probabilities[words.tie] / 2 if words.tie else 0.0)
             probes.append(
                 {
                     "id": example.id,
                     "images": [asdict(image) for image in example.images],
                     "prompt": example.prompt,
                     "prefix": prefix,
-                    "p_yes": probabilities[YES] / mass if mass else None,
+                    "p_yes": p_better / mass if mass else None,
                     "verdict_mass": mass,
                 }
             )

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from vlgenrm_ray import __version__
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
+from vlgenrm_ray.judge.judge import JudgeKind
 from vlgenrm_ray.judge.wire import (
     CompareRequest,
     CompareResponse,
@@ -66,6 +67,8 @@ class ModelResponse(BaseModel):
     """The active model."""
 
     version: str
+    kind: JudgeKind = "pointwise"
+    """`pointwise`: it rewards one response. `pairwise`: it compares two (`/v1/compare`, `/v1/rank`)."""
     margin: float | None = None
     """Canary's margin between better and worse responses; only in the reply to a swap."""
     change: float | None = None
@@ -125,12 +128,12 @@ def build_api(
 
     @api.post("/v1/compare", response_model=CompareResponse)
     async def compare(request: CompareRequest) -> Response:
-        """Compare two responses by their rewards."""
+        """Compare two responses: by their rewards, or by a pairwise judge in both orders."""
         return _json(await service.compare(request))
 
     @api.post("/v1/rank", response_model=RankResponse)
     async def rank(request: RankRequest) -> Response:
-        """Rank responses from best to worst (best-of-N)."""
+        """Rank responses from best to worst (best-of-N): by their rewards, or by a tournament of a pairwise judge."""
         return _json(await service.rank(request))
 
     @api.post("/v1/evidence", response_model=EvidenceResponse)
@@ -157,7 +160,7 @@ def build_api(
     @api.get("/v1/model")
     async def model() -> ModelResponse:
         """Return the active model's version."""
-        return ModelResponse(version=service.model.name)
+        return ModelResponse(version=service.model.name, kind=config.judge.kind or "pointwise")
 
     @api.post("/v1/model", response_model=ModelResponse)
     async def swap(request: ModelRequest) -> Response:
@@ -170,7 +173,8 @@ def build_api(
             return _unavailable(f"model: {error}; version {service.model.name} stays; ask again", "engine_lost")
         if result.problem:
             return _error(409, f"model: refused, version {service.model.name} stays: {result.problem}")
-        return _json(ModelResponse(version=service.model.name, margin=result.margin, change=result.change))
+        kind = config.judge.kind or "pointwise"
+        return _json(ModelResponse(version=service.model.name, kind=kind, margin=result.margin, change=result.change))
 
     @api.get("/health")
     async def health() -> HealthResponse:

@@ -4,8 +4,9 @@ A judge that ignores the image, writes no readable verdict or prefers the wrong 
 metrics are.
 """
 
+import itertools
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -62,12 +63,17 @@ class Canary:
         """Return the judge's input for a response. The id, and thereby the seeds, are the same for all versions."""
         return JudgeInput(id=f"canary/{response}", images=(), question=self.question, response=response)
 
-    async def run(self, judge: JudgeImage) -> CanaryResult:
+    async def run(self, judge: JudgeImage, *, pairwise: bool = False) -> CanaryResult:
         """Judge every response with the image, and the better ones with a blank image too.
+
+        A pairwise judge is shown each better response with each worse one, in both orders: the margin is then
+        2 p - 1 of its mean probability p that the better one is better, and the change is that of p.
 
         Raises:
             EngineLostError: The engine is gone.
         """
+        if pairwise:
+            return await self._run_pairs(judge)
         blank = images.blank(self.image.size)
         rewards: dict[tuple[str, bool], float] = {}
         for response in (*self.better, *self.worse):
@@ -79,6 +85,24 @@ class Canary:
         better = fmean(rewards[response, True] for response in self.better)
         margin = better - fmean(rewards[response, True] for response in self.worse)
         change = fmean(abs(rewards[response, True] - rewards[response, False]) for response in self.better)
+        return self._result(margin, change)
+
+    async def _run_pairs(self, judge: JudgeImage) -> CanaryResult:
+        blank = images.blank(self.image.size)
+        p_better: dict[bool, list[float]] = {True: [], False: []}
+        for better, worse, with_image in itertools.product(self.better, self.worse, (True, False)):
+            orders = []
+            for one, other in ((better, worse), (worse, better)):
+                item = replace(self.judge_input(one), id=f"canary/{one}/{other}", other=other)
+                judgement = await judge(item, self.image if with_image else blank)
+                if judgement.reward is None:
+                    return CanaryResult(problem=f"no reward for {one!r}: {judgement.status} {judgement.detail}")
+                orders.append(judgement.reward)
+            p_better[with_image].append((orders[0] + 1.0 - orders[1]) / 2.0)
+        change = fmean(abs(shown - hidden) for shown, hidden in zip(p_better[True], p_better[False], strict=True))
+        return self._result(2.0 * fmean(p_better[True]) - 1.0, change)
+
+    def _result(self, margin: float, change: float) -> CanaryResult:
         problem = ""
         if margin <= self.min_margin:
             problem = f"it does not prefer the better response: margin {margin:.3f}, needed above {self.min_margin}"

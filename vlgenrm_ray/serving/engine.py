@@ -37,6 +37,8 @@ class ScoreTask:
     question: str
     """Question, conversation and reference as one text."""
     response: str
+    other: str = ""
+    """Second response, for a pairwise judge; "" for a pointwise one."""
     config: JudgeConfig
     deadline_s: float
     """Seconds left. Relative, because machines have different clocks."""
@@ -49,7 +51,8 @@ class ScoreTask:
         hashes = [image.sha256 for image in self.images]
         # A single image counts by its own hash, not as a list of one: `image` and `images` of one give equal seeds.
         images = hashes if len(hashes) > 1 else next(iter(hashes), None)
-        return _hash([images, self.question, self.response, self.config.mode])
+        pair = [self.other] if self.other else []
+        return _hash([images, self.question, self.response, *pair, self.config.mode])
 
     def cache_key(self, model_name: str) -> str:
         """Return a hash of everything that the result depends on."""

@@ -192,7 +192,9 @@ class EngineWorker:
                 self._idle.set()
 
     async def _judge_task(self, task: ScoreTask, deadline: float) -> Judgement:
-        item = JudgeInput(id=task.item_id(), images=(), question=task.question, response=task.response)
+        item = JudgeInput(
+            id=task.item_id(), images=(), question=task.question, response=task.response, other=task.other
+        )
         try:
             async with self.images.hold(task.images, deadline) as pixels:
                 return await self._judge(task.config).score_live(item, pixels, deadline=deadline)
@@ -214,7 +216,7 @@ class EngineWorker:
 
     async def run_canary(self) -> CanaryResult:
         """Run the canary on the current weights."""
-        return await self.canary.run(self._judge_image)
+        return await self.canary.run(self._judge_image, pairwise=self.config.judge.is_pairwise)
 
     async def _judge_image(self, item: JudgeInput, image: "PIL.Image.Image") -> Judgement:
         return await self._judge(self.config.judge).score_live(item, (image,))

@@ -126,7 +126,8 @@ class Ingress:
     async def _probe(self) -> None:
         """Score the canary until that succeeds, whenever no engine is known to be up."""
         dispatcher = self.service.dispatcher
-        item = ScoreItem(question=self._canary.question, response=self._canary.better[0])
+        other = self._canary.worse[0] if self._config.judge.is_pairwise else None
+        item = ScoreItem(question=self._canary.question, response=self._canary.better[0], other=other)
         while True:
             dispatcher.engine_ready = dispatcher.engine_ready and dispatcher.engine.alive
             if not dispatcher.engine_ready:

@@ -15,10 +15,13 @@ from functools import partial
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import refuse_extra_images
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge import tournament
 from vlgenrm_ray.judge.conversation import image_urls, message_text, to_openai_messages
 from vlgenrm_ray.judge.escaping import is_blank
 from vlgenrm_ray.judge.judge import EMPTY_RESPONSE, JudgeConfig
+from vlgenrm_ray.judge.protocol import PAIRWISE_JUDGE
 from vlgenrm_ray.judge.wire import (
+    MAX_ITEMS,
     MAX_TEXT,
     CompareRequest,
     CompareResponse,
@@ -35,6 +38,7 @@ from vlgenrm_ray.judge.wire import (
     WireCritique,
     compare_replies,
     parse_status,
+    rank_by_comparisons,
     rank_replies,
     status_of_reason,
     validate_item,
@@ -112,20 +116,35 @@ class Service:
         return ScoreResponse(items=replies)
 
     async def compare(self, request: CompareRequest) -> CompareResponse:
-        """Compare two responses. Raise OverloadedError as `score` does."""
-        responses = [request.first, request.second]
-        return compare_replies(*await self._score_responses(request.item, responses, request.deadline_s))
+        """Compare two responses, with a pairwise judge in both orders. Raise OverloadedError as `score` does."""
+        pairwise = self.config.judge.is_pairwise
+        pairs = [(request.first, request.second), (request.second, request.first)]
+        variants: list[dict[str, str | None]] = [
+            {"response": one, "other": other if pairwise else None} for one, other in pairs
+        ]
+        replies = await self._score_variants(request.item, variants, request.deadline_s)
+        return compare_replies(*replies, pairwise=pairwise)
 
     async def rank(self, request: RankRequest) -> RankResponse:
-        """Rank N responses (best-of-N). Raise OverloadedError as `score` does."""
-        return rank_replies(await self._score_responses(request.item, request.responses, request.deadline_s))
+        """Rank N responses (best-of-N), with a pairwise judge by a tournament. Raise as `score` does."""
+        responses = request.responses
+        if not self.config.judge.is_pairwise:
+            single: list[dict[str, str | None]] = [{"response": response, "other": None} for response in responses]
+            return rank_replies(await self._score_variants(request.item, single, request.deadline_s))
+        pairs = [pair for i, j in tournament.comparisons(responses) for pair in ((i, j), (j, i))]
+        variants: list[dict[str, str | None]] = [{"response": responses[i], "other": responses[j]} for i, j in pairs]
+        replies = await self._score_variants(request.item, variants, request.deadline_s)
+        return rank_by_comparisons(responses, dict(zip(pairs, replies, strict=True)))
 
-    async def _score_responses(
-        self, item: ScoreItem, responses: list[str], deadline_s: float | None
+    async def _score_variants(
+        self, item: ScoreItem, variants: Sequence[dict[str, str | None]], deadline_s: float | None
     ) -> list[ScoreReply]:
+        """Score an item with other responses. More variants than a request may have are scored all the same."""
         fields = item.model_dump()
-        items = [validate_item(fields | {"response": response}) for response in responses]
-        return (await self.score(ScoreRequest(items=items, deadline_s=deadline_s))).items
+        items = [validate_item(fields | variant) for variant in variants]
+        batches = [items[start : start + MAX_ITEMS] for start in range(0, len(items), MAX_ITEMS)]
+        scored = [await self.score(ScoreRequest(items=batch, deadline_s=deadline_s)) for batch in batches]
+        return [reply for response in scored for reply in response.items]
 
     # -- one item ----------------------------------------------------------------------------------------------
 
@@ -155,7 +174,9 @@ class Service:
             return _failure(Status.NO_QUESTION, _QUESTION_REMEDY)
         if not references and (blind := self._refuse_blind(item)):
             return blind
-        if is_blank(item.response):
+        if (unfit := self._refuse_other_kind(item)) is not None:
+            return unfit
+        if any(is_blank(text) for text in (item.response, item.other) if text is not None):
             return _failure(Status.EMPTY_TEXT, EMPTY_RESPONSE)
         if refusal := refuse_extra_images(len(references), self.config.engine.max_images):
             return _failure(Status.TOO_LARGE, refusal.detail)
@@ -167,7 +188,14 @@ class Service:
         config = judge_config(item, self.config.judge)
         while True:
             model = self.model
-            task = ScoreTask(images=images, question=question, response=item.response, config=config, deadline_s=0.0)
+            task = ScoreTask(
+                images=images,
+                question=question,
+                response=item.response,
+                other=item.other or "",
+                config=config,
+                deadline_s=0.0,
+            )
             key = task.cache_key(model.name)
             if (cached := self.cache.get(key)) is not None:
                 return cached.model_copy(update={"cached": True, "timings": Timings()})
@@ -181,6 +209,15 @@ class Service:
             # If the other request's deadline cut it short and ours is later, compute again.
             if _is_complete(reply) or _now() >= deadline:
                 return reply
+
+    def _refuse_other_kind(self, item: ScoreItem) -> ScoreReply | None:
+        """Return the reply to an item that the other kind of judge takes; None if this one does."""
+        if self.config.judge.is_pairwise and item.other is None:
+            detail = f"{PAIRWISE_JUDGE}, which rewards no single response: POST two to /v1/compare, or more to /v1/rank"
+            return _failure(Status.BAD_REQUEST, detail)
+        if not self.config.judge.is_pairwise and item.other is not None:
+            return _failure(Status.BAD_REQUEST, "other: the model rewards single responses; leave it out")
+        return None
 
     def _refuse_blind(self, item: ScoreItem) -> ScoreReply | None:
         """Return the reply to an item that must not be judged without an image; None if it may be."""

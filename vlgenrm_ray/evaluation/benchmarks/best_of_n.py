@@ -7,6 +7,9 @@ With N candidates of a question the estimate for n <= N averages over all subset
 candidate with the i-th highest reward (i from 0) is the pick of C(N - 1 - i, n - 1) of the C(N, n) subsets. It is
 unbiased for the expected true score of the pick among n independent samples, unlike the pick among the first n, whose
 variance is larger, or among n drawn with replacement, which repeats candidates.
+
+A pairwise judge has no rewards. Its candidates meet in a tournament (`judge/tournament.py`), each distinct text against
+all others, or against 8 if there are more than 9, and the reward of a candidate is its mean probability of winning.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +39,8 @@ from vlgenrm_ray.evaluation.benchmarks.files import (
 )
 from vlgenrm_ray.evaluation.benchmarks.reviews import mean_estimate
 from vlgenrm_ray.evaluation.metrics import Array
+from vlgenrm_ray.judge import tournament
+from vlgenrm_ray.judge.tournament import combine_orders
 
 MAX_N = 64
 """Largest n of a curve."""
@@ -62,7 +67,7 @@ class CandidateSet:
 class BestOfN:
     """True score of the pick by reward for n = 1, 2, 4 ... 64, and its regret to the oracle."""
 
-    roles: ClassVar[tuple[BenchmarkRole, ...]] = (BenchmarkRole.JUDGE,)
+    roles: ClassVar[tuple[BenchmarkRole, ...]] = (BenchmarkRole.JUDGE, BenchmarkRole.PAIRWISE_JUDGE)
 
     def read(self, data: Path, images: ImageResolver) -> list[CandidateSet]:
         """See `Benchmark.read`."""
@@ -74,6 +79,19 @@ class BestOfN:
         self, items: Sequence[CandidateSet], role: BenchmarkRole, no_image_share: float
     ) -> list[BenchmarkRequest]:
         """See `Benchmark.requests`. There is no baseline without image: it would double the cost of N candidates."""
+        if role is BenchmarkRole.PAIRWISE_JUDGE:
+            return [
+                BenchmarkRequest(
+                    id=f"{item.id}/{i}-{j}",
+                    images=item.images,
+                    question=item.question,
+                    response=item.candidates[i],
+                    other=item.candidates[j],
+                )
+                for item in items
+                for pair in tournament.comparisons(item.candidates)
+                for i, j in (pair, pair[::-1])
+            ]
         return [
             BenchmarkRequest(id=f"{item.id}/{index}", images=item.images, question=item.question, response=candidate)
             for item in items
@@ -84,6 +102,8 @@ class BestOfN:
         self, items: Sequence[CandidateSet], role: BenchmarkRole, replies: Mapping[str, BenchmarkReply]
     ) -> list[Rewards]:
         """See `Benchmark.predictions`: the reward of each candidate."""
+        if role is BenchmarkRole.PAIRWISE_JUDGE:
+            return [_tournament_rewards(item, replies) for item in items]
         return [tuple(replies[f"{item.id}/{i}"].reward for i in range(len(item.candidates))) for item in items]
 
     def read_answers(self, answers: Path, items: Sequence[CandidateSet]) -> list[Rewards | None]:
@@ -139,6 +159,14 @@ class BestOfN:
             "unreadable": num_missing,
         }
         return BenchmarkReport(metrics=tuple(curve), groups=tuple(regrets), baselines=tuple(baselines), counts=counts)
+
+
+def _tournament_rewards(item: CandidateSet, replies: Mapping[str, BenchmarkReply]) -> Rewards:
+    p_first = {
+        (i, j): combine_orders(replies[f"{item.id}/{i}-{j}"].reward, replies[f"{item.id}/{j}-{i}"].reward)
+        for i, j in tournament.comparisons(item.candidates)
+    }
+    return tuple(tournament.win_rates(item.candidates, p_first))
 
 
 def _read_item(row: Row, id: str, images: ImageResolver, path: Path) -> CandidateSet:

@@ -25,6 +25,7 @@ from vlgenrm_ray.evaluation.benchmarks.benchmark import (
 from vlgenrm_ray.evaluation.benchmarks.files import ImageResolver, Row
 from vlgenrm_ray.evaluation.metrics import Array, clustered_interval
 from vlgenrm_ray.evaluation.pairs import is_in_share
+from vlgenrm_ray.judge.tournament import combine_orders
 
 NO_IMAGE = "/no-image"
 """Suffix of the requests of the baseline without image."""
@@ -79,6 +80,8 @@ class PairPrediction:
     votes: tuple[Vote, ...]
     without_image: tuple[Vote, ...] = ()
     """Votes of the baseline without image, if it was asked."""
+    averaged: Outcome | None = None
+    """Outcome of a pairwise judge's probability averaged over both orders, by which we count it; None for others."""
     lines: tuple[int, ...] = field(default=())
     """Line of each vote in the answers file, for rules that depend on the order of the file."""
 
@@ -122,9 +125,14 @@ class PairBenchmark(ABC):
         self, items: Sequence[ResponsePair], role: BenchmarkRole, replies: Mapping[str, BenchmarkReply]
     ) -> list[PairPrediction]:
         """See `Benchmark.predictions`."""
-        read_votes = _pairwise_votes if role is BenchmarkRole.PAIRWISE_JUDGE else _pointwise_votes
+        pairwise = role is BenchmarkRole.PAIRWISE_JUDGE
+        read_votes = _pairwise_votes if pairwise else _pointwise_votes
         return [
-            PairPrediction(votes=read_votes(item, replies, ""), without_image=read_votes(item, replies, NO_IMAGE))
+            PairPrediction(
+                votes=read_votes(item, replies, ""),
+                without_image=read_votes(item, replies, NO_IMAGE),
+                averaged=_averaged_outcome(item, replies) if pairwise else None,
+            )
             for item in items
         ]
 
@@ -147,6 +155,12 @@ def _pairwise_votes(item: ResponsePair, replies: Mapping[str, BenchmarkReply], s
             rewards = (p_first, None if p_first is None else 1 - p_first)
             votes.append(Vote(outcome=outcome_of_rewards(item, rewards if first == 0 else rewards[::-1]), first=first))
     return tuple(votes)
+
+
+def _averaged_outcome(item: ResponsePair, replies: Mapping[str, BenchmarkReply]) -> Outcome:
+    """Return the outcome of p(first response better) averaged over both orders; a tie at 1/2."""
+    p_first = combine_orders(replies[f"{item.id}/0"].reward, replies[f"{item.id}/1"].reward)
+    return outcome_of_rewards(item, (p_first, None if p_first is None else 1 - p_first))
 
 
 def outcome_of_rewards(item: ResponsePair, rewards: Sequence[float | None]) -> Outcome:
@@ -207,8 +221,11 @@ def vote_in_order(prediction: PairPrediction, first: int) -> Outcome | None:
 
 
 def values(predictions: Sequence[PairPrediction]) -> Array:
-    """Return our value (N,) of each prediction: the mean over its votes of 1 right, 0 wrong, 1/2 undecided."""
-    return np.array([_mean_value(p.votes) for p in predictions])
+    """Return our value (N,) of each prediction: the mean over its votes of 1 right, 0 wrong, 1/2 undecided.
+
+    Of a pairwise judge that was asked in both orders, it is the value of the averaged decision.
+    """
+    return np.array([_mean_value(p.votes) if p.averaged is None else p.averaged.credit for p in predictions])
 
 
 def _mean_value(votes: Sequence[Vote]) -> float:

@@ -10,6 +10,7 @@ in `FORMATS`, or name it by an import path `package.module:Name`.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -19,8 +20,10 @@ from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import RecordIndex, StageFolder
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.records import Critique, Example, ImageRef, Preference, Side
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.verdict import PAIR_VERDICTS, is_right_verdict
+from vlgenrm_ray.records import Critique, Example, ImageRef, Preference
+from vlgenrm_ray.reward.examples import JudgeTemplates
 
 Content = Literal["preferences", "critiques", "examples"]
 
@@ -131,11 +134,13 @@ def _read_rows(run: Path, content: str, round: int | None) -> Iterator[ExportRow
                 response=example.completion,
             )
         return
-    yield from _read_critiques(_stage(folder / "critiques"), _stage(run / "preferences"), _judge_prompt(run))
+    yield from _read_critiques(_stage(folder / "critiques"), _stage(run / "preferences"), _judge(run))
 
 
-def _read_critiques(critiques: StageFolder, source: StageFolder, template: str) -> Iterator[ExportRow]:
+def _read_critiques(critiques: StageFolder, source: StageFolder, judge: JudgeConfig) -> Iterator[ExportRow]:
     index = RecordIndex.build(source)
+    # The first round of a pairwise judge may have critiques of single responses.
+    templates_of = cache(lambda kind: JudgeTemplates.load(judge.with_kind(kind)))
     for shard in critiques.shards():
         ids = critiques.read_unit_index(shard).column("id").to_pylist()
         preferences = index.read(Preference, ids)
@@ -144,14 +149,14 @@ def _read_critiques(critiques: StageFolder, source: StageFolder, template: str) 
             if critique.verdict is None:
                 continue
             preference = preferences[critique.preference_id]
-            response = preference.response(critique.side)
+            templates = templates_of("pairwise" if critique.verdict in PAIR_VERDICTS else "pointwise")
             yield ExportRow(
                 id=critique.id,
                 image=preference.question.image,
                 more_images=preference.question.more_images,
-                prompt=prompts.render(template, question=preference.question.text, response=response),
+                prompt=templates.critique_prompt(preference, critique.side),
                 response=critique.text,
-                label=(critique.verdict == "yes") is (critique.side is Side.CHOSEN),
+                label=is_right_verdict(critique.verdict, critique.side),
             )
 
 
@@ -170,8 +175,8 @@ def _latest_round(run: Path) -> int:
     return max(rounds)
 
 
-def _judge_prompt(run: Path) -> str:
-    return prompts.load(config.load(run / "config.yaml").judge.prompt)
+def _judge(run: Path) -> JudgeConfig:
+    return config.load(run / "config.yaml").judge
 
 
 def _copy_images(row: ExportRow, folder: Path) -> ExportRow:

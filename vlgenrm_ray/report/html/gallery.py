@@ -14,6 +14,7 @@ from vlgenrm_ray.data import images
 from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import HasId, RecordIndex, StageFolder
+from vlgenrm_ray.judge.verdict import is_right_verdict, score_name
 from vlgenrm_ray.records import (
     Box,
     CheckedResponse,
@@ -67,6 +68,8 @@ class CritiqueView:
 
     text: str
     p_yes: float | None
+    score_name: str
+    """Name of `p_yes`: `p(Yes)`, or `p(A)` of a pairwise judge."""
     is_right: bool | None
     """True if the verdict is the right one; None if it could not be read."""
     decision: str
@@ -165,7 +168,6 @@ def _choose_heldout(pairs: JudgedPairs) -> dict[str, str]:
 
 def _judged_side(preference: Preference, result: PairResult, side: Side) -> SideView:
     judgement: Judgement = result.chosen if side is Side.CHOSEN else result.rejected
-    right = "yes" if side is Side.CHOSEN else "no"
     return SideView(
         name=side.value,
         pieces=_shorten_pieces(_edited_pieces(preference, side)),
@@ -175,7 +177,8 @@ def _judged_side(preference: Preference, result: PairResult, side: Side) -> Side
             CritiqueView(
                 text=_shorten(critique.text.strip()),
                 p_yes=critique.p_yes,
-                is_right=None if critique.verdict is None else critique.verdict == right,
+                score_name=score_name(critique.verdict),
+                is_right=None if critique.verdict is None else is_right_verdict(critique.verdict, side),
                 decision="",
             )
             for critique in judgement.critiques[:_NUM_CRITIQUES]
@@ -300,11 +303,11 @@ def _selected_first(critiques: Sequence[Critique], side: Side, drops: Mapping[st
 
 
 def _trained_critique(critique: Critique, drops: Mapping[str, str]) -> CritiqueView:
-    right = "yes" if critique.side is Side.CHOSEN else "no"
     return CritiqueView(
         text=_shorten(critique.text.strip()),
         p_yes=critique.p_yes,
-        is_right=None if critique.verdict is None else critique.verdict == right,
+        score_name=score_name(critique.verdict),
+        is_right=None if critique.verdict is None else is_right_verdict(critique.verdict, critique.side),
         decision=drops.get(critique.id, SELECTED),
     )
 

@@ -2,7 +2,10 @@
 
 A critique may reach the right verdict for a wrong reason. `cut_after_verdict` and `parse_steps` read the text;
 `CritiqueChecker` compares it with the response (`is_faithful`) and with the experts' detections (`is_contradicted`).
-`selection.py` rejects the critiques that fail.
+The selection of a reward-model run rejects the critiques that fail; a judge trained by reinforcement learning is
+rewarded by the same checks (`critique_reward`).
+
+A critique of a pairwise judge has a section for each response, headed `Response A.` and `Response B.`.
 """
 
 import re
@@ -14,12 +17,13 @@ from vlgenrm_ray.experts.checking import Thresholds, check_claim
 from vlgenrm_ray.experts.claims import ClaimExtractor, VocabularyExtractor, claim_key, grammar_fingerprint
 from vlgenrm_ray.experts.evidence import ImageEvidence
 from vlgenrm_ray.experts.vocabulary import Vocabulary, load_vocabulary
-from vlgenrm_ray.judge.verdict import strip_verdict
+from vlgenrm_ray.judge.verdict import PAIR_VERDICTS, strip_verdict
 from vlgenrm_ray.records import Claim, ClaimKind, Critique, Preference, Truth
 from vlgenrm_ray.settings import digest
 
 _VERDICT_LABEL = re.compile(r"\bverdict\b[\s*_]*:", re.IGNORECASE)
-_VERDICT_WORD = re.compile(r"[\W_]*(?:yes|no)\b", re.IGNORECASE)
+_VERDICT_WORD = re.compile(r"[\W_]*(?:yes|no|[abc])\b", re.IGNORECASE)
+_SECTION = re.compile(r"^[^\w\n]*response[ *_]{1,3}([ab])[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
 _MARKUP = " \t*_."
 _CLAIM = re.compile(r"\bclaim[*_]*:(.*?)(?=\bimage[*_]*:|$)", re.IGNORECASE)
 _IMAGE = re.compile(
@@ -54,6 +58,51 @@ def cut_after_verdict(text: str) -> str | None:
     return text[: word.end()] if word else None
 
 
+def cut_before_verdict(text: str) -> str | None:
+    """Return the rationale of a critique: its text up to the label of its verdict; None as in `cut_after_verdict`."""
+    if cut_after_verdict(text) is None:
+        return None
+    return text[: _VERDICT_LABEL.search(text).start()].rstrip(" \t\n*_#")  # type: ignore[union-attr]
+
+
+def split_sections(text: str) -> tuple[str, str] | None:
+    """Split a critique of a pairwise judge into what it says about response A and about response B.
+
+    None unless it has exactly one section for each, A first.
+    """
+    headings = list(_SECTION.finditer(text))
+    if [heading[1].casefold() for heading in headings] != ["a", "b"]:
+        return None
+    a, b = headings
+    return text[a.end() : b.start()], text[b.end() :]
+
+
+def compose_sections(rationale_a: str, rationale_b: str, verdict: str) -> str:
+    """Compose a critique of a pairwise judge from rationales about each response, and a verdict."""
+    return f"Response A.\n{rationale_a.strip()}\nResponse B.\n{rationale_b.strip()}\nVerdict: {verdict}"
+
+
+def follows_from_steps(text: str, verdict: str) -> bool:
+    """Check that the verdict of a critique is the one that its own steps lead to.
+
+    Yes needs steps of which none calls a claim wrong, No a step that does. A pairwise verdict needs steps about both
+    responses, and fewer wrong claims in the better one; a tie equally many.
+    """
+    if verdict not in PAIR_VERDICTS:
+        steps = parse_steps(text)
+        return bool(steps) and (verdict == "yes") is (not _num_wrong(steps))
+    sections = split_sections(text)
+    steps_of_both = [parse_steps(section) for section in sections or ()]
+    if not steps_of_both or not all(steps_of_both):
+        return False
+    wrong_a, wrong_b = map(_num_wrong, steps_of_both)
+    return {"a": wrong_a < wrong_b, "b": wrong_b < wrong_a}.get(verdict, wrong_a == wrong_b)
+
+
+def _num_wrong(steps: Iterable[CritiqueStep]) -> int:
+    return sum(step.right is False for step in steps)
+
+
 def parse_steps(text: str) -> tuple[CritiqueStep, ...]:
     """Parse the lines that describe the image, each with the claim before it and the assessment after it."""
     return tuple(step for line in text.splitlines() for step in _parse_line(line))
@@ -70,18 +119,24 @@ def _parse_line(line: str) -> Iterator[CritiqueStep]:
             yield CritiqueStep(claims[-1].strip(_MARKUP) if claims else "", image, right)
 
 
-def is_faithful(critique: Critique, response: str, extractor: ClaimExtractor) -> bool:
+def is_faithful(text: str, response: str, extractor: ClaimExtractor, *, approves: bool) -> bool:
     """Check that a critique quotes only claims of the response and that its verdict follows from its steps.
 
     A Yes must quote every claim and call none wrong. A No must call one wrong, or quote every claim (the response may
     be true and still no answer). If the extractor finds no claim in the response, every critique passes; a claim that
     it only hedges may be quoted or left out. The margin cannot replace this check: a judge may be equally sure after a
     critique that skips half of the claims.
+
+    Args:
+        text: Critique, or the section of a pairwise one about this response.
+        response: Response that it is about.
+        extractor: Reads claims.
+        approves: The verdict is Yes, or this response is called the better one.
     """
     response_claims = _claim_keys(extractor, response)
     if not response_claims:
         return True
-    steps = parse_steps(critique.text)
+    steps = parse_steps(text)
     quoted_by_step = {step: _claim_keys(extractor, step.claim) for step in steps}
     quoted: set[tuple[object, ...]] = set().union(*quoted_by_step.values())
     quoted -= _hedged_claim_keys(extractor, response) - response_claims
@@ -89,7 +144,7 @@ def is_faithful(critique: Critique, response: str, extractor: ClaimExtractor) ->
         return False
     calls_one_wrong = any(step.right is False and claims for step, claims in quoted_by_step.items())
     is_complete = quoted == response_claims
-    return is_complete and not calls_one_wrong if critique.verdict == "yes" else is_complete or calls_one_wrong
+    return is_complete and not calls_one_wrong if approves else is_complete or calls_one_wrong
 
 
 def _hedged_claim_keys(extractor: ClaimExtractor, text: str) -> set[tuple[object, ...]]:
@@ -120,8 +175,23 @@ class CritiqueChecker:
         return digest([type(self.extractor).__name__, *parts])
 
     def is_faithful(self, critique: Critique, preference: Preference) -> bool:
-        """Check a critique against the claims of its response; see the function `is_faithful`."""
-        return is_faithful(critique, preference.response(critique.side), self.extractor)
+        """Check a critique against the claims of its response, or of both; see the function `is_faithful`."""
+        first = preference.response(critique.side)
+        if critique.verdict not in PAIR_VERDICTS:
+            return is_faithful(critique.text, first, self.extractor, approves=critique.verdict == "yes")
+        sections = split_sections(critique.text)
+        if sections is None:
+            return False
+        about_both = ((sections[0], first, "a"), (sections[1], preference.response(critique.side.other), "b"))
+        return follows_from_steps(critique.text, critique.verdict) and all(
+            self._quotes_its_response(section, response, is_better=critique.verdict == letter)
+            for section, response, letter in about_both
+        )
+
+    def _quotes_its_response(self, section: str, response: str, *, is_better: bool) -> bool:
+        """Check one section of a pairwise critique. The better response may have wrong claims too, only fewer."""
+        is_approved = is_better and not _num_wrong(parse_steps(section))
+        return is_faithful(section, response, self.extractor, approves=is_approved)
 
     def is_contradicted(self, critique: Critique, preference: Preference) -> bool:
         """Check whether the experts' detections contradict one of the critique's own steps.
