@@ -240,7 +240,7 @@ def test_an_unknown_kind_names_the_known_ones_and_an_import_error_the_setting() 
         DetectorConfig(kind="yolo9", model="x")
     with pytest.raises(ValidationError, match="'ultralytics' has no options; remove them"):
         DetectorConfig(model="x", options={"side": 9})
-    with pytest.raises(ValidationError, match="detector, second_detector, matcher have sections of their own"):
+    with pytest.raises(ValidationError, match="detector, second_detector, matcher, noise have sections of their own"):
         ExpertsConfig(**CONFIG.model_dump() | {"additional_experts": [{"kind": "matcher"}]})
     with pytest.raises(ConfigError, match=r"detector\.kind: 'no_such_package:Detector' cannot be imported"):
         build_detector(DetectorConfig(kind="no_such_package:Detector", model="x"))

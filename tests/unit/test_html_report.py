@@ -345,3 +345,12 @@ def test_long_texts_keep_their_ends_and_state_what_is_left_out() -> None:
 def test_the_page_of_many_photographs_is_small(tmp_path: Path) -> None:
     run = report_runs.write_large_run(tmp_path / "run", 300)
     assert html.write_report([run]).stat().st_size < 20e6
+
+
+def test_a_run_with_errors_added_to_its_experts_is_named_as_an_experiment(run: Path, tmp_path: Path, page: str) -> None:
+    assert "Experiment:" not in page
+    noisy = shutil.copytree(run, tmp_path / "noisy")
+    with (noisy / "config.yaml").open("a") as recipe:
+        recipe.write("experts: {noise: {missed: 0.1, small_missed: 0.0, confused: 0.25, shared: 1.0, seed: 3}}\n")
+    written = html.write_report([noisy]).read_text()
+    assert "errors were added to the experts (experts.noise): missed 10%, confused 25%." in written

@@ -63,6 +63,7 @@ class ExpertsConfig(ExpertPipelineConfig):
             "detector": self.detector_actors,
             "second_detector": self.second_detector_actors,
             "matcher": self.matcher_actors,
+            "noise": self.actors,
         }
         return tuple(pools.get(expert.kind, expert.actors) for expert in expert_configs(self))
 

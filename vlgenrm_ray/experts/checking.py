@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch
+from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch, window_shows
 from vlgenrm_ray.experts.vocabulary import Phrase, Vocabulary
 from vlgenrm_ray.records import Box, Claim, ClaimKind, Finding, Truth
 from vlgenrm_ray.settings import Settings
@@ -196,7 +196,8 @@ class _Checker:
         scores = [
             score
             for window in windows
-            if (score := window.score(subject)) is not None and not any(_shows(window.box, item.box) for item in known)
+            if (score := window.score(subject)) is not None
+            and not any(window_shows(window.box, item.box) for item in known)
         ]
         return max(scores) if scores else None
 
@@ -330,11 +331,6 @@ class _Checker:
         if relation not in distances or abs(distances[relation]) < self.thresholds.dead_zone:
             return None
         return distances[relation] > 0
-
-
-def _shows(window: Box, box: Box) -> bool:
-    """Return True if box and window overlap so much that the matcher's score of the window may be due to the box."""
-    return window.intersection(box) > 0.1 * min(window.area, box.area)
 
 
 def _boxes(objects: Sequence[_Object]) -> tuple[Box, ...]:

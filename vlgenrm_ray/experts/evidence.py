@@ -71,6 +71,11 @@ def suppress_overlaps(boxes: Sequence[Box], same_label: float, any_label: float)
     return tuple(remaining)
 
 
+def window_shows(window: Box, box: Box) -> bool:
+    """Return True if box and window overlap so much that the matcher's score of the window may be due to the box."""
+    return window.intersection(box) > 0.1 * min(window.area, box.area)
+
+
 def cut_windows(width: int, height: int, grids: Sequence[int]) -> Iterator[Box]:
     """Cut an image into n x n equal windows for each n of `grids`, row by row. 1 is the whole image."""
     for n in grids:

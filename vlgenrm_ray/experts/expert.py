@@ -18,6 +18,7 @@ from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.experts.calibration import FusionConfig, calibrated, load_calibration
 from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch
+from vlgenrm_ray.experts.noise import NoiseConfig
 from vlgenrm_ray.records import Box, Claim, Detection, Finding, WindowScore
 from vlgenrm_ray.settings import RemovedSetting, Settings
 
@@ -29,6 +30,7 @@ EXPERTS = {
     "detector": "vlgenrm_ray.experts.detector:DetectorExpert",
     "second_detector": "vlgenrm_ray.experts.detector:SecondDetectorExpert",
     "matcher": "vlgenrm_ray.experts.matcher:MatcherExpert",
+    "noise": "vlgenrm_ray.experts.noise:NoiseExpert",
     "ocr": "vlgenrm_ray.experts.ocr:OcrExpert",
     "vlm": "vlgenrm_ray.experts.vlm:VlmExpert",
     "function": "vlgenrm_ray.experts.function:FunctionExpert",
@@ -36,7 +38,7 @@ EXPERTS = {
 """Kind -> class. Each class is constructed with the `ExpertPipelineConfig`, and its options as keyword arguments."""
 
 
-BUILTIN_EXPERTS = ("llm_claims", "detector", "second_detector", "matcher")
+BUILTIN_EXPERTS = ("llm_claims", "detector", "second_detector", "matcher", "noise")
 """Kinds with a section of their own, in the order in which they run."""
 
 
@@ -108,6 +110,8 @@ class ExpertPipelineConfig(Settings):
     matcher: MatcherConfig | None = None
     """Image-text matcher: attributes of detected objects, and phrases in windows. None: attributes stay unknown, and so
     does absence unless there is a second detector."""
+    noise: NoiseConfig | None = None
+    """Errors added to detectors and matcher, for experiments with experts of a chosen quality. None: none are added."""
     additional_experts: tuple[ExpertConfig, ...] = ()
     """Experts that run after these, and decide claims that they leave unknown. The first one takes precedence."""
     matching: MatchingConfig = MatchingConfig()

@@ -147,6 +147,7 @@ def expert_configs(config: ExpertPipelineConfig) -> tuple[ExpertConfig, ...]:
         "detector": config.detector,
         "second_detector": config.second_detector,
         "matcher": config.matcher,
+        "noise": config.noise,
     }
     builtin = tuple(ExpertConfig(kind=kind) for kind in BUILTIN_EXPERTS if sections[kind] is not None)
     return builtin + config.additional_experts

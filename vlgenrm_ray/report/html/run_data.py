@@ -127,6 +127,8 @@ class RunData:
     """Results of benchmarks (`BenchmarkResult.as_json`) with `label`, the name of their file, and `where`, their folder
     below the run or the model."""
     policy: PolicyData | None
+    expert_noise: Mapping[str, float]
+    """Error -> rate that an experiment added to the experts (`experts.noise`); empty without such an experiment."""
 
     @property
     def best_round(self) -> RoundData | None:
@@ -186,6 +188,7 @@ def _read_measurement(folder: Path) -> RunData | None:
         quality={},
         benchmarks=results,
         policy=None,
+        expert_noise={},
     )
 
 
@@ -230,7 +233,13 @@ def _read_single_run(folder: Path, name: str) -> RunData:
         quality=_read_json_or_empty(folder / "quality.json"),
         benchmarks=tuple(_read_benchmarks(folder)),
         policy=policy,
+        expert_noise=_read_expert_noise(settings),
     )
+
+
+def _read_expert_noise(settings: Mapping[str, Any]) -> dict[str, float]:
+    noise = (settings.get("experts") or {}).get("noise") or {}
+    return {name: noise[name] for name in ("missed", "small_missed", "confused", "unsure") if noise.get(name)}
 
 
 def _is_finished(settings: Mapping[str, Any], rounds: tuple[RoundData, ...], policy: PolicyData | None) -> bool:
