@@ -12,6 +12,10 @@ class FakeEncoder:
     NUM_PROMPT = 14
     IMAGE_TOKEN = 999
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return one letter per token, and "" for the end of turn, token 2."""
+        return ["" if id == 2 else chr(96 + id) for id in ids]
+
     def encode_rollout(self, image: ImageRef, prompt: str, ids: Sequence[int]) -> Tokens:
         if self.IMAGE_TOKEN in ids:
             raise TextError("image token in a response")

@@ -320,6 +320,16 @@ class JudgeCritique:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SentenceReward:
+    """The judge's reward of one sentence of a response."""
+
+    text: str
+    """The sentence as it was judged: a part of the response, perhaps with other whitespace."""
+    reward: float
+    """Mean of `p_yes` (or share of "yes") over its readable critiques, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """The judge's result for one response: a reward, or the reason why there is none.
 
@@ -342,11 +352,23 @@ class Judgement:
     """Tokens of the prompts, those of images included, if judged by a live engine; 0 in a batch."""
     detail: str = ""
     """Explanation of the status, for people."""
+    sentences: tuple[SentenceReward, ...] = ()
+    """Judges by the sentence: the judged sentences in order, if all of them have a reward; their lowest is `reward`."""
 
     @property
     def num_tokens(self) -> int:
         """Generated tokens of all critiques."""
         return sum(critique.num_tokens for critique in self.critiques)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A part of a response with a reward of its own, such as a sentence or a claim."""
+
+    start: int
+    """Span [start, end) in the response, in characters."""
+    end: int
+    reward: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,6 +393,8 @@ class Rollout:
     """`ok`, or the reason for a missing reward: `unscored`, a drop reason, or the reward's own status."""
     critique: str = ""
     """One critique behind the reward, for people."""
+    segments: tuple[Segment, ...] = ()
+    """Rewards of parts of the text, in order and without overlap; () if the reward is of the whole response alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

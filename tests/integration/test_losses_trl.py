@@ -1,11 +1,11 @@
-"""Parity of the policy losses with TRL's GRPOTrainer on the same tensors: values, gradients, metrics.
+"""Parity of the losses with TRL's GRPOTrainer, RLOOTrainer and DPOTrainer on the same tensors: values, gradients.
 
 TRL's own method runs on a stand-in for its trainer, which has the settings and returns the test's log-probabilities
 instead of running a model.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,16 @@ import pytest
 from tensors import assert_close
 
 from vlgenrm_ray.policy.advantages import group_relative_advantages
+from vlgenrm_ray.policy.algorithms.dpo import dpo_loss
 from vlgenrm_ray.policy.algorithms.rloo import leave_one_out_advantages
 from vlgenrm_ray.policy.config import AlgorithmConfig
-from vlgenrm_ray.policy.losses import Normalise, ResponseTokens, loss_denominator, policy_loss
+from vlgenrm_ray.policy.losses import Normalise, PairLogRatios, ResponseTokens, loss_denominator, policy_loss
 
 if TYPE_CHECKING:
     import torch
 
 MAX_TOKENS = 9
+RLOO = {"algorithm": "rloo"}
 CLIP = {"clip_low": 0.1, "clip_high": 0.2}
 NORMALISE: dict[str, Normalise] = {
     "grpo": "sequences",
@@ -223,3 +225,79 @@ def test_leave_one_out_advantages_with_an_unscored_sample() -> None:
     groups = leave_one_out_advantages([[0.9, 0.1, None, 0.4], [1.0, 0.0, 0.0, 0.5]], AlgorithmConfig(algorithm="rloo"))
     advantages = [float("nan") if a is None else a for group in groups for a in group.advantages]
     assert advantages == pytest.approx([a for group in expected for a in group], nan_ok=True)
+
+
+def test_rloo_has_trls_gradient_on_the_first_update_of_a_step(step: StepTensors) -> None:
+    """TRL clips the ratio of a whole response, we that of a token; while all ratios are 1 they differ by a factor."""
+    from accelerate import Accelerator
+    from trl import RLOOTrainer
+
+    on_policy = replace(step, old=step.new)
+    mine = ours(on_policy, AlgorithmConfig.model_validate(RLOO | {"kl": {"coefficient": 0.0}, "importance": None}))
+    new = step.new.clone().requires_grad_()
+    trainer = SimpleNamespace(
+        accelerator=Accelerator(cpu=True),
+        model=SimpleNamespace(training=True),
+        epsilon_low=CLIP["clip_low"],
+        epsilon_high=CLIP["clip_high"],
+        aux_loss_enabled=False,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _get_per_token_logps_and_entropies=lambda *_, **__: (new, step.entropy, None),
+    )
+    ids = step.mask.long()
+    inputs = {
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": ids[:, :1],
+        "completion_ids": ids,
+        "completion_mask": ids,
+        "advantages": step.advantages,
+        "old_logps": (step.new * step.mask).sum(1).detach(),
+    }
+    RLOOTrainer._compute_loss(trainer, None, inputs).backward()
+    assert_close(mine.gradient * MAX_TOKENS, new.grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+def test_the_loss_of_dpo(step: StepTensors, beta: float) -> None:
+    """The first two responses of the step are chosen, the others rejected."""
+    import torch
+    from accelerate import Accelerator
+    from trl import DPOTrainer
+
+    mine, other = (step.new.clone().requires_grad_() for _ in range(2))
+    ratios = ((mine - step.reference) * step.mask).sum(-1)
+    config = AlgorithmConfig.model_validate({"algorithm": "dpo", "kl": {"coefficient": beta}})
+    dpo_loss(PairLogRatios(chosen=ratios[:2], rejected=ratios[2:]), config).mean().backward()
+
+    def output_of(log_probs: "torch.Tensor") -> SimpleNamespace:
+        masked = log_probs * step.mask
+        return SimpleNamespace(log_probs=masked, entropy=step.entropy, mean_logits=masked.detach(), is_top1=step.mask)
+
+    model = torch.nn.Identity()
+    model.is_gradient_checkpointing = False
+    trainer = SimpleNamespace(
+        model=model,
+        accelerator=Accelerator(cpu=True),
+        args=SimpleNamespace(gradient_checkpointing_kwargs=None),
+        ref_model=lambda **_: output_of(step.reference),
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=False,
+        f_divergence_type="reverse_kl",
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        beta=beta,
+        use_weighting=False,
+        _total_train_tokens=0,
+        _tp_size=1,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+    )
+    # TRL's masks are those of prompt and completion, whose first token has no log-probability.
+    mask = torch.nn.functional.pad(step.mask.long(), (1, 0))
+    inputs = {"completion_mask": mask, "input_ids": mask, "attention_mask": mask}
+    loss = DPOTrainer._compute_loss(trainer, lambda **_: output_of(other), inputs, False)
+    loss.backward()
+    assert float(loss) == pytest.approx(
+        float(dpo_loss(PairLogRatios(chosen=ratios[:2], rejected=ratios[2:]), config).mean())
+    )
+    assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-7)

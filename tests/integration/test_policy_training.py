@@ -1,16 +1,21 @@
 """Policy training on real engines: its files, its model, and its errors."""
 
 import json
+import math
 import time
 from pathlib import Path
 
+import factories
 import pytest
 from event_files import visible_steps
 from policy_runs import read_log, served_reward, train, write_recipe
 from ports import free_port
 
-from vlgenrm_ray.errors import ConfigError, RemoteError
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
+from vlgenrm_ray.errors import ConfigError, RemoteError, StageError
 from vlgenrm_ray.policy import run as policy
+from vlgenrm_ray.records import Preference
+from vlgenrm_ray.shapes.pairs import gold_pairs
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,89 @@ def test_ppo_one_step_off(recipe: Path, ray_local: None, tmp_path: Path) -> None
     assert min(step["value_grad_norm"] for step in steps) > 0
     # The critic starts with values of 0.
     assert steps[-1]["value_error"] < steps[0]["value_error"]
+
+
+def write_preferences(run: Path) -> Path:
+    """Write the preferences of a run folder: true against wrong answers of the embedded world."""
+    folder = StageFolder(run / "preferences")
+    pairs = [
+        factories.preference(f"{pair.id}/p0", question=pair.question, chosen=pair.chosen, rejected=pair.rejected)
+        for pair in gold_pairs(run / "images", seed=4, split="train", count=16)
+    ]
+    folder.begin("f", {})
+    write_units(folder, Preference, [Unit(id=pair.id, records=(pair,)) for pair in pairs])
+    folder.finish(seconds=0.0)
+    return run
+
+
+def test_mdpo_learns_from_the_pairs_of_a_run_folder_and_reports_the_measure(
+    recipe: Path, ray_local: None, tmp_path: Path
+) -> None:
+    summary = train(
+        recipe,
+        tmp_path / "run",
+        "pool.source=run",
+        f"pool.path={write_preferences(tmp_path / 'pairs')}",
+        "policy.rewards=[]",
+        "policy.algorithm.algorithm=mdpo",
+        "policy.engine.learning_rate=3e-4",
+        "policy.steps=8",
+        "policy.questions_per_step=8",
+        "policy.evaluation.every=8",
+    )
+    steps = read_log(tmp_path / "run" / "policy" / "metrics.jsonl")
+    assert [(step["step"], step["pairs"], step["pairs_skipped"]) for step in steps] == [(i, 8, 0) for i in range(1, 9)]
+    # Policy and reference are equal at first: three terms of log 2, and no preference.
+    assert steps[0]["loss"] == pytest.approx(3 * math.log(2), rel=1e-4)
+    assert (steps[0]["pair_accuracy"], steps[0]["pair_margin"]) == (pytest.approx(0.5), pytest.approx(0.0, abs=1e-5))
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["pair_margin"] > 0
+    evaluations = read_log(tmp_path / "run" / "policy" / "evaluations.jsonl")
+    assert [(one["step"], one["num_measured"], one["num_pairs"], one["reward"]) for one in evaluations] == [
+        (0, 8, 0, None),
+        (8, 8, 0, None),
+    ]
+    assert [line["step"] for line in summary["decoding"]] == [0, 8]
+
+
+def test_dpo_without_a_measure_starts_no_engine_and_continues_from_a_checkpoint(
+    recipe: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("an orchestrator was started")
+
+    monkeypatch.setattr(policy, "start_orchestrator", refuse)
+    pairs = write_preferences(tmp_path / "pairs")
+    settings = (
+        "pool.source=run",
+        f"pool.path={pairs}",
+        "heldout.source=run",
+        f"heldout.path={pairs}",
+        "policy.rewards=[]",
+        "policy.algorithm.algorithm=dpo",
+        "policy.evaluation.measure=''",
+        "policy.questions_per_step=8",
+        "policy.workers=2",
+    )
+    summary = train(recipe, tmp_path / "run", *settings)
+    assert (summary["steps"], summary["samples"], summary["decoding"]) == (4, 32, [])
+    # The held-out pairs are the measure; before the first step the policy prefers nothing.
+    assert (summary["first"]["value"], summary["first"]["num_measured"]) == (0.5, 16)
+    assert summary["last"]["value"] > 0.5
+    with pytest.raises(StageError, match="none of the pool's 16 questions has a chosen and a rejected response"):
+        train(recipe, tmp_path / "other", *settings[4:])
+
+
+@pytest.mark.parametrize("name", ["reinforce_plus_plus", "raft"])
+def test_online_algorithms_train(recipe: Path, ray_local: None, tmp_path: Path, name: str) -> None:
+    train(recipe, tmp_path, f"policy.algorithm.algorithm={name}", "policy.steps=2", "policy.evaluation.num_samples=0")
+    steps = read_log(tmp_path / "policy" / "metrics.jsonl")
+    assert min(step["grad_norm"] for step in steps) > 0
+    if name == "raft":
+        # One sample of each group whose rewards differ.
+        assert steps[0]["loss"] > 0
+    else:
+        assert steps[1]["reference_kl"] > 0
 
 
 def test_a_missing_reward_is_waited_for_and_then_named(

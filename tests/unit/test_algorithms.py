@@ -1,15 +1,19 @@
 """Named algorithms: the defaults they set, their precedence, and algorithms from other packages."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from tensors import assert_close
 
 from vlgenrm_ray.policy.algorithms import ALGORITHMS, resolve_algorithm
+from vlgenrm_ray.policy.algorithms.algorithm import Algorithm
 from vlgenrm_ray.policy.config import AlgorithmConfig, PolicyConfig, PolicyEvaluationConfig
-from vlgenrm_ray.policy.losses import ResponseTokens
+from vlgenrm_ray.policy.losses import PairLogRatios, ResponseTokens, likelihood_loss
 
 REWARDS = {"rewards": [{"function": "a:b"}]}
 
@@ -47,7 +51,10 @@ def algorithm(**values: Any) -> AlgorithmConfig:
         ("gspo", (3e-4, 4e-4, "sequence", "sequences", "group", 0.04)),
         ("dapo", (0.2, 0.28, "token", "tokens", "group", 0.0)),
         ("rloo", (0.2, 0.2, "token", "constant", "none", 0.04)),
+        ("reinforce_plus_plus", (0.2, 0.2, "token", "tokens", "none", 0.01)),
+        ("reinforce_plus_plus_baseline", (0.2, 0.2, "token", "tokens", "none", 0.01)),
         ("ppo", (0.2, 0.28, "token", "tokens", "group", 0.04)),
+        ("raft", (0.2, 0.28, "token", "tokens", "none", 0.0)),
     ],
 )
 def test_defaults_of_named_algorithms(name: str, expected: tuple[Any, ...]) -> None:
@@ -55,6 +62,73 @@ def test_defaults_of_named_algorithms(name: str, expected: tuple[Any, ...]) -> N
     settings = (config.clip_low, config.clip_high, config.ratio, config.normalise, config.scale, config.kl.coefficient)
     assert settings == expected
     assert config.uses_critic is (name == "ppo")
+
+
+def test_an_algorithm_has_one_source_of_its_gradient() -> None:
+    with pytest.raises(ValueError, match="exactly one of"):
+        Algorithm()
+    with pytest.raises(ValueError, match="exactly one of"):
+        Algorithm(uses_critic=True, pair_loss=lambda pairs, _: pairs.chosen)
+
+
+def test_reinforce_plus_plus_takes_one_sample_per_question_and_a_kl_penalty_in_the_reward() -> None:
+    single = REWARDS | {"rollouts": {"group_size": 1}}
+    config = PolicyConfig.model_validate(single | {"algorithm": {"algorithm": "reinforce_plus_plus"}})
+    assert (config.algorithm.kl.where, config.algorithm.kl.estimator) == ("reward", "k1")
+    with pytest.raises(ValidationError, match=r"rollouts\.group_size \(1\) is below"):
+        PolicyConfig.model_validate(single | {"algorithm": {"algorithm": "reinforce_plus_plus_baseline"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("reinforce_plus_plus", [(1.0, 0.0, None, 0.5), (0.5,) * 4, (0.25, None, None, None)]),
+        ("reinforce_plus_plus_baseline", [(0.5, -0.5, None, 0.0), (0.0,) * 4, (None,) * 4]),
+        # The best alone; groups that do not differ are not learned from.
+        ("raft", [(1.0, None, None, None), (None,) * 4, (None,) * 4]),
+    ],
+)
+def test_advantages_of_groups(name: str, expected: list[tuple[float | None, ...]]) -> None:
+    estimate = resolve_algorithm(name).group_advantages
+    assert estimate is not None
+    groups = estimate([[1.0, 0.0, None, 0.5], [0.5] * 4, [0.25, None, None, None]], algorithm(algorithm=name))
+    assert [group.advantages for group in groups] == expected
+
+
+def test_raft_has_the_loss_of_supervised_fine_tuning_on_the_best_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(5, (2, 3), generator=generator)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    new = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    tokens = ResponseTokens(mask=mask, new=new, old=new.detach(), advantages=torch.ones(2, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(likelihood_loss(tokens, algorithm(algorithm="raft"), 5.0).value, logits)
+    expected = torch.nn.functional.cross_entropy(logits[mask], ids[mask])
+    assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+
+
+def test_dpo_and_mdpo_by_hand() -> None:
+    # beta 1/2. DPO: margins 2 and -2 of log-ratios give log(1 + exp(-1)) and log(1 + exp(1)).
+    pairs = PairLogRatios(
+        chosen=torch.tensor([1.0, -1.0]),
+        rejected=torch.tensor([-1.0, 1.0]),
+        chosen_other_image=torch.tensor([0.0, 0.0]),
+    )
+    dpo, mdpo = resolve_algorithm("dpo").pair_loss, resolve_algorithm("mdpo").pair_loss
+    assert dpo is not None
+    assert mdpo is not None
+    config = algorithm(algorithm="mdpo", kl={"coefficient": 0.5})
+    by_margin = [math.log1p(math.exp(-1.0)), math.log1p(math.exp(1.0))]
+    assert dpo(pairs, config).tolist() == pytest.approx(by_margin)
+    # Conditional on the image: 1/2 x (1 - 0) and 1/2 x (-1 - 0). Anchor: 1/2 x 1 and 1/2 x -1.
+    conditional = [math.log1p(math.exp(-0.5)), math.log1p(math.exp(0.5))]
+    anchor = conditional
+    expected = [sum(terms) for terms in zip(by_margin, conditional, anchor, strict=True)]
+    assert mdpo(pairs, config).tolist() == pytest.approx(expected)
+    with pytest.raises(ValidationError, match=r"kl\.coefficient is the beta"):
+        algorithm(algorithm="dpo", kl={"coefficient": 0.0})
+    with pytest.raises(ValueError, match="another image"):
+        mdpo(replace(pairs, chosen_other_image=None), config)
 
 
 def test_dapo_resamples_and_penalises_overlong_responses() -> None:

@@ -49,6 +49,19 @@ def test_gae_is_the_sum_of_discounted_residuals(size: tuple[int, int], seed: int
         assert advantages[row].tolist() == pytest.approx(expected + [0.0] * (size[1] - length))
 
 
+def test_returns_of_reinforce_plus_plus_by_hand() -> None:
+    # Rewards 1 and 0. Each token pays 1 x (old - reference) for itself and for the tokens after it.
+    mask = torch.tensor([[True, True], [True, False]])
+    old, reference = torch.tensor([[-1.0, -1.0], [-1.0, NAN]]), torch.tensor([[-1.25, -1.5], [-1.0, NAN]])
+    kl = KlConfig(coefficient=1.0, where="reward", estimator="k1")
+    rewards = token_rewards(torch.tensor([1.0, 0.0]), old, reference, mask, kl)
+    returns, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, gae_lambda=1.0)
+    assert returns.tolist() == [[0.25, 0.5], [0.0, 0.0]]
+    # Mean 1/4 and variance 1/24 over the three tokens.
+    whitened = whiten(returns, mask, token_moments(returns, mask))
+    assert whitened.flatten().tolist() == pytest.approx([0.0, 0.25 * 24**0.5, -0.25 * 24**0.5, 0.0], abs=1e-6)
+
+
 @few
 @given(sizes, st.integers(0, 99))
 def test_with_lambda_1_returns_do_not_depend_on_the_critic(size: tuple[int, int], seed: int) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput, min_over_sentences, split_sentences
-from vlgenrm_ray.records import JudgeCritique, Judgement
+from vlgenrm_ray.records import JudgeCritique, Judgement, SentenceReward
 
 WHOLE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=3)
 BY_SENTENCE = WHOLE.model_copy(update={"unit": "sentence"})
@@ -179,7 +179,9 @@ def test_many_sentences_are_grouped_into_32_parts() -> None:
 def test_a_single_sentence_is_judged_like_a_whole_response() -> None:
     item = replace(INPUT, response="There is a star.")
     generator = ScriptedGenerator(denies_circles, confidence=0.9)
-    assert Judge(BY_SENTENCE, generator).score([item]) == Judge(WHOLE, generator).score([item])
+    (by_sentence,) = Judge(BY_SENTENCE, generator).score([item])
+    assert [replace(by_sentence, sentences=())] == Judge(WHOLE, generator).score([item])
+    assert by_sentence.sentences == (SentenceReward(text="There is a star.", reward=by_sentence.reward),)
 
 
 def test_the_reward_is_the_lowest_of_the_sentences() -> None:
@@ -188,6 +190,8 @@ def test_the_reward_is_the_lowest_of_the_sentences() -> None:
     assert judgement.id == INPUT.id
     assert judgement.reward == pytest.approx(0.1)
     assert [c.p_yes for c in judgement.critiques] == pytest.approx([0.9, 0.9, 0.9, 0.1, 0.1, 0.1])
+    assert [sentence.reward for sentence in judgement.sentences] == pytest.approx([0.9, 0.1])
+    assert " ".join(sentence.text for sentence in judgement.sentences) == INPUT.response
     assert [c.id for c in judgement.critiques[::3]] == ["q0/r0/s0/c0", "q0/r0/s1/c0"]
 
 

@@ -18,7 +18,7 @@ from vlgenrm_ray.settings_reference import RECIPES, count_settings, settings_of
 JOBS = Path(__file__).parents[2] / "jobs"
 KINDS = {
     "reward": ("shapes", "qwen3_vl_4b", "qwen2_5_vl_7b"),
-    "policy": ("shapes_grpo", "shapes_ppo", "qwen3_vl_4b_grpo"),
+    "policy": ("shapes_grpo", "shapes_ppo", "shapes_dpo", "qwen3_vl_4b_grpo"),
     "co_training": ("shapes_co_training",),
 }
 

@@ -22,7 +22,12 @@ NEEDS = {
     "qwen3_vl_4b": Cluster(nodes=(NODE,)),
     "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4),
 }
-POLICIES = {"shapes_grpo": LAPTOP, "shapes_ppo": LAPTOP, "qwen3_vl_4b_grpo": Cluster(nodes=(NODE,) * 2)}
+POLICIES = {
+    "shapes_grpo": LAPTOP,
+    "shapes_ppo": LAPTOP,
+    "shapes_dpo": LAPTOP,
+    "qwen3_vl_4b_grpo": Cluster(nodes=(NODE,) * 2),
+}
 """Recipes of `vlgenrm policy`."""
 CO_TRAINING = {"shapes_co_training": LAPTOP}
 """Recipes of `vlgenrm co-train`."""
@@ -77,6 +82,21 @@ def test_a_policys_recipe_has_room_for_all_that_runs_at_once() -> None:
     assert [(r.role, r.num_cpus) for r in plan.policy_requests(judged)][2:] == [("judge", 3)]
 
 
+def test_an_offline_algorithm_needs_engines_only_to_answer_held_out_questions() -> None:
+    answering = [request.role for request in plan.policy_requests(load_policy("shapes_dpo"))]
+    training_alone = load_policy("shapes_dpo", "policy.evaluation.measure=''")
+    assert answering == ["worker", "rollout engine"]
+    assert [request.role for request in plan.policy_requests(training_alone)] == ["worker"]
+    with pytest.raises(ConfigError, match="mode: one_step_off is about rollouts"):
+        load_policy("shapes_dpo", "policy.mode=one_step_off")
+
+
+@pytest.mark.parametrize("name", ["dapo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "raft"])
+def test_grpos_recipe_takes_other_algorithms_by_name(name: str) -> None:
+    overrides = (f"policy.algorithm.algorithm={name}", "policy.algorithm.scale=none")
+    assert load_policy("shapes_grpo", *overrides).policy.algorithm.algorithm == name
+
+
 def test_a_policys_recipe_on_gpus_is_refused_by_name_without_them() -> None:
     with pytest.raises(ResourceError, match=r"stage 'policy'.*16 GPUs"):
         check_resources(plan.policy_requests(load_policy("qwen3_vl_4b_grpo")), LAPTOP)
@@ -85,9 +105,9 @@ def test_a_policys_recipe_on_gpus_is_refused_by_name_without_them() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("policy.rewards=[]", "policy.rewards: got []"),
+        ("policy.rewards=[]", "rewards: algorithm grpo learns from rewards; name at least one"),
         ("policy.rollouts.group_sise=4", "policy.rollouts.group_sise: unknown key; did you mean 'group_size'?"),
-        ("policy.algorithm.kl.where=reward", "use algorithm: ppo, or kl.where: loss"),
+        ("policy.algorithm.kl.where=reward", "use algorithm: ppo or reinforce_plus_plus, or kl.where: loss"),
         ("policy.steps=0", "policy.steps: got 0; input should be greater than or equal to 1"),
     ],
 )

@@ -175,6 +175,13 @@ class VlmEncoder:
         prompt_ids = self._prompt(refs, prompt)
         return Tokens((*prompt_ids, *self._ids(self.vocabulary.escape_special_tokens(prefix))), len(prompt_ids))
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text that each generated token adds to the response; "" for special tokens."""
+        special = self.vocabulary.special
+        _, texts = self.vocabulary.split_text([id for id in ids if id not in special])
+        remaining = iter(texts)
+        return ["" if id in special else next(remaining) for id in ids]
+
     def _prompt(self, refs: Sequence[ImageRef], prompt: str) -> list[int]:
         text = {"type": "text", "text": self.vocabulary.escape_special_tokens(prompt)}
         content = [*({"type": "image"} for _ in refs), text]

@@ -41,7 +41,7 @@ from vlgenrm_ray.judge.verdict import (
     read_verdict,
     strip_verdict,
 )
-from vlgenrm_ray.records import ImageRef, JudgeCritique, Judgement
+from vlgenrm_ray.records import ImageRef, JudgeCritique, Judgement, SentenceReward
 from vlgenrm_ray.settings import RemovedSetting, Settings
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class Judge(Generic[_G_co]):
         outcomes = iter(self.critique([unit for several in units for unit in several]))
         return [
             self._with_note(
-                item, min_over_sentences(item.id, [self.judgement(unit.id, next(outcomes)) for unit in several])
+                item, self._combine(item.id, several, [self.judgement(unit.id, next(outcomes)) for unit in several])
             )
             for item, several in zip(inputs, units, strict=True)
         ]
@@ -352,8 +352,9 @@ class Judge(Generic[_G_co]):
         Raises:
             EngineLostError: The engine is gone.
         """
-        parts = [self._score_unit(unit, pixels, deadline) for unit in self._units(item)]
-        return self._with_note(item, min_over_sentences(item.id, await asyncio.gather(*parts)))
+        units = self._units(item)
+        parts = await asyncio.gather(*(self._score_unit(unit, pixels, deadline) for unit in units))
+        return self._with_note(item, self._combine(item.id, units, parts))
 
     async def _score_unit(
         self: "Judge[LiveGenerator]",
@@ -481,6 +482,15 @@ class Judge(Generic[_G_co]):
         if self.config.unit == "response" or self.refusal(item):
             return (item,)
         return split_sentences(replace(item, response=self.judged_response(item), is_sentence=True))
+
+    def _combine(self, id: str, units: Sequence[JudgeInput], parts: Sequence[Judgement]) -> Judgement:
+        """Combine the judgements of an input's units, with the reward of each if they are sentences."""
+        judgement = min_over_sentences(id, parts)
+        if self.config.unit != "sentence" or judgement.reward is None:
+            return judgement
+        rewards = zip(units, parts, strict=True)
+        sentences = (SentenceReward(text=u.response, reward=p.reward) for u, p in rewards if p.reward is not None)
+        return replace(judgement, sentences=tuple(sentences))
 
     def _with_note(self, item: JudgeInput, judgement: Judgement) -> Judgement:
         """Return the judgement of an input, with a note if parts of its response were not judged."""

@@ -102,6 +102,29 @@ def split(response: str) -> list[str]:
     return ["\n".join(units[i : i + size]) for i in range(0, len(units), size)] if units else []
 
 
+def locate(response: str, units: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Find the units of `split` in a response; whitespace does not count.
+
+    Args:
+        response: The response, which may have more before and after the units, such as a thinking.
+        units: Its units, in order.
+
+    Returns:
+        The span [start, end) of each unit in characters; None if the units are no connected part of the response, for
+        instance because something between them was removed before judging.
+    """
+    positions = [i for i, letter in enumerate(response) if not letter.isspace()]
+    letters = ["".join(unit.split()) for unit in units]
+    first = "".join(response[i] for i in positions).rfind("".join(letters))
+    if first < 0 or not all(letters):
+        return None
+    spans: list[tuple[int, int]] = []
+    for unit in letters:
+        spans.append((positions[first], positions[first + len(unit) - 1] + 1))
+        first += len(unit)
+    return spans
+
+
 def _blocks(text: str) -> Iterator[tuple[str, bool]]:
     """Yield code blocks, tables, list items, headings and paragraphs, whose lines may be wrapped.
 

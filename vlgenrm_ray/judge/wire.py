@@ -231,6 +231,15 @@ class WireCritique(_Strict):
     """p(Yes) / (p(Yes) + p(No)) at its verdict, in [0, 1]; None if unreadable."""
 
 
+class WireSentence(_Strict):
+    """The reward of one sentence of the response."""
+
+    text: str
+    """The sentence as it was judged, perhaps with other whitespace than in the response."""
+    reward: float
+    """In [0, 1]."""
+
+
 class Timings(_Strict):
     """Time of an item in the queue, in the engine and in total, in seconds."""
 
@@ -257,6 +266,8 @@ class ScoreReply(_Strict):
     detail: str = ""
     """Explanation and remedy if there is no reward."""
     critiques: list[WireCritique] = Field(default_factory=list)
+    sentences: list[WireSentence] = Field(default_factory=list)
+    """Judges with `unit: sentence`: the reward of each sentence, in order; their lowest is `reward`."""
     num_asked: int = 0
     """K, critiques requested. `critiques` has fewer if the deadline passed first."""
     verdict_mass: float = 0.0

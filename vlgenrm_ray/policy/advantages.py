@@ -60,7 +60,7 @@ def group_relative_advantages(rewards: RewardGroups, config: "AlgorithmConfig") 
     Raises:
         ValueError: A reward is not finite.
     """
-    groups = [_scored(group) for group in rewards]
+    groups = [scored_rewards(group) for group in rewards]
     counted = [group for group in groups if len(group) >= config.min_scored]
     batch_std = float(np.std(np.concatenate(counted), ddof=1)) if counted else 0.0
 
@@ -94,7 +94,7 @@ def advantages_by_group(
 def _group_advantages(
     rewards: Sequence[float | None], config: "AlgorithmConfig", estimate: Callable[[Array], Array]
 ) -> GroupAdvantages:
-    scored = _scored(rewards)
+    scored = scored_rewards(rewards)
     if len(scored) < config.min_scored:
         return GroupAdvantages(advantages=(None,) * len(rewards), status=GroupStatus.TOO_FEW_SCORED)
     if float(np.std(scored, ddof=1)) <= config.min_std:
@@ -105,8 +105,8 @@ def _group_advantages(
     return GroupAdvantages(advantages=advantages, status=GroupStatus.USED)
 
 
-def _scored(rewards: Sequence[float | None]) -> Array:
-    """Return the rewards of the scored samples, [n]."""
+def scored_rewards(rewards: Sequence[float | None]) -> Array:
+    """Return the rewards of the scored samples, [n]. Raises ValueError for a reward that is not finite."""
     if not all(reward is None or np.isfinite(reward) for reward in rewards):
         raise ValueError(f"rewards must be finite, or None for a sample without one: {list(rewards)}")
     return np.array([reward for reward in rewards if reward is not None], dtype=np.float64)
@@ -210,11 +210,11 @@ def token_rewards(
 ) -> "torch.Tensor":
     """Distribute the rewards of responses over their tokens, as input for `gae`.
 
-    The last unmasked token gets the response's reward. With `kl.where: reward`, each token pays coefficient x KL
-    estimate between old and reference policy (arXiv 1909.08593, eq. 2).
+    The last unmasked token gets the response's reward; rewards of tokens stay where they are. With `kl.where: reward`,
+    each token pays coefficient x KL estimate between old and reference policy (arXiv 1909.08593, eq. 2).
 
     Args:
-        rewards: Rewards of responses, [B].
+        rewards: Rewards of responses [B], or of tokens [B, T].
         old: Log-probabilities by the policy at the start of the step, [B, T].
         reference: Log-probabilities by the reference policy, [B, T]; needed for a KL penalty in the reward.
         mask: True for tokens of responses, [B, T].
@@ -233,6 +233,8 @@ def token_rewards(
         if reference is None:
             raise ValueError("a KL penalty needs the reference policy's log-probabilities")
         tokens = -config.coefficient * estimate_kl((old - reference).where(mask, 0.0), config.estimator)
+    if rewards.dim() == 2:
+        return (tokens + rewards).where(mask, 0.0)
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = (mask * positions).amax(-1, keepdim=True)
     return torch.where((positions == last) & mask, tokens + rewards[:, None], tokens)

@@ -7,7 +7,7 @@ and give the same result on every worker.
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from vlgenrm_ray.engines import shared_prompts
@@ -17,6 +17,7 @@ from vlgenrm_ray.policy.advantages import GroupStatus, shape_reward
 from vlgenrm_ray.policy.algorithms import resolve_algorithm
 from vlgenrm_ray.policy.config import AlgorithmConfig, PolicyConfig
 from vlgenrm_ray.policy.rollouts import RolloutGroup
+from vlgenrm_ray.policy.segments import place_at_ends, segment_rewards, spread_over_tokens, token_ranges
 from vlgenrm_ray.records import Rollout
 from vlgenrm_ray.rewards.reward import OK
 
@@ -37,9 +38,14 @@ class TrainingSample:
     reward: float
     """Reward after shaping."""
     advantage: float
-    """Advantage relative to its group; 0 with a critic, which gives an advantage to each token."""
+    """Advantage relative to its group, the mean over its segments if they have their own; 0 with a critic, which gives
+    an advantage to each token."""
     tokens: Tokens
     """Prompt and response as the model's input."""
+    token_advantages: tuple[float, ...] = ()
+    """Advantage of each token of the response, for rewards of segments; (): `advantage` for all of them."""
+    token_rewards: tuple[float, ...] = ()
+    """With a critic: reward of each token, for rewards of segments; (): `reward` at the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +57,18 @@ class TrainingSamples:
     """Number of groups by status; with a critic all are used."""
     num_skipped: int
     """Samples with an advantage that are longer than `tokens_per_batch` or cannot be encoded."""
+    num_unaligned: int = 0
+    """Samples whose segments could not be aligned with their tokens: one reward for all tokens is used."""
 
     def metrics(self) -> dict[str, float]:
-        """Return the counts for the step's line of metrics."""
+        """Return the counts for the step's line of metrics, and the mean number of segments if there are any."""
         groups = {f"groups_{status}": float(self.group_statuses.get(status, 0)) for status in GroupStatus}
-        return groups | {"samples_skipped": float(self.num_skipped)}
+        segments = [len(sample.rollout.segments) for sample in self.samples]
+        by_segment = {
+            "segments": sum(segments) / max(len(segments), 1),
+            "samples_unaligned": float(self.num_unaligned),
+        }
+        return groups | {"samples_skipped": float(self.num_skipped)} | (by_segment if any(segments) else {})
 
     def usable(self, statuses: Mapping[str, int]) -> Mapping[str, int]:
         """Return the counts with skipped samples moved from `ok` to `SKIPPED`: they have a reward, but are not used."""
@@ -77,24 +90,44 @@ def build_training_samples(
     Returns:
         Samples that have a reward, an advantage, a response, and fit into a micro-batch; in the order of the rollouts.
     """
-    algorithm = config.algorithm
-    rewards = [
-        [shaped_reward(rollout, algorithm, max_tokens=config.rollouts.max_tokens) for rollout in group]
-        for group in groups
-    ]
-    advantages, statuses = _advantages(rewards, algorithm)
+    algorithm, max_tokens = config.algorithm, config.rollouts.max_tokens
+    rollouts = [rollout for group in groups for rollout in group]
+    advantages, statuses = _advantages(groups, algorithm, max_tokens=max_tokens)
     samples: list[TrainingSample] = []
-    num_skipped = 0
-    for group, group_rewards, group_advantages in zip(groups, rewards, advantages, strict=True):
-        for rollout, reward, advantage in zip(group, group_rewards, group_advantages, strict=True):
-            if reward is None or advantage is None or not rollout.ids:
-                continue
-            tokens = _encode(rollout, encoder, config.tokens_per_batch)
-            if tokens is None:
-                num_skipped += 1
+    num_skipped = num_unaligned = 0
+    for rollout, advantage in zip(rollouts, advantages, strict=True):
+        reward = shaped_reward(rollout, algorithm, max_tokens=max_tokens)
+        if reward is None or advantage is None or not rollout.ids:
+            continue
+        tokens = _encode(rollout, encoder, config.tokens_per_batch)
+        if tokens is None:
+            num_skipped += 1
+            continue
+        sample = TrainingSample(
+            rollout=rollout, reward=reward, advantage=sum(advantage) / len(advantage), tokens=tokens
+        )
+        if rollout.segments:
+            pieces = encoder.token_texts(rollout.ids)
+            if "".join(pieces) == rollout.text:
+                sample = _with_segments(sample, pieces, advantage, config)
             else:
-                samples.append(TrainingSample(rollout=rollout, reward=reward, advantage=advantage, tokens=tokens))
-    return TrainingSamples(samples=tuple(samples), group_statuses=statuses, num_skipped=num_skipped)
+                num_unaligned += 1
+        samples.append(sample)
+    return TrainingSamples(
+        samples=tuple(samples), group_statuses=Counter(statuses), num_skipped=num_skipped, num_unaligned=num_unaligned
+    )
+
+
+def _with_segments(
+    sample: TrainingSample, pieces: Sequence[str], advantages: Sequence[float], config: PolicyConfig
+) -> TrainingSample:
+    """Give the tokens of each segment of a sample its advantage or, with a critic, its reward."""
+    ranges = token_ranges(pieces, sample.rollout.segments)
+    if not config.algorithm.uses_critic:
+        return replace(sample, token_advantages=spread_over_tokens(advantages, ranges))
+    rewards = segment_rewards(sample.rollout, config.algorithm, max_tokens=config.rollouts.max_tokens)
+    assert rewards is not None
+    return replace(sample, token_rewards=place_at_ends(rewards, ranges))
 
 
 def shaped_reward(rollout: Rollout, config: AlgorithmConfig, *, max_tokens: int) -> float | None:
@@ -110,22 +143,30 @@ def shaped_reward(rollout: Rollout, config: AlgorithmConfig, *, max_tokens: int)
 
 def group_statuses(groups: Sequence[RolloutGroup], config: AlgorithmConfig, *, max_tokens: int) -> list[GroupStatus]:
     """Return the status of each group in training, from its shaped rewards."""
-    estimate = resolve_algorithm(config.algorithm).group_advantages
-    if estimate is None:
-        return [GroupStatus.USED] * len(groups)
-    rewards = [[shaped_reward(rollout, config, max_tokens=max_tokens) for rollout in group] for group in groups]
-    return [group.status for group in estimate(rewards, config)]
+    return _advantages(groups, config, max_tokens=max_tokens)[1]
 
 
 def _advantages(
-    rewards: Sequence[Sequence[float | None]], config: AlgorithmConfig
-) -> tuple[list[tuple[float | None, ...]], Counter[GroupStatus]]:
-    """Return the advantages of each group's samples, and the number of groups by status."""
-    estimate = resolve_algorithm(config.algorithm).group_advantages
-    if estimate is None:
-        return [(0.0,) * len(group) for group in rewards], Counter({GroupStatus.USED: len(rewards)})
-    groups = estimate(rewards, config)
-    return [group.advantages for group in groups], Counter(group.status for group in groups)
+    groups: Sequence[RolloutGroup], config: AlgorithmConfig, *, max_tokens: int
+) -> tuple[list[tuple[float, ...] | None], list[GroupStatus]]:
+    """Return the advantages of all samples in order, and the status of each group.
+
+    A sample has one advantage, or one per segment if any sample of the step has segments; None if it must not be used.
+    """
+    algorithm = resolve_algorithm(config.algorithm)
+    if algorithm.group_advantages is None:
+        return [(0.0,) for group in groups for _ in group], [GroupStatus.USED] * len(groups)
+    if any(rollout.segments for group in groups for rollout in group):
+        assert algorithm.segment_advantages is not None, "PolicyConfig refuses segments for other algorithms"
+        rewards = [[segment_rewards(rollout, config, max_tokens=max_tokens) for rollout in group] for group in groups]
+        by_segment = algorithm.segment_advantages(rewards, config)
+        return [a for group in by_segment for a in group.advantages], [group.status for group in by_segment]
+    whole = [[shaped_reward(rollout, config, max_tokens=max_tokens) for rollout in group] for group in groups]
+    by_sample = algorithm.group_advantages(whole, config)
+    advantages: list[tuple[float, ...] | None] = [
+        None if a is None else (a,) for group in by_sample for a in group.advantages
+    ]
+    return advantages, [group.status for group in by_sample]
 
 
 def _encode(rollout: Rollout, encoder: VlmEncoder, max_tokens: int) -> Tokens | None:

@@ -34,12 +34,13 @@ class KlConfig(Settings):
     """KL penalty for deviating from the reference policy, which is the policy at the start of the run."""
 
     coefficient: float = Field(default=0.04, ge=0.0)
-    """Weight of the penalty; 0 needs no reference policy. GRPO's paper uses 0.04; DAPO and Dr. GRPO use 0."""
+    """Weight of the penalty; 0 needs no reference policy. GRPO's paper uses 0.04; DAPO and Dr. GRPO use 0. For `dpo`
+    and `mdpo` it is their beta, above 0: the smaller, the farther the policy may move from the reference."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator per token; see `losses.estimate_kl`."""
     where: Literal["loss", "reward"] = "loss"
-    """Add the penalty to the loss of each token, or subtract it from the reward of each token (algorithms with a critic
-    only)."""
+    """Add the penalty to the loss of each token, or subtract it from the reward of each token (`ppo` and
+    `reinforce_plus_plus`)."""
     weighted: bool = True
     """Multiply the term in the loss by the ratio of new to old probability, which makes the gradient of k1 and k3 that
     of the reverse KL (DeepSeek-V3.2, arXiv 2512.02556). k2 has this gradient without it and is never multiplied."""
@@ -115,7 +116,9 @@ class AlgorithmConfig(Settings):
     renamed: ClassVar[Mapping[str, str]] = {"min_spread": "min_std"}
 
     algorithm: str = "grpo"
-    """`grpo`, `dr_grpo`, `gspo`, `dapo`, `rloo`, `ppo`, or the import path `package.module:NAME` of an `Algorithm`."""
+    """`grpo`, `dr_grpo`, `gspo`, `dapo`, `rloo`, `reinforce_plus_plus`, `reinforce_plus_plus_baseline`, `ppo`, `raft`;
+    offline, on the preference pairs of the pool: `dpo`, `mdpo`; or the import path `package.module:NAME` of an
+    `Algorithm`."""
     clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
     """Ratios below 1 - clip_low have no gradient that lowers them further."""
     clip_high: float = Field(default=0.28, gt=0.0)
@@ -152,6 +155,16 @@ class AlgorithmConfig(Settings):
         """True if advantages come from a critic instead of the rewards of a group."""
         return resolve_algorithm(self.algorithm).uses_critic
 
+    @property
+    def is_offline(self) -> bool:
+        """True if the algorithm learns from preference pairs instead of rollouts."""
+        return resolve_algorithm(self.algorithm).is_offline
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if the weights at the start of the run are needed beside the present ones."""
+        return self.kl.coefficient > 0
+
     @model_validator(mode="before")
     @classmethod
     def _apply_algorithm_defaults(cls, values: Any) -> Any:
@@ -163,12 +176,16 @@ class AlgorithmConfig(Settings):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
-        if not self.uses_critic and self.kl.where == "reward":
+        algorithm = resolve_algorithm(self.algorithm)
+        gives_token_advantages = self.uses_critic or algorithm.whiten
+        if not gives_token_advantages and self.kl.where == "reward":
             raise ValueError(
-                f"kl.where: reward needs a critic, which algorithm: {self.algorithm} has not; use algorithm: ppo, or "
-                "kl.where: loss"
+                f"kl.where: reward needs advantages of tokens, which algorithm: {self.algorithm} has not; use "
+                "algorithm: ppo or reinforce_plus_plus, or kl.where: loss"
             )
-        if self.uses_critic and self.ratio == "sequence":
+        if self.is_offline and not self.kl.coefficient:
+            raise ValueError(f"kl.coefficient is the beta of algorithm: {self.algorithm}; give a number above 0")
+        if gives_token_advantages and self.ratio == "sequence":
             raise ValueError(
                 "ratio: sequence needs one advantage per sequence, but the advantages of algorithm: "
                 f"{self.algorithm} differ within a sequence; use ratio: token or algorithm: gspo"
@@ -189,7 +206,8 @@ class PolicyEvaluationConfig(Settings):
     """Steps between evaluations. One more runs before the first step and one after the last."""
     measure: str = ""
     """`module:function` of (Question, response) -> float, higher is better: a measure that the reward model never saw.
-    Empty: the held-out reward is used instead, which cannot reveal reward hacking."""
+    Empty: the held-out reward is used instead, which cannot reveal reward hacking; for offline algorithms without a
+    reward, the share of held-out pairs whose chosen response has gained more probability than the rejected one."""
     num_samples: int = Field(default=16, ge=0)
     """k of the comparison of decoding, before the first step and after the last: the greedy answer to each held-out
     question against k sampled ones (mean, majority vote, any right). Needs `measure`; 0: none."""
@@ -220,8 +238,9 @@ class PolicyConfig(Settings):
 
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """Advantages and loss."""
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    """Rewards of a rollout; the policy is trained on their weighted sum."""
+    rewards: tuple[RewardConfig, ...] = ()
+    """Rewards of a rollout; the policy is trained on their weighted sum. One at least, except for offline algorithms,
+    for which they only evaluate."""
     reward_retry: RetryConfig = RetryConfig()
     """Time to wait for a reward that is unavailable."""
     rollouts: RolloutsConfig = RolloutsConfig()
@@ -233,7 +252,7 @@ class PolicyConfig(Settings):
     steps: int = Field(default=100, ge=1)
     """Training steps."""
     questions_per_step: int = Field(default=32, ge=1)
-    """Questions per step, each with `rollouts.group_size` samples."""
+    """Questions per step, each with `rollouts.group_size` samples; for offline algorithms, preference pairs."""
     updates_per_step: int = Field(default=1, ge=1)
     """Optimizer steps that the samples of a step are divided into."""
     tokens_per_batch: int = Field(default=8192, ge=16)
@@ -278,10 +297,32 @@ class PolicyConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_source_of_learning(self) -> Self:
+        """Refuse an online algorithm without rewards, and settings of rollouts for an offline one."""
+        algorithm = self.algorithm
+        if not (self.rewards or algorithm.is_offline):
+            raise ValueError(
+                f"rewards: algorithm {algorithm.algorithm} learns from rewards; name at least one, by url, handle, "
+                "judge or function"
+            )
+        claim_level = [reward.name for reward in self.rewards if reward.granularity == "claim"]
+        if claim_level and not (resolve_algorithm(algorithm.algorithm).supports_segments or algorithm.is_offline):
+            raise ValueError(
+                f"granularity: claim of reward {claim_level[0]} needs an algorithm with advantages of segments, which "
+                f"{algorithm.algorithm} has not; use grpo, dr_grpo, dapo or ppo, or granularity: response"
+            )
+        if algorithm.is_offline and self.mode != "synchronous":
+            raise ValueError(
+                f"mode: {self.mode} is about rollouts, which algorithm: {algorithm.algorithm} has not; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_policy_is_trained(self) -> Self:
         """Refuse settings with which the policy would never change."""
         algorithm, group_size, max_tokens = self.algorithm, self.rollouts.group_size, self.rollouts.max_tokens
-        if not algorithm.uses_critic and group_size < algorithm.min_scored:
+        compares_samples = resolve_algorithm(algorithm.algorithm).min_group_size > 1 and not algorithm.is_offline
+        if compares_samples and group_size < algorithm.min_scored:
             raise ValueError(
                 f"rollouts.group_size ({group_size}) is below algorithm.min_scored ({algorithm.min_scored}): no group "
                 f"would be used, because algorithm: {algorithm.algorithm} compares the samples of a question; raise "
@@ -302,6 +343,11 @@ class PolicyConfig(Settings):
                 f"algorithm.overlong.buffer ({overlong.buffer}) is above rollouts.max_tokens ({max_tokens}); lower it"
             )
         return self
+
+    @property
+    def uses_engines(self) -> bool:
+        """True if the run needs rollout engines: to train, or to answer held-out questions."""
+        return not self.algorithm.is_offline or bool(self.rewards or self.evaluation.measure)
 
     def sync_backend(self) -> SyncBackend:
         """Return the transport of new weights to the rollout engines. Raises ValueError if the GPUs do not allow it."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlgenrm_ray.errors import StageError
@@ -53,6 +53,23 @@ def evaluation_metrics(batch: RolloutBatch, measure: str) -> dict[str, Any]:
     outcomes = {answer.question.id: value for answer, value in values if value is not None}
     mean = sum(outcomes.values()) / len(outcomes) if outcomes else None
     return metrics | {"value": mean, "num_measured": len(outcomes), "outcomes": outcomes}
+
+
+def pair_metrics(preferred: Mapping[str, float], *, is_measure: bool) -> dict[str, Any]:
+    """Compute the metrics of held-out preference pairs.
+
+    Args:
+        preferred: 1 by question id if the policy prefers the chosen response, 0 if not, 0.5 for a tie.
+        is_measure: The run has no other measure: the share is its `value` too.
+
+    Returns:
+        `pair_accuracy`, None without pairs, and `num_pairs`; as a measure also `value`, `num_measured` and `outcomes`.
+    """
+    accuracy = sum(preferred.values()) / len(preferred) if preferred else None
+    metrics: dict[str, Any] = {"pair_accuracy": accuracy, "num_pairs": len(preferred)}
+    if is_measure:
+        metrics |= {"value": accuracy, "num_measured": len(preferred), "outcomes": dict(preferred)}
+    return metrics
 
 
 def decoding_metrics(batch: DecodingBatch, measure: str) -> dict[str, Any]:

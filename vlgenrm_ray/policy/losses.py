@@ -4,7 +4,8 @@ A loss is a sum over tokens divided by a denominator that the caller passes, the
 losses, and gradients, of micro-batches and workers therefore add up to those of the step, whatever the split between
 sequences. (Where gradients are averaged over workers, each multiplies its loss by the number of workers.)
 
-Start with `policy_loss`, the clipped loss of GRPO, its variants and PPO.
+Start with `policy_loss`, the clipped loss of GRPO, its variants and PPO. The losses of preference pairs are in the
+files of their algorithms (`algorithms/dpo.py`); `PairLogRatios` is their input.
 """
 
 from dataclasses import dataclass
@@ -43,6 +44,18 @@ class ResponseTokens:
     """Log-probabilities by the reference policy."""
     entropy: "torch.Tensor | None" = None
     """Entropy of the training policy's distribution of each token, nats; with gradient if it has a coefficient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLogRatios:
+    """Log-ratios log p_policy - log p_reference of whole responses (summed over their tokens) of P preference pairs."""
+
+    chosen: "torch.Tensor"
+    """Chosen responses, [P], with gradient."""
+    rejected: "torch.Tensor"
+    """Rejected responses, [P], with gradient."""
+    chosen_other_image: "torch.Tensor | None" = None
+    """Chosen responses, given another image in place of the pair's, [P], with gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,8 +228,7 @@ def policy_loss(tokens: ResponseTokens, config: "AlgorithmConfig", denominator: 
     log_ratio = (tokens.new - tokens.old).where(mask, 0.0)
     token_ratio = log_ratio.exp()
     ratio = token_ratio if config.ratio == "token" else _row_mean(log_ratio, mask).exp().expand_as(log_ratio)
-    advantages = tokens.advantages if tokens.advantages.dim() == 2 else tokens.advantages[:, None]
-    advantages = advantages.expand_as(ratio).where(mask, 0.0)
+    advantages = _token_advantages(tokens)
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
     losses = -(ratio * advantages).minimum(clipped * advantages)
     means = {
@@ -225,8 +237,42 @@ def policy_loss(tokens: ResponseTokens, config: "AlgorithmConfig", denominator: 
         "clip_high": (ratio > 1.0 + config.clip_high) & (advantages > 0),
         "step_kl": estimate_kl(-log_ratio, "k3"),
     }
-    maxima = {"ratio_max": ratio}
+    return _add_terms(losses, tokens, config, denominator, means=means, maxima={"ratio_max": ratio})
 
+
+def likelihood_loss(tokens: ResponseTokens, config: "AlgorithmConfig", denominator: float) -> Loss:
+    """Compute the weighted negative log-likelihood: the sum over tokens of weight x loss, divided by `denominator`.
+
+        loss = -A log p + coefficient x KL - coefficient x entropy
+
+    With A = 1 this is the loss of supervised fine-tuning on the samples. Arguments, metrics (without those of the clip)
+    and errors are those of `policy_loss`.
+    """
+    losses = -tokens.new.where(tokens.mask, 0.0) * _token_advantages(tokens)
+    means = {"step_kl": estimate_kl((tokens.old - tokens.new).where(tokens.mask, 0.0), "k3")}
+    return _add_terms(losses, tokens, config, denominator, means=means, maxima={})
+
+
+def _token_advantages(tokens: ResponseTokens) -> "torch.Tensor":
+    """Return the advantage of each token, [B, T]; 0 where masked."""
+    advantages = tokens.advantages if tokens.advantages.dim() == 2 else tokens.advantages[:, None]
+    return advantages.expand_as(tokens.new).where(tokens.mask, 0.0)
+
+
+def _add_terms(
+    losses: "torch.Tensor",
+    tokens: ResponseTokens,
+    config: "AlgorithmConfig",
+    denominator: float,
+    *,
+    means: "dict[str, torch.Tensor]",
+    maxima: "dict[str, torch.Tensor]",
+) -> Loss:
+    """Weight the losses of tokens [B, T], add the KL and entropy terms, and sum up.
+
+    `means` and `maxima` are metrics of tokens [B, T], to which those of the terms are added.
+    """
+    mask = tokens.mask
     if tokens.sampled is not None:
         mismatch = (tokens.old - tokens.sampled).where(mask, 0.0)
         means["mismatch"] = maxima["mismatch_max"] = mismatch.abs()
@@ -242,6 +288,7 @@ def policy_loss(tokens: ResponseTokens, config: "AlgorithmConfig", denominator: 
         kl = estimate_kl((tokens.new - tokens.reference).where(mask, 0.0), config.kl.estimator)
         means["reference_kl"] = kl
         if kl_in_loss:
+            token_ratio = (tokens.new - tokens.old).where(mask, 0.0).exp()
             losses = losses + config.kl.coefficient * (kl * token_ratio if config.kl.is_multiplied else kl)
     elif kl_in_loss:
         raise ValueError("a KL penalty needs the reference policy's log-probabilities")

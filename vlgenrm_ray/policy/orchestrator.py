@@ -61,7 +61,7 @@ class RolloutCollector:
         questions: Sequence[Question],
         *,
         pool: RolloutEnginePool,
-        reward: Reward,
+        reward: Reward | None,
         rollouts: RolloutsConfig,
         algorithm: AlgorithmConfig,
         questions_per_step: int,
@@ -72,7 +72,7 @@ class RolloutCollector:
         Args:
             questions: Questions to train on.
             pool: Rollout engines.
-            reward: Reward of the run.
+            reward: Reward of the run; None: rollouts stay unscored, for runs that only evaluate by a measure.
             rollouts: Sampling parameters.
             algorithm: Decides which groups are replaced, see `resample_rounds`.
             questions_per_step: Questions per step.
@@ -138,6 +138,8 @@ class RolloutCollector:
             for question in questions
         ]
         batch = await self._collect(requests, self.rollouts.evaluation_sampling(), step)
+        if self.reward is None:
+            return batch
         return replace(batch, ablations=await ablate_image(self.reward, batch.rollouts, num_ablated))
 
     async def collect_decoding(self, questions: Sequence[Question], step: int, *, num_samples: int) -> DecodingBatch:
@@ -200,7 +202,7 @@ class RolloutCollector:
     async def _score(self, group: RolloutGroup, failure_details: dict[str, str]) -> RolloutGroup:
         """Score the rollouts that have a text; the others keep their status. New kinds of failures get a detail."""
         unscored = [rollout for rollout in group if rollout.status == UNSCORED]
-        if not unscored:
+        if not unscored or self.reward is None:
             return group
         outputs = await self.reward.score(unscored)
         for rollout, output in zip(unscored, outputs, strict=True):
@@ -220,7 +222,13 @@ class RolloutCollector:
 
 
 def _with_reward(rollout: Rollout, output: RewardOutput) -> Rollout:
-    return replace(rollout, reward=output.reward, status=output.status, critique=output.critique)
+    return replace(
+        rollout,
+        reward=output.reward,
+        status=output.status,
+        critique=output.critique,
+        segments=output.segments,
+    )
 
 
 def _raise_first_failure(tasks: "Iterable[asyncio.Task[RolloutGroup]]") -> None:
@@ -306,7 +314,7 @@ class RolloutOrchestrator:
         )
         self._transfer = WeightTransferCoordinator(self._pool, timeout_s=config.sync.timeout_s)
         self._held_out = list(config.held_out.records(Question))
-        self._reward = build_reward(config.rewards, config.retry, config.images)
+        self._reward = build_reward(config.rewards, config.retry, config.images) if config.rewards else None
         self._collector = RolloutCollector(
             list(config.questions.records(Question)),
             pool=self._pool,
@@ -319,7 +327,8 @@ class RolloutOrchestrator:
 
     async def start(self) -> None:
         """Start the engines and wait for the reward. Raises EngineLostError, RemoteError."""
-        await asyncio.gather(self._pool.start(), self._reward.check())
+        checks = [self._reward.check()] if self._reward is not None else []
+        await asyncio.gather(self._pool.start(), *checks)
 
     async def collect_step(self, step: int, version: int) -> RolloutBatch:
         """Collect a training step, see `RolloutCollector.collect_step`.
@@ -351,7 +360,8 @@ class RolloutOrchestrator:
     async def close(self) -> None:
         """Terminate the engines and release the reward."""
         self._pool.close()
-        await self._reward.close()
+        if self._reward is not None:
+            await self._reward.close()
 
     # -- new weights -------------------------------------------------------------------------------------------
 

@@ -140,6 +140,10 @@ class RolloutBatch:
         return tuple(rollout for group in self.groups for rollout in group)
 
 
+NO_ROLLOUTS = RolloutBatch(step=0, groups=(), statuses={}, num_replaced=0, sampling_s=0.0, scoring_s=0.0)
+"""The batch of a run without engines."""
+
+
 # -- schedule ----------------------------------------------------------------------------------------------------------
 # Functions of (seed, step) alone, so that a resumed run continues with the same questions and seeds.
 

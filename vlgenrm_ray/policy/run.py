@@ -19,7 +19,8 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,17 @@ def run(
     # A fresh name: other runs have an orchestrator of their own, and that of an earlier call may not have ended yet.
     orchestrator = f"orchestrator-{uuid.uuid4().hex}"
     paths = RunPaths(target.absolute())
-    job = PolicyTrainerJob(config=config, base=base.absolute(), paths=paths, orchestrator=orchestrator)
+    job = PolicyTrainerJob(
+        config=config,
+        base=base.absolute(),
+        paths=paths,
+        questions=questions,
+        held_out=held_out,
+        orchestrator=orchestrator,
+    )
     paths.failure.unlink(missing_ok=True)
     if not paths.result.exists():
-        _train(job, questions, held_out)
+        _train(job)
     result = read_json(paths.result)
     steps, evaluations = read_lines(paths.metrics), read_lines(paths.evaluations)
     summary = {
@@ -109,22 +117,25 @@ def resource_requests(config: PolicyConfig) -> list[ResourceRequest]:
     """Return the resources that the training needs at the same time."""
     rollouts = config.rollouts
     judges = [reward.judge for reward in config.rewards if reward.judge is not None]
-    return [
+    requests = [
         ResourceRequest(
             stage=STAGE, role="worker", count=config.workers, num_cpus=config.num_cpus, num_gpus=config.num_gpus
-        ),
-        ResourceRequest(
-            stage=STAGE,
-            role="rollout engine",
-            count=rollouts.num_engines,
-            num_cpus=rollouts.num_cpus,
-            num_gpus=rollouts.num_gpus,
-        ),
-        *(
-            ResourceRequest(stage=STAGE, role="judge", num_cpus=judge.num_cpus, num_gpus=judge.num_gpus)
-            for judge in judges
-        ),
+        )
     ]
+    if config.uses_engines:
+        requests.append(
+            ResourceRequest(
+                stage=STAGE,
+                role="rollout engine",
+                count=rollouts.num_engines,
+                num_cpus=rollouts.num_cpus,
+                num_gpus=rollouts.num_gpus,
+            )
+        )
+    requests += [
+        ResourceRequest(stage=STAGE, role="judge", num_cpus=judge.num_cpus, num_gpus=judge.num_gpus) for judge in judges
+    ]
+    return requests
 
 
 def _claim_folder(config: PolicyConfig, base: Path, target: Path) -> None:
@@ -140,16 +151,42 @@ def _claim_folder(config: PolicyConfig, base: Path, target: Path) -> None:
     write_json(path, fingerprint)
 
 
-def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder) -> None:
+def _train(job: PolicyTrainerJob) -> None:
     """Run orchestrator and workers until the training has ended."""
+    config, paths = job.config, job.paths
+    group = WorkerGroup(
+        workers=config.workers,
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        retries=config.retries,
+        environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
+    )
+    with (
+        _orchestrator(job) if config.uses_engines else nullcontext(),
+        show_steps(STAGE, plan=paths.plan, metrics=paths.metrics, messages=ConsoleReporter(paths)),
+    ):
+        failure = fit(train_worker, job, group, storage=paths.folder, name=_RAY_FOLDER)
+    if paths.failure.exists():
+        error = read_json(paths.failure)
+        kind = getattr(errors, error["kind"], StageError)
+        raise (kind if issubclass(kind, VlGenRMError) else StageError)(error["message"]) from failure
+    if failure is not None:
+        raise StageError(f"stage 'policy' failed {config.retries + 1} times, last with: {failure}") from failure
+    if not paths.result.exists():
+        raise StageError(f"stage 'policy' ended without a result in {paths.folder}; run again to finish it")
+
+
+@contextmanager
+def _orchestrator(job: PolicyTrainerJob) -> Iterator[None]:
+    """Run the rollout orchestrator of a training while the context lasts, with its engines and rewards ready."""
     import ray
 
-    config, paths = job.config, job.paths
+    config = job.config
     actor = start_orchestrator(
         OrchestratorConfig(
             model=str(job.base),
-            questions=questions,
-            held_out=held_out,
+            questions=job.questions,
+            held_out=job.held_out,
             rollouts=config.rollouts,
             rewards=config.rewards,
             retry=config.reward_retry,
@@ -164,27 +201,11 @@ def _train(job: PolicyTrainerJob, questions: StageFolder, held_out: StageFolder)
         ),
         job.orchestrator,
     )
-    group = WorkerGroup(
-        workers=config.workers,
-        num_cpus=config.num_cpus,
-        num_gpus=config.num_gpus,
-        retries=config.retries,
-        environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
-    )
     try:
         _wait_until_ready(actor, config.rewards)
-        with show_steps(STAGE, plan=paths.plan, metrics=paths.metrics, messages=ConsoleReporter(paths)):
-            failure = fit(train_worker, job, group, storage=paths.folder, name=_RAY_FOLDER)
+        yield
     finally:
         ray.kill(actor)
-    if paths.failure.exists():
-        error = read_json(paths.failure)
-        kind = getattr(errors, error["kind"], StageError)
-        raise (kind if issubclass(kind, VlGenRMError) else StageError)(error["message"]) from failure
-    if failure is not None:
-        raise StageError(f"stage 'policy' failed {config.retries + 1} times, last with: {failure}") from failure
-    if not paths.result.exists():
-        raise StageError(f"stage 'policy' ended without a result in {paths.folder}; run again to finish it")
 
 
 def _wait_until_ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
@@ -193,7 +214,7 @@ def _wait_until_ready(actor: Any, rewards: Sequence[RewardConfig]) -> None:
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
     began, pending = time.monotonic(), actor.start.remote()
-    names = ", ".join(reward.url or reward.handle or reward.name for reward in rewards)
+    names = ", ".join(reward.url or reward.handle or reward.name for reward in rewards) or "none"
     while True:
         try:
             ray.get(pending, timeout=_REPORT_EVERY_S)

@@ -1,7 +1,8 @@
 """Training loop of one worker: wait for rollouts, update policy and critic, send the new weights to the engines.
 
 All workers run the loop together. Rank 0 alone talks to the rollout orchestrator and writes logs. Read
-`_PolicyTrainer._train_step` first.
+`_PolicyTrainer._train_step` first. Offline algorithms take their steps on preference pairs instead
+(`_train_on_pairs`), and use engines, if at all, to answer held-out questions.
 """
 
 import tempfile
@@ -12,18 +13,20 @@ from functools import partial
 from pathlib import Path
 
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.data.store import read_json, write_json
+from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.policy.batching import TrainingSamples, build_training_samples, plan_micro_batches
 from vlgenrm_ray.policy.client import RolloutClient
 from vlgenrm_ray.policy.config import PolicyConfig
-from vlgenrm_ray.policy.evaluation import decoding_metrics, evaluation_metrics
+from vlgenrm_ray.policy.evaluation import decoding_metrics, evaluation_metrics, pair_metrics
 from vlgenrm_ray.policy.guards import TrainingHistory
-from vlgenrm_ray.policy.rollouts import RolloutBatch
+from vlgenrm_ray.policy.preference_pairs import PreferenceUpdater
+from vlgenrm_ray.policy.rollouts import NO_ROLLOUTS, RolloutBatch
 from vlgenrm_ray.policy.run_logging import RunLogger, RunPaths, rollout_metrics
 from vlgenrm_ray.policy.updater import PolicyUpdater
 from vlgenrm_ray.policy.worker_context import WorkerContext
+from vlgenrm_ray.records import Question
 
 _POLICY, _CRITIC, _PROGRESS = "policy", "critic", "progress.json"
 """Contents of a checkpoint."""
@@ -37,8 +40,12 @@ class PolicyTrainerJob:
     base: Path
     """Model folder of the initial policy."""
     paths: RunPaths
+    questions: StageFolder
+    """Questions to train on."""
+    held_out: StageFolder
+    """Questions to evaluate on."""
     orchestrator: str
-    """Name of the run's rollout orchestrator actor."""
+    """Name of the run's rollout orchestrator actor; there is none if the run uses no engines."""
 
 
 def train_worker(job: PolicyTrainerJob) -> None:
@@ -71,7 +78,7 @@ class _PolicyTrainer:
         self.context = WorkerContext.current()
         torch.set_num_threads(config.num_cpus)
         self.learner: Learner = Learner(
-            job.base, config.engine, seed=config.seed, keep_reference=config.algorithm.kl.coefficient > 0
+            job.base, config.engine, seed=config.seed, keep_reference=config.algorithm.needs_reference
         )
         self.critic: Critic | None = (
             Critic(job.base, config.critic, seed=config.seed) if config.algorithm.uses_critic else None
@@ -80,17 +87,35 @@ class _PolicyTrainer:
         self.encoder = VlmEncoder(job.base, config.images, image_processor=config.rollouts.engine.image_processor)
         self.updater = PolicyUpdater(config, self.encoder, self.learner, self.critic, rank=self.context.rank)
         exported = {"trained_only": config.engine.freeze_vision, "training_dtype": True}
-        self.client = RolloutClient(
-            self.context,
-            job.orchestrator,
-            partial(self.learner.weights, **exported),
-            partial(self.learner.tensor_specs, **exported),
-            backend=config.sync_backend(),
-            sync_timeout_s=config.sync.timeout_s,
-            retries=config.retries,
-        )
+        self._client: RolloutClient | None = None
+        if config.uses_engines:
+            self._client = RolloutClient(
+                self.context,
+                job.orchestrator,
+                partial(self.learner.weights, **exported),
+                partial(self.learner.tensor_specs, **exported),
+                backend=config.sync_backend(),
+                sync_timeout_s=config.sync.timeout_s,
+                retries=config.retries,
+            )
+        self.preferences: PreferenceUpdater | None = None
+        if config.algorithm.is_offline:
+            self.preferences = PreferenceUpdater(
+                config,
+                self.encoder,
+                self.learner,
+                self.context,
+                questions=list(job.questions.records(Question)),
+                held_out=list(job.held_out.records(Question)),
+            )
         self.logger = RunLogger(job.paths, config, enabled=self.context.is_rank0)
         self.history = TrainingHistory()
+
+    @property
+    def client(self) -> RolloutClient:
+        """Client of the rollout orchestrator, in a run that uses engines."""
+        assert self._client is not None
+        return self._client
 
     def run(self) -> None:
         """Train from the last checkpoint, if there is one, to the last step, and export the model."""
@@ -103,7 +128,10 @@ class _PolicyTrainer:
             stop_reason = self._evaluate(0)
             self._compare_decoding(0)
         while num_done < self.config.steps and not stop_reason:
-            self._train_step(num_done)
+            if self.preferences is None:
+                self._train_step(num_done)
+            else:
+                self._train_on_pairs(self.preferences, num_done)
             num_done += 1
             if num_done % self.config.evaluation.every == 0 or num_done == self.config.steps:
                 stop_reason = self._evaluate(num_done)
@@ -142,6 +170,24 @@ class _PolicyTrainer:
             self.client.send_weights(step + 1)
             timer.lap("sync")
         self._log_step(step + 1, batch, samples, metrics, timer.seconds)
+
+    def _train_on_pairs(self, preferences: PreferenceUpdater, step: int) -> None:
+        """Train one step on preference pairs, and log it."""
+        timer = _PhaseTimer()
+        metrics = preferences.update(step)
+        timer.lap("learn")
+        self.logger.log_step(
+            {
+                "step": step + 1,
+                "timestamp": round(time.time(), 4),
+                "samples": metrics["pairs"] + metrics["pairs_skipped"],
+                "failed": metrics["pairs_skipped"],
+                **metrics,
+                "statuses": {},
+                "failures": {},
+                "seconds": {name: round(value, 4) for name, value in timer.seconds.items()},
+            }
+        )
 
     def _log_step(
         self,
@@ -187,15 +233,20 @@ class _PolicyTrainer:
 
         started = time.monotonic()
         config = self.config
-        self.client.send_weights(num_done)
-        batch = self.client.fetch("evaluation", num_done)
+        batch = NO_ROLLOUTS
+        if config.uses_engines:
+            self.client.send_weights(num_done)
+            batch = self.client.fetch("evaluation", num_done)
         measure = config.evaluation.measure
         metrics = self.context.broadcast_from_rank0(lambda: evaluation_metrics(batch, measure))
-        held_out = metrics["value" if measure else "reward"]
+        if self.preferences is not None:
+            metrics |= pair_metrics(self.preferences.evaluate(), is_measure=not (measure or config.rewards))
+        held_out = metrics["reward"] if metrics["value"] is None and not measure else metrics["value"]
         if held_out is None:
             raise StageError(
                 f"stage 'policy': evaluation after step {num_done}: no held-out answer has a value; look at the "
-                f"statuses in {self.job.paths.metrics} and at evaluation.measure"
+                f"statuses in {self.job.paths.metrics} and at evaluation.measure; an offline algorithm without measure "
+                "and rewards needs held-out pairs"
             )
         line = {"step": num_done, "held_out": held_out, "training_reward": self.history.training_reward} | metrics
         if self.context.broadcast_from_rank0(lambda: self.logger.is_best(line)):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vlgenrm_ray.engines.critic import Critic
     from vlgenrm_ray.engines.deepspeed import Learner
+    from vlgenrm_ray.engines.deepspeed_model import NonFiniteStep
     from vlgenrm_ray.engines.log_probs import LogProbs
 
 
@@ -33,9 +34,9 @@ class _MicroBatchTensors:
     sampled: "torch.Tensor"
     """Log-probabilities by the engine, [B, T]."""
     advantages: "torch.Tensor"
-    """Advantages of samples [B], or of tokens [B, T] with a critic."""
+    """Advantages of samples [B], or of tokens [B, T] with a critic or with rewards of segments."""
     rewards: "torch.Tensor"
-    """Rewards of the samples, [B]."""
+    """Rewards of the samples [B], or of tokens [B, T] with rewards of segments."""
     old: "torch.Tensor | None" = None
     reference: "torch.Tensor | None" = None
     values: "torch.Tensor | None" = None
@@ -62,7 +63,7 @@ class PolicyUpdater:
         self.learner = learner
         self.critic = critic
         self.rank = rank
-        self._policy_loss = resolve_algorithm(config.algorithm.algorithm).policy_loss
+        self._algorithm = resolve_algorithm(config.algorithm.algorithm)
 
     def update(self, batch: TrainingBatch, *, step: int) -> dict[str, float]:
         """Take the optimizer steps of a training batch.
@@ -84,11 +85,7 @@ class PolicyUpdater:
         try:
             return self._update(batch, step)
         except NonFiniteStep as error:
-            raise StageError(
-                f"stage 'policy': the {error.quantity} of step {step + 1} is not finite; lower "
-                f"policy.engine.learning_rate{' or policy.critic.learning_rate' if self.critic else ''}, or use "
-                "precision: fp32"
-            ) from error
+            raise non_finite_error(error, step, has_critic=self.critic is not None) from error
 
     def _update(self, batch: TrainingBatch, step: int) -> dict[str, float]:
         lr = self.learner.lr(step, self.config.steps)
@@ -103,7 +100,7 @@ class PolicyUpdater:
                 metrics |= self._update_critic(micro_batches, denominator, critic_lr, accumulators)
             if step >= self.config.critic_warmup:
                 metrics |= self._update_policy(micro_batches, denominator, lr, accumulators)
-        return metrics | _gather_metrics(accumulators)
+        return metrics | gather_metrics(accumulators)
 
     # -- preparation -------------------------------------------------------------------------------------------
 
@@ -116,15 +113,27 @@ class PolicyUpdater:
             counts=micro.counts,
             shared_rows=batch.shared_rows(micro),
         )
-        sampled = torch.zeros_like(inputs.weights)
-        for i, sample in enumerate(samples):
-            sampled[i, sample.tokens.num_prompt : len(sample.tokens)] = torch.tensor(sample.rollout.logprobs)
+
+        def of_tokens(values: Sequence[Sequence[float]]) -> torch.Tensor:
+            """Place values of the samples' response tokens in a tensor [B, T]; 0 where there are none."""
+            placed = torch.zeros_like(inputs.weights)
+            for i, (sample, row) in enumerate(zip(samples, values, strict=True)):
+                placed[i, sample.tokens.num_prompt : len(sample.tokens)] = torch.tensor(row)
+            return placed
+
+        sampled = of_tokens([sample.rollout.logprobs for sample in samples])
+        advantages = torch.tensor([sample.advantage for sample in samples])
+        rewards = torch.tensor([sample.reward for sample in samples])
+        if any(sample.token_advantages for sample in samples):
+            advantages = of_tokens([s.token_advantages or (s.advantage,) * s.tokens.num_targets for s in samples])
+        if any(sample.token_rewards for sample in samples):
+            rewards = of_tokens([s.token_rewards or (*(0.0,) * (s.tokens.num_targets - 1), s.reward) for s in samples])
         device = self.learner.device
         return _MicroBatchTensors(
             batch=inputs.to(device),
             sampled=sampled.to(device),
-            advantages=torch.tensor([sample.advantage for sample in samples], device=device),
-            rewards=torch.tensor([sample.reward for sample in samples], device=device),
+            advantages=advantages.to(device),
+            rewards=rewards.to(device),
         )
 
     def _compute_old_values(self, updates: Sequence[Sequence[_MicroBatchTensors]]) -> None:
@@ -133,7 +142,7 @@ class PolicyUpdater:
         batches = [micro.batch for micro in micro_batches]
         temperature, kl = self.config.rollouts.temperature, self.config.algorithm.kl
         # With a single update, the log-probabilities that it computes anyway are the old ones.
-        if len(updates) > 1 or self.critic is not None:
+        if len(updates) > 1 or self.critic is not None or (kl.coefficient and kl.where == "reward"):
             for micro, old in zip(micro_batches, self.learner.logprobs(batches, temperature=temperature), strict=True):
                 micro.old = old
         if kl.coefficient:
@@ -143,22 +152,26 @@ class PolicyUpdater:
         if self.critic is not None:
             for micro, values in zip(micro_batches, self.critic.values(batches), strict=True):
                 micro.values = values
+        if self.critic is not None or self._algorithm.whiten:
             self._estimate_advantages(micro_batches)
 
     def _estimate_advantages(self, micro_batches: Sequence[_MicroBatchTensors]) -> None:
-        """Compute advantages and returns of tokens from the critic's values."""
+        """Compute whitened advantages of tokens: from the critic's values, or as returns of the group advantages."""
         import torch
 
         algorithm = self.config.algorithm
         moments = torch.zeros(3, dtype=torch.float64, device=self.learner.device)
         for micro in micro_batches:
             mask = micro.batch.targets
-            assert micro.old is not None
-            assert micro.values is not None
-            rewards = token_rewards(micro.rewards, micro.old, micro.reference, mask, algorithm.kl)
-            micro.advantages, micro.returns = gae(
-                rewards, micro.values, mask, gamma=algorithm.ppo.gamma, gae_lambda=algorithm.ppo.gae_lambda
-            )
+            old = micro.sampled if micro.old is None else micro.old
+            if micro.values is not None:
+                rewards = token_rewards(micro.rewards, old, micro.reference, mask, algorithm.kl)
+                micro.advantages, micro.returns = gae(
+                    rewards, micro.values, mask, gamma=algorithm.ppo.gamma, gae_lambda=algorithm.ppo.gae_lambda
+                )
+            else:
+                rewards = token_rewards(micro.advantages, old, micro.reference, mask, algorithm.kl)
+                micro.advantages, _ = gae(rewards, torch.zeros_like(rewards), mask, gamma=1.0, gae_lambda=1.0)
             if micro.batch.counts:
                 moments += token_moments(micro.advantages, mask)
         torch.distributed.all_reduce(moments)
@@ -179,7 +192,7 @@ class PolicyUpdater:
 
         def loss(number: int, batch: Batch, tokens: "LogProbs") -> "torch.Tensor":
             micro = micro_batches[number]
-            part = self._policy_loss(
+            part = self._algorithm.policy_loss(
                 ResponseTokens(
                     mask=batch.targets,
                     new=tokens.values,
@@ -231,6 +244,14 @@ class PolicyUpdater:
         )
 
 
+def non_finite_error(error: "NonFiniteStep", step: int, *, has_critic: bool = False) -> StageError:
+    """Return the error of a training step, numbered from 0, whose loss or gradient is not finite."""
+    return StageError(
+        f"stage 'policy': the {error.quantity} of step {step + 1} is not finite; lower "
+        f"policy.engine.learning_rate{' or policy.critic.learning_rate' if has_critic else ''}, or use precision: fp32"
+    )
+
+
 def _record(part: Loss, batch: Batch, accumulators: list[MetricAccumulator]) -> "torch.Tensor":
     """Add a micro-batch's metrics, unless it is a filler; return its loss."""
     if batch.counts:
@@ -238,7 +259,7 @@ def _record(part: Loss, batch: Batch, accumulators: list[MetricAccumulator]) -> 
     return part.value
 
 
-def _gather_metrics(accumulators: Sequence[MetricAccumulator]) -> dict[str, float]:
+def gather_metrics(accumulators: Sequence[MetricAccumulator]) -> dict[str, float]:
     """Combine the metrics of all micro-batches and workers."""
     import torch
 

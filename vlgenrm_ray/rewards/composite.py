@@ -5,12 +5,13 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
 from typing import ClassVar, NamedTuple, TypeVar
 
 from pydantic import Field
 
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
-from vlgenrm_ray.records import Rollout
+from vlgenrm_ray.records import Rollout, Segment
 from vlgenrm_ray.rewards.reward import OK, Reward, RewardOutput
 from vlgenrm_ray.settings import Settings
 
@@ -65,7 +66,33 @@ class WeightedSumReward:
                 return RewardOutput(reward=None, status=f"{term.name}: {output.status}", detail=output.detail)
             total += term.weight * output.reward
             critique = critique or output.critique
-        return RewardOutput(reward=total, status=OK, critique=critique)
+        return RewardOutput(reward=total, status=OK, critique=critique, segments=self._sum_segments(outputs))
+
+    def _sum_segments(self, outputs: Sequence[RewardOutput]) -> tuple[Segment, ...]:
+        """Sum the rewards of segments. A term without segments gives its reward to all of them.
+
+        Where terms divide the response differently, the segments of the sum are the common parts.
+        """
+        segmented = [output for output in outputs if output.segments]
+        starts = sorted({segment.start for output in segmented for segment in output.segments})
+        end = max((output.segments[-1].end for output in segmented), default=0)
+        return tuple(
+            Segment(
+                start=start,
+                end=stop,
+                reward=sum(
+                    term.weight * _reward_at(output, start) for term, output in zip(self.terms, outputs, strict=True)
+                ),
+            )
+            for start, stop in pairwise([*starts, end])
+        )
+
+
+def _reward_at(output: RewardOutput, position: int) -> float:
+    """Return the reward of the last segment that begins at or before a position, of the response if there is none."""
+    assert output.reward is not None
+    before = [segment.reward for segment in output.segments if segment.start <= position]
+    return before[-1] if before else output.reward
 
 
 class RetryConfig(Settings):

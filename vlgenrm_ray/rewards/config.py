@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -31,6 +31,10 @@ class RewardConfig(Settings):
     """Name in statuses and messages."""
     weight: float = 1.0
     """Factor in the sum of all rewards. A rollout needs the score of each of them."""
+    granularity: Literal["response", "claim"] = "response"
+    """`response`: one reward for all tokens of a response. `claim`: each segment of a response, such as a sentence, has
+    its own (fine-grained RLHF, arXiv 2306.01693). For judges with `unit: sentence`, and functions that return a
+    `SegmentedReward`."""
     url: str = ""
     """Address of a served judge."""
     handle: str = Field(default="", pattern=r"^([^:]+(:[^:]+)?)?$")
@@ -77,6 +81,8 @@ class RewardConfig(Settings):
         served = self._changed_settings("token_variable", "mode", "num_critiques", "retries")
         if served and not (self.url or self.handle):
             raise ValueError(f"{served}: only for served judges; a judge of the run is set by `judge.judge`")
+        if self.granularity == "claim" and self.judge is not None and self.judge.judge.unit != "sentence":
+            raise ValueError("granularity: claim needs judge.judge.unit: sentence; set it, or granularity: response")
         if (called := self._changed_settings("max_concurrency", "isolated")) and not self.function:
             raise ValueError(f"{called}: only for functions")
         return self
@@ -126,19 +132,30 @@ def _build_served_judge(config: RewardConfig, limits: ImageLimits) -> Reward:
         limits=limits,
         transport=ServeHandleTransport(config.handle) if config.handle else None,
     )
-    return ServedJudgeReward(judge, mode=config.mode, num_critiques=config.num_critiques, deadline_s=config.deadline_s)
+    return ServedJudgeReward(
+        judge,
+        mode=config.mode,
+        num_critiques=config.num_critiques,
+        deadline_s=config.deadline_s,
+        by_sentence=config.granularity == "claim",
+    )
 
 
 def _build_local_judge(config: RewardConfig, limits: ImageLimits) -> Reward:
     assert config.judge is not None
-    return start_local_judge(config.judge, limits, deadline_s=config.deadline_s)
+    by_sentence = config.granularity == "claim"
+    return start_local_judge(config.judge, limits, deadline_s=config.deadline_s, by_sentence=by_sentence)
 
 
 def _build_function(config: RewardConfig, limits: ImageLimits) -> Reward:
     function = load_function(config.function)
+    options: dict[str, Any] = {
+        "max_concurrency": config.max_concurrency,
+        "by_segment": config.granularity == "claim",
+    }
     if config.isolated and connection.is_connected():
-        return start_isolated_function(config.function, config.deadline_s, max_concurrency=config.max_concurrency)
-    return FunctionReward(function, config.deadline_s, max_concurrency=config.max_concurrency)
+        return start_isolated_function(config.function, config.deadline_s, **options)
+    return FunctionReward(function, config.deadline_s, **options)
 
 
 REWARD_KINDS: Mapping[str, Callable[[RewardConfig, ImageLimits], Reward]] = {

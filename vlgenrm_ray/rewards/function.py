@@ -12,6 +12,7 @@ import math
 import operator
 import reprlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.records import Question, Rollout
 from vlgenrm_ray.rewards.function_calls import CallError, FunctionCaller
-from vlgenrm_ray.rewards.reward import OK, TIMEOUT, RewardOutput
+from vlgenrm_ray.rewards.reward import OK, TIMEOUT, RewardOutput, SegmentedReward
 
 NOT_FINITE = "not_finite"
 """Status of a rollout for which the function returned NaN or an infinity."""
@@ -30,7 +31,8 @@ NOT_A_NUMBER = "not_a_number"
 MAX_CONCURRENCY = 64
 """Most calls of a function at the same time, unless a recipe sets another limit."""
 
-RewardFunction = Callable[[Question, str], float | Awaitable[float | None] | None]
+RewardValue = float | SegmentedReward | None
+RewardFunction = Callable[[Question, str], RewardValue | Awaitable[RewardValue]]
 """User function: question and response -> reward, or None for no reward. The returned value may be awaitable."""
 
 _log = logging.getLogger(__name__)
@@ -40,7 +42,12 @@ class FunctionReward:
     """A `Reward` that calls a Python function. Whatever the function does becomes the status of its rollout alone."""
 
     def __init__(
-        self, function: RewardFunction, deadline_s: float = 300.0, *, max_concurrency: int = MAX_CONCURRENCY
+        self,
+        function: RewardFunction,
+        deadline_s: float = 300.0,
+        *,
+        max_concurrency: int = MAX_CONCURRENCY,
+        by_segment: bool = False,
     ) -> None:
         """Wrap a function.
 
@@ -48,10 +55,12 @@ class FunctionReward:
             function: Function to call once per rollout: a function, a coroutine function, or any other callable.
             deadline_s: Seconds for all rollouts of one call of `score`.
             max_concurrency: Most calls of the function at the same time.
+            by_segment: Return the segments of a `SegmentedReward`; False: only its reward.
         """
         self.function = function
         self._deadline_s = deadline_s
         self._max_concurrency = max_concurrency
+        self._by_segment = by_segment
         self._caller = FunctionCaller(function, reward_output)
         self._slots = asyncio.Semaphore(max_concurrency)
         self._slots_loop: asyncio.AbstractEventLoop | None = None
@@ -92,7 +101,7 @@ class FunctionReward:
         elif outcome.error is not None:
             output = RewardOutput(reward=None, status=outcome.error.name, detail=outcome.error.detail)
         else:
-            output = outcome.value
+            output = outcome.value if self._by_segment else replace(outcome.value, segments=())
         if output.reward is None:
             self._log_once(rollout, output, outcome.error.traceback if outcome and outcome.error else "")
         return output
@@ -109,10 +118,14 @@ def reward_output(value: object) -> RewardOutput:
     """Convert the value that a function returned to a reward, or to a status if it is not a number.
 
     Rewards are numbers: int, float, bool (1 and 0), Decimal, Fraction, and scalars or arrays of one element of numpy,
-    torch and their like. A text is not a number, even if it looks like one.
+    torch and their like. A text is not a number, even if it looks like one. A `SegmentedReward` has rewards of parts of
+    the response as well.
     """
     if value is None:
         return RewardOutput(reward=None, status=NO_REWARD, detail="the function returned None")
+    if isinstance(value, SegmentedReward):
+        output = reward_output(value.reward)
+        return output if output.reward is None else replace(output, segments=value.segments)
     number = _number(value)
     if number is None:
         detail = f"the function returned {_repr(value)} ({type(value).__name__}); it must return a number, or None"

@@ -166,8 +166,10 @@ class _ProcessLostError(EngineLostError):
 class FunctionActor:
     """Ray actor that runs a `FunctionReward` in its own process."""
 
-    def __init__(self, function: str, deadline_s: float, max_concurrency: int) -> None:
-        self._reward = FunctionReward(load_function(function), deadline_s, max_concurrency=max_concurrency)
+    def __init__(self, function: str, deadline_s: float, max_concurrency: int, by_segment: bool = False) -> None:
+        self._reward = FunctionReward(
+            load_function(function), deadline_s, max_concurrency=max_concurrency, by_segment=by_segment
+        )
 
     async def start(self) -> None:
         """Return once the actor has started."""
@@ -180,13 +182,13 @@ class FunctionActor:
 class _ActorProcess:
     """A `FunctionActor` as a `FunctionProcess`."""
 
-    def __init__(self, function: str, deadline_s: float, max_concurrency: int) -> None:
+    def __init__(self, function: str, deadline_s: float, max_concurrency: int, by_segment: bool) -> None:
         import ray
 
         self._function = function
         # It reserves no CPU: a function shares those of the orchestrator, in which it would run otherwise.
         actor_class = ray.remote(FunctionActor).options(num_cpus=0, max_concurrency=_MAX_CALLS)
-        self._actor: Any = actor_class.remote(function, deadline_s, max_concurrency)
+        self._actor: Any = actor_class.remote(function, deadline_s, max_concurrency, by_segment)
 
     async def start(self) -> None:
         from ray.exceptions import RayActorError
@@ -226,7 +228,7 @@ _MAX_CALLS = 10_000
 
 
 def start_isolated_function(
-    function: str, deadline_s: float = 300.0, *, max_concurrency: int = MAX_CONCURRENCY
+    function: str, deadline_s: float = 300.0, *, max_concurrency: int = MAX_CONCURRENCY, by_segment: bool = False
 ) -> IsolatedFunctionReward:
     """Return the reward of a function in an actor, which starts with the first call.
 
@@ -234,5 +236,6 @@ def start_isolated_function(
         function: `module:function`, see `load_function`. Every node must be able to import it.
         deadline_s: Seconds for all rollouts of one call of `score`.
         max_concurrency: Most calls of the function at the same time.
+        by_segment: See `FunctionReward`.
     """
-    return IsolatedFunctionReward(lambda: _ActorProcess(function, deadline_s, max_concurrency), deadline_s)
+    return IsolatedFunctionReward(lambda: _ActorProcess(function, deadline_s, max_concurrency, by_segment), deadline_s)

@@ -13,8 +13,8 @@ from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
-from vlgenrm_ray.records import Judgement, Rollout
-from vlgenrm_ray.rewards.reward import TIMEOUT, Reward, RewardOutput
+from vlgenrm_ray.records import Judgement, Rollout, Segment
+from vlgenrm_ray.rewards.reward import TIMEOUT, Reward, RewardOutput, sentence_segments
 from vlgenrm_ray.settings import Settings
 
 _MAX_RETRIES = 3
@@ -39,7 +39,12 @@ class LocalJudgeReward:
     """A `Reward` over one judge that scores one batch at a time; requests that arrive meanwhile form the next batch."""
 
     def __init__(
-        self, score_items: ScoreItems, close: Callable[[], None] = lambda: None, *, deadline_s: float = 300.0
+        self,
+        score_items: ScoreItems,
+        close: Callable[[], None] = lambda: None,
+        *,
+        deadline_s: float = 300.0,
+        by_sentence: bool = False,
     ) -> None:
         """Wrap a judge.
 
@@ -47,10 +52,12 @@ class LocalJudgeReward:
             score_items: Scores a batch of items with the judge; called with [] to wait until the judge has started.
             close: Terminates the judge.
             deadline_s: Seconds after which rollouts that are not judged get the status `timeout`.
+            by_sentence: Return the rewards of sentences as segments.
         """
         self._score_items = score_items
         self._close = close
         self._deadline_s = deadline_s
+        self._by_sentence = by_sentence
         self._batch_lock = asyncio.Lock()
         self._waiting: list[tuple[Sequence[Rollout], asyncio.Future[list[RewardOutput]]]] = []
 
@@ -97,7 +104,8 @@ class LocalJudgeReward:
         self._waiting = []
         items = [_judge_input(rollout) for rollouts, _ in batch for rollout in rollouts]
         try:
-            outputs = iter([_output(judgement) for judgement in await self._score_items(items)])
+            judgements = iter(await self._score_items(items))
+            outputs = [[self._output(rollout, next(judgements)) for rollout in rollouts] for rollouts, _ in batch]
         except Exception as error:
             for _, future in batch:
                 if not future.cancelled():
@@ -107,10 +115,23 @@ class LocalJudgeReward:
             # Only the caller that runs this batch was cancelled; the others are scored by the next batch.
             self._waiting = batch + self._waiting
             raise
-        for rollouts, future in batch:
-            scores = [next(outputs) for _ in rollouts]
+        for (_, future), scores in zip(batch, outputs, strict=True):
             if not future.cancelled():
                 future.set_result(scores)
+
+    def _output(self, rollout: Rollout, judgement: Judgement) -> RewardOutput:
+        critique = judgement.critiques[0].text if judgement.critiques else ""
+        segments: tuple[Segment, ...] = ()
+        if self._by_sentence and judgement.sentences and judgement.reward is not None:
+            rewards = [(sentence.text, sentence.reward) for sentence in judgement.sentences]
+            segments = sentence_segments(rollout.text, rewards, reward=judgement.reward)
+        return RewardOutput(
+            reward=judgement.reward,
+            status=judgement.status,
+            critique=critique,
+            detail=judgement.detail,
+            segments=segments,
+        )
 
 
 class JudgeActor:
@@ -126,7 +147,9 @@ class JudgeActor:
         return self._judge.score(items) if items else []
 
 
-def start_local_judge(config: LocalJudgeConfig, limits: ImageLimits, *, deadline_s: float = 300.0) -> LocalJudgeReward:
+def start_local_judge(
+    config: LocalJudgeConfig, limits: ImageLimits, *, deadline_s: float = 300.0, by_sentence: bool = False
+) -> LocalJudgeReward:
     """Start a judge actor and return the reward over it. The actor has no state, so Ray itself restarts it."""
     import ray
     from ray.exceptions import RayActorError
@@ -144,14 +167,9 @@ def start_local_judge(config: LocalJudgeConfig, limits: ImageLimits, *, deadline
             raise kind(f"the local judge died: {connection.actor_death_cause(error)}") from error
         return judgements
 
-    return LocalJudgeReward(score_items, lambda: ray.kill(actor), deadline_s=deadline_s)
+    return LocalJudgeReward(score_items, lambda: ray.kill(actor), deadline_s=deadline_s, by_sentence=by_sentence)
 
 
 def _judge_input(rollout: Rollout) -> JudgeInput:
     question = rollout.question
     return JudgeInput(id=rollout.id, images=question.images, question=question.text, response=rollout.text)
-
-
-def _output(judgement: Judgement) -> RewardOutput:
-    critique = judgement.critiques[0].text if judgement.critiques else ""
-    return RewardOutput(reward=judgement.reward, status=judgement.status, critique=critique, detail=judgement.detail)

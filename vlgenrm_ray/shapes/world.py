@@ -7,11 +7,13 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlgenrm_ray.judge import sentences
 from vlgenrm_ray.records import Claim, ImageRef, Question
+from vlgenrm_ray.rewards.reward import SegmentedReward, sentence_segments
 from vlgenrm_ray.shapes.questions import KINDS, ShapesQuestion, draw_question
 from vlgenrm_ray.shapes.render import SIDE, render
 from vlgenrm_ray.shapes.scenes import SPLITS, Scene, Split, draw_scene_of
-from vlgenrm_ray.shapes.truth import holds, is_true
+from vlgenrm_ray.shapes.truth import claims, holds, is_true
 
 SOURCE = "shapes"
 
@@ -79,6 +81,17 @@ def scene_of(id: str) -> Scene:
 def claim_is_true(question: Question, claim: Claim) -> bool:
     """Return the ground truth of one claim about a question's image."""
     return holds(scene_of(question.id), claim)
+
+
+def sentences_are_true(question: Question, text: str) -> SegmentedReward:
+    """Return the ground truth of a response with that of each sentence, 1 or 0, as a reward of `granularity: claim`."""
+    scene = scene_of(question.id)
+    rewards = []
+    for sentence in sentences.split(text):
+        parsed = claims(sentence)
+        rewards.append((sentence, float(bool(parsed) and all(holds(scene, claim) for claim in parsed or ()))))
+    reward = float(is_true(scene, question.text, text))
+    return SegmentedReward(reward=reward, segments=sentence_segments(text, rewards, reward=reward))
 
 
 def response_is_true(question: Question, text: str) -> bool:

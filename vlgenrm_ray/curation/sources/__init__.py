@@ -1,8 +1,8 @@
 """Data sources of the pool: the settings, the table of sources, and opening.
 
-A source is the embedded world, a function of yours, or files. Files have a *container*, which yields raw rows (see
-`container.py`), and a *schema*, which makes questions of them (see `schema.py`); both are recognised unless the recipe
-names them. `vlgenrm inspect FILE` shows what they are taken for.
+A source is the embedded world, a run folder, a function of yours, or files. Files have a *container*, which yields raw
+rows (see `container.py`), and a *schema*, which makes questions of them (see `schema.py`); both are recognised unless
+the recipe names them. `vlgenrm inspect FILE` shows what they are taken for.
 """
 
 import os
@@ -22,10 +22,12 @@ from vlgenrm_ray.data import addresses
 from vlgenrm_ray.settings import Settings
 
 SHAPES = "shapes"
+RUN = "run"
 SOURCES = {
     **CONTAINERS,
     FILES: "vlgenrm_ray.curation.sources.container:Container",
     SHAPES: "vlgenrm_ray.curation.sources.shapes:open_shapes",
+    RUN: "vlgenrm_ray.curation.sources.run_folder:open_run_folder",
 }
 """Source -> container, or function that opens the source."""
 _SHAPES_SPLITS = ("train", "heldout", "test")
@@ -42,9 +44,11 @@ class SourceConfig(Settings):
 
     source: str = SHAPES
     """`files` (of any format, recognised by their content), a format by name (`jsonl`, `json`, `parquet`, `arrow`,
-    `csv`, `webdataset`), `shapes` (the embedded world), or an import path `package.module:Name` of your own."""
+    `csv`, `webdataset`), `shapes` (the embedded world), `run` (the preference pairs of a run folder), or an import path
+    `package.module:Name` of your own."""
     path: str | None = None
-    """A file, a folder or a pattern; a local path or a URI of a store (`s3://`, `gs://`, `az://`, ...)."""
+    """A file, a folder or a pattern; a local path or a URI of a store (`s3://`, `gs://`, `az://`, ...). `run`: the run
+    folder."""
     schema: str = AUTO  # type: ignore[assignment]
     """Form of the rows: `auto` (recognised by the columns), a name that `vlgenrm inspect` prints, or an import path
     `package.module:Name` of your own."""
@@ -75,7 +79,7 @@ class SourceConfig(Settings):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "SourceConfig":
-        if self.source in (FILES, *CONTAINERS) and not self.path:
+        if self.source in (FILES, RUN, *CONTAINERS) and not self.path:
             raise ValueError(f"source '{self.source}' needs pool.path: a file, a folder or a pattern")
         if self.options and self.source in SOURCES and self.source != "csv":
             raise ValueError(f"source '{self.source}' has no options; remove them, or give an import path as source")
@@ -92,7 +96,7 @@ class SourceConfig(Settings):
 
     def reads_files(self) -> bool:
         """Return True if the rows come from files, which can be sampled without an engine."""
-        if self.source == SHAPES:
+        if self.source in (SHAPES, RUN):
             return False
         opener = plugins.load(self.source, SOURCES, "pool.source")
         return isinstance(opener, type) and issubclass(opener, Container)

@@ -10,10 +10,15 @@ from collections.abc import Mapping
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.policy.algorithms.algorithm import Algorithm
 from vlgenrm_ray.policy.algorithms.dapo import DAPO
+from vlgenrm_ray.policy.algorithms.dpo import DPO
 from vlgenrm_ray.policy.algorithms.dr_grpo import DR_GRPO
 from vlgenrm_ray.policy.algorithms.grpo import GRPO
 from vlgenrm_ray.policy.algorithms.gspo import GSPO
+from vlgenrm_ray.policy.algorithms.mdpo import MDPO
 from vlgenrm_ray.policy.algorithms.ppo import PPO
+from vlgenrm_ray.policy.algorithms.raft import RAFT
+from vlgenrm_ray.policy.algorithms.reinforce_plus_plus import REINFORCE_PLUS_PLUS
+from vlgenrm_ray.policy.algorithms.reinforce_plus_plus_baseline import REINFORCE_PLUS_PLUS_BASELINE
 from vlgenrm_ray.policy.algorithms.rloo import RLOO
 
 ALGORITHMS: Mapping[str, Algorithm] = {
@@ -22,7 +27,12 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     "gspo": GSPO,
     "dapo": DAPO,
     "rloo": RLOO,
+    "reinforce_plus_plus": REINFORCE_PLUS_PLUS,
+    "reinforce_plus_plus_baseline": REINFORCE_PLUS_PLUS_BASELINE,
     "ppo": PPO,
+    "raft": RAFT,
+    "dpo": DPO,
+    "mdpo": MDPO,
 }
 
 

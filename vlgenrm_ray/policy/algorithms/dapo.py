@@ -10,9 +10,11 @@ Its four changes to GRPO: a wider upper clip (3.1), resampling of groups whose r
 
 from vlgenrm_ray.policy.advantages import group_relative_advantages
 from vlgenrm_ray.policy.algorithms.algorithm import Algorithm
+from vlgenrm_ray.policy.segments import segment_relative_advantages
 
 DAPO = Algorithm(
     group_advantages=group_relative_advantages,
+    segment_advantages=segment_relative_advantages,
     defaults={
         "clip_low": 0.2,
         "clip_high": 0.28,

@@ -9,9 +9,11 @@ constant divisor, long wrong answers are not favoured. There is no KL penalty.
 
 from vlgenrm_ray.policy.advantages import group_relative_advantages
 from vlgenrm_ray.policy.algorithms.algorithm import Algorithm
+from vlgenrm_ray.policy.segments import segment_relative_advantages
 
 DR_GRPO = Algorithm(
     group_advantages=group_relative_advantages,
+    segment_advantages=segment_relative_advantages,
     defaults={
         "clip_low": 0.2,
         "clip_high": 0.2,

@@ -9,9 +9,11 @@ The defaults have DAPO's mean over tokens and its wider upper clip (arXiv 2503.1
 
 from vlgenrm_ray.policy.advantages import group_relative_advantages
 from vlgenrm_ray.policy.algorithms.algorithm import Algorithm
+from vlgenrm_ray.policy.segments import segment_relative_advantages
 
 GRPO = Algorithm(
     group_advantages=group_relative_advantages,
+    segment_advantages=segment_relative_advantages,
     defaults={
         "clip_low": 0.2,
         "clip_high": 0.28,

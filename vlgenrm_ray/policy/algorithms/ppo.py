@@ -11,7 +11,8 @@ defaults share GRPO's clip and KL term; classic RLHF (arXiv 2203.02155) is
 from vlgenrm_ray.policy.algorithms.algorithm import Algorithm
 
 PPO = Algorithm(
-    group_advantages=None,
+    uses_critic=True,
+    min_group_size=1,
     defaults={
         "clip_low": 0.2,
         "clip_high": 0.28,
