@@ -2,6 +2,7 @@
 # bash tests/run.sh                 everything: format, lint, types, import contract, unit and integration tests
 # bash tests/run.sh ARGUMENTS...    only pytest, with these arguments: bash tests/run.sh tests/unit -k verdict
 # bash tests/run.sh tests/whole     what takes too long for every time: trainings and services killed, co-training
+# bash tests/run.sh tests/gpu_shape everything about GPUs that a CPU can prove; without arguments its quick part is run
 # Sets up the environment if needed. Stops at the first part that fails.
 set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,6 +33,7 @@ part "lint" ruff check .
 part "types" mypy
 part "import contract" lint-imports
 part "unit tests" python -m pytest tests/unit --numprocesses auto
+part "what GPUs need, the quick part" python -m pytest tests/gpu_shape -m "not slow" --numprocesses auto
 # Two at a time: most wait, for engines to start or for one thread of Python.
 part "integration tests" python -m pytest tests/integration --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations=15
 printf '\n== all passed: %d s\n' "$SECONDS"

@@ -82,7 +82,9 @@ def _run_iteration(
     if results:
         policy, judge = results[-1]["policy"], results[-1]["judge"]
     else:
-        policy, judge = str(model_folder.locate(config.policy.base)), str(model_folder.locate(config.reward.base))
+        policy, judge = (
+            str(model_folder.locate_for_run(model, folder)) for model in (config.policy.base, config.reward.base)
+        )
     reward_summary = pipeline.run(_reward_config(config.reward, judge, policy), folder / "reward")
     judge = str((folder / "reward" / "best").resolve())
     # After an interruption, too, a new judge is served only if it passes the canary.

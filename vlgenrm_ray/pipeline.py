@@ -23,7 +23,7 @@ from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.curation import experts, pool, preferences, responses
 from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
-from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines import model_families, model_folder
 from vlgenrm_ray.evaluation import benchmark_run, evidence_quality, heldout, pairs
 from vlgenrm_ray.evaluation.metrics import estimate_as_json
 from vlgenrm_ray.experts.claims import VocabularyExtractor
@@ -86,6 +86,8 @@ def _run_stages(
     config, started_at = reward_run.config, time.monotonic()
     benchmark_run.check_tasks(benchmark_run.tasks_of(config.benchmarks), benchmark_run.judge_role(config.judge))
     earlier_seconds = _earlier_seconds(reward_run)
+    if until is None:
+        _check_base(reward_run)
     prepared = prepare(reward_run, until)
     results: list[RoundResult] = []
     if until is not None:
@@ -157,9 +159,15 @@ def _benchmark_images(config: RunConfig) -> Mapping[str, Sequence[tuple[str | by
 
 def improve(run: RewardRun) -> Iterator[RoundResult]:
     """Evaluate the base model, then run the rounds; yield each round when it is finished."""
-    base = model_folder.locate(run.config.base)
+    base = model_folder.locate_for_run(run.config.base, run.folder)
     config = run.config.model_copy(update={"judge": run.config.judge.of_model(base)})
     return rounds.run(config.rounds, run.folder, base=base, stages=_bind_stages(RewardRun(config, run.folder)))
+
+
+def _check_base(run: RewardRun) -> None:
+    """Raise InputError if the rounds cannot train the base model, before hours are spent on data for it."""
+    if run.config.rounds.num_rounds:
+        model_families.check_trainable(model_folder.locate_for_run(run.config.base, run.folder))
 
 
 def evidence_quality_report(run: RewardRun) -> Mapping[str, Any]:

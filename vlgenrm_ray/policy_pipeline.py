@@ -18,7 +18,7 @@ from vlgenrm_ray.curation import pool
 from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.store import StageFolder
-from vlgenrm_ray.engines import model_folder
+from vlgenrm_ray.engines import model_families, model_folder
 from vlgenrm_ray.evaluation import benchmark_run
 from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
@@ -51,13 +51,15 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     recipe.claim(config, folder)
     tasks = benchmark_run.tasks_of(config.benchmarks)
     benchmark_run.check_tasks(tasks, BenchmarkRole.POLICY)
+    base = model_folder.locate_for_run(config.base, folder)
+    model_families.check_trainable(base)
     questions, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
     pool.run(config.pool, target=questions, seed=config.seed)
     pool.run(config.heldout, target=held_out, seed=config.seed)
     target = folder / "policy"
     summary = policy.run(
         config.policy,
-        base=model_folder.locate(config.base),
+        base=base,
         questions=questions,
         held_out=held_out,
         target=target,
@@ -98,7 +100,7 @@ def served(service: ManagedJudgeService, run: Path, tokens: ApiTokens | None = N
     from vlgenrm_ray.serving import launch
 
     name = f"{launch.NAME}-{hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:8]}"
-    config = service.serving_config(str(model_folder.locate(service.model)), tokens or ApiTokens())
+    config = service.serving_config(str(model_folder.locate_for_run(service.model, run)), tokens or ApiTokens())
     try:
         yield launch.start(config, host="127.0.0.1", port=service.port, name=name, replace=True)
     finally:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.cluster import connection
-from vlgenrm_ray.cluster.connection import connect
+from vlgenrm_ray.cluster.connection import connect, largest_cluster
 from vlgenrm_ray.cluster.resources import Cluster, Node, ResourceRequest, check_resources, unmet_requests
 from vlgenrm_ray.errors import ResourceError
 
@@ -57,6 +57,38 @@ def test_a_cluster_that_can_grow_accepts_any_request() -> None:
     check_resources(
         [ResourceRequest(stage="training", count=8, num_gpus=1)], Cluster(nodes=(Node(num_cpus=4),), can_grow=True)
     )
+
+
+ONE_GPU_PODS = Cluster(
+    nodes=(Node(num_cpus=8),), can_grow=True, largest=(Node(num_cpus=8), *[Node(num_cpus=12, num_gpus=1)] * 8)
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "num_gpus", "fits"), [(8, 1, True), (9, 1, False), (1, 2, False), (16, 0.5, True), (17, 0.5, False)]
+)
+def test_a_request_is_compared_with_the_limits_of_the_autoscaler(count: int, num_gpus: float, fits: bool) -> None:
+    request = ResourceRequest(stage="critiques", count=count, num_gpus=num_gpus)
+    problems = unmet_requests([request], ONE_GPU_PODS)
+    assert (problems == []) == fits
+    assert fits or "8 GPUs on 9 nodes" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([], 0),
+        ([(1, {"CPU": 8}), (3, {"CPU": 12, "GPU": 1})], 4),
+        # A group without a limit accepts anything.
+        ([(1, {"CPU": 8}), (-1, {"CPU": 12, "GPU": 1})], 0),
+    ],
+)
+def test_thelargest_cluster_follows_from_the_groups_of_the_autoscaler(
+    groups: list[tuple[int, dict[str, float]]], expected: int
+) -> None:
+    nodes = largest_cluster(groups)
+    assert len(nodes) == expected
+    assert sum(node.num_gpus for node in nodes) == (3 if expected else 0)
 
 
 @given(st.integers(1, 40), st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 1.0, 3.0]))

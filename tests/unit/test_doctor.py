@@ -33,6 +33,12 @@ class Healthy(Machine):
     def compiler(self) -> str:
         return "/usr/bin/c++"
 
+    def python_headers(self) -> str:
+        return "/usr/include/python3.11/Python.h"
+
+    def cuda_compiler(self) -> str:
+        return ""
+
     def port_free(self, port: int) -> bool:
         return True
 
@@ -103,6 +109,49 @@ def test_gpus_without_their_torch_warn() -> None:
     assert check.remedy == "bash cluster/setup.sh gpu"
 
 
+class Gpu(Healthy):
+    """A machine with one GPU and the packages for it."""
+
+    driver = "580.95.05"
+
+    def installed(self, package: str) -> str:
+        return {"torch": "2.13.0", "torchvision": "0.28.0"}.get(package, super().installed(package))
+
+    def pins(self) -> Mapping[str, str]:
+        return {"torch": "2.13.0", "torchvision": "0.28.0"}
+
+    def gpus(self) -> tuple[str, ...]:
+        return (f"NVIDIA H100 80GB HBM3, 81559 MiB, {self.driver}",)
+
+
+def test_a_machine_with_a_gpu_passes_without_nvcc() -> None:
+    checks = {check.name: check for check in diagnose(machine=Gpu())}
+    assert problems(Gpu()) == []
+    assert "FlashInfer" in checks["nvcc, curand.h"].result
+
+
+@pytest.mark.parametrize("driver", ["550.163.01", "575.57", "[N/A]"])
+def test_a_driver_that_is_too_old_for_cuda_13_fails(driver: str) -> None:
+    class Old(Gpu):
+        pass
+
+    Old.driver = driver
+    (check,) = problems(Old())
+    assert (check.name, check.status) == ("gpu driver", CheckStatus.FAIL)
+    assert "580" in check.result
+
+
+@pytest.mark.parametrize(("kind", "status"), [(Healthy, CheckStatus.WARN), (Gpu, CheckStatus.FAIL)])
+def test_missing_headers_of_python_are_named(kind: type[Healthy], status: CheckStatus) -> None:
+    class Headerless(kind):  # type: ignore[misc, valid-type]
+        def python_headers(self) -> str:
+            return ""
+
+    (check,) = problems(Headerless())
+    assert (check.name, check.status) == ("Python.h", status)
+    assert "python3-dev" in check.remedy
+
+
 @pytest.mark.parametrize(("free", "status"), [(5.0, CheckStatus.WARN), (1.0, CheckStatus.FAIL)])
 def test_a_full_disk_warns_or_fails(free: float, status: CheckStatus) -> None:
     class Full(Healthy):
@@ -147,6 +196,8 @@ def test_facts_of_the_real_machine() -> None:
     assert machine.installed("no-such-package") == ""
     assert machine.pins()["ray"] == "2.60.0"
     assert machine.cpus() >= 1
+    assert machine.python_headers().endswith("Python.h")
+    assert machine.cuda_compiler() == "" or machine.cuda_compiler().endswith("nvcc")
     assert machine.memory_gb() > 0
     assert machine.import_errors(("json", "no_such_module"))["json"] == ""
     assert "no_such_module" in machine.import_errors(("no_such_module",))["no_such_module"]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vlgenrm_ray.cluster import connection
+from vlgenrm_ray.cluster.resources import Cluster, Node
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import InputError
@@ -30,6 +32,29 @@ def whole(folder: Path) -> Path:
 
 def test_a_whole_folder_is_found(tmp_path: Path) -> None:
     assert model_folder.locate(str(whole(tmp_path / "m"))) == tmp_path / "m"
+
+
+@pytest.mark.parametrize(("num_nodes", "can_grow", "shared"), [(1, False, False), (2, False, True), (1, True, True)])
+def test_on_several_nodes_a_model_of_the_hub_is_written_into_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_nodes: int, can_grow: bool, shared: bool
+) -> None:
+    """The cache of the driver's machine is a path that means nothing on another."""
+    import huggingface_hub
+
+    def download(name: str, local_dir: Path | None = None) -> str:
+        assert name == "Qwen/Qwen3-VL-4B-Instruct"
+        target = local_dir or tmp_path / "cache"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return str(whole(target))
+
+    cluster = Cluster(nodes=(Node(num_cpus=1),) * num_nodes, can_grow=can_grow)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(connection, "is_connected", lambda: True)
+    monkeypatch.setattr(connection, "describe_cluster", lambda: cluster)
+    expected = tmp_path / "run" / "models" / "Qwen--Qwen3-VL-4B-Instruct" if shared else tmp_path / "cache"
+    assert model_folder.locate_for_run("Qwen/Qwen3-VL-4B-Instruct", tmp_path / "run") == expected
+    local = str(whole(tmp_path / "m"))
+    assert model_folder.locate_for_run(local, tmp_path / "run") == Path(local)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Arguments and environment that follow from an engine's settings, without the engine."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +13,18 @@ from vlgenrm_ray.engines import environment, vllm_config
 from vlgenrm_ray.engines.vllm import VllmConfig, mix_seed
 
 
-def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_config, "_on_cpu", lambda: True)
-    arguments = vllm_config.engine_arguments(VllmConfig(max_model_len=8192, kv_cache_gib=0.5), 262_144)
+def folder(target: Path, positions: int | None = None, **configuration: Any) -> Path:
+    """A model folder with a configuration only."""
+    text = {} if positions is None else {"max_position_embeddings": positions}
+    (target / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "text_config": text} | configuration))
+    return target
+
+
+def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vllm_config, "on_cpu", lambda: True)
+    arguments = vllm_config.engine_arguments(
+        VllmConfig(max_model_len=8192, kv_cache_gib=0.5), folder(tmp_path, 262_144)
+    )
     assert arguments["enable_chunked_prefill"] is False
     assert arguments["block_size"] == 32
     assert arguments["max_num_batched_tokens"] == 8192
@@ -19,27 +32,30 @@ def test_on_the_cpu_prompts_are_prefilled_whole(monkeypatch: pytest.MonkeyPatch)
     assert arguments["enforce_eager"] is True
 
 
-def test_on_a_gpu_the_rest_is_vllms_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_config, "_on_cpu", lambda: False)
-    arguments = vllm_config.engine_arguments(VllmConfig(vllm_args={"load_format": "dummy"}), None)
+def test_on_a_gpu_the_rest_is_vllms_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vllm_config, "on_cpu", lambda: False)
+    arguments = vllm_config.engine_arguments(VllmConfig(vllm_args={"load_format": "dummy"}), folder(tmp_path))
     assert "kv_cache_memory_bytes" not in arguments
     assert "enable_chunked_prefill" not in arguments
     assert (arguments["dtype"], arguments["enforce_eager"], arguments["load_format"]) == ("auto", False, "dummy")
 
 
-def test_a_cpu_uses_float32_whatever_else_it_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_config, "_on_cpu", lambda: True)
-    assert vllm_config.engine_arguments(VllmConfig(), None)["dtype"] == "float32"
-    assert vllm_config.engine_arguments(VllmConfig(dtype="bfloat16"), None)["dtype"] == "bfloat16"
+def test_a_cpu_uses_float32_whatever_else_it_computes_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(vllm_config, "on_cpu", lambda: True)
+    assert vllm_config.engine_arguments(VllmConfig(), folder(tmp_path))["dtype"] == "float32"
+    assert vllm_config.engine_arguments(VllmConfig(dtype="bfloat16"), folder(tmp_path))["dtype"] == "bfloat16"
 
 
-def test_max_model_len_is_limited_by_the_model() -> None:
-    assert vllm_config.engine_arguments(VllmConfig(max_model_len=4096), 512)["max_model_len"] == 512
+def test_max_model_len_is_limited_by_the_model(tmp_path: Path) -> None:
+    assert vllm_config.engine_arguments(VllmConfig(max_model_len=4096), folder(tmp_path, 512))["max_model_len"] == 512
 
 
-def test_an_engine_accepts_the_configured_number_of_images() -> None:
-    assert vllm_config.engine_arguments(VllmConfig(), 512)["limit_mm_per_prompt"] == {"image": 1, "video": 0}
-    assert vllm_config.engine_arguments(VllmConfig(max_images=8), 512)["limit_mm_per_prompt"]["image"] == 8
+def test_an_engine_accepts_the_configured_number_of_images(tmp_path: Path) -> None:
+    assert vllm_config.engine_arguments(VllmConfig(), folder(tmp_path))["limit_mm_per_prompt"] == {
+        "image": 1,
+        "video": 0,
+    }
+    assert vllm_config.engine_arguments(VllmConfig(max_images=8), folder(tmp_path))["limit_mm_per_prompt"]["image"] == 8
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
@@ -65,3 +81,29 @@ def test_neighbouring_seeds_are_spread_far_apart(first: int, second: int) -> Non
     assert 0 <= mix_seed(first) < 2**62
     if first != second:
         assert abs(mix_seed(first) - mix_seed(second)) > 256, "the samples of two prompts must not share their seeds"
+
+
+def test_no_engine_compiles_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashInfer's needs nvcc and the headers of curand, which a node may not have."""
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    for cpu in (True, False):
+        monkeypatch.setattr(vllm_config, "on_cpu", lambda cpu=cpu: cpu)
+        assert vllm_config.environment(VllmConfig())["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    assert vllm_config.environment(VllmConfig())["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "overrides"),
+    [
+        ({"model_type": "qwen3_vl"}, {"text_config": {"architectures": ["Qwen3ForCausalLM"]}}),
+        ({"model_type": "qwen3_vl", "text_config": {"architectures": ["Mine"]}}, None),
+        ({"model_type": "qwen2_5_vl"}, None),
+    ],
+)
+def test_a_published_folder_gets_the_architecture_that_vllm_looks_for_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configuration: dict[str, Any], overrides: Any
+) -> None:
+    monkeypatch.setattr(vllm_config, "on_cpu", lambda: True)
+    arguments = vllm_config.engine_arguments(VllmConfig(), folder(tmp_path, **configuration))
+    assert arguments.get("hf_overrides") == overrides

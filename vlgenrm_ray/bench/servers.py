@@ -43,7 +43,7 @@ def service(arguments: Sequence[str], *, cache_mib: float) -> Iterator[tuple[str
 def vllm_serve(config: VllmConfig) -> Iterator[tuple[str, int]]:
     """Run `vllm serve` with the settings of the judge's engine; yield URL and process id."""
     folder = model_folder.locate(config.model)
-    settings = engine_arguments(config, model_folder.max_positions(folder)) | {
+    settings = engine_arguments(config, folder) | {
         "served_model_name": SERVED_MODEL_NAME,
         # Sampling follows the request alone, as in the judge's engine.
         "generation_config": "vllm",

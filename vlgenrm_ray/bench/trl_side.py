@@ -21,7 +21,6 @@ from vlgenrm_ray import config
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.store import StageFolder
-from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import in_bf16
 from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments
 from vlgenrm_ray.errors import InputError
@@ -259,7 +258,7 @@ def patch_vllm_generation(engine: VllmConfig, *, image_token: int) -> None:
 
     # TRL cannot set how the engine computes: by default in the model folder's bf16, and compiled. Arguments that TRL
     # does set override ours.
-    arguments = engine_arguments(engine, model_folder.max_positions(Path(engine.model)))
+    arguments = engine_arguments(engine, Path(engine.model))
     module.LLM = partial(module.LLM, **arguments)
     generation.sync_weights, generation.generate = sync_weights, generate_with_single_placeholders
 

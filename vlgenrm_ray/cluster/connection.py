@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlgenrm_ray.cluster import ray_compat
@@ -102,10 +103,23 @@ def describe_cluster() -> Cluster:
     import ray
 
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    can_grow = ray_compat.has_autoscaler()
     return Cluster(
-        nodes=tuple(Node(num_cpus=r.get("CPU", 0.0), num_gpus=r.get("GPU", 0.0)) for r in resources),
-        can_grow=ray_compat.has_autoscaler(),
+        nodes=tuple(_as_node(r) for r in resources),
+        can_grow=can_grow,
+        largest=largest_cluster(ray_compat.autoscaler_groups()) if can_grow else (),
     )
+
+
+def _as_node(resources: Mapping[str, float]) -> Node:
+    return Node(num_cpus=resources.get("CPU", 0.0), num_gpus=resources.get("GPU", 0.0))
+
+
+def largest_cluster(groups: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[Node, ...]:
+    """Return all nodes of an autoscaler's groups at their limits; none if a group has no limit."""
+    if any(limit < 0 for limit, _ in groups):
+        return ()
+    return tuple(_as_node(resources) for limit, resources in groups for _ in range(limit))
 
 
 def _configure_ray_data(quiet: bool) -> None:
@@ -121,6 +135,14 @@ def is_connected() -> bool:
     """Return whether this process is connected to a Ray cluster. Ray is not imported for it."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
+
+
+def spans_machines() -> bool:
+    """Return whether this process is connected to a cluster that has, or may get, several nodes."""
+    if not is_connected():
+        return False
+    cluster = describe_cluster()
+    return cluster.can_grow or len(cluster.nodes) > 1
 
 
 def actor_death_cause(error: Exception) -> str:

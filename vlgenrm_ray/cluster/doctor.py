@@ -16,6 +16,8 @@ PORTS = {
     8265: "Ray's dashboard and job server",
     8000: "the served reward model",
 }
+_MIN_DRIVER = 580
+"""Oldest driver for CUDA 13."""
 _SETUP = "bash cluster/setup.sh"
 
 
@@ -57,7 +59,10 @@ def diagnose(
         _packages(machine),
         *_engines(machine),
         _gpus(machine),
+        *_driver(machine),
         _compiler(machine),
+        _python_headers(machine),
+        *_cuda_compiler(machine),
         _memory(machine),
         _shared_memory(machine),
         *(_disk(machine, folder) for folder in dict.fromkeys((os.getcwd(), "/tmp"))),
@@ -166,6 +171,45 @@ def _gpus(machine: Machine) -> Check:
             remedy=f"install the NVIDIA driver, or: {_SETUP} cpu",
         )
     return Check(name="gpus", status=CheckStatus.OK, result="; ".join(gpus) or "none; the engines run on the CPU")
+
+
+def _driver(machine: Machine) -> Iterator[Check]:
+    """Check the driver of GPUs: each release of CUDA needs a driver that is as new."""
+    versions = sorted({line.rpartition(",")[2].strip() for line in machine.gpus()})
+    for version in versions:
+        major = version.partition(".")[0]
+        good = major.isdigit() and int(major) >= _MIN_DRIVER
+        yield Check(
+            name="gpu driver",
+            status=CheckStatus.OK if good else CheckStatus.FAIL,
+            result=f"{version}; CUDA 13, which the packages are built for, needs {_MIN_DRIVER} or later",
+            remedy="" if good else "update the NVIDIA driver of this machine",
+        )
+
+
+def _python_headers(machine: Machine) -> Check:
+    path = machine.python_headers()
+    # Without GPUs nothing compiles against them in a normal run.
+    problem = CheckStatus.FAIL if machine.gpus() else CheckStatus.WARN
+    return Check(
+        name="Python.h",
+        status=CheckStatus.OK if path else problem,
+        result=path or "missing; Triton compiles its launchers against it",
+        remedy="" if path else "install Python's headers (Debian, Ubuntu: apt-get install python3-dev)",
+    )
+
+
+def _cuda_compiler(machine: Machine) -> Iterator[Check]:
+    """Check nvcc on machines with GPUs. A normal run does without it."""
+    if not machine.gpus():
+        return
+    path = machine.cuda_compiler()
+    yield Check(
+        name="nvcc, curand.h",
+        status=CheckStatus.OK,
+        result=path or "none; needed only by kernels that FlashInfer and DeepSpeed's NVMe offload compile at first use",
+        remedy="" if path else "if such a kernel is used: export CUDA_HOME=<CUDA 13 toolkit>; the sampler is off",
+    )
 
 
 def _compiler(machine: Machine) -> Check:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,22 @@ class Machine:
     def compiler(self) -> str:
         """Return the path of the C++ compiler, "" if there is none."""
         return next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), "")
+
+    def python_headers(self) -> str:
+        """Return the path of Python.h, which Triton compiles against, "" if it is missing."""
+        header = Path(sysconfig.get_path("include")) / "Python.h"
+        return str(header) if header.exists() else ""
+
+    def cuda_compiler(self) -> str:
+        """Return the path of nvcc beside which the headers of curand lie, "" if there is none.
+
+        It comes from a CUDA toolkit (CUDA_HOME, PATH) or from the pinned packages, which put it into `nvidia/cu13`.
+        """
+        homes = [os.environ.get("CUDA_HOME", ""), str(Path(shutil.which("nvcc") or "").parent.parent)]
+        homes += [f"{folder}/nvidia/cu13" for folder in sys.path]
+        compilers = (Path(home) / "bin" / "nvcc" for home in homes if home)
+        complete = (c for c in compilers if c.exists() and (c.parent.parent / "include" / "curand.h").exists())
+        return str(next(complete, ""))
 
     def port_free(self, port: int) -> bool:
         """Return whether nothing listens on a port of this machine."""

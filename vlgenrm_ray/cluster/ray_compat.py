@@ -45,6 +45,18 @@ def has_autoscaler() -> bool:
     return state.get_max_resources_from_cluster_config() is not None
 
 
+def autoscaler_groups() -> list[tuple[int, dict[str, float]]]:
+    """Return the groups of nodes that the cluster's autoscaler may start: largest number of nodes, resources of each.
+
+    Empty without an autoscaler. A group without a limit has the number -1.
+    """
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [(group.max_count, dict(group.resources)) for group in groups]
+
+
 def submitted_variables() -> set[str]:
     """Return the names of the environment variables this job was submitted with; Ray rejects a second value."""
     runtime_env = json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("runtime_env") or {}

@@ -39,6 +39,8 @@ class Cluster:
     nodes: tuple[Node, ...]
     can_grow: bool = False
     """True if an autoscaler may add nodes; a request that does not fit now may fit later."""
+    largest: tuple[Node, ...] = ()
+    """Nodes that an autoscaler may have started at once, those of now included; empty if it has no limit."""
 
     @property
     def num_cpus(self) -> float:
@@ -67,7 +69,9 @@ def check_resources(requests: Sequence[ResourceRequest], cluster: Cluster) -> No
 def unmet_requests(requests: Sequence[ResourceRequest], cluster: Cluster) -> list[str]:
     """Return one line for each stage that does not fit: stage, resource, requested, available, remedy."""
     if cluster.can_grow:
-        return []
+        if not cluster.largest:
+            return []
+        cluster = Cluster(nodes=cluster.largest)
     stages = dict.fromkeys(request.stage for request in requests)
     problems = (_check_stage(stage, [r for r in requests if r.stage == stage], cluster) for stage in stages)
     return [problem for problem in problems if problem]

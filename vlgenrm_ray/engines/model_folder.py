@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.errors import InputError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -20,10 +21,16 @@ _PIECES = 16
 _PIECE_BYTES = 64 * 1024
 
 
-def locate(model: str) -> Path:
+def locate(model: str, *, shared: Path | None = None) -> Path:
     """Return the folder of a model, given its path or its name on the Hugging Face hub (downloaded if needed).
 
-    Raises InputError if there is no such model or a part of it is missing.
+    Args:
+        model: Path or hub name.
+        shared: Folder on a file system that all nodes see. A model of the hub is written there, in place of the cache
+            of this machine, whose path means nothing on another.
+
+    Raises:
+        InputError: There is no such model, or a part of it is missing.
     """
     folder = Path(model)
     if not model:
@@ -31,16 +38,26 @@ def locate(model: str) -> Path:
     with _readable(folder):
         here = folder.exists()
     if not here and _HUB_NAME.fullmatch(model):
-        folder = _fetch(model)
+        folder = _fetch(model, shared)
     check(folder)
     return folder.absolute()
 
 
-def _fetch(name: str) -> Path:
+def locate_for_run(model: str, run: Path) -> Path:
+    """Return the folder of a model like `locate`, at a path that all nodes of the connected cluster see.
+
+    On a cluster of several nodes a model of the hub is written below the run folder, `<run>/models/<name>`.
+    """
+    shared = run / "models" / model.replace("/", "--") if connection.spans_machines() else None
+    return locate(model, shared=shared)
+
+
+def _fetch(name: str, shared: Path | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name))
+        # Into a folder, files that are there and whole are not downloaded again.
+        return Path(snapshot_download(name, local_dir=shared))
     # The hub's client raises its own, requests' and the operating system's errors.
     except Exception as error:
         raise InputError(
@@ -61,7 +78,7 @@ def _check(folder: Path) -> None:
         raise InputError(f"model folder {folder}: no such folder; check the path (every node must see it)")
     # Listed, as a glob passes over a folder that may not be read.
     weights = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-    _configuration(folder)
+    configuration(folder)
     if not weights:
         raise InputError(f"model folder {folder}: no weights (*.safetensors); export or download the model again")
     if missing := sorted(_indexed(folder) - {file.name for file in weights}):
@@ -111,13 +128,14 @@ def _shortened(text: str) -> str:
 
 def max_positions(folder: Path) -> int | None:
     """Return the longest sequence that the model supports, in tokens; None if its configuration does not state it."""
-    configuration = _configuration(folder)
-    text = configuration.get("text_config") or configuration
+    outer = configuration(folder)
+    text = outer.get("text_config") or outer
     positions = text.get("max_position_embeddings")
     return positions if isinstance(positions, int) else None
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
+    """Return the content of `config.json`, which has a `model_type`. Raises InputError if it cannot be read."""
     try:
         read = json.loads((folder / "config.json").read_text())
         read["model_type"]
@@ -135,7 +153,7 @@ def compatibility_traits(folder: Path) -> dict[str, Any]:
 
     Models with equal traits can exchange weights.
     """
-    traits = {name: value for name, value in _configuration(folder).items() if name not in _INCIDENTAL}
+    traits = {name: value for name, value in configuration(folder).items() if name not in _INCIDENTAL}
     files = (folder / name for name in _TOKENIZERS)
     with _readable(folder):
         tokenizer = next(file for file in files if file.exists())

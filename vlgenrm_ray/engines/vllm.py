@@ -1,12 +1,22 @@
 """Generator on vLLM for batches, on GPUs or CPUs. The engine runs in the calling process or, on GPUs, in a child."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
-from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment, versions
-from vlgenrm_ray.engines.vllm_requests import VllmRequests, error_summary, mix_seed, refusal
+from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, on_cpu, set_environment, versions
+from vlgenrm_ray.engines.vllm_requests import (
+    RESET_POLL_S,
+    RESET_TIMEOUT_S,
+    STALE_PREFIXES,
+    VllmRequests,
+    error_summary,
+    mix_seed,
+    refusal,
+)
+from vlgenrm_ray.engines.vllm_worker import CpuWorkerExtension
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, StageError, WeightSyncError
 
 if TYPE_CHECKING:
@@ -43,7 +53,7 @@ class VllmGenerator:
 
         self.config = config
         try:
-            self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config, model_folder.max_positions(folder)))
+            self._llm: LLM = vllm.LLM(str(folder), **engine_arguments(config, folder))
         except ValueError as error:
             raise ConfigError(f"vLLM does not start with model folder {folder}: {error_summary(error)}") from error
         self.requests = VllmRequests(self._llm, folder.name, config)
@@ -87,6 +97,8 @@ class VllmGenerator:
             raise WeightSyncError(f"vLLM does not accept the weights: {error_summary(error)}") from error
         if missing := missing_fused_layers(names):
             raise WeightSyncError(f"weights of a fused layer come together; {missing[0]} did not come")
+        if on_cpu():
+            self._llm.collective_rpc(CpuWorkerExtension.extension_repack_head.__name__)
         reset_caches(self._llm)
 
     @property
@@ -194,6 +206,14 @@ def missing_fused_layers(names: Iterable[str]) -> list[str]:
 
 
 def reset_caches(llm: "LLM") -> None:
-    """Drop the cached prefixes and image embeddings; those of the previous weights are wrong for new ones."""
-    llm.reset_prefix_cache()
+    """Drop the cached prefixes and image embeddings; those of the previous weights are wrong for new ones.
+
+    Raises WeightSyncError if a running request still uses them: its text would mix both weights.
+    """
+    deadline = time.monotonic() + RESET_TIMEOUT_S
+    # A request that was just aborted gives its blocks back when the step in flight has ended.
+    while not llm.reset_prefix_cache():
+        if time.monotonic() > deadline:
+            raise WeightSyncError(STALE_PREFIXES)
+        time.sleep(RESET_POLL_S)
     llm.llm_engine.reset_encoder_cache()

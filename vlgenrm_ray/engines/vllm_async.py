@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,8 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Conversation, Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.environment import kill_on_exit
-from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, set_environment
-from vlgenrm_ray.engines.vllm_requests import VllmRequests, error_summary, mix_seed, refusal
+from vlgenrm_ray.engines.vllm_config import VllmConfig, engine_arguments, on_cpu, set_environment
+from vlgenrm_ray.engines.vllm_requests import (
+    RESET_POLL_S,
+    RESET_TIMEOUT_S,
+    STALE_PREFIXES,
+    VllmRequests,
+    error_summary,
+    mix_seed,
+    refusal,
+)
+from vlgenrm_ray.engines.vllm_worker import CpuWorkerExtension
 from vlgenrm_ray.errors import ConfigError, DropReason, EngineLostError, InputError
 
 if TYPE_CHECKING:
@@ -44,7 +54,7 @@ class AsyncVllmGenerator:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._traits = model_folder.compatibility_traits(folder)
-        arguments = engine_arguments(config, model_folder.max_positions(folder))
+        arguments = engine_arguments(config, folder)
         # `vllm.LLM` takes None for a default; here the argument must be left out.
         arguments = {name: value for name, value in arguments.items() if value is not None}
         try:
@@ -127,8 +137,14 @@ class AsyncVllmGenerator:
 
     async def _reload(self, folder: Path) -> None:
         await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        if on_cpu():
+            await self._llm.collective_rpc(CpuWorkerExtension.extension_repack_head.__name__)
         # Cached prefills and image embeddings belong to the old weights.
-        await self._llm.reset_prefix_cache()
+        deadline = time.monotonic() + RESET_TIMEOUT_S
+        while not await self._llm.reset_prefix_cache():
+            if time.monotonic() > deadline:
+                raise EngineLostError(STALE_PREFIXES)
+            await asyncio.sleep(RESET_POLL_S)
         await self._llm.reset_encoder_cache()
 
     # -- loss --------------------------------------------------------------------------------------------------

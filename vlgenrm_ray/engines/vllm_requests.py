@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.engines.contracts import (
     Conversation,
@@ -22,10 +24,17 @@ from vlgenrm_ray.errors import ConfigError, DropReason, InputError
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
 
 IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 """Entries of a model's configuration that name its image placeholders."""
+RESET_TIMEOUT_S = 5.0
+"""Longest wait for the end of the last requests after new weights were loaded."""
+RESET_POLL_S = 0.05
+STALE_PREFIXES = (
+    "vLLM keeps cached prefixes of the previous weights, because a request still runs; load weights between requests"
+)
 _TEXT_MARKER = "vlgenrm text goes here"
 
 
@@ -103,7 +112,7 @@ class VllmRequests:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        ids = sorted({i for forms in tracked.values() for i in forms})
+        ids = _tracked_columns(tracked)
         return SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
@@ -139,13 +148,11 @@ class VllmRequests:
         special = self.vocabulary.special
         text_tokens = [(at, token) for at, token in enumerate(completion.token_ids) if token not in special]
         text, pieces = self.vocabulary.split_text([token for _, token in text_tokens])
-        tokens = []
-        for (at, token), piece in zip(text_tokens, pieces, strict=True):
-            # First comes the sampled token, then the tracked ones.
-            start, end = logprobs.start_indices[at] + 1, logprobs.end_indices[at]
-            logprob = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
-            probabilities = {word: sum(math.exp(logprob[i]) for i in ids) for word, ids in tracked.items()}
-            tokens.append(Token(id=token, text=piece, tracked_probabilities=probabilities))
+        probabilities = word_probabilities(logprobs, [at for at, _ in text_tokens], tracked)
+        tokens = [
+            Token(id=token, text=piece, tracked_probabilities=words)
+            for (_, token), piece, words in zip(text_tokens, pieces, probabilities, strict=True)
+        ]
         sample = Sample(
             text=cut_at_stop(text, sampling.stop),
             tokens=tuple(tokens),
@@ -153,6 +160,31 @@ class VllmRequests:
             num_prompt_tokens=len(prompt_ids or ()),
         )
         return replace(sample, ids=tuple(completion.token_ids), logprobs=sampled) if sampling.logprobs else sample
+
+
+def word_probabilities(
+    logprobs: "FlatLogprobs", positions: Sequence[int], tracked: Mapping[str, Sequence[int]]
+) -> list[dict[str, float]]:
+    """Return the probability of each tracked word at positions of a sample: the sum over the word's token forms.
+
+    Args:
+        logprobs: vLLM's log-probabilities. At each position the sampled token comes first, then the tokens that
+            `VllmRequests.params` asked for, then padding to what other requests of the batch asked for.
+        positions: Positions in the sample.
+        tracked: Word -> ids of its token forms.
+    """
+    if not tracked or not positions:
+        return [{} for _ in positions]
+    columns = {token: column for column, token in enumerate(_tracked_columns(tracked))}
+    first = np.asarray(logprobs.start_indices)[list(positions)] + 1
+    table = np.asarray(logprobs.logprobs)[first[:, None] + np.arange(len(columns))]
+    words = [np.exp(table[:, [columns[i] for i in ids]]).sum(axis=1).tolist() for ids in tracked.values()]
+    return [dict(zip(tracked, row, strict=True)) for row in zip(*words, strict=True)]
+
+
+def _tracked_columns(tracked: Mapping[str, Sequence[int]]) -> list[int]:
+    """Return the ids of all tracked words, in the order in which vLLM is asked for them."""
+    return sorted({i for forms in tracked.values() for i in forms})
 
 
 def check_sampling(sampling: Sampling, config: VllmConfig) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.engines import shared_prompts
+from vlgenrm_ray.engines import model_families, shared_prompts
 from vlgenrm_ray.engines.shared_prompts import RowLayout
 from vlgenrm_ray.engines.tokens import TokenVocabulary
 from vlgenrm_ray.errors import InputError
@@ -134,7 +134,9 @@ class VlmEncoder:
 
         try:
             self.processor: Any = AutoProcessor.from_pretrained(
-                model, trust_remote_code=False, **(image_processor or {})
+                model,
+                trust_remote_code=False,
+                **model_families.image_processor_settings(model, image_processor or {}),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
