@@ -385,10 +385,16 @@ def doctor(
     config: Annotated[Path | None, typer.Option("--config", help="Recipe to check against the cluster.")] = None,
     set_: Overrides = None,
     address: Address = None,
+    gpu_smoke: Annotated[
+        bool, typer.Option("--gpu-smoke", help="Run every part on the embedded models (10 minutes); print what works.")
+    ] = False,
+    run: Annotated[Path, typer.Option("--run", help="New folder for --gpu-smoke.")] = Path("runs/gpu-smoke"),
 ) -> None:
     """Check versions, engines, GPUs, disk, memory, ports and the needs of a recipe; print remedies."""
-    from vlgenrm_ray.entrypoints import run_doctor
+    from vlgenrm_ray.entrypoints import run_doctor, run_gpu_smoke
 
+    if gpu_smoke:
+        raise typer.Exit(run_gpu_smoke(run, address=address))
     raise typer.Exit(run_doctor(config, overrides=tuple(set_ or ()), address=address))
 
 

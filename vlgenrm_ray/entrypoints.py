@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import BaseModel
 from rich.console import Console
 
-from vlgenrm_ray import co_training, config, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray import co_training, config, gpu_smoke, pipeline, plan, policy_pipeline, recipe
 from vlgenrm_ray.cluster import connection, resources, run_folder
+from vlgenrm_ray.cluster.machine import free_port
 from vlgenrm_ray.cluster.resources import ResourceRequest
 from vlgenrm_ray.config import PolicyRunConfig, RunConfig
 from vlgenrm_ray.curation import inspection, inspection_view
@@ -74,8 +75,9 @@ def train_reward(
         del inputs["heldout"]
     _check_inputs(console, inputs, None if dry_run else run)
     benchmark_run.check_tasks(benchmark_run.tasks_of(settings.benchmarks), benchmark_run.judge_role(settings.judge))
+    plan.check_engines(settings)
     if dry_run:
-        _print_plan(console, settings, requests, address)
+        _print_plan(console, settings, requests, plan.reward_learners(settings), address)
         return {}
     folder = _prepare_cluster(requests, address, _reward_models(settings), run=run, recipe_path=path)
     _print_start(console, folder, path, settings.seed)
@@ -105,8 +107,9 @@ def train_policy(
     requests = plan.policy_requests(settings)
     _check_inputs(console, _pools(settings), None if dry_run else run)
     benchmark_run.check_tasks(benchmark_run.tasks_of(settings.benchmarks), BenchmarkRole.POLICY)
+    plan.check_engines(settings)
     if dry_run:
-        _print_plan(console, settings, requests, address)
+        _print_plan(console, settings, requests, plan.policy_learners(settings), address)
         return {}
     trackers.check_installed(settings.policy.trackers)
     models = [settings.base, *(reward.judge.engine.model for reward in settings.policy.rewards if reward.judge)]
@@ -138,8 +141,11 @@ def co_train(
     reward = settings.reward
     benchmark_run.check_tasks(benchmark_run.tasks_of(reward.benchmarks), benchmark_run.judge_role(reward.judge))
     benchmark_run.check_tasks(benchmark_run.tasks_of(settings.policy.benchmarks), BenchmarkRole.POLICY)
+    plan.check_engines(settings.reward)
+    plan.check_engines(settings.policy)
     if dry_run:
-        _print_plan(console, settings, requests, address)
+        learners = [*plan.reward_learners(settings.reward), *plan.policy_learners(settings.policy)]
+        _print_plan(console, settings, requests, learners, address)
         return []
     trackers.check_installed(settings.policy.policy.trackers)
     models = [*_reward_models(settings.reward), settings.policy.base]
@@ -391,6 +397,40 @@ def run_doctor(path: Path | None, *, overrides: Sequence[str] = (), address: str
     return doctor.report(doctor.diagnose(requests, address=address))
 
 
+def run_gpu_smoke(folder: Path, *, address: str | None = None) -> int:
+    """Run every part of the package on the embedded models, and print what works.
+
+    Args:
+        folder: New folder for the runs, on a file system that all nodes share.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+
+    Returns:
+        0 if no part failed, else 1.
+
+    Raises:
+        InputError: The folder is not empty, or the package was installed without recipes.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--run {folder}: it has files, and finished parts would not be run again; name a new folder")
+    recipes = shipped_recipe("shapes").parent
+    cluster = connection.connect(address, offline=True)
+    console = Console(highlight=False)
+    console.print(f"{cluster}; runs in {folder}", markup=False, soft_wrap=True)
+    smoke = gpu_smoke.SmokeRun(
+        folder=folder.absolute(), recipes=recipes, num_gpus=int(cluster.num_gpus), port=free_port()
+    )
+    results = gpu_smoke.run(smoke, lambda result: _print_smoke_result(console, result))
+    counts = ", ".join(f"{sum(r.status is status for r in results)} {status}" for status in gpu_smoke.SmokeStatus)
+    console.print(f"{counts}; {sum(result.seconds for result in results):.0f} s")
+    return gpu_smoke.exit_code(results)
+
+
+def _print_smoke_result(console: Console, result: gpu_smoke.SmokeResult) -> None:
+    colour = {"ok": "green", "failed": "bold red", "skipped": "yellow"}[result.status]
+    console.print(f"[{colour}]{result.status:8}[/]", end="")
+    console.print(f"{result.seconds:5.0f} s  {result.part}: {result.detail}", markup=False)
+
+
 # -- shared steps ----------------------------------------------------------------------------------------------------
 
 
@@ -442,10 +482,20 @@ def _reward_models(settings: RunConfig) -> list[str]:
 
 
 def _print_plan(
-    console: Console, settings: BaseModel, requests: Sequence[ResourceRequest], address: str | None
+    console: Console,
+    settings: BaseModel,
+    requests: Sequence[ResourceRequest],
+    learners: Sequence[plan.LearnerPlan],
+    address: str | None,
 ) -> None:
     console.print(recipe.dump(settings), markup=False)
     console.print(plan.request_table(requests, connection.connect(address)))
+    stage, gpus = max(plan.peak_gpus(requests).items(), key=lambda item: item[1])
+    if gpus:
+        console.print(f"GPUs at once: {gpus:g}, in stage {stage}")
+    for learner in learners:
+        if learner.num_gpus:
+            console.print(plan.memory_table(learner))
 
 
 def _print_start(console: Console, folder: Path, path: Path, seed: int) -> None:

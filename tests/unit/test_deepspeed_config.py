@@ -1,10 +1,13 @@
 """Settings of training, learning-rate schedule and DeepSpeed's configuration."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from vlgenrm_ray.engines.deepspeed import Learner
 from vlgenrm_ray.engines.deepspeed_config import (
     DeepSpeedConfig,
     LoraConfig,
@@ -93,3 +96,14 @@ def test_a_frozen_model_is_sharded_only_in_zero_3(gpu: bool) -> None:
     assert zero["stage"] == 3
     assert "offload_param" in zero
     assert "offload_optimizer" not in zero
+
+
+def test_samples_have_rows_of_their_own_where_the_settings_say_so() -> None:
+    """A learner that gives no width shares no rows (`batching`, `preference_pairs`)."""
+    for shared, expected in ((True, 64), (False, None)):
+        learner = Learner.__new__(Learner)
+        learner.config = DeepSpeedConfig(shared_prompts=shared)
+        learner.module = SimpleNamespace(
+            config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=64, layer_types=None))
+        )
+        assert learner.shared_width == expected

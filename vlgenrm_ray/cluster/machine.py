@@ -98,6 +98,13 @@ class Machine:
         return shutil.disk_usage("/dev/shm").total / 1e9 if Path("/dev/shm").exists() else 0.0
 
 
+def free_port() -> int:
+    """Return a TCP port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _import_error(module: str) -> str:
     command = [sys.executable, "-c", f"import {module}"]
     try:

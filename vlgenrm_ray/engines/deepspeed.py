@@ -51,8 +51,11 @@ class Learner(TrainedModel):
     def shared_width(self) -> int | None:
         """Hidden size of the decoder, which decides the cost of shared rows (see `shared_prompts`).
 
-        None if samples cannot share a row: layers without full attention ignore the mask that separates them.
+        None if samples must not share a row: by the settings, or because layers without full attention ignore the mask
+        that separates them.
         """
+        if not self.config.shared_prompts:
+            return None
         config = self._model().config.get_text_config()
         all_full = {"full_attention"}.issuperset(getattr(config, "layer_types", None) or ())
         return int(config.hidden_size) if all_full else None

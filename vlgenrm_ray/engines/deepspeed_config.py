@@ -58,6 +58,10 @@ class DeepSpeedConfig(Settings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, which needs less memory and about a third more time."""
 
+    shared_prompts: bool = True
+    """Compute the prompt of several samples once, in one row, where that is cheaper. Such a row has a mask, for which
+    attention has no flash kernel; false gives every sample a row of its own."""
+
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> "DeepSpeedConfig":
         if self.offload == "cpu" and self.zero_stage < 2:
