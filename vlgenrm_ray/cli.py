@@ -532,5 +532,33 @@ def bench_policy(
     )
 
 
+@bench_app.command("guards")
+def bench_guards(
+    runs: Annotated[int, typer.Option(min=20, help="Simulated runs of each kind.")] = 400,
+    evaluations: Annotated[int, typer.Option(min=2, help="Evaluations of a run.")] = 10,
+    questions: Annotated[int, typer.Option(min=1, help="Held-out questions.")] = 400,
+    churn: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of outcomes drawn anew between evaluations.")
+    ] = 0.5,
+    fall: Annotated[list[float] | None, typer.Option(help="Further values of min_fall; repeatable.")] = None,
+    window: Annotated[list[int] | None, typer.Option(min=1, help="Further values of window; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulation.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report.")] = None,
+) -> None:
+    """Simulate the rule against reward hacking: false alarms on healthy runs, and power on hacked ones."""
+    from vlgenrm_ray.bench import guards
+
+    guards.run(
+        num_runs=runs,
+        num_evaluations=evaluations,
+        num_questions=questions,
+        churn=churn,
+        min_falls=tuple(fall or ()),
+        windows=tuple(window or ()),
+        seed=seed,
+        out=out,
+    )
+
+
 if __name__ == "__main__":
     main()

@@ -6,17 +6,24 @@ from pathlib import Path
 import pytest
 
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.report.curves import PANELS, draw_curves, extract_curve, mean_curve, parse_runs
+from vlgenrm_ray.report.curves import PANELS, Panel, draw_curves, extract_curve, mean_curve, parse_runs
+
+REWARD = Panel("training reward", "metrics.jsonl", "reward")
 
 
 def test_a_curve_has_the_steps_with_a_value() -> None:
     lines = [{"step": 1, "reward": 0.5}, {"step": 2}, {"step": 3, "reward": None}, {"step": 4, "reward": 1}]
-    assert extract_curve(lines, "reward") == [(1, 0.5), (4, 1.0)]
+    assert extract_curve(lines, REWARD) == [(1, 0.5), (4, 1.0)]
+
+
+def test_a_curve_of_a_difference_needs_both_metrics() -> None:
+    lines = [{"step": 0, "reward": 0.5, "value": 0.25}, {"step": 10, "reward": 0.75, "value": None}]
+    assert extract_curve(lines, Panel("excess", "evaluations.jsonl", "reward", minus="value")) == [(0, 0.25)]
 
 
 def test_a_long_curve_is_smoothed_and_keeps_its_level() -> None:
     lines = [{"step": i, "reward": float(i % 2)} for i in range(1, 101)]
-    points = extract_curve(lines, "reward")
+    points = extract_curve(lines, REWARD)
     assert len(points) == 100
     assert all(0.3 < value < 0.7 for _, value in points[10:])
 
@@ -28,7 +35,8 @@ def test_the_mean_is_over_steps_that_all_curves_have() -> None:
 def training(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for panel in PANELS:
-        lines = [json.dumps({"step": step, **{p.key: step / 10 for p in PANELS}}) for step in (1, 2, 3)]
+        values = {name: 0.1 for p in PANELS for name in (p.key, p.minus) if name}
+        lines = [json.dumps({"step": step, **values}) for step in (1, 2, 3)]
         # The last line is incomplete: it is still being written.
         (folder / panel.file).write_text("\n".join([*lines, '{"step": 4, "rew']))
     return folder
@@ -41,6 +49,13 @@ def test_two_seeds_are_drawn_in_one_picture(tmp_path: Path) -> None:
     text = target.read_text()
     assert text.count("<path") > 8
     assert [path.name for path in target.parent.iterdir()] == ["picture.svg"]
+
+
+def test_a_run_without_comparisons_of_decoding_is_drawn(tmp_path: Path) -> None:
+    run = training(tmp_path / "a")
+    (run / "decoding.jsonl").unlink()
+    draw_curves({"GRPO": [run, run]}, tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").exists()
 
 
 def test_runs_are_grouped_by_label_and_may_be_run_folders(tmp_path: Path) -> None:

@@ -206,7 +206,8 @@ def test_a_policy_run_shows_curves_and_samples(tmp_path: Path) -> None:
     assert "timeout" in page
     assert "25.0 % of samples without a reward" in page
     assert "rewards rise, the measure does not" in page
-    assert page.count('class="chart"') == 4
+    # Reward, measure, greedy answers, pass at k, KL and length; without entropy and a held-out reward.
+    assert page.count('class="chart"') == 6
     assert "<td>greedy</td><td>0.000</td><td>1.000</td><td>+100.0 [" in page
     assert page.index("<td>0.750</td>") < page.index("<td>timeout</td>")
 

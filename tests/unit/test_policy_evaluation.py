@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.errors import ConfigError, StageError
+from vlgenrm_ray.policy.config import PolicyEvaluationConfig
 from vlgenrm_ray.policy.evaluation import decoding_metrics, evaluation_metrics
 from vlgenrm_ray.policy.rollouts import DecodingBatch, RolloutGroup
 from vlgenrm_ray.records import Question
@@ -130,3 +131,21 @@ def test_no_way_of_decoding_beats_any_of_k(texts: list[str]) -> None:
     metrics = decoding_metrics(batch, f"{__name__}:half_of_yes")
     assert 0 <= metrics["maj_at_k"] <= metrics["pass_at_k"] <= 0.5
     assert metrics["avg_at_k"] <= metrics["pass_at_k"]
+
+
+@pytest.mark.parametrize(
+    ("every", "num_steps", "expected"),
+    [
+        (20, 140, [0, 20, 60, 100, 140]),
+        # All of them, if there are not more than five; the last evaluation comes early.
+        (2, 4, [0, 2, 4]),
+        (50, 60, [0, 50, 60]),
+        (100, 60, [0, 60]),
+    ],
+)
+def test_decoding_is_compared_at_the_first_and_last_evaluation_and_three_between(
+    every: int, num_steps: int, expected: list[int]
+) -> None:
+    config = PolicyEvaluationConfig(every=every, measure="a:b")
+    assert [step for step in range(num_steps + 1) if config.compares_decoding(step, num_steps)] == expected
+    assert not config.model_copy(update={"measure": ""}).compares_decoding(0, num_steps)

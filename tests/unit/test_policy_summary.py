@@ -37,8 +37,9 @@ def test_the_lines_have_the_gain_and_its_interval() -> None:
     assert lines[1] == "held-out measure 0.500 -> best 0.750 (step 30), last 0.700, 40 questions"
     assert lines[2].startswith("best over first: +0.250 (95 %: +0.1")
     assert lines[3].startswith("last over first: +0.200 (95 %: ")
-    assert lines[4] == "models: runs/a/policy/best and runs/a/policy/model (last), and curves.svg"
-    assert len(lines) == 5
+    assert lines[4] == "held-out reward minus measure +0.000 -> last +0.000; exploited if it rises"
+    assert lines[5] == "models: runs/a/policy/best and runs/a/policy/model (last), and curves.svg"
+    assert len(lines) == 6
     assert max(map(len, lines)) <= 80
 
 

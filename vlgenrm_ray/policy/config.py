@@ -20,6 +20,9 @@ from vlgenrm_ray.rewards.config import RewardConfig
 from vlgenrm_ray.settings import RemovedSetting, Settings
 from vlgenrm_ray.weight_sync.config import SyncBackend, SyncConfig, resolve_backend
 
+_DECODING_PARTS = 4
+"""Parts of a run after each of which ways of decoding are compared; a comparison takes k samples per question."""
+
 
 def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with missing keys filled in from `defaults`, section by section."""
@@ -209,10 +212,21 @@ class PolicyEvaluationConfig(Settings):
     Empty: the held-out reward is used instead, which cannot reveal reward hacking; for offline algorithms without a
     reward, the share of held-out pairs whose chosen response has gained more probability than the rejected one."""
     num_samples: int = Field(default=16, ge=0)
-    """k of the comparison of decoding, before the first step and after the last: the greedy answer to each held-out
-    question against k sampled ones (mean, majority vote, any right). Needs `measure`; 0: none."""
+    """k of the comparison of decoding, at five evaluations from the first step to the last: the greedy answer to each
+    held-out question against k sampled ones (mean, majority vote, any right). Needs `measure`; 0: none."""
     num_image_ablations: int = Field(default=32, ge=0)
     """Answers per evaluation that the judges among the rewards score a second time, with a blank image; 0: none."""
+
+    def compares_decoding(self, step: int, num_steps: int) -> bool:
+        """Return True if ways of decoding are compared at the evaluation after `step` of `num_steps` steps.
+
+        They are compared at the first and the last evaluation, and at three between them.
+        """
+        if not (self.measure and self.num_samples):
+            return False
+        evaluated = [*range(0, num_steps, self.every), num_steps]
+        last = len(evaluated) - 1
+        return step in {evaluated[last * part // _DECODING_PARTS] for part in range(_DECODING_PARTS + 1)}
 
 
 class PolicyConfig(Settings):

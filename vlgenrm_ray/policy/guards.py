@@ -24,8 +24,9 @@ class RewardHackingRule(Settings):
     """Evaluations averaged on either side of the comparison."""
     min_rise: float = Field(default=0.02, ge=0.0)
     """Rise of the training reward, in its units, since the held-out measure was best."""
-    min_fall: float = Field(default=0.03, ge=0.0)
-    """Fall of the held-out measure, in its units, from its best; choose more than its noise over a window."""
+    min_fall: float = Field(default=0.06, ge=0.0)
+    """Fall of the held-out measure, in its units, from its best. The default suits a measure of 0 or 1 on 400 held-out
+    questions (`vlgenrm bench guards`); its noise grows with 1 / sqrt(questions)."""
 
 
 class ImageAblationRule(Settings):

@@ -7,7 +7,7 @@ Below its folder:
     metrics.jsonl       one line per step
     evaluations.jsonl   one line per held-out evaluation
     best.json           the line of the evaluation at which best/ was exported
-    decoding.jsonl      greedy against sampled held-out answers, before the first and after the last step
+    decoding.jsonl      greedy against sampled held-out answers, at five evaluations from the first step to the last
     samples.jsonl       every `samples_every` steps a question, its answers, critiques and rewards
     tensorboard/        all of these for TensorBoard, unless `trackers` leaves it out
     summary.json        written last

@@ -110,6 +110,8 @@ class _PolicyTrainer:
             )
         self.logger = RunLogger(job.paths, config, enabled=self.context.is_rank0)
         self.history = TrainingHistory()
+        self.compared_steps: set[int] = set()
+        """Numbers of steps after which this process compared ways of decoding."""
 
     @property
     def client(self) -> RolloutClient:
@@ -123,10 +125,7 @@ class _PolicyTrainer:
 
         num_done = self._resume()
         self.logger.start(num_done, total_steps=self.config.steps)
-        stop_reason = ""
-        if not num_done:
-            stop_reason = self._evaluate(0)
-            self._compare_decoding(0)
+        stop_reason = "" if num_done else self._evaluate(0)
         while num_done < self.config.steps and not stop_reason:
             if self.preferences is None:
                 self._train_step(num_done)
@@ -137,7 +136,8 @@ class _PolicyTrainer:
                 stop_reason = self._evaluate(num_done)
             if not stop_reason:
                 self._save_checkpoint(num_done)
-        self._compare_decoding(num_done)
+        if stop_reason:
+            self._compare_decoding(num_done)
         export(self.learner, self.job.paths.model)
         self.logger.finish(steps=num_done, stopped=stop_reason)
 
@@ -260,6 +260,8 @@ class _PolicyTrainer:
         )
         warning = self.history.check_image_ablation(config.image_ablation) or ""
         self.logger.log_evaluation(line | {"warning": warning, "seconds": round(time.monotonic() - started, 4)})
+        if config.evaluation.compares_decoding(num_done, config.steps):
+            self._compare_decoding(num_done)
         # Without an independent measure, hacking of the reward cannot be told from progress.
         hacked = (
             self.history.check_reward_hacking(config.reward_hacking)
@@ -271,8 +273,9 @@ class _PolicyTrainer:
     def _compare_decoding(self, num_done: int) -> None:
         """Measure greedy against sampled answers: a policy may only have become more certain, not better."""
         evaluation = self.config.evaluation
-        if not (evaluation.measure and evaluation.num_samples):
+        if not (evaluation.measure and evaluation.num_samples) or num_done in self.compared_steps:
             return
+        self.compared_steps.add(num_done)
         self.client.send_weights(num_done)
         batch = self.client.fetch_decoding(num_done)
         metrics = self.context.broadcast_from_rank0(lambda: decoding_metrics(batch, evaluation.measure))

@@ -1,4 +1,4 @@
-"""Training curves of policies: reward, held-out measure, KL divergence and response length by step."""
+"""Training curves of policies by step: rewards, held-out measure and what exceeds it, decoding, KL, entropy, length."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,22 @@ class Panel:
     """Log file in the folder of the training."""
     key: str
     """Metric to plot, a key of the lines in `file`."""
+    minus: str = ""
+    """Metric of the same lines that is subtracted, or ""."""
 
 
 PANELS = (
     Panel("training reward", "metrics.jsonl", "reward"),
     Panel("held-out measure, unseen by the reward", "evaluations.jsonl", "value"),
+    # A reward that rises faster than the measure is being exploited.
+    Panel("held-out reward minus measure", "evaluations.jsonl", "reward", minus="value"),
+    Panel("held-out measure, greedy answers", "decoding.jsonl", "greedy"),
+    Panel("held-out measure, best of k samples (pass at k)", "decoding.jsonl", "pass_at_k"),
     Panel("KL to the initial policy, nats per token", "metrics.jsonl", "reference_kl"),
+    Panel("entropy, nats per token", "metrics.jsonl", "entropy"),
     Panel("tokens per response", "metrics.jsonl", "length"),
 )
+_NUM_COLUMNS = 4
 
 
 def draw_curves(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
@@ -47,14 +55,15 @@ def draw_curves(runs: Mapping[str, Sequence[Path]], target: Path) -> None:
         raise InputError(f"{target}: name an image file that ends in {', '.join(_SUFFIXES)}")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    for axes, panel in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+    figure = Figure(figsize=(4.5 * _NUM_COLUMNS, 6), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(PANELS) // _NUM_COLUMNS, _NUM_COLUMNS).flat, PANELS, strict=True):
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.3)
         for number, (label, folders) in enumerate(runs.items()):
             colour = f"C{number}"
-            curves = [extract_curve(_read_log(folder / panel.file), panel.key) for folder in folders]
+            curves = [extract_curve(_read_log(folder, panel.file), panel) for folder in folders]
+            curves = [curve for curve in curves if curve]
             for curve in curves:
                 axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.3 if len(curves) > 1 else 1.0, linewidth=1)
             if len(curves) > 1:
@@ -88,9 +97,14 @@ def parse_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
     return runs
 
 
-def extract_curve(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
-    """Return (step, value) of a metric from the lines that have it, as a running mean if they are many."""
-    points = [(int(line["step"]), float(line[key])) for line in lines if line.get(key) is not None]
+def extract_curve(lines: Sequence[Mapping[str, Any]], panel: Panel) -> list[tuple[int, float]]:
+    """Return (step, value) of a panel from the lines that have its metrics, as a running mean if they are many."""
+    names = [name for name in (panel.key, panel.minus) if name]
+    points = [
+        (int(line["step"]), float(line[panel.key]) - float(line[panel.minus] if panel.minus else 0.0))
+        for line in lines
+        if all(line.get(name) is not None for name in names)
+    ]
     width = _SMOOTHING_STEPS if len(points) > 4 * _SMOOTHING_STEPS else 1
     values = [value for _, value in points]
     return [
@@ -106,7 +120,8 @@ def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int,
     return [(step, sum(values[step] for values in by_step) / len(by_step)) for step in steps]
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give the run folder of a policy")
-    return read_lines(path)
+def _read_log(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read a log of a training; empty for a log that the run did not write. Raises InputError for another folder."""
+    if not (folder / "metrics.jsonl").exists():
+        raise InputError(f"{folder}: it has no metrics.jsonl; give the run folder of a policy")
+    return read_lines(folder / name)

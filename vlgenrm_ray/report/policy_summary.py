@@ -50,6 +50,7 @@ def summary_lines(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
                 f"{gain.num} questions, paired)"
             )
     yield from decoding_lines(summary.get("decoding", ()))
+    yield from _excess_lines(first, summary["last"])
     yield from _image_lines(first, summary["last"])
     yield f"models: {folder / 'policy' / 'best'} and {folder / 'policy' / 'model'} (last), and curves.svg"
 
@@ -66,6 +67,14 @@ def decoding_lines(decoding: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"  {name:<10} {before[name]:.3f} -> {after[name]:.3f}  "
             f"{gain.value * 100:+5.1f} [{gain.low * 100:+.1f}, {gain.high * 100:+.1f}]"
         )
+
+
+def _excess_lines(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:
+    """Format by how much the reward exceeds the measure on the held-out answers, if the run had both."""
+    if any(line[name] is None for line in (first, last) for name in ("reward", "value")):
+        return
+    before, after = (line["reward"] - line["value"] for line in (first, last))
+    yield f"held-out reward minus measure {before:+.3f} -> last {after:+.3f}; exploited if it rises"
 
 
 def _image_lines(first: Mapping[str, Any], last: Mapping[str, Any]) -> Iterator[str]:

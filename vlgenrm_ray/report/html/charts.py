@@ -192,17 +192,21 @@ def policy_curves(policies: Mapping[str, PolicyData]) -> list[tuple[str, str]]:
         figure, axes = _new_chart(height=2.6)
         num_points = 0
         for number, (name, policy) in enumerate(policies.items()):
-            lines = policy.steps if panel.file == "metrics.jsonl" else policy.evaluations
-            if curve := _thin(extract_curve(lines, panel.key)):
+            lines = {
+                "metrics.jsonl": policy.steps,
+                "evaluations.jsonl": policy.evaluations,
+                "decoding.jsonl": policy.decoding,
+            }[panel.file]
+            if curve := _thin(extract_curve(lines, panel)):
                 num_points += len(curve)
-                marker = "o" if panel.file == "evaluations.jsonl" else None
+                marker = None if panel.file == "metrics.jsonl" else "o"
                 axes.plot(*zip(*curve, strict=True), color=_SERIES[number % 8], marker=marker, label=name)
         axes.set_xlabel("step")
+        if not num_points:
+            continue
         if len(policies) > 1:
             _add_legend(figure)
-        svg = _to_svg(figure, panel.title)
-        if num_points:
-            charts.append((panel.title, svg))
+        charts.append((panel.title, _to_svg(figure, panel.title)))
     return charts
 
 

@@ -103,7 +103,7 @@ class PolicyData:
     evaluations: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     decoding: list[dict[str, Any]]
-    """Held-out measure by way of decoding, before the first and after the last step."""
+    """Held-out measure by way of decoding, at a few evaluations from the first step to the last."""
     summary: Mapping[str, Any]
     """Content of `summary.json`; empty while the training runs."""
 
