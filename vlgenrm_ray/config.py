@@ -15,6 +15,7 @@ from vlgenrm_ray.curation.pool import HeldoutConfig, PoolConfig
 from vlgenrm_ray.curation.preferences import PreferencesConfig
 from vlgenrm_ray.curation.responses import ResponsesConfig
 from vlgenrm_ray.curation.sources.rows import Columns
+from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
@@ -35,6 +36,7 @@ from vlgenrm_ray.settings import RemovedSetting, Settings
 class RunConfig(Settings):
     """Recipe of a reward-model run: curation, then rounds of critiques, selection, training and evaluation."""
 
+    operational: ClassVar = frozenset({"max_dropped"})
     inherits: ClassVar = {
         "engine.model": "base",
         "responses.generators.*.engine": "engine",
@@ -76,6 +78,10 @@ class RunConfig(Settings):
     """Ray actors that hold those engines: responses, critiques and evaluation, one stage at a time."""
     images: ImageLimits = ImageLimits()
     """Largest and smallest images that any stage accepts."""
+    max_dropped: float = Field(default=MAX_DROPPED, ge=0.0, le=1.0)
+    """Largest share of the rows of a stage that may be dropped because of a fault: `image_missing`,
+    `image_unreachable`, `image_unreadable` or `engine_error`. With more, the stage stops. Up to 7 rows
+    are allowed unless it is 0."""
     columns: Columns = Columns()
     """Column names of the data files, for `pool` and `heldout`."""
     judge: JudgeConfig = JudgeConfig()
@@ -183,6 +189,7 @@ class PolicyRunConfig(Settings):
     """Recipe of a policy's training by GRPO or PPO against one or more rewards."""
 
     renamed: ClassVar = {"service": "judge_service"}
+    operational: ClassVar = frozenset({"max_dropped"})
     inherits: ClassVar = {
         "policy.rollouts.engine": "engine",
         "policy.rewards.*.judge.engine": "engine",
@@ -209,6 +216,10 @@ class PolicyRunConfig(Settings):
     """vLLM engine of rollouts and of judges that the run starts itself. Their models are set where they are used."""
     images: ImageLimits = ImageLimits()
     """Largest and smallest images that are accepted."""
+    max_dropped: float = Field(default=MAX_DROPPED, ge=0.0, le=1.0)
+    """Largest share of the rows of `pool` and `heldout` that may be dropped because of a fault: `image_missing`,
+    `image_unreachable` or `image_unreadable`. With more, the run stops. Up to 7 rows are allowed
+    unless it is 0."""
     columns: Columns = Columns()
     """Column names of the data files, for `pool` and `heldout`."""
     judge: JudgeConfig = JudgeConfig()

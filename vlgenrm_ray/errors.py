@@ -72,6 +72,9 @@ class DropReason(StrEnum):
     """Reasons for which a row is dropped. Each manifest counts them per stage."""
 
     IMAGE_MISSING = "image_missing"
+    """There is no such file, or its address cannot be opened."""
+    IMAGE_UNREACHABLE = "image_unreachable"
+    """The storage failed, did not answer or refused access; another attempt may succeed."""
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_OUTSIDE_ROOT = "image_outside_root"
@@ -119,3 +122,16 @@ class DropReason(StrEnum):
     """The critique attributes claims to the response that it does not make."""
     EXAMPLE_TOO_LONG = "example_too_long"
     """The example has more tokens than a micro-batch."""
+
+    @property
+    def is_transient(self) -> bool:
+        """Return True if another attempt may succeed; a rerun processes such a row again."""
+        return self in (DropReason.IMAGE_UNREACHABLE, DropReason.ENGINE_ERROR)
+
+    @property
+    def is_fault(self) -> bool:
+        """Return True if the reason speaks of a fault of storage, files or engines, which `max_dropped` limits.
+
+        All other reasons are decisions about the data, such as a tie or an experts' contradiction, however many.
+        """
+        return self.is_transient or self in (DropReason.IMAGE_MISSING, DropReason.IMAGE_UNREADABLE)

@@ -120,15 +120,20 @@ def prepare(run: RewardRun, until: PreparationStage | None = None) -> dict[str, 
     """
     config, stage = run.config, run.stage
     stages: dict[PreparationStage, Callable[[], Manifest]] = {
-        "pool": lambda: pool.run(config.pool, target=stage("pool"), seed=config.seed),
+        "pool": lambda: pool.run(config.pool, target=stage("pool"), seed=config.seed, max_dropped=config.max_dropped),
         "responses": lambda: responses.run(
-            config.responses, seed=config.seed, source=stage("pool"), target=stage("responses")
+            config.responses,
+            seed=config.seed,
+            source=stage("pool"),
+            target=stage("responses"),
+            max_dropped=config.max_dropped,
         ),
         "experts": lambda: experts.run(
             config.experts,
             source=stage("responses"),
             target=stage("experts"),
             recipe_benchmarks=_benchmark_images(config),
+            max_dropped=config.max_dropped,
         ),
         "preferences": lambda: preferences.run(
             config.preferences,
@@ -137,7 +142,9 @@ def prepare(run: RewardRun, until: PreparationStage | None = None) -> dict[str, 
             source=stage("experts"),
             target=stage("preferences"),
         ),
-        "heldout-pool": lambda: pool.run(config.heldout, target=stage("heldout-pool"), seed=config.seed),
+        "heldout-pool": lambda: pool.run(
+            config.heldout, target=stage("heldout-pool"), seed=config.seed, max_dropped=config.max_dropped
+        ),
         "heldout": lambda: heldout.run(source=stage("heldout-pool"), target=stage("heldout")),
     }
     manifests: dict[str, Manifest] = {}
@@ -195,6 +202,7 @@ def _bind_stages(run: RewardRun) -> RoundStages:
             round=round,
             source=run.stage("preferences"),
             target=target,
+            max_dropped=config.max_dropped,
         )
 
     def run_selection(round: int, source: StageFolder, target: StageFolder) -> Manifest:
@@ -208,11 +216,25 @@ def _bind_stages(run: RewardRun) -> RoundStages:
         )
 
     def run_training(model: Path, round: int, examples: StageFolder, target: Path) -> TrainingResult:
-        kind = judge.kind or "pointwise"
-        return training.run(config.training, base=model, examples=examples, target=target, round=round, kind=kind)
+        return training.run(
+            config.training,
+            base=model,
+            examples=examples,
+            target=target,
+            round=round,
+            kind=judge.kind or "pointwise",
+            max_dropped=config.max_dropped,
+        )
 
     def run_evaluation(model: Path, target: StageFolder) -> Manifest:
-        return pairs.run(config.evaluation, judge=judge, model=model, source=run.stage("heldout"), target=target)
+        return pairs.run(
+            config.evaluation,
+            judge=judge,
+            model=model,
+            source=run.stage("heldout"),
+            target=target,
+            max_dropped=config.max_dropped,
+        )
 
     def run_benchmarks(model: Path, folder: Path) -> Mapping[str, float]:
         if not config.benchmarks:

@@ -54,8 +54,8 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
     base = model_folder.locate_for_run(config.base, folder)
     model_families.check_trainable(base)
     questions, held_out = StageFolder(folder / "pool"), StageFolder(folder / "heldout-pool")
-    pool.run(config.pool, target=questions, seed=config.seed)
-    pool.run(config.heldout, target=held_out, seed=config.seed)
+    pool.run(config.pool, target=questions, seed=config.seed, max_dropped=config.max_dropped)
+    pool.run(config.heldout, target=held_out, seed=config.seed, max_dropped=config.max_dropped)
     target = folder / "policy"
     summary = policy.run(
         config.policy,

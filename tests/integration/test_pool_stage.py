@@ -248,3 +248,27 @@ def test_every_container_gives_the_same_questions(tmp_path: Path, run_folder: Pa
         _, target = fill(PoolConfig(source="files", path=str(tmp_path / f"rows.{suffix}")), run_folder / suffix)
         questions = {(q.id, q.text, q.chosen, q.rejected, q.image.width) for q in target.records(Question)}
         assert questions == {(f"q{i}", f"Q{i}?", "A", "B", 16) for i in range(5)}, suffix
+
+
+def test_a_stage_stops_where_half_of_the_images_are_missing_and_goes_on_when_they_are_back(
+    tmp_path: Path, run_folder: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for n in range(64):
+        (folder / f"{n}.png").write_bytes(png(n))
+    data = tmp_path / "d.jsonl"
+    rows = [json.dumps({"id": f"q{n}", "image": f"images/{n}.png", "question": "What?"}) for n in range(64)]
+    data.write_text("\n".join(rows))
+    away = tmp_path / "away"
+    away.mkdir()
+    for n in range(32):
+        (folder / f"{n}.png").rename(away / f"{n}.png")
+    config = PoolConfig(source="jsonl", path=str(data))
+    with pytest.raises(StageError, match=r"stage 'pool' stopped: 32 of 64 rows .*image_missing 32.*--set max_dropped="):
+        fill(config, run_folder)
+    for path in away.iterdir():
+        path.rename(folder / path.name)
+    manifest, target = fill(config, run_folder)
+    assert (manifest.rows_in, manifest.rows_out, manifest.dropped) == (64, 64, {})
+    assert len(list(target.records(Question))) == 64

@@ -13,6 +13,7 @@ from vlgenrm_ray.curation.by_image import group_by_image
 from vlgenrm_ray.curation.decontamination import BenchmarkImage, BenchmarkIndex, DecontaminationConfig, build_index
 from vlgenrm_ray.data import flow, images
 from vlgenrm_ray.data.arrow import from_row, from_table, to_table
+from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.errors import DropReason
@@ -187,6 +188,7 @@ def run(
     source: StageFolder,
     target: StageFolder,
     recipe_benchmarks: Mapping[str, Iterable[BenchmarkImage]] | None = None,
+    max_dropped: float = MAX_DROPPED,
 ) -> Manifest:
     """Check the responses of `source` and write the results to `target`.
 
@@ -195,11 +197,12 @@ def run(
         source: Complete stage of responses.
         target: Stage to fill.
         recipe_benchmarks: Images of the recipe's own benchmarks; see `decontamination.build_index`.
+        max_dropped: Largest share of images that may be dropped because of a fault.
 
     Raises:
         InputError: The vocabulary, the calibration or a benchmark cannot be read.
         ConfigError: `target` was made with other settings.
-        StageError: `source` is incomplete, or rows were lost.
+        StageError: `source` is incomplete, rows were lost, or too many met a fault.
     """
     fitted = load_calibration(config.calibration)
     parts = [section.fingerprint() for section in (config, load_vocabulary(config.vocabulary), fitted)]
@@ -223,6 +226,7 @@ def run(
         fingerprint=digest([*parts, grammar_fingerprint()]),
         inputs={"responses": source.data_hash()},
         metrics=count_findings,
+        max_dropped=max_dropped,
     )
 
 

@@ -17,6 +17,7 @@ from vlgenrm_ray.curation.sources.rows import SourceRow, encodable
 from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.data import addresses, flow, images
 from vlgenrm_ray.data.arrow import from_table
+from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.errors import DropReason, InputError, StageError
@@ -138,18 +139,19 @@ class _ResolveRows:
         return units_table(Question, units)
 
 
-def run(config: PoolConfig, *, target: StageFolder, seed: int = 0) -> Manifest:
+def run(config: PoolConfig, *, target: StageFolder, seed: int = 0, max_dropped: float = MAX_DROPPED) -> Manifest:
     """Write the questions of the pool to `target`.
 
     Args:
         config: Settings of this stage.
         target: Folder of this stage.
         seed: Seed of the run, used if the configuration has none.
+        max_dropped: Largest share of rows that may be dropped because of a fault.
 
     Raises:
         InputError: The data cannot be read, or have no rows.
         ConfigError: `target` was made with other settings.
-        StageError: No row can be used.
+        StageError: No row can be used, or too many met a fault.
     """
     image_store = target.path / "images"
     source = open_source(config, image_store=image_store, seed=seed)
@@ -165,6 +167,7 @@ def run(config: PoolConfig, *, target: StageFolder, seed: int = 0) -> Manifest:
         fingerprint=config.fingerprint(),
         inputs={"source": source.data_hash},
         metrics=lambda _: {"source": dict(source.report)} if source.report else {},
+        max_dropped=max_dropped,
     )
     if not manifest.rows_out:
         first = next(target.dropped())

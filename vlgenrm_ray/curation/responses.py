@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray.data import flow, images
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, from_table, to_row
+from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.engines import model_folder
@@ -309,6 +310,7 @@ def run(
     target: StageFolder,
     seed: int = 0,
     build: GeneratorBuilder | None = None,
+    max_dropped: float = MAX_DROPPED,
 ) -> Manifest:
     """Sample responses to every question of the pool in `source` and write them to `target`.
 
@@ -318,11 +320,12 @@ def run(
         target: Folder of this stage.
         seed: Seed of the run, used if the configuration has none.
         build: Starts the engine that replaces vLLM.
+        max_dropped: Largest share of rows that may be dropped because of a fault.
 
     Raises:
         InputError: A model folder cannot be used.
         ConfigError: `target` was made with other settings.
-        StageError: The pool is incomplete, or rows were lost.
+        StageError: The pool is incomplete, rows were lost, or too many met a fault.
     """
     seed = seed if config.seed is None else config.seed
     inputs = {"pool": source.data_hash()} | ({} if build else _model_digests(config))
@@ -343,5 +346,6 @@ def run(
         total=source.complete().rows_out,
         fingerprint=digest([config.fingerprint(), seed]),
         inputs=inputs,
+        max_dropped=max_dropped,
         metrics=lambda folder: {"samplers": measure_samplers(folder)},
     )

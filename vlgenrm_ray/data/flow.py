@@ -1,7 +1,8 @@
 """Streaming of a stage on Ray Data: skip finished rows, commit results as shards, write the manifest last.
 
 A stage builds a `Dataset` whose rows have an `id` and a function that maps those rows to units, and calls `run`. Rows
-that are committed already are filtered out; each block of units is committed as a shard as soon as it is ready.
+that are committed already are filtered out; each block of units is committed as a shard as soon as it is ready. Shards
+are known to the driver by name, so that it depends on no listing of a shared folder.
 """
 
 import time
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vlgenrm_ray.data.arrow import arrow_schema, from_row, to_row
+from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
 from vlgenrm_ray.data.progress import Progress
 from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.records import Dropped
 from vlgenrm_ray.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,15 +140,21 @@ class _Remaining:
 
 @dataclass(frozen=True)
 class _Commit:
-    """Operator that writes units as a shard and returns their number."""
+    """Operator that writes units as a shard; returns its name, the number of units and the faults among their drops."""
 
     folder: StageFolder
 
     def __call__(self, units: "pa.Table") -> "pa.Table":
         import pyarrow as pa
 
-        self.folder.write_shard(units)
-        return pa.table({"units": [units.num_rows]})
+        drops_of_units = [[from_row(Dropped, drop) for drop in drops] for drops in units.column("dropped").to_pylist()]
+        faults = [fault for drops in drops_of_units if (fault := fault_of(drops))]
+        columns = {
+            "shard": pa.array([self.folder.write_shard(units)], pa.string()),
+            "units": pa.array([units.num_rows], pa.int64()),
+            "faults": pa.array([[to_row(f) for f in faults]], pa.list_(pa.struct(list(arrow_schema(Dropped))))),
+        }
+        return pa.table(columns)
 
 
 def run(
@@ -157,6 +167,7 @@ def run(
     fingerprint: str,
     inputs: Mapping[str, str],
     metrics: Callable[[StageFolder], Mapping[str, Any]] | None = None,
+    max_dropped: float = MAX_DROPPED,
 ) -> Manifest:
     """Stream rows through a stage's work into its folder. A finished folder is returned unchanged.
 
@@ -169,13 +180,15 @@ def run(
         fingerprint: Hash of the settings that decide the result.
         inputs: Name of each input stage -> its data hash.
         metrics: Computes the metrics of the manifest from the finished folder.
+        max_dropped: Largest share of the rows that may be dropped because of a fault, see `faults`. The stage stops as
+            soon as there are more; another call processes them again.
 
     Returns:
         The manifest of the stage.
 
     Raises:
         ConfigError: The folder was made with other settings or inputs.
-        StageError: Rows were lost.
+        StageError: Rows were lost, or too many met a fault.
     """
     import ray
     from ray.exceptions import RayError
@@ -183,7 +196,9 @@ def run(
     folder.begin(fingerprint, inputs)
     if (finished := folder.manifest()) is not None:
         return finished
+    shards = [path.stem for path in folder.shards()]
     done = folder.done_ids_array()
+    faults = FaultCounter(folder.stage, num_rows=total, max_dropped=max_dropped)
     start = time.monotonic()
     try:
         if len(done):
@@ -195,6 +210,11 @@ def run(
                 committed = work(blocks).map_batches(_Commit(folder), **LIGHT)
                 for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
                     progress.advance(sum(batch.column("units").to_pylist()))
+                    shards += filter(None, batch.column("shard").to_pylist())
+                    faults.add(from_row(Dropped, drop) for row in batch.column("faults").to_pylist() for drop in row)
+                    if faults.exceeds_limit:
+                        break
+        faults.check()
     except BaseException as error:
         folder.add_seconds(time.monotonic() - start)
         if isinstance(error, RayError):
@@ -203,6 +223,7 @@ def run(
             error.__context__ = None
             error.__traceback__ = None
         raise
+    folder = folder.await_shards(shards)
     if (num_done := len(folder.done_ids_array())) != total:
         raise StageError(
             f"stage '{folder.stage}': {total} rows in, {num_done} finished; run again to finish the others"

@@ -7,11 +7,13 @@ problem is an `ImageError` with the reason for which its row is dropped.
 """
 
 import base64
+import errno
 import hashlib
 import io
 import os
 import re
 import stat
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -43,6 +45,17 @@ _SHORTEST_BASE64 = 64
 """Shorter texts are paths: no image of a usable size is so short in base64."""
 _URL_SAFE = str.maketrans("-_", "+/")
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
+_NO_FILE = frozenset(
+    getattr(errno, name)
+    for name in ("ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EINVAL", "EILSEQ", "ENXIO", "ENODEV")
+)
+"""Errors of a path that names no image. Any other error of the system is a fault of the storage or the network."""
+_NO_ACCESS = frozenset((errno.EACCES, errno.EPERM))
+_NO_ACCESS_TEXT = re.compile(r"ACCESS_DENIED|Forbidden|Unauthori[sz]ed|\b40[13]\b|credentials", re.IGNORECASE)
+_RETRY_WAITS_S = (0.5, 1.0, 2.0)
+"""Seconds between the attempts to reach an image."""
+_MAX_WAITING_IMAGES = 3
+"""Unreachable images in a row after which a process no longer waits; a dead store would cost a wait per image."""
 
 
 class ImageLimits(Settings):
@@ -87,23 +100,63 @@ def fetch(uri: str, limits: ImageLimits) -> bytes:
             URL. Network addresses (`http`, `https`, `ftp`) are not fetched.
         limits: Limits of the image.
 
+    A fault that may pass, such as a lost connection or a stale NFS handle, is retried for a few seconds.
+
     Raises:
-        ImageError: The image is missing, too large, or not fetched.
+        ImageError: The image is missing, too large, or not fetched; `image_unreachable` if the storage is at fault.
     """
     if is_data_url(uri):
         return decode_data_url(uri, limits)
     name = addresses.shorten(uri)
     if addresses.scheme(uri) in ("http", "https", "ftp"):
         raise ImageError(DropReason.IMAGE_MISSING, f"{name}: network addresses are not fetched; store the image first")
-    try:
-        path = addresses.local_path(uri)
-        return read_file(path, limits, name) if path is not None else _fetch_remote(uri, limits)
-    except ImageError:
-        raise
-    # Addresses can be wrong in ways that raise errors of many types: a NUL, half a surrogate pair, an unknown scheme.
-    except Exception as error:
-        detail = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise ImageError(DropReason.IMAGE_MISSING, f"{name}: {detail}") from error
+    waits = iter(_RETRY_WAITS_S if _reach.num_unreachable < _MAX_WAITING_IMAGES else ())
+    while True:
+        try:
+            path = addresses.local_path(uri)
+            data = read_file(path, limits, name) if path is not None else _fetch_remote(uri, limits)
+        except ImageError:
+            raise
+        # Errors are of many types: addresses with a NUL or half a surrogate pair, an unknown scheme, each store's own.
+        except Exception as error:
+            reason, may_pass = _classify(error, is_remote=addresses.scheme(uri) not in ("", "file"))
+            if may_pass and (wait := next(waits, None)) is not None:
+                time.sleep(wait)
+                continue
+            _reach.num_unreachable += reason is DropReason.IMAGE_UNREACHABLE
+            detail = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise ImageError(reason, f"{name}: {detail}") from error
+        _reach.num_unreachable = 0
+        return data
+
+
+class _Reach:
+    """State of the storage as this process sees it."""
+
+    num_unreachable = 0
+    """Images in a row that stayed unreachable."""
+
+
+_reach = _Reach()
+
+
+def _classify(error: Exception, *, is_remote: bool) -> tuple[DropReason, bool]:
+    """Tell an image that does not exist from one that cannot be reached.
+
+    Returns:
+        The reason, and True if another attempt soon may succeed.
+    """
+    if isinstance(error, OSError):
+        if isinstance(error, FileNotFoundError) or error.errno in _NO_FILE:
+            return DropReason.IMAGE_MISSING, False
+        is_refused = error.errno in _NO_ACCESS or (is_remote and bool(_NO_ACCESS_TEXT.search(str(error))))
+        return DropReason.IMAGE_UNREACHABLE, not is_refused
+    if isinstance(error, ImportError):  # The package for the address' scheme is not installed on this node.
+        return DropReason.IMAGE_UNREACHABLE, False
+    # Clients of stores have errors of their own for a lost connection; a wrong address is a ValueError.
+    if is_remote and not isinstance(error, (ValueError, NotImplementedError)):
+        return DropReason.IMAGE_UNREACHABLE, not _NO_ACCESS_TEXT.search(str(error))
+    return DropReason.IMAGE_MISSING, False
 
 
 def read_file(path: str | Path, limits: ImageLimits, name: str, *, follow_links: bool = True) -> bytes:

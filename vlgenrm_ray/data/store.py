@@ -12,6 +12,9 @@ records together with their accounting, and after an interruption the unit ids i
 need no more work. The footer also holds the shard's totals (`vlgenrm_ray.totals`), computed by the task that wrote it,
 so that a stage is accounted for by its footers alone.
 
+The manifest lists the shards, and the driver of a stage receives the name of each as it is committed: file systems such
+as NFS serve listings of folders that are up to half a minute old, but open a file by its name at once.
+
 Shards are flushed to the disk before they are renamed, and their pages have checksums. A shard that was damaged or lost
 later is noticed when its stage begins; only its rows are made again.
 
@@ -26,16 +29,18 @@ import logging
 import os
 import re
 import shutil
+import socket
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
-from vlgenrm_ray.errors import ConfigError, DamagedShardError, InputError, StageError
+from vlgenrm_ray.errors import ConfigError, DamagedShardError, DropReason, InputError, StageError
 from vlgenrm_ray.records import Dropped
 
 if TYPE_CHECKING:
@@ -50,6 +55,8 @@ FORMAT = 2
 _UNITS_KEY = b"vlgenrm_ray.units"
 _TOTALS_KEY = b"vlgenrm_ray.totals"
 _HASH_BITS = 256
+_PATIENCE_S = 60.0
+"""Seconds in which a file that one node wrote must be visible on another. NFS clients cache what they know for 30 s."""
 _ABSOLUTE_URI = "^(/|[A-Za-z][A-Za-z0-9+.-]*:)"
 
 
@@ -86,6 +93,8 @@ class Manifest:
     """Package -> version."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Measurements of the stage (kept share, margin histogram, ...)."""
+    shards: tuple[str, ...] = ()
+    """Names of the shards, so that readers need no listing of the folder. Empty in manifests of earlier versions."""
 
 
 # -- tables of units, as they pass between the operators of a stage --------------------------------------------------
@@ -165,10 +174,17 @@ class ShardTotals:
 
 
 class StageFolder:
-    """One stage of one run on disk. Cheap to create and to pickle; holds only its path."""
+    """One stage of one run on disk. Cheap to create and to pickle: holds its path, and no open file."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, shard_names: Iterable[str] | None = None) -> None:
+        """Name a folder, which need not exist.
+
+        Args:
+            path: The folder.
+            shard_names: Names of all its shards, if they are known better than by listing the folder.
+        """
         self.path = Path(path).absolute()
+        self._shard_names = None if shard_names is None else tuple(sorted(set(shard_names)))
 
     def __repr__(self) -> str:
         return f"StageFolder({str(self.path)!r})"
@@ -189,8 +205,20 @@ class StageFolder:
         return self.path / "manifest.json"
 
     def shards(self) -> list[Path]:
-        """List all committed shards, in name order."""
+        """Return all committed shards, in name order: by the manifest of a complete stage, else by listing the folder.
+
+        A shared file system may serve a listing that is half a minute old, while a file opened by its name is current.
+        """
+        if self._shard_names is not None:
+            return [self.shard_path(name) for name in self._shard_names]
+        manifest = self.manifest()
+        if manifest is not None and manifest.shards:
+            return [self.shard_path(name) for name in manifest.shards]
         return sorted((self.path / "shards").glob("*.parquet"))
+
+    def shard_path(self, name: str) -> Path:
+        """Return the path of a shard by the name that `write_shard` returned."""
+        return self.path / "shards" / f"{name}.parquet"
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -205,6 +233,9 @@ class StageFolder:
 
     def begin(self, fingerprint: str, inputs: Mapping[str, str]) -> None:
         """Open the folder for work: create it, or continue where an earlier attempt stopped.
+
+        Rows that an earlier attempt dropped because of a fault are pending again. In a complete stage these are the
+        rows with a transient fault, and only while no other stage has begun with its data.
 
         Raises:
             ConfigError: The folder was made with other settings, inputs or another storage format, whose rows must not
@@ -224,50 +255,111 @@ class StageFolder:
         else:
             write_json(started_path, started | {"format": FORMAT, "seconds": 0.0})
         self._discard_damage()
+        manifest = self.manifest()
+        if manifest is None:
+            self._discard_repeated()
+            self._discard_drops(lambda reason: reason.is_fault)
+        elif any(DropReason(reason).is_transient for reason in manifest.dropped) and not self._has_readers(manifest):
+            _log.warning("%s: rows that met a transient fault are processed again", self.path)
+            self.manifest_path.unlink()
+            self._discard_drops(lambda reason: reason.is_transient)
 
     def _discard_damage(self) -> None:
         """Remove shards that cannot be read, and a manifest that does not account for the shards that are there.
 
         The stage then makes the missing rows again.
         """
-        num_units = 0
-        for shard in self.shards():
-            try:
-                num_units += self.read_totals(shard).num_units
-            except DamagedShardError as error:
-                _log.warning("%s; its rows are made again", error)
-                shard.unlink()
         try:
             manifest = self.manifest()
         except StageError as error:
             _log.warning("%s; it is made again", error)
             self.manifest_path.unlink()
-            return
+            manifest = None
+        num_units = 0
+        for shard in self.shards():
+            try:
+                num_units += self.read_totals(shard).num_units
+            except FileNotFoundError:  # The manifest names a shard that was lost.
+                continue
+            except DamagedShardError as error:
+                _log.warning("%s; its rows are made again", error)
+                shard.unlink()
         if manifest is not None and manifest.rows_in != num_units:
             missing = manifest.rows_in - num_units
             _log.warning("%s: %d of %d rows are lost and made again", self.path, missing, manifest.rows_in)
             self.manifest_path.unlink()
 
-    def write_shard(self, table: "pa.Table") -> None:
+    def _discard_repeated(self) -> None:
+        """Keep each unit in one shard only.
+
+        An attempt that could not see a shard yet, or a task that was repeated after the loss of its node, may have
+        committed units a second time.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        shards = self.shards()
+        if sum(self.read_totals(shard).num_units for shard in shards) == len(self.done_ids_array()):
+            return
+        seen = pa.array([], pa.string())
+        for shard in shards:
+            ids = self.read_unit_index(shard).column("id").combine_chunks()
+            self._keep_units(shard, pc.invert(pc.is_in(ids, value_set=seen)))
+            seen = pa.concat_arrays([seen, ids])
+
+    def _discard_drops(self, is_pending: Callable[[DropReason], bool]) -> None:
+        """Remove the units that have a drop with a pending reason, so that they are made again."""
+        import pyarrow as pa
+
+        for shard in self.shards():
+            pending = {reason for reason in self.read_totals(shard).dropped if is_pending(DropReason(reason))}
+            if pending:
+                drops_of_units = self.read_unit_index(shard).column("dropped").to_pylist()
+                mask = [not any(drop["reason"] in pending for drop in drops) for drops in drops_of_units]
+                self._keep_units(shard, pa.array(mask, pa.bool_()))
+
+    def _keep_units(self, shard: Path, mask: "pa.BooleanArray") -> None:
+        """Rewrite a shard in place with the units where `mask` is true; remove it if there are none."""
+        units = self.read_units(shard).filter(mask)
+        if not units.num_rows:
+            shard.unlink()
+        elif units.num_rows < len(mask):
+            self._write_units(units, shard)
+
+    def _has_readers(self, manifest: Manifest) -> bool:
+        """Return True if another stage of the run began with the data of this complete stage."""
+        if (self.run_folder / "policy").exists():  # It reads the pool, and records no inputs.
+            return True
+        others = [*self.run_folder.glob("*/started.json"), *self.run_folder.glob("round-*/*/started.json")]
+        inputs = (read_json(path).get("inputs", {}) for path in others if path.parent != self.path)
+        return any(manifest.data_hash in values.values() for values in inputs)
+
+    def write_shard(self, table: "pa.Table") -> str:
         """Commit a table of units (see `units_table`). Atomic; writing the same units again changes nothing.
+
+        Returns:
+            The shard's name, for `finish`; "" for an empty table, of which no shard is written.
 
         Raises:
             StageError: The file system takes no more data.
         """
+        if not table.num_rows:
+            return ""
+        name = hashlib.sha256("\n".join(sorted(table.column("id").to_pylist())).encode()).hexdigest()[:24]
+        self._write_units(table, self.shard_path(name))
+        return name
+
+    def _write_units(self, table: "pa.Table", target: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if not table.num_rows:
-            return
-        name = hashlib.sha256("\n".join(sorted(table.column("id").to_pylist())).encode()).hexdigest()[:24]
         lists = table.column("records").combine_chunks()
         records = lists.flatten()
         rows = pa.Table.from_arrays(records.flatten(), schema=pa.schema(list(records.type)))
         rows = map_uris(rows, self._to_stored_uris)
         units = table.drop_columns(["records"]).append_column("num_records", lists.value_lengths())
         totals = ShardTotals.of(self._nest(units, rows))
-        target = self.path / "shards" / f"{name}.parquet"
-        partial = target.with_name(f".{name}.{uuid.uuid4().hex}")
+        partial = target.with_name(f".{target.stem}.{uuid.uuid4().hex}")
         try:
             with pq.ParquetWriter(partial, rows.schema, compression="zstd", write_page_checksum=True) as writer:
                 if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
@@ -298,7 +390,8 @@ class StageFolder:
         versions: Mapping[str, str] | None = None,
     ) -> Manifest:
         """Sum up the totals of all shards and write the manifest. Raises StageError if a unit is in two shards."""
-        totals = [self.read_totals(shard) for shard in self.shards()]
+        paths = self.shards()
+        totals = [self.read_totals(shard) for shard in paths]
         num_units, num_distinct = sum(t.num_units for t in totals), len(self.done_ids_array())
         if num_distinct != num_units:
             raise StageError(f"{self.path}: {num_units - num_distinct} units are in more than one shard")
@@ -318,9 +411,39 @@ class StageFolder:
             seconds=round(self.add_seconds(seconds), 3),
             versions=dict(versions or {}),
             metrics=dict(metrics or {}),
+            shards=tuple(sorted(path.stem for path in paths)),
         )
         write_json(self.manifest_path, asdict(manifest))
+        # A task that Ray repeated after the loss of its node may have left one; other Parquet readers would read it.
+        for path in (self.path / "shards").glob("*.parquet"):
+            if path.stem not in set(manifest.shards):
+                path.unlink(missing_ok=True)
         return manifest
+
+    def await_shards(self, names: Iterable[str], patience_s: float = _PATIENCE_S) -> "StageFolder":
+        """Wait until this machine sees the shards that others wrote.
+
+        Args:
+            names: Names of all shards of the stage, as `write_shard` returned them.
+            patience_s: Longest time to wait, in seconds.
+
+        Returns:
+            This folder with these shards, whatever a listing shows.
+
+        Raises:
+            StageError: A shard is not visible in time.
+        """
+        folder = StageFolder(self.path, shard_names=names)
+        deadline = time.monotonic() + patience_s
+        for path in folder.shards():
+            while not path.exists():
+                if time.monotonic() > deadline:
+                    raise StageError(
+                        f"{path} was written by another process and is not visible on {socket.gethostname()} after "
+                        f"{patience_s:.0f} s; name a run folder (--run) on a file system that all nodes share"
+                    )
+                time.sleep(min(1.0, patience_s / 10))
+        return folder
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -328,7 +451,8 @@ class StageFolder:
         """Return the manifest, or None while the stage is incomplete."""
         if not self.manifest_path.exists():
             return None
-        return Manifest(**read_json(self.manifest_path))
+        values = read_json(self.manifest_path)
+        return Manifest(**values | {"shards": tuple(values.get("shards", ()))})
 
     def read_totals(self, shard: Path) -> ShardTotals:
         """Read a shard's totals from its footer. Raises DamagedShardError, or InputError for another format."""

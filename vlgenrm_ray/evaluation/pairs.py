@@ -17,6 +17,7 @@ from pydantic import Field
 
 from vlgenrm_ray.data import flow, images
 from vlgenrm_ray.data.arrow import from_table
+from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines import model_folder
@@ -74,6 +75,7 @@ def run(
     source: StageFolder,
     target: StageFolder,
     build: EngineFactory | None = None,
+    max_dropped: float = MAX_DROPPED,
 ) -> Manifest:
     """Judge the pairs on Ray Data. A finished `target` is returned unchanged, a partial one is continued.
 
@@ -84,12 +86,13 @@ def run(
         source: Complete stage of labelled preferences.
         target: Folder of this stage.
         build: Starts the engine that replaces vLLM; `model` then need not exist.
+        max_dropped: Largest share of pairs that may be dropped because of a fault.
 
     Returns:
         The stage's manifest, with `pair_metrics` as its metrics.
 
     Raises:
-        StageError: `source` is unfinished or holds no pair.
+        StageError: `source` is unfinished, holds no pair, or too many pairs met a fault.
         InputError: The model folder or a prompt cannot be used.
         ConfigError: `target` was made with other settings.
     """
@@ -111,6 +114,7 @@ def run(
         metrics=lambda folder: pair_metrics(
             list(folder.records(PairResult)), source.records(Preference), pairwise=judge.is_pairwise
         ),
+        max_dropped=max_dropped,
     )
 
 

@@ -79,11 +79,12 @@ _STATUS_OF_REASON = {
     DropReason.EMPTY_TEXT: Status.EMPTY_TEXT,
     DropReason.FORGED_CRITIQUE: Status.FORGED_CRITIQUE,
     DropReason.ENGINE_ERROR: Status.INTERNAL,
+    DropReason.IMAGE_UNREACHABLE: Status.INTERNAL,
 }
 
 
 def status_of_reason(reason: DropReason) -> Status:
-    """Return the status of an item that a stage would drop for `reason`. All but an engine's errors are permanent."""
+    """Return the status of an item that a stage would drop for `reason`. All but `is_transient` ones are permanent."""
     return _STATUS_OF_REASON.get(reason, Status.BAD_REQUEST)
 
 

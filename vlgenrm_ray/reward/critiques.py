@@ -14,6 +14,7 @@ from pydantic import Field
 
 from vlgenrm_ray.data import flow
 from vlgenrm_ray.data.arrow import from_table
+from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines import model_folder
@@ -62,6 +63,7 @@ def run(
     source: StageFolder,
     target: StageFolder,
     build: EngineFactory | None = None,
+    max_dropped: float = MAX_DROPPED,
 ) -> Manifest:
     """Write critiques of every preference on Ray Data. A finished `target` is returned, a partial one is continued.
 
@@ -73,13 +75,14 @@ def run(
         source: Complete stage of preferences.
         target: Folder of this stage.
         build: Starts the engine that replaces vLLM; `model` then need not exist.
+        max_dropped: Largest share of preferences that may be dropped because of a fault.
 
     Returns:
         The stage's manifest, with `critique_metrics` as its metrics.
 
     Raises:
         InputError: The model folder or a prompt cannot be used (raised before any actor starts).
-        StageError: `source` is unfinished.
+        StageError: `source` is unfinished, or too many preferences met a fault.
         ConfigError: `target` was made with other settings.
     """
     if config.num_critiques:
@@ -100,6 +103,7 @@ def run(
         fingerprint=fingerprint(config, judge, round),
         inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
         metrics=critique_metrics,
+        max_dropped=max_dropped,
     )
 
 

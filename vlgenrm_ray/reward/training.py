@@ -23,6 +23,7 @@ from typing import Any
 from vlgenrm_ray.cluster import connection, resources
 from vlgenrm_ray.cluster.resources import ResourceRequest
 from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, show_steps
+from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, read_json, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
@@ -65,6 +66,7 @@ def run(
     target: Path,
     round: int,
     kind: JudgeKind = "pointwise",
+    max_dropped: float = MAX_DROPPED,
 ) -> TrainingResult:
     """Train `base` on `examples`. A finished `target` is returned unchanged, a partial one is continued.
 
@@ -75,19 +77,22 @@ def run(
         target: Folder of this stage.
         round: Round number, recorded in the checkpoint.
         kind: Kind of the judge, recorded in the exported folder.
+        max_dropped: Largest share of examples that may be dropped because of a fault.
 
     Raises:
         ConfigError: `target` was made with other settings.
         InputError: `base` is no usable model folder.
         ResourceError: The cluster lacks the workers' resources.
-        StageError: The training itself fails.
+        StageError: The training itself fails, or too many examples met a fault.
     """
     model_folder.check(base)
     folder = StageFolder(target)
     folder.begin(
         digest([config.fingerprint(), round]), {"examples": examples.data_hash(), "base": model_folder.digest(base)}
     )
-    job = TrainingJob(config=config, base=base.absolute(), examples=examples, target=folder.path)
+    job = TrainingJob(
+        config=config, base=base.absolute(), examples=examples, target=folder.path, max_dropped=max_dropped
+    )
     if (manifest := folder.manifest()) is not None:
         return TrainingResult(model=job.model, manifest=manifest)
     started_at = time.monotonic()

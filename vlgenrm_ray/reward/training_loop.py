@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.data.store import StageFolder, read_json, write_json
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, VlmEncoder
@@ -42,6 +43,8 @@ class TrainingJob:
     base: Path
     examples: StageFolder
     target: Path
+    max_dropped: float = MAX_DROPPED
+    """Largest share of the examples that may be dropped because of a fault."""
 
     @property
     def model(self) -> Path:
@@ -140,6 +143,9 @@ class _TrainingWorker:
         parts = self._gather(mine)
         measured = sorted((m for part, _ in parts for m in part), key=lambda m: m.index)
         dropped = sorted((d for _, part in parts for d in part), key=lambda d: d.id)
+        faults = FaultCounter("training", num_rows=len(self.examples), max_dropped=self.job.max_dropped)
+        faults.add(drop for drop in dropped if fault_of([drop]))
+        faults.check()
         if not measured:
             raise StageError(
                 f"stage 'training': none of {len(self.examples)} examples can be trained on"
