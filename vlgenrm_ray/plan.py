@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlgenrm_ray.cluster.resources import Cluster, ResourceRequest, count_noun, unmet_requests
+from vlgenrm_ray.cluster.resources import TASK, Cluster, ResourceRequest, count_noun, unmet_requests
 from vlgenrm_ray.config import CoTrainingConfig, ManagedJudgeService, PolicyRunConfig, RunConfig
-from vlgenrm_ray.data.flow import LIGHT_CPUS, LIGHT_TASKS, ActorPoolConfig
+from vlgenrm_ray.data.flow import STREAM_CPUS, ActorPoolConfig
 from vlgenrm_ray.engines import learner_memory
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.engines.vllm_config import VllmConfig
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 def reward_requests(config: RunConfig) -> list[ResourceRequest]:
     """Return the requests of a reward-model run. Stages run one after another, the pools of one stage together.
 
-    Each stage also needs room for the light tasks that feed its actors and write their results.
+    Each stage also needs room on one node for the tasks that feed its actors and write their results.
     """
+    streams = ["pool", "responses", "experts", "preferences", "heldout"]
+    streams += ["critiques", "selection"] if config.rounds.num_rounds else []
     pools = [("responses", generator.actors) for generator in config.responses.generators]
     pools += [("experts", pool) for pool in config.experts.actor_pools()]
     if config.rounds.num_rounds:
         pools.append(("critiques", config.critiques.actors))
     pools.append(("evaluation", config.evaluation.actors))
     requests = [_pool_request(stage, pool) for stage, pool in pools]
-    requests += [
-        ResourceRequest(stage=stage, role="task", count=LIGHT_TASKS, num_cpus=LIGHT_CPUS) for stage in dict(pools)
-    ]
+    requests += [_stream_request(stage) for stage in (*streams, "evaluation")]
     if config.rounds.num_rounds:
         training = config.training
         requests.append(
@@ -45,9 +45,13 @@ def reward_requests(config: RunConfig) -> list[ResourceRequest]:
 
 
 def policy_requests(config: PolicyRunConfig) -> list[ResourceRequest]:
-    """Return the requests of a policy's training, which are all needed at once, with its own judge service if any."""
-    service = [_service_request(policy.STAGE, config.judge_service)] if config.judge_service else []
-    return [*policy.resource_requests(config.policy), *service]
+    """Return the requests of a policy's run: of its pool, and of its training, whose parts are needed all at once.
+
+    The run's own judge, if it has one, is served during both.
+    """
+    stages = ("pool", policy.STAGE)
+    services = [_service_request(stage, config.judge_service) for stage in stages] if config.judge_service else []
+    return [_stream_request("pool"), *policy.resource_requests(config.policy), *services]
 
 
 def co_training_requests(config: CoTrainingConfig) -> list[ResourceRequest]:
@@ -184,6 +188,10 @@ def _service_request(stage: str, service: ManagedJudgeService) -> ResourceReques
     return ResourceRequest(
         stage=stage, role="served judge", count=count, num_cpus=serving.num_cpus, num_gpus=serving.num_gpus
     )
+
+
+def _stream_request(stage: str) -> ResourceRequest:
+    return ResourceRequest(stage=stage, role=TASK, num_cpus=STREAM_CPUS)
 
 
 def _pool_request(stage: str, pool: ActorPoolConfig) -> ResourceRequest:

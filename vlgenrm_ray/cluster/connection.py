@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.cluster import ray_compat
+from vlgenrm_ray.cluster import ray_compat, scheduling
 from vlgenrm_ray.cluster.resources import Cluster, Node
 from vlgenrm_ray.errors import ResourceError
 
@@ -88,6 +88,7 @@ def connect(
             " or use 'local' to run on this machine alone"
         ) from error
     _configure_ray_data(quiet)
+    scheduling.watch_cluster()
     return describe_cluster()
 
 

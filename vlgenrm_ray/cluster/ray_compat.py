@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 CHECKED_VERSION = "2.60.0"
@@ -66,6 +67,76 @@ def submitted_variables() -> set[str]:
 def actor_id(actor: Any) -> str:
     """Return the hexadecimal id of an actor handle."""
     return str(actor._actor_id.hex())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnscheduledTask:
+    """A task, or the creation of an actor, that no node has taken yet."""
+
+    id: str
+    name: str
+    """Name of the function or class."""
+    is_actor: bool
+    resources: dict[str, float]
+    """Requested resources, such as CPU and GPU."""
+    since: float
+    """Time since which it waits for a node, in seconds of the epoch."""
+
+
+def num_unmet_demands() -> int:
+    """Count the tasks, actors and placement groups of the connected cluster that wait for resources.
+
+    One request to the cluster's state, whose cost does not depend on the number of tasks.
+    """
+    demands = _cluster_status().resource_demands
+    groups = [*demands.placement_group_demand, *demands.ray_task_actor_demand]
+    return sum(bundle.count for demand in groups for bundle in demand.bundles_by_count)
+
+
+def free_resources() -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the free and total amount of each resource, by the id of the node."""
+    status = _cluster_status()
+    return {
+        node.node_id: {
+            usage.resource_name: (usage.total - usage.used, usage.total) for usage in node.resource_usage.usage
+        }
+        for node in (*status.active_nodes, *status.idle_nodes)
+        if node.resource_usage is not None
+    }
+
+
+def _cluster_status() -> Any:
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    return get_cluster_status(ray.get_runtime_context().gcs_address)
+
+
+def pending_tasks() -> list[UnscheduledTask]:
+    """Return all tasks and actors of the connected cluster that wait for a node. Works without Ray's dashboard."""
+    from ray._private.state import state
+    from ray.core.generated.common_pb2 import PENDING_NODE_ASSIGNMENT, TaskType
+    from ray.core.generated.gcs_pb2 import TaskEvents
+
+    state._check_connected()
+    pending = []
+    for serialised in state._global_state_accessor.get_task_events():
+        events = TaskEvents.FromString(serialised)
+        times, info = events.state_updates.state_ts_ns, events.task_info
+        if not times or max(times) != PENDING_NODE_ASSIGNMENT:
+            continue
+        is_actor = info.type == TaskType.ACTOR_CREATION_TASK
+        name = info.func_or_class_name.removesuffix(".__init__") if is_actor else info.name
+        pending.append(
+            UnscheduledTask(
+                id=events.task_id.hex(),
+                name=name,
+                is_actor=is_actor,
+                resources=dict(info.required_resources),
+                since=times[PENDING_NODE_ASSIGNMENT] / 1e9,
+            )
+        )
+    return pending
 
 
 def reset_serve_client() -> None:

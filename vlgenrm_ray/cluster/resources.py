@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from vlgenrm_ray.errors import ResourceError
 
+TASK = "task"
+"""Role of the tasks that feed a stage's actors."""
 _ROUNDING = 1e-6
 """Tolerance for the rounding error in sums of fractions such as 0.1."""
 
@@ -78,18 +80,23 @@ def unmet_requests(requests: Sequence[ResourceRequest], cluster: Cluster) -> lis
 
 
 def _check_stage(stage: str, requests: Sequence[ResourceRequest], cluster: Cluster) -> str:
-    """Place a stage's actors on the nodes, largest first. Return the problem, or "" if all are placed."""
+    """Place a stage's actors on the nodes, largest first. Return the problem, or "" if all are placed.
+
+    Ray Data spreads the actors of a stage over the nodes, and starts its tasks beside them.
+    """
     cpus = [node.num_cpus for node in cluster.nodes]
     gpus = [node.num_gpus for node in cluster.nodes]
-    for request in sorted(requests, key=lambda r: (r.num_gpus, r.num_cpus), reverse=True):
+    has_tasks = any(request.role == TASK for request in requests)
+    for request in sorted(requests, key=lambda r: (r.role != TASK, r.num_gpus, r.num_cpus), reverse=True):
         for num_placed in range(request.count):
-            fitting = (
+            fitting = [
                 i
                 for i in range(len(cpus))
                 if request.num_cpus <= cpus[i] + _ROUNDING and request.num_gpus <= gpus[i] + _ROUNDING
-            )
-            if (i := next(fitting, None)) is None:
+            ]
+            if not fitting:
                 return _explain(stage, request, num_placed, requests, cluster)
+            i = max(fitting, key=lambda i: (gpus[i], cpus[i])) if has_tasks else fitting[0]
             cpus[i] -= request.num_cpus
             gpus[i] -= request.num_gpus
     return ""
@@ -102,6 +109,7 @@ def _explain(
     total_gpus = sum(r.count * r.num_gpus for r in requests)
     largest_node = max((node.num_gpus for node in cluster.nodes), default=0)
     lacks_gpus = total_gpus > cluster.num_gpus or request.num_gpus > largest_node
+    beside = " beside actors that are spread over the nodes" if request.role == TASK and len(cluster.nodes) > 1 else ""
     name, each, total = ("GPU", request.num_gpus, total_gpus) if lacks_gpus else ("CPU", request.num_cpus, total_cpus)
     if lacks_gpus and not cluster.num_gpus:
         remedy = "take a recipe for CPUs (jobs/recipes/shapes.yaml) or a cluster with GPUs"
@@ -109,6 +117,6 @@ def _explain(
         remedy = f"request fewer actors or num_{name.lower()}s in section '{stage}' of the recipe, or add nodes"
     return (
         f"stage '{stage}': requests {count_noun(total, name)} at once"
-        f" ({each:g} for each of {count_noun(request.count, request.role)}), and the cluster has {cluster}:"
+        f" ({each:g} for each of {count_noun(request.count, request.role)}{beside}), and the cluster has {cluster}:"
         f" room for {num_placed} of {request.count}; {remedy}"
     )

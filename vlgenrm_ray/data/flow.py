@@ -58,8 +58,9 @@ class ActorPoolConfig(Settings):
 
 LIGHT_CPUS = 0.25
 """CPUs of a task that only moves or checks records."""
-LIGHT_TASKS = 4
-"""Number of light tasks that must find room beside a stage's actors, or Ray Data waits forever."""
+STREAM_CPUS = 1.0
+"""CPUs that a stage's stream needs on one node beside its actors, or Ray Data waits forever: `repartition` takes no
+resources of its own and runs with Ray's default of one CPU. Light tasks run in its place when it has finished."""
 
 _SHARDS_PER_TASK = 32
 """Shards that a task reads at least."""
