@@ -45,13 +45,9 @@ def reward_requests(config: RunConfig) -> list[ResourceRequest]:
 
 
 def policy_requests(config: PolicyRunConfig) -> list[ResourceRequest]:
-    """Return the requests of a policy's run: of its pool, and of its training, whose parts are needed all at once.
-
-    The run's own judge, if it has one, is served during both.
-    """
-    stages = ("pool", policy.STAGE)
-    services = [_service_request(stage, config.judge_service) for stage in stages] if config.judge_service else []
-    return [_stream_request("pool"), *policy.resource_requests(config.policy), *services]
+    """Return the requests of a policy's training, which are all needed at once, with its own judge service if any."""
+    service = [_service_request(policy.STAGE, config.judge_service)] if config.judge_service else []
+    return [*policy.resource_requests(config.policy), *service]
 
 
 def co_training_requests(config: CoTrainingConfig) -> list[ResourceRequest]:

@@ -3,16 +3,20 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from kuberay_schema import RESOURCES, schema_of
+from sky_schema import task_schema
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
-LAUNCHER_FILES = ("ray-aws.yaml", "ray-onprem.yaml")
+LAUNCHER_FILES = ("ray-aws.yaml", "ray-gcp.yaml", "ray-onprem.yaml")
 
 
 def ray_schema() -> dict[str, Any]:
@@ -57,10 +61,55 @@ def test_ci_runs_the_test_script() -> None:
     assert "bash tests/run.sh" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_kuberay_file_uses_rays_pinned_version() -> None:
-    config = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
-    assert config["kind"] == "RayCluster"
-    assert config["spec"]["rayVersion"] == pins("requirements-gpu.txt")["ray"]
+@pytest.mark.parametrize(("name", "kind"), [("kuberay.yaml", "RayCluster"), ("kuberay-job.yaml", "RayJob")])
+def test_kuberay_files_have_the_fields_of_the_operators_resources(name: str, kind: str) -> None:
+    config = yaml.safe_load((CLUSTER / name).read_text())
+    jsonschema.validate(config, schema_of(kind))
+    spec = config["spec"] if kind == "RayCluster" else config["spec"]["rayClusterSpec"]
+    assert spec["rayVersion"] == pins("requirements-gpu.txt")["ray"]
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_the_kuberay_schema_refuses_an_unknown_key(kind: str) -> None:
+    with pytest.raises(jsonschema.ValidationError, match="rayClusterspec"):
+        jsonschema.validate({"apiVersion": "ray.io/v1", "kind": kind, "spec": {"rayClusterspec": {}}}, schema_of(kind))
+
+
+def test_the_kuberay_job_runs_a_script_of_the_image_with_a_recipe_of_it() -> None:
+    entrypoint = yaml.safe_load((CLUSTER / "kuberay-job.yaml").read_text())["spec"]["entrypoint"].split()
+    script, recipe = entrypoint[1], entrypoint[entrypoint.index("--config") + 1]
+    assert (ROOT / script).is_file()
+    assert (ROOT / recipe).is_file()
+
+
+def test_the_skypilot_file_is_valid_by_skypilots_own_schema() -> None:
+    task = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())
+    jsonschema.validate(task, task_schema())
+    assert (ROOT / task["envs"]["RECIPE"]).is_file()
+    with pytest.raises(jsonschema.ValidationError, match="num_node"):
+        jsonschema.validate(task | {"num_node": 2}, task_schema())
+
+
+def test_the_slurm_script_and_the_skypilot_commands_pass_shellcheck(tmp_path: Path) -> None:
+    task = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())
+    scripts = [CLUSTER / "slurm.sh"]
+    for name in ("setup", "run"):
+        scripts.append(tmp_path / f"{name}.sh")
+        scripts[-1].write_text("#!/usr/bin/env bash\n" + task[name])
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    for script in scripts:
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        done = subprocess.run([str(shellcheck), "--severity=warning", str(script)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_slurm_script_states_its_resources_before_its_first_command() -> None:
+    lines = (CLUSTER / "slurm.sh").read_text().splitlines()
+    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert max(directives) < first_command, "Slurm ignores directives behind a command"
+    options = {line.split("--", 1)[1].split("=")[0] for line in lines if line.startswith("#SBATCH ")}
+    assert {"nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time"} <= options
 
 
 @pytest.mark.parametrize("name", ["requirements-cpu.txt", "requirements-gpu.txt", "requirements-dev.txt"])

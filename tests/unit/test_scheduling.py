@@ -17,7 +17,7 @@ NODES = [
 
 
 class Queue:
-    """What waits, and what was reported."""
+    """A monitor over a list of waiting tasks, with its reports."""
 
     def __init__(self, *waiting: Waiting) -> None:
         self.waiting = list(waiting)

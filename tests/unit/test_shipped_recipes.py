@@ -125,7 +125,7 @@ def test_a_gpu_recipe_without_gpus_is_refused_by_name(name: str) -> None:
 
 def test_an_actor_that_leaves_no_room_for_the_tasks_beside_it_is_refused() -> None:
     settings = config.load(shipped_recipe("shapes"), ("critiques.actors.num_actors=1", "critiques.actors.num_cpus=1.5"))
-    with pytest.raises(ResourceError, match=r"stage 'critiques'.*0\.25 for each of 4 tasks.*room for 2 of 4"):
+    with pytest.raises(ResourceError, match=r"stage 'critiques'.*1 for each of 1 task.*room for 0 of 1"):
         check_resources(plan.reward_requests(settings), LAPTOP)
 
 

@@ -81,7 +81,13 @@ def connect(
     try:
         if not ray.is_initialized():
             _check_reachable(address)
-            ray.init(**arguments)
+            if not quiet:
+                ray.init(**arguments)
+            else:
+                ray_compat.silence_driver_log()
+                ray_compat.filter_messages()
+                with ray_compat.without_log_notice():
+                    ray.init(**arguments)
     except OSError as error:
         raise ResourceError(
             f"no Ray cluster answers at '{address}' ({error}); start one with 'ray start --head', correct the address,"

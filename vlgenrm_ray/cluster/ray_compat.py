@@ -8,7 +8,11 @@ private Ray API in any other module.
 import json
 import logging
 import os
-from collections.abc import Callable
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +26,7 @@ NO_PREEMPTION_WATCHER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Environment in which Ray Train starts no actor that watches for preempted nodes."""
 
 _AUTHENTICATION_LOGGER = "ray._private.authentication.authentication_token_setup"
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _IDLE_WORKERS = "RAY_num_workers_soft_limit"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -37,6 +42,62 @@ def keep_idle_workers(count: int) -> None:
 def silence_token_notice() -> None:
     """Silence the notice that a local Ray protects its ports by a token."""
     logging.getLogger(_AUTHENTICATION_LOGGER).setLevel(logging.ERROR)
+
+
+_NOT_FOR_USERS = re.compile(r"Task ServeController\.graceful_shutdown failed")
+"""Messages of Ray about which a user can do nothing: the service was stopped on purpose."""
+
+
+def silence_driver_log() -> None:
+    """Keep errors of Ray's core off the console of this process; to be called before `ray.init`.
+
+    Ray Data starts every pool of actors with arguments in the object store, and Ray's core prints an error about that,
+    in C++ and directly to stderr. The setting holds for this process alone: nodes of a local Ray log as usual. A level
+    that the user set takes precedence.
+    """
+    from ray._private import services
+
+    level = os.environ.get(_LOG_LEVEL)
+    os.environ.setdefault(_LOG_LEVEL, "fatal")
+    original = services.start_ray_process
+
+    def start_with_usual_log(*args: Any, env_updates: dict[str, str] | None = None, **kwargs: Any) -> Any:
+        return original(*args, env_updates={_LOG_LEVEL: level or "info"} | (env_updates or {}), **kwargs)
+
+    if getattr(original, "__name__", "") != start_with_usual_log.__name__:
+        services.start_ray_process = start_with_usual_log
+
+
+@contextmanager
+def without_log_notice() -> Iterator[None]:
+    """Leave out the line in which Ray's core announces its log level. Everything else on stderr is shown at the end."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if _LOG_LEVEL.encode() not in line))
+
+
+def filter_messages() -> None:
+    """Keep messages of Ray's parts that no user can act on off the console of this process."""
+    from ray._private import worker
+
+    original = worker.print_to_stdstream
+
+    def print_for_users(data: dict[str, Any], ignore_prefix: bool) -> None:
+        lines = [line for line in data["lines"] if not _NOT_FOR_USERS.search(line)]
+        if lines:
+            original(data | {"lines": lines}, ignore_prefix)
+
+    if getattr(original, "__name__", "") != print_for_users.__name__:
+        worker.print_to_stdstream = print_for_users
 
 
 def has_autoscaler() -> bool:

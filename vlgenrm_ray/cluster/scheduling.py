@@ -124,7 +124,7 @@ class SchedulingMonitor:
 
 
 class _ClusterQueue:
-    """What waits on the connected cluster. The tasks are read only while something waits, because there may be many."""
+    """List of what waits on the connected cluster. Tasks are read only while something waits: there may be many."""
 
     def __init__(self) -> None:
         self._groups_since: dict[str, float] = {}

@@ -49,7 +49,7 @@ class FaultCounter:
 
     @property
     def exceeds_limit(self) -> bool:
-        """Whether more rows met a fault than `max_dropped` allows."""
+        """True if more rows met a fault than `max_dropped` allows."""
         return self.counts.total() > self._num_allowed
 
     def check(self) -> None:
