@@ -431,4 +431,6 @@ class Checkpoint:
     uri: str
     round: int
     parent: str
+    """Model it was trained from: its path in the run folder, or `<name>@<hash of its content>`. Equal trainings have
+    equal records, wherever the run folder and the package lie."""
     metrics: dict[str, float]

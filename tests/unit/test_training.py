@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from vlgenrm_ray.data.store import StageFolder, Unit, write_json, write_units
 from vlgenrm_ray.errors import ConfigError, InputError, StageError
 from vlgenrm_ray.records import Example
-from vlgenrm_ray.reward.training import TrainingConfig, run
+from vlgenrm_ray.reward.training import TrainingConfig, parent_name, run
 
 
 @pytest.fixture
@@ -91,3 +91,13 @@ def test_a_folder_with_other_settings_is_refused(tmp_path: Path, selection: Stag
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         TrainingConfig.model_validate(wrong)
+
+
+def test_the_parent_of_a_checkpoint_does_not_depend_on_where_the_run_or_the_package_lies(tmp_path: Path) -> None:
+    for place in ("checkout", "session"):
+        (tmp_path / place).mkdir()
+    first, second = (model(tmp_path / place / "vlm") for place in ("checkout", "session"))
+    assert parent_name(first, tmp_path / "run") == parent_name(second, tmp_path / "other-run")
+    assert parent_name(first, tmp_path / "run").startswith("vlm@")
+    inside = tmp_path / "run" / "round-1" / "training" / "model"
+    assert parent_name(inside, tmp_path / "run") == "round-1/training/model"

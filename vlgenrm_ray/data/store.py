@@ -698,6 +698,12 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, which is created if it is missing."""
+    with path.open("a", encoding="utf-8") as out:
+        out.write(line + "\n")
+
+
 def _replace(partial: Path, target: Path) -> None:
     """Rename a file whose content is on the disk, so that a loss of power leaves the old file or the new one."""
     with partial.open("rb") as file:

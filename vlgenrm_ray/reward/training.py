@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,13 @@ def run(
     return _finish(folder, job, round, time.monotonic() - started_at, kind)
 
 
+def parent_name(base: Path, run: Path) -> str:
+    """Name the model that a training starts from, for `Checkpoint.parent`."""
+    if base.is_relative_to(run):
+        return str(base.relative_to(run))
+    return f"{base.name}@{model_folder.digest(base)}"
+
+
 def _run_workers(job: TrainingJob) -> None:
     config = job.config
     group = WorkerGroup(
@@ -119,7 +127,7 @@ def _run_workers(job: TrainingJob) -> None:
         retries=config.retries,
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
-    with show_steps("training", plan=job.plan, metrics=job.metrics):
+    with show_steps("training", plan=job.plan, metrics=job.metrics, messages=_message_reader(job.messages)):
         error = fit(train_worker, job, group, storage=job.target, name=_RAY)
     if job.failure.exists():
         failure = read_json(job.failure)
@@ -128,6 +136,23 @@ def _run_workers(job: TrainingJob) -> None:
         raise StageError(f"stage 'training' failed {config.retries + 1} times; last error: {error}") from error
     if not job.result.exists():
         raise StageError(f"stage 'training' ended without a result in {job.target}; run again to finish it")
+
+
+def _message_reader(path: Path) -> Callable[[], Sequence[str]]:
+    """Return a function that returns the lines which were added to a file since its last call."""
+
+    def read_lines() -> list[str]:
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    num_read = len(read_lines())
+
+    def new_lines() -> Sequence[str]:
+        nonlocal num_read
+        lines = read_lines()[num_read:]
+        num_read += len(lines)
+        return lines
+
+    return new_lines
 
 
 def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float, kind: JudgeKind) -> TrainingResult:
@@ -145,7 +170,9 @@ def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float, k
         "dropped": dict(Counter(d.reason for d in dropped)),
     }
     checkpoint_metrics = {k: float(metrics[k]) for k in ("steps", "num_examples", "first_loss", "last_loss")}
-    checkpoint = Checkpoint(uri=str(job.model), round=round, parent=str(job.base), metrics=checkpoint_metrics)
+    checkpoint = Checkpoint(
+        uri=str(job.model), round=round, parent=parent_name(job.base, folder.run_folder), metrics=checkpoint_metrics
+    )
     unit = Unit(id=f"round-{round}", records=(checkpoint,), dropped=dropped, num_tokens=metrics["num_tokens"])
     folder.write_shard(units_table(Checkpoint, [unit]))
     shutil.rmtree(folder.path / _RAY, ignore_errors=True)

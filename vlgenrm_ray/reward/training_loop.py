@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.data.store import StageFolder, read_json, write_json
+from vlgenrm_ray.data.store import StageFolder, append_line, read_json, write_json
+from vlgenrm_ray.engines.checkpoint_files import find_damage, write_checksums
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, VlmEncoder
 from vlgenrm_ray.errors import InputError, StageError, VlGenRMError
 from vlgenrm_ray.judge.verdict import A_OR_B, PAIR_VERDICTS, YES_NO
@@ -65,6 +66,11 @@ class TrainingJob:
     def failure(self) -> Path:
         """Failure that a restart would repeat."""
         return self.target / "failure.json"
+
+    @property
+    def messages(self) -> Path:
+        """Lines for the console."""
+        return self.target / "messages.txt"
 
     @property
     def plan(self) -> Path:
@@ -159,13 +165,17 @@ class _TrainingWorker:
         import torch
 
         checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            torch.manual_seed(self.config.seed * 1_000_003 + self.rank)
-            num_done = 0
-        else:
+        num_done = 0
+        if checkpoint is not None:
             with checkpoint.as_directory() as folder:
-                learner.load(Path(folder))
-                num_done = int(read_json(Path(folder) / "progress.json")["steps"])
+                problems = [problem for problem in self._gather(find_damage(Path(folder), self.rank)) if problem]
+                if not problems:
+                    learner.load(Path(folder))
+                    num_done = int(read_json(Path(folder) / "progress.json")["steps"])
+                elif self.rank == 0:
+                    append_line(self.job.messages, f"training begins again from its base: checkpoint {problems[0]}")
+        if not num_done:
+            torch.manual_seed(self.config.seed * 1_000_003 + self.rank)
         if self.rank == 0:
             # Steps after the checkpoint are about to be repeated, so their lines are removed.
             lines = self.job.metrics.read_text().splitlines()[:num_done] if self.job.metrics.exists() else []
@@ -251,6 +261,7 @@ class _TrainingWorker:
             return
         with tempfile.TemporaryDirectory() as folder:
             learner.save(Path(folder))
+            write_checksums(Path(folder), self.rank)
             self._write(Path(folder) / "progress.json", {"steps": num_done})
             ray.train.report({"steps": num_done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
