@@ -91,6 +91,21 @@ def run(
 
 
 @app.command()
+def plan(
+    config: Recipe,
+    sample: Annotated[Path, typer.Option("--from", help="Run folder of a finished small run of the recipe.")],
+    gpus: Annotated[float | None, typer.Option(help="GPUs of the cluster; default: the recipe's actors.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of the pool; default: pool.count.")] = None,
+    price: Annotated[float, typer.Option(min=0.0, help="Dollars for a GPU and hour.")] = 3.0,
+    set_: Overrides = None,
+) -> None:
+    """Forecast rows, tokens, time and dollars of a reward-model run per stage, from a small run of the recipe."""
+    from vlgenrm_ray.entrypoints import print_forecast
+
+    print_forecast(config, sample=sample, overrides=tuple(set_ or ()), num_gpus=gpus, num_rows=rows, price=price)
+
+
+@app.command()
 def policy(
     config: Recipe,
     run: RunFolder = None,

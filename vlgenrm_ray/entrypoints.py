@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from rich.console import Console
 
-from vlgenrm_ray import co_training, config, gpu_smoke, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray import co_training, config, forecast, gpu_smoke, pipeline, plan, policy_pipeline, recipe
 from vlgenrm_ray.cluster import connection, resources, run_folder
 from vlgenrm_ray.cluster.machine import free_port
 from vlgenrm_ray.cluster.resources import ResourceRequest
@@ -88,6 +88,30 @@ def train_reward(
         _print_best(console, folder, results)
     _print_report(console, folder)
     return results
+
+
+def print_forecast(
+    path: Path,
+    *,
+    sample: Path,
+    overrides: Sequence[str] = (),
+    num_gpus: float | None = None,
+    num_rows: int | None = None,
+    price: float,
+) -> None:
+    """Print the forecast of a reward-model run. Nothing is started.
+
+    Args:
+        path: Recipe.
+        sample: Run folder of a finished small run of the recipe.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+        num_gpus: GPUs of the cluster; default: as many as the recipe's largest stage uses.
+        num_rows: Rows of the pool; default: `pool.count`.
+        price: Dollars for a GPU and hour.
+    """
+    costs = forecast.forecast(config.load(path, tuple(overrides)), sample, num_gpus=num_gpus, num_rows=num_rows)
+    paid_gpus = max(cost.num_gpus for cost in costs) if num_gpus is None else num_gpus
+    Console(highlight=False).print(forecast.forecast_table(costs, num_gpus=paid_gpus, price=price))
 
 
 def train_policy(

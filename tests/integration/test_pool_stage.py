@@ -34,9 +34,9 @@ def png(index: int) -> bytes:
     return buffer.getvalue()
 
 
-def fill(config: PoolConfig, run_folder: Path) -> tuple[pool.Manifest, StageFolder]:
+def fill(config: PoolConfig, run_folder: Path, max_dropped: float = 0.05) -> tuple[pool.Manifest, StageFolder]:
     target = StageFolder(run_folder / "pool")
-    return pool.run(config, target=target), target
+    return pool.run(config, target=target, max_dropped=max_dropped), target
 
 
 def test_json_lines_with_usable_and_unusable_rows(tmp_path: Path, run_folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_hostile_rows_are_dropped_and_the_others_stay(tmp_path: Path, run_folder
     good = json.dumps({"id": "good", "image": "a.png", "question": "What?"})
     data = tmp_path / "d.jsonl"
     data.write_text("\n".join([*rows, good]))
-    manifest, target = fill(PoolConfig(source="jsonl", path=str(data)), run_folder)
+    manifest, target = fill(PoolConfig(source="jsonl", path=str(data)), run_folder, max_dropped=1.0)
     assert (manifest.rows_in, manifest.rows_out) == (len(rows) + 1, 1)
     assert [q.id for q in target.records(Question)] == ["good"]
     assert all(dropped.detail for dropped in target.dropped())

@@ -201,6 +201,7 @@ def run(
     done = folder.done_ids_array()
     faults = FaultCounter(folder.stage, num_rows=total, max_dropped=max_dropped)
     start = time.monotonic()
+    start_seconds, num_first_rows = 0.0, 0
     try:
         if len(done):
             # Whole blocks, not the stage's small ones: each task builds the hash table of the ids once.
@@ -210,7 +211,10 @@ def run(
                 blocks = rows.repartition(target_num_rows_per_block=block_rows)
                 committed = work(blocks).map_batches(_Commit(folder), **LIGHT)
                 for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    progress.advance(sum(batch.column("units").to_pylist()))
+                    num_rows = sum(batch.column("units").to_pylist())
+                    progress.advance(num_rows)
+                    if not num_first_rows and not len(done):
+                        start_seconds, num_first_rows = time.monotonic() - start, num_rows
                     shards += filter(None, batch.column("shard").to_pylist())
                     faults.add(from_row(Dropped, drop) for row in batch.column("faults").to_pylist() for drop in row)
                     if faults.exceeds_limit:
@@ -230,4 +234,6 @@ def run(
             f"stage '{folder.stage}': {total} rows in, {num_done} finished; run again to finish the others"
         )
     extra = metrics(folder) if metrics else {}
-    return folder.finish(seconds=time.monotonic() - start, metrics=extra)
+    return folder.finish(
+        seconds=time.monotonic() - start, metrics=extra, start_seconds=start_seconds, num_first_rows=num_first_rows
+    )

@@ -93,6 +93,10 @@ class Manifest:
     """Package -> version."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Measurements of the stage (kept share, margin histogram, ...)."""
+    start_seconds: float = 0.0
+    """Seconds until the first rows were committed, engines' start included; 0 if an earlier attempt had begun."""
+    num_first_rows: int = 0
+    """Rows that were committed by then."""
     shards: tuple[str, ...] = ()
     """Names of the shards, so that readers need no listing of the folder. Empty in manifests of earlier versions."""
 
@@ -388,6 +392,8 @@ class StageFolder:
         seconds: float,
         metrics: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
+        start_seconds: float = 0.0,
+        num_first_rows: int = 0,
     ) -> Manifest:
         """Sum up the totals of all shards and write the manifest. Raises StageError if a unit is in two shards."""
         paths = self.shards()
@@ -411,6 +417,8 @@ class StageFolder:
             seconds=round(self.add_seconds(seconds), 3),
             versions=dict(versions or {}),
             metrics=dict(metrics or {}),
+            start_seconds=round(start_seconds, 3),
+            num_first_rows=num_first_rows,
             shards=tuple(sorted(path.stem for path in paths)),
         )
         write_json(self.manifest_path, asdict(manifest))
