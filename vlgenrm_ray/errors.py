@@ -135,3 +135,8 @@ class DropReason(StrEnum):
         All other reasons are decisions about the data, such as a tie or an experts' contradiction, however many.
         """
         return self.is_transient or self in (DropReason.IMAGE_MISSING, DropReason.IMAGE_UNREADABLE)
+
+
+FAULTS = frozenset(reason.value for reason in DropReason if reason.is_fault)
+"""Values of the reasons that speak of faults. Runs of other versions may have reasons that this one does not know."""
+TRANSIENT_FAULTS = frozenset(reason.value for reason in DropReason if reason.is_transient)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vlgenrm_ray.errors import DropReason, StageError
+from vlgenrm_ray.errors import FAULTS, StageError
 from vlgenrm_ray.records import Dropped
 
 MAX_DROPPED = 0.05
@@ -73,7 +73,7 @@ def _label(fault: Dropped) -> str:
 
 def fault_of(drops: Sequence[Dropped]) -> Dropped | None:
     """Return the first drop of a row that speaks of a fault, or None."""
-    return next((drop for drop in drops if DropReason(drop.reason).is_fault), None)
+    return next((drop for drop in drops if drop.reason in FAULTS), None)
 
 
 def _places(example: str) -> str:

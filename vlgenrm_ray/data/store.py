@@ -33,14 +33,14 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
-from vlgenrm_ray.errors import ConfigError, DamagedShardError, DropReason, InputError, StageError
+from vlgenrm_ray.errors import FAULTS, TRANSIENT_FAULTS, ConfigError, DamagedShardError, InputError, StageError
 from vlgenrm_ray.records import Dropped
 
 if TYPE_CHECKING:
@@ -262,11 +262,11 @@ class StageFolder:
         manifest = self.manifest()
         if manifest is None:
             self._discard_repeated()
-            self._discard_drops(lambda reason: reason.is_fault)
-        elif any(DropReason(reason).is_transient for reason in manifest.dropped) and not self._has_readers(manifest):
+            self._discard_drops(FAULTS)
+        elif not TRANSIENT_FAULTS.isdisjoint(manifest.dropped) and not self._has_readers(manifest):
             _log.warning("%s: rows that met a transient fault are processed again", self.path)
             self.manifest_path.unlink()
-            self._discard_drops(lambda reason: reason.is_transient)
+            self._discard_drops(TRANSIENT_FAULTS)
 
     def _discard_damage(self) -> None:
         """Remove shards that cannot be read, and a manifest that does not account for the shards that are there.
@@ -311,15 +311,14 @@ class StageFolder:
             self._keep_units(shard, pc.invert(pc.is_in(ids, value_set=seen)))
             seen = pa.concat_arrays([seen, ids])
 
-    def _discard_drops(self, is_pending: Callable[[DropReason], bool]) -> None:
-        """Remove the units that have a drop with a pending reason, so that they are made again."""
+    def _discard_drops(self, reasons: frozenset[str]) -> None:
+        """Remove the units that have a drop with one of these reasons, so that they are made again."""
         import pyarrow as pa
 
         for shard in self.shards():
-            pending = {reason for reason in self.read_totals(shard).dropped if is_pending(DropReason(reason))}
-            if pending:
+            if not reasons.isdisjoint(self.read_totals(shard).dropped):
                 drops_of_units = self.read_unit_index(shard).column("dropped").to_pylist()
-                mask = [not any(drop["reason"] in pending for drop in drops) for drops in drops_of_units]
+                mask = [not any(drop["reason"] in reasons for drop in drops) for drops in drops_of_units]
                 self._keep_units(shard, pa.array(mask, pa.bool_()))
 
     def _keep_units(self, shard: Path, mask: "pa.BooleanArray") -> None:
