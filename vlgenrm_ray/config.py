@@ -177,7 +177,12 @@ class ManagedJudgeService(Settings):
     """Engine, judge and resources of the service."""
 
     def serving_config(self, model: str, tokens: ApiTokens) -> ServingConfig:
-        """Return the configuration of the service with the model folder `model` and these tokens."""
+        """Return the configuration of the service with the model folder `model` and these tokens.
+
+        Raises:
+            ConfigError: The model is a pairwise judge, which can reward no rollout.
+        """
+        self.serving.judge.of_pointwise_model(Path(model))
         settings = self.serving.model_dump()
         engine = settings["engine"] | {"model": model}
         # The run waits for its rewards anyway, and requests those of one step at a time.

@@ -295,9 +295,7 @@ def score(
         raise InputError(f"IMAGE: {error.detail}") from error
     judge_config = settings.judge.model_copy(update={"num_critiques": num_critiques} if num_critiques else {})
     folder = model_folder.locate(recipe.resolve(model))
-    judge_config = judge_config.of_model(folder)
-    if judge_config.is_pairwise:
-        raise InputError(f"{model} is a pairwise judge, which compares two responses; serve it and POST /v1/compare")
+    judge_config = judge_config.of_pointwise_model(folder)
     engine = VllmGenerator(settings.evaluation.engine.model_copy(update={"model": str(folder)}))
     judge = Judge(judge_config, engine, limits)
     (judgement,) = judge.score([JudgeInput(id="cli", images=(ref,), question=question, response=response)])

@@ -1,5 +1,8 @@
 """Pipeline of a policy's training: question pools, judge service, training, curves. Resumable, as its parts are.
 
+The policy may be a judge: its questions are then judge prompts, its rewards verify its critiques, and the exported
+folders say which kind of judge they hold.
+
 <run>/config.yaml          the resolved configuration
 <run>/pool, heldout-pool   see store.py
 <run>/policy               see policy/run.py; and curves.svg, the training curves
@@ -15,6 +18,8 @@ from typing import Any
 from vlgenrm_ray import recipe
 from vlgenrm_ray.config import ManagedJudgeService, PolicyRunConfig
 from vlgenrm_ray.curation import pool
+from vlgenrm_ray.curation.sources import judge_prompts
+from vlgenrm_ray.curation.sources.judge_prompts import JUDGE_PROMPTS
 from vlgenrm_ray.data import lease
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.store import StageFolder
@@ -64,6 +69,10 @@ def train(config: PolicyRunConfig, folder: Path) -> dict[str, Any]:
         held_out=held_out,
         target=target,
     )
+    if config.pool.source == JUDGE_PROMPTS:
+        kind = judge_prompts.judge_of_run(Path(config.pool.path or ""), config.pool.options).kind or "pointwise"
+        for name in ("model", "best"):
+            model_folder.write_judge_kind(target / name, kind)
     if not (figure := target / "curves.svg").exists():
         curves.draw_curves({folder.name: [target]}, figure)
     if tasks:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_examples import FIRST, FakeReloadableGenerator, item, request, trust_folder
 
+from vlgenrm_ray.config import ManagedJudgeService
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Token
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
@@ -20,6 +21,7 @@ from vlgenrm_ray.judge.judge import FORGERY_REMOVED, Judge, JudgeConfig, JudgeIn
 from vlgenrm_ray.judge.verdict import A_OR_B, MARKER, TIE, read_verdict, vote
 from vlgenrm_ray.judge.wire import CompareRequest, RankRequest, Status
 from vlgenrm_ray.records import JudgeCritique
+from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.engine_worker import EngineWorker
 from vlgenrm_ray.serving.in_process import InProcessEngine
@@ -231,6 +233,15 @@ def test_a_models_folder_states_its_kind_unless_the_settings_do(tmp_path: Path) 
         (tmp_path / "judge.json").write_text(content)
         with pytest.raises(InputError, match=r"judge\.json cannot be read.*set judge\.kind"):
             JudgeConfig().of_model(tmp_path)
+
+
+def test_a_pairwise_model_is_refused_where_single_responses_are_rewarded(tmp_path: Path) -> None:
+    model_folder.write_judge_kind(tmp_path, "pairwise")
+    with pytest.raises(ConfigError, match=r"pairwise judge.*/v1/compare"):
+        JudgeConfig().of_pointwise_model(tmp_path)
+    with pytest.raises(ConfigError, match="pairwise judge"):
+        ManagedJudgeService().serving_config(str(tmp_path), ApiTokens())
+    assert JudgeConfig(kind="pointwise").of_pointwise_model(tmp_path).kind == "pointwise"
 
 
 # -- serving -----------------------------------------------------------------------------------------------------------

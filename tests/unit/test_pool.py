@@ -296,7 +296,9 @@ def test_a_format_of_a_users_package_needs_only_its_rows(package: str, tmp_path:
 def test_a_source_is_named_by_its_import_path(package: str, tmp_path: Path) -> None:
     config = PoolConfig(source=f"{package}:open_nothing", path="x", seed=3)
     assert open_source(config, image_store=tmp_path / "images", seed=9) == ("x", "images", 3)
-    with pytest.raises(ValidationError, match="'xls' is unknown; choose from arrow, csv, files, json, jsonl, parquet,"):
+    with pytest.raises(
+        ValidationError, match="'xls' is unknown; choose from arrow, csv, files, json, jsonl, judge_prompts, parquet,"
+    ):
         PoolConfig(source="xls")
     with pytest.raises(ConfigError, match=r"pool\.source: 'user_sources:Missing' cannot be imported"):
         open_source(PoolConfig(source=f"{package}:Missing"), image_store=tmp_path, seed=0)

@@ -26,7 +26,9 @@ POLICIES = {
     "shapes_grpo": LAPTOP,
     "shapes_ppo": LAPTOP,
     "shapes_dpo": LAPTOP,
+    "shapes_judge_grpo": LAPTOP,
     "qwen3_vl_4b_grpo": Cluster(nodes=(NODE,) * 2),
+    "qwen2_5_vl_7b_judge_grpo": Cluster(nodes=(NODE,) * 2),
 }
 """Recipes of `vlgenrm policy`."""
 CO_TRAINING = {"shapes_co_training": LAPTOP}
@@ -97,9 +99,22 @@ def test_grpos_recipe_takes_other_algorithms_by_name(name: str) -> None:
     assert load_policy("shapes_grpo", *overrides).policy.algorithm.algorithm == name
 
 
-def test_a_policys_recipe_on_gpus_is_refused_by_name_without_them() -> None:
+@pytest.mark.parametrize("name", ["qwen3_vl_4b_grpo", "qwen2_5_vl_7b_judge_grpo"])
+def test_a_policys_recipe_on_gpus_is_refused_by_name_without_them(name: str) -> None:
     with pytest.raises(ResourceError, match=r"stage 'policy'.*16 GPUs"):
-        check_resources(plan.policy_requests(load_policy("qwen3_vl_4b_grpo")), LAPTOP)
+        check_resources(plan.policy_requests(load_policy(name)), LAPTOP)
+
+
+@pytest.mark.parametrize("name", ["shapes_judge_grpo", "qwen2_5_vl_7b_judge_grpo"])
+def test_a_judge_learns_from_the_preferences_of_one_run_and_from_no_truth(name: str) -> None:
+    settings = load_policy(name)
+    (reward,) = settings.policy.rewards
+    assert reward.critique is not None
+    assert settings.pool.source == settings.heldout.source == "judge_prompts"
+    assert Path(settings.pool.path or "").absolute() == Path(settings.heldout.path or "").absolute()
+    assert Path(settings.pool.path or "").absolute() == reward.critique.run
+    assert (settings.pool.split, settings.heldout.split) == ("train", "heldout")
+    assert "shapes.world" not in settings.policy.evaluation.measure
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Summary values and tables of a run."""
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,21 @@ def render(table: Any) -> str:
     with console.capture() as captured:
         console.print(table)
     return captured.get()
+
+
+def test_the_table_of_a_pairwise_judge_shows_how_much_the_order_decides() -> None:
+    orders = {"position_bias": -0.012, "both_right": 0.4, "first_position": 0.25, "ties": None}
+
+    def rendered(values: dict[str, Any]) -> str:
+        console = Console(width=80, record=True, file=io.StringIO())
+        console.print(summary.evaluation_table(values))
+        return console.export_text()
+
+    text = rendered(EVALUATION | {"orders": orders})
+    assert re.search(r"orders: position bias +-0\.012", text)
+    assert re.search(r"orders: first in both +0\.250", text)
+    assert "ties" not in text, "without a readable verdict there is no share"
+    assert "orders" not in rendered(EVALUATION)
 
 
 def test_the_summary_has_the_documented_fields() -> None:

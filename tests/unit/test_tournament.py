@@ -32,7 +32,7 @@ def test_every_response_meets_all_others_or_eight_of_them(num: int) -> None:
 def test_equal_texts_are_compared_once_and_have_the_same_rate() -> None:
     texts = ["A cup.", "A plate.", "A cup. ", "A fork."]
     pairs = comparisons(texts)
-    assert {frozenset(pair) for pair in pairs} == {frozenset((0, 1)), frozenset((0, 3)), frozenset((1, 3))}
+    assert sorted(pairs) == [(0, 1), (0, 3), (1, 3)]
     strength = {0: 0.9, 1: 0.5, 3: 0.1}
     rates = win_rates(texts, {(i, j): (strength[i] - strength[j] + 1) / 2 for i, j in pairs})
     assert rates == pytest.approx([0.8, 0.5, 0.8, 0.2])

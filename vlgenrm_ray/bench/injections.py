@@ -133,9 +133,10 @@ def run(
 
     settings = config.load(path or shipped_recipe("shapes"), (f"base={model}", *overrides))
     scored = items.read_pairs(data, pairs) if data else items.draw_shapes_pairs(pairs, seed=seed)
-    folder = str(model_folder.locate(settings.base))
-    generator = VllmGenerator(settings.critiques.engine.model_copy(update={"model": folder}))
-    judge = Judge(settings.judge, generator, settings.critiques.images)
+    folder = model_folder.locate(settings.base)
+    judge_config = settings.judge.of_pointwise_model(folder)
+    generator = VllmGenerator(settings.critiques.engine.model_copy(update={"model": str(folder)}))
+    judge = Judge(judge_config, generator, settings.critiques.images)
     console = Console(highlight=False)
     console.print(f"seed {seed}  pairs {pairs}  K {settings.judge.num_critiques}", markup=False)
     right, wrong = [pair[0] for pair in scored], [pair[1] for pair in scored]

@@ -171,6 +171,21 @@ class JudgeConfig(Settings):
         """
         return self if self.kind is not None else self.with_kind(model_folder.judge_kind(folder) or "pointwise")
 
+    def of_pointwise_model(self, folder: Path) -> Self:
+        """Return these settings for a model that must reward single responses.
+
+        Raises:
+            InputError: The folder's `judge.json` cannot be read.
+            ConfigError: The model is a pairwise judge, or the settings say so.
+        """
+        judge = self.of_model(folder)
+        if judge.is_pairwise:
+            raise ConfigError(
+                f"{folder} is a pairwise judge, which compares two responses and rewards none by itself; name a "
+                "pointwise judge, or serve this one and POST /v1/compare"
+            )
+        return judge
+
 
 def _with_suffix(prompt: str, suffix: str) -> str:
     """Return the name or path of the variant of a prompt: of `cot` `cot<suffix>`, of `a.txt` `a<suffix>.txt`."""

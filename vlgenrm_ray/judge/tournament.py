@@ -27,7 +27,10 @@ def combine_orders(p_forward: float | None, p_backward: float | None) -> float |
 
 def distinct_indices(texts: Sequence[str]) -> list[int]:
     """Return the index of the first occurrence of each distinct text. Equal responses are not compared."""
-    return list({text.strip(): index for index, text in reversed(list(enumerate(texts)))}.values())[::-1]
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        first.setdefault(text.strip(), index)
+    return list(first.values())
 
 
 def schedule(num: int) -> list[tuple[int, int]]:

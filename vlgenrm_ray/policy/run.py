@@ -77,7 +77,7 @@ def run(
     for function in filter(None, (config.evaluation.measure, *(reward.function for reward in config.rewards))):
         check_function(function)
     for judge in (reward.judge for reward in config.rewards if reward.judge is not None):
-        model_folder.locate(judge.engine.model)
+        judge.judge.of_pointwise_model(model_folder.locate(judge.engine.model))
     resources.check_resources(resource_requests(config), connection.describe_cluster())
     started = time.monotonic()
     # A fresh name: other runs have an orchestrator of their own, and that of an earlier call may not have ended yet.

@@ -94,6 +94,17 @@ def stages_table(summary: Mapping[str, Any]) -> "Table":
     return table
 
 
+_ORDER_ROWS = {
+    "both_right": "orders: right in both",
+    "both_wrong": "orders: wrong in both",
+    "first_position": "orders: first in both",
+    "second_position": "orders: second in both",
+    "position_bias": "orders: position bias",
+    "ties": "verdicts: ties",
+}
+"""Metric of a pairwise judge's orders -> its name in the table."""
+
+
 def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
     """Build a table of one evaluation: all pairs, each kind, and the baselines that ignore the image."""
     table = _new_table("held-out pairs")
@@ -111,11 +122,9 @@ def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
     table.caption = (
         f"AUROC {metrics['auroc']:.3f}  ECE {metrics['ece']:.3f}  verdict coverage {metrics['verdict_coverage']:.3f}"
     )
-    if orders := metrics.get("orders"):
-        table.caption += "\nboth orders: " + ", ".join(
-            f"{name.replace('_', ' ')} {'none' if value is None else format(value, '.3f')}"
-            for name, value in orders.items()
-        )
+    for name, label in _ORDER_ROWS.items():
+        if (value := metrics.get("orders", {}).get(name)) is not None:
+            table.add_row(label, f"{value:.3f}", "", "")
     return table
 
 

@@ -13,6 +13,7 @@ from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.judge.remote import AsyncRemoteJudge
 from vlgenrm_ray.judge.serve_handle import ServeHandleTransport, present_name
 from vlgenrm_ray.rewards.composite import RetryConfig, RetryingReward, RewardTerm, WeightedSumReward
+from vlgenrm_ray.rewards.critique_reward import CritiqueReward, CritiqueRewardConfig
 from vlgenrm_ray.rewards.function import MAX_CONCURRENCY, FunctionReward, load_function
 from vlgenrm_ray.rewards.isolated_function import start_isolated_function
 from vlgenrm_ray.rewards.local_judge import LocalJudgeConfig, start_local_judge
@@ -25,7 +26,7 @@ _HANDLE_URL = "http://ray-serve"
 
 
 class RewardConfig(Settings):
-    """One reward. Exactly one of `url`, `handle`, `judge` and `function` names its kind, see `REWARD_KINDS`."""
+    """One reward. Exactly one of the settings that `REWARD_KINDS` lists names its kind."""
 
     name: str = Field(default="judge", pattern=r"^[\w.-]+$")
     """Name in statuses and messages."""
@@ -52,6 +53,8 @@ class RewardConfig(Settings):
     """Seconds after which a rollout that is not scored has no reward. Functions that hang are left behind then."""
     judge: LocalJudgeConfig | None = None
     """A judge in an actor of the run."""
+    critique: CritiqueRewardConfig | None = None
+    """Verification of critiques, to train a judge: the questions are judge prompts (pool source `judge_prompts`)."""
     function: str = ""
     """`module:function` of (Question, response) -> float, or None for no reward. It may be any callable, and return an
     awaitable."""
@@ -70,7 +73,8 @@ class RewardConfig(Settings):
     def _names_one_kind(self) -> Self:
         if len(self._kinds()) != 1:
             raise ValueError(
-                "give exactly one of url or handle (of a served judge), judge (in an actor of the run) and function"
+                "give exactly one of url or handle (of a served judge), judge (in an actor of the run), critique (of a "
+                "judge in training) and function"
             )
         if urlsplit(self.url).username is not None:
             raise ValueError("url: a token in an address ends up in files and logs; name it by token_variable")
@@ -111,7 +115,7 @@ def build_reward(configs: Sequence[RewardConfig], retry: RetryConfig, limits: Im
         ConfigError: There is no reward, a function cannot be imported, an address is malformed or a token is missing.
     """
     if not configs:
-        raise ConfigError("rewards: name at least one, by url, handle, judge or function")
+        raise ConfigError("rewards: name at least one, by url, handle, judge, critique or function")
     terms = [RewardTerm(config.name, config.weight, config.build(limits)) for config in configs]
     return RetryingReward(weighted_sum(terms), retry)
 
@@ -147,6 +151,11 @@ def _build_local_judge(config: RewardConfig, limits: ImageLimits) -> Reward:
     return start_local_judge(config.judge, limits, deadline_s=config.deadline_s, by_sentence=by_sentence)
 
 
+def _build_critique_reward(config: RewardConfig, limits: ImageLimits) -> Reward:
+    assert config.critique is not None
+    return CritiqueReward.of_run(config.critique)
+
+
 def _build_function(config: RewardConfig, limits: ImageLimits) -> Reward:
     function = load_function(config.function)
     options: dict[str, Any] = {
@@ -162,6 +171,7 @@ REWARD_KINDS: Mapping[str, Callable[[RewardConfig, ImageLimits], Reward]] = {
     "url": _build_served_judge,
     "handle": _build_served_judge,
     "judge": _build_local_judge,
+    "critique": _build_critique_reward,
     "function": _build_function,
 }
 """Setting of `RewardConfig` that selects a kind of reward -> builder of that kind."""

@@ -1,8 +1,8 @@
 """Data sources of the pool: the settings, the table of sources, and opening.
 
-A source is the embedded world, a run folder, a function of yours, or files. Files have a *container*, which yields raw
-rows (see `container.py`), and a *schema*, which makes questions of them (see `schema.py`); both are recognised unless
-the recipe names them. `vlgenrm inspect FILE` shows what they are taken for.
+A source is the embedded world, a run folder, the judge prompts of one, a function of yours, or files. Files have a
+*container*, which yields raw rows (see `container.py`), and a *schema*, which makes questions of them (see
+`schema.py`); both are recognised unless the recipe names them. `vlgenrm inspect FILE` shows what they are taken for.
 """
 
 import os
@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vlgenrm_ray import plugins
 from vlgenrm_ray.curation.sources.container import CONTAINERS, Container, load_container
+from vlgenrm_ray.curation.sources.judge_prompts import JUDGE_PROMPTS, SPLITS
 from vlgenrm_ray.curation.sources.rows import Columns
 from vlgenrm_ray.curation.sources.sample import FILES, iterate_pieces, row_reader, take_sample, unused_columns
 from vlgenrm_ray.curation.sources.schema import AUTO, SCHEMAS
@@ -28,6 +29,7 @@ SOURCES = {
     FILES: "vlgenrm_ray.curation.sources.container:Container",
     SHAPES: "vlgenrm_ray.curation.sources.shapes:open_shapes",
     RUN: "vlgenrm_ray.curation.sources.run_folder:open_run_folder",
+    JUDGE_PROMPTS: "vlgenrm_ray.curation.sources.judge_prompts:open_judge_prompts",
 }
 """Source -> container, or function that opens the source."""
 _SHAPES_SPLITS = ("train", "heldout", "test")
@@ -44,11 +46,12 @@ class SourceConfig(Settings):
 
     source: str = SHAPES
     """`files` (of any format, recognised by their content), a format by name (`jsonl`, `json`, `parquet`, `arrow`,
-    `csv`, `webdataset`), `shapes` (the embedded world), `run` (the preference pairs of a run folder), or an import path
-    `package.module:Name` of your own."""
+    `csv`, `webdataset`), `shapes` (the embedded world), `run` (the preference pairs of a run folder), `judge_prompts`
+    (prompts about those pairs, to train the run's judge as a policy), or an import path `package.module:Name` of your
+    own."""
     path: str | None = None
-    """A file, a folder or a pattern; a local path or a URI of a store (`s3://`, `gs://`, `az://`, ...). `run`: the run
-    folder."""
+    """A file, a folder or a pattern; a local path or a URI of a store (`s3://`, `gs://`, `az://`, ...). `run` and
+    `judge_prompts`: the run folder."""
     schema: str = AUTO  # type: ignore[assignment]
     """Form of the rows: `auto` (recognised by the columns), a name that `vlgenrm inspect` prints, or an import path
     `package.module:Name` of your own."""
@@ -58,14 +61,15 @@ class SourceConfig(Settings):
     """Folder that relative image paths refer to; default: the folder of the data file. Images of network addresses,
     which are not fetched, are looked up in it by their file names."""
     split: str | None = None
-    """`shapes`: part of the world, `train` (default), `heldout` or `test`. Files: the split to read from a folder that
-    holds several."""
+    """`shapes`: part of the world, `train` (default), `heldout` or `test`. `judge_prompts`: `heldout`, a tenth of the
+    images, or `train`, the others; default: all. Files: the split to read from a folder that holds several."""
     count: int = Field(default=500, ge=1)
     """`shapes`: number of questions."""
     seed: int | None = None
     """`shapes`: seed of the world. None: the seed of the run."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further settings for a source of your own; `csv`: `delimiter`."""
+    """Further settings for a source of your own; `csv`: `delimiter`; `judge_prompts`: settings of the judge that differ
+    from the run's, such as `kind`."""
 
     @field_validator("source")
     @classmethod
@@ -81,8 +85,12 @@ class SourceConfig(Settings):
     def _is_consistent(self) -> "SourceConfig":
         if self.source in (FILES, RUN, *CONTAINERS) and not self.path:
             raise ValueError(f"source '{self.source}' needs pool.path: a file, a folder or a pattern")
-        if self.options and self.source in SOURCES and self.source != "csv":
+        if self.options and self.source in SOURCES and self.source not in ("csv", JUDGE_PROMPTS):
             raise ValueError(f"source '{self.source}' has no options; remove them, or give an import path as source")
+        if self.source == JUDGE_PROMPTS and not self.path:
+            raise ValueError(f"source '{self.source}' needs pool.path: the folder of a reward-model run")
+        if self.source == JUDGE_PROMPTS and self.split not in (None, *SPLITS):
+            raise ValueError(f"split '{self.split}' of {self.source} is unknown; choose from {', '.join(SPLITS)}")
         if self.source == SHAPES and self.split not in (None, *_SHAPES_SPLITS):
             raise ValueError(
                 f"split '{self.split}' is not in the embedded world; choose from {', '.join(_SHAPES_SPLITS)}"
@@ -96,7 +104,7 @@ class SourceConfig(Settings):
 
     def reads_files(self) -> bool:
         """Return True if the rows come from files, which can be sampled without an engine."""
-        if self.source in (SHAPES, RUN):
+        if self.source in (SHAPES, RUN, JUDGE_PROMPTS):
             return False
         opener = plugins.load(self.source, SOURCES, "pool.source")
         return isinstance(opener, type) and issubclass(opener, Container)
