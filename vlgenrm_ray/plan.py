@@ -112,14 +112,25 @@ def policy_learners(config: PolicyRunConfig) -> list[LearnerPlan]:
 
 
 def check_engines(config: RunConfig | PolicyRunConfig) -> None:
-    """Raise ConfigError if an actor has fewer GPUs than its engine's copy of the model is spread over."""
+    """Raise ConfigError if an engine does not fit the GPUs of its actor.
+
+    An engine spread over several GPUs needs an actor with as many. One on a part of a GPU must leave the others theirs:
+    vLLM does not start if the memory of `gpu_memory_utilization` is not free.
+    """
     engines = _reward_engines(config) if isinstance(config, RunConfig) else _policy_engines(config)
-    problems = [
-        f"{section}.engine.tensor_parallel_size: {engine.tensor_parallel_size}, and each actor has {num_gpus:g} GPUs; "
-        f"set {resources}.num_gpus: {engine.tensor_parallel_size}"
-        for section, engine, resources, num_gpus in engines
-        if engine.tensor_parallel_size > 1 and engine.tensor_parallel_size != num_gpus
-    ]
+    problems = list[str]()
+    for section, engine, resources, num_gpus in engines:
+        size, memory = engine.tensor_parallel_size, engine.gpu_memory_utilization
+        if size > 1 and size != num_gpus:
+            problems.append(
+                f"{section}.engine.tensor_parallel_size: {size}, and each actor has {num_gpus:g} GPUs; "
+                f"set {resources}.num_gpus: {size}"
+            )
+        if 0 < num_gpus < 1 and memory > num_gpus:
+            problems.append(
+                f"{section}.engine.gpu_memory_utilization: {memory:g} of a GPU, and each actor has {num_gpus:g} of one "
+                f"({resources}.num_gpus); set {section}.engine.gpu_memory_utilization: {0.9 * num_gpus:.2g} or less"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -1,12 +1,13 @@
 """Engines of every family: started from a folder as the hub has it, given new weights, compared with the learner."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from model_families_folders import FAMILIES, write_family
+from model_families_folders import FAMILIES, IDS, write_family
 from PIL import Image
 from plain_inputs import plain_inputs
 
@@ -66,6 +67,8 @@ def logprobs_of_learner(folder: Path, target: Path, samples: Sequence[Sample]) -
         batch = encoder.batch([(tokens, (ref,), 1.0)])
         with torch.no_grad():
             logits = model(**plain_inputs(batch), use_cache=False).logits
+        # The engine samples no placeholder of an image; its log-probabilities are of what remains.
+        logits[..., list(IDS.values())] = -math.inf
         rows, columns = batch.predictor_positions
         values = logits[rows, columns].log_softmax(-1).gather(-1, batch.target_ids[:, None])[:, 0]
         logprobs.append(values.tolist())

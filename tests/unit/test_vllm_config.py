@@ -46,6 +46,15 @@ def test_a_cpu_uses_float32_whatever_else_it_computes_in(monkeypatch: pytest.Mon
     assert vllm_config.engine_arguments(VllmConfig(dtype="bfloat16"), folder(tmp_path))["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize(("setting", "cpu", "expected"), [(None, True, 256), (None, False, None), (7, False, 7)])
+def test_a_gpu_decodes_as_many_sequences_as_vllm_chooses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: int | None, cpu: bool, expected: int | None
+) -> None:
+    monkeypatch.setattr(vllm_config, "on_cpu", lambda: cpu)
+    arguments = vllm_config.engine_arguments(VllmConfig(max_num_seqs=setting), folder(tmp_path))
+    assert arguments["max_num_seqs"] == expected
+
+
 def test_max_model_len_is_limited_by_the_model(tmp_path: Path) -> None:
     assert vllm_config.engine_arguments(VllmConfig(max_model_len=4096), folder(tmp_path, 512))["max_model_len"] == 512
 

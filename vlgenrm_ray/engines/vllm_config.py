@@ -13,6 +13,8 @@ from vlgenrm_ray.engines.vllm_worker import CpuWorkerExtension
 from vlgenrm_ray.settings import RemovedSetting, Settings
 
 _GIB = 1 << 30
+_CPU_SEQS = 256
+"""Default of `VllmConfig.max_num_seqs` on a CPU."""
 
 
 class VllmConfig(Settings):
@@ -38,8 +40,9 @@ class VllmConfig(Settings):
     because most CPUs only emulate bfloat16."""
     max_model_len: int = Field(default=4096, ge=16)
     """Longest sequence of prompt and completion in tokens, image tokens included; at most what the model supports."""
-    max_num_seqs: int = Field(default=256, ge=1)
-    """Largest number of sequences decoded at once."""
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    """Largest number of sequences decoded at once. None: 256 on a CPU; on a GPU vLLM's choice, 256 to 1,024 by its
+    memory."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0.0, le=1.0)
     """Fraction of each GPU's memory that the engine may use."""
     kv_cache_gib: float | None = Field(default=None, gt=0.0)
@@ -136,7 +139,7 @@ def engine_arguments(config: VllmConfig, folder: Path) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "dtype": "float32" if config.dtype == "auto" and cpu else config.dtype,
         "max_model_len": max_model_len,
-        "max_num_seqs": config.max_num_seqs,
+        "max_num_seqs": config.max_num_seqs or (_CPU_SEQS if cpu else None),
         "tensor_parallel_size": config.tensor_parallel_size,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enforce_eager": cpu if config.enforce_eager is None else config.enforce_eager,
