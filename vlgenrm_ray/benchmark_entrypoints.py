@@ -12,6 +12,7 @@ from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.judge.model_settings import with_model_settings
 from vlgenrm_ray.serving.auth import ApiTokens
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def run_benchmarks(
             results = benchmark_run.measure_engine(
                 tasks,
                 settings.evaluation,
-                judge=settings.judge.of_model(located),
+                judge=with_model_settings(settings.trained_judge, located),
                 model=located,
                 name=model,
                 role=own_role,

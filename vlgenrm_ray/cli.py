@@ -187,6 +187,20 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    config: Recipe,
+    model: Annotated[str, typer.Option(help="GenRM: a model folder; the calibration is written into it.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder for pairs and judgements.")],
+    set_: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Calibrate a judge's rewards on the recipe's held-out pairs; report on others (--set heldout.seed=...)."""
+    from vlgenrm_ray.entrypoints import calibrate as calibrate_judge
+
+    calibrate_judge(config, model=model, overrides=tuple(set_ or ()), run=run, address=address)
+
+
+@app.command()
 def serve(
     model: Annotated[str, typer.Option(help="GenRM: a model folder, a hub name, or pack:vlm.")] = "pack:vlm",
     config: Annotated[Path | None, typer.Option("--config", help="Recipe whose judge and engine are used.")] = None,

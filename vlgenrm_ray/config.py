@@ -122,6 +122,20 @@ class RunConfig(Settings):
             )
         return self
 
+    @property
+    def trained_judge(self) -> JudgeConfig:
+        """The judge that is trained and evaluated: discriminative with the objective `bradley_terry`."""
+        return self.judge.with_kind("discriminative") if self.training.objective == "bradley_terry" else self.judge
+
+    @model_validator(mode="after")
+    def _pairs_are_trained_on_once(self) -> Self:
+        if self.training.objective == "bradley_terry" and self.rounds.num_rounds > 1:
+            raise ValueError(
+                f"training.objective bradley_terry with rounds.num_rounds {self.rounds.num_rounds}: every round would "
+                "train on the same pairs; set rounds.num_rounds to 1, and training.epochs for more passes"
+            )
+        return self
+
     @model_validator(mode="after")
     def _reject_equal_critiques(self) -> Self:
         if self.judge.temperature == 0.0 and (self.critiques.num_critiques or 1) > 1:

@@ -25,6 +25,8 @@ from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation import benchmark_run
 from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
 from vlgenrm_ray.judge.failed_rewards import substitute_from_environment
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.model_settings import read_settings, with_model_settings, write_settings
 from vlgenrm_ray.policy import trackers
 from vlgenrm_ray.report import curves, html, policy_summary, summary
 from vlgenrm_ray.reward.rounds import RoundResult
@@ -247,26 +249,62 @@ def evaluate(
     Returns:
         The metrics of the evaluation stage, which are printed as well.
     """
-    from vlgenrm_ray.curation import pool
-    from vlgenrm_ray.evaluation import heldout, pairs
+    settings = config.load(path, tuple(overrides))
+    folder = model_folder.locate(recipe.resolve(model))
+    judge = with_model_settings(settings.trained_judge, folder)
+    manifest = _judge_heldout(settings, judge, folder, run, address).complete()
+    Console(highlight=False).print(summary.evaluation_table(manifest.metrics))
+    return manifest.metrics
+
+
+def calibrate(
+    path: Path, *, model: str, overrides: Sequence[str] = (), run: Path, address: str | None = None
+) -> Mapping[str, Any]:
+    """Calibrate the rewards of a judge on the held-out pairs of a recipe, and write the calibration into its folder.
+
+    Report accuracies and calibration on other pairs than these: choose them by `heldout.seed` or `heldout.path`.
+
+    Args:
+        path: Recipe.
+        model: Model folder, or `pack:vlm`.
+        overrides: Settings that replace the recipe's, as `a.b=value`.
+        run: Folder for the pairs and the judgements.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+
+    Returns:
+        The quality of the calibration, which is printed as well.
+    """
+    from vlgenrm_ray.evaluation import pairs, reward_calibration
 
     settings = config.load(path, tuple(overrides))
     folder = model_folder.locate(recipe.resolve(model))
+    # The fit needs rewards as the model gives them, without an earlier calibration.
+    judge = with_model_settings(settings.trained_judge, folder)
+    judge = judge.model_copy(update={"reward_temperature": 1.0, "reward_bias": 0.0})
+    evaluation = _judge_heldout(settings, judge, folder, run, address)
+    calibration = reward_calibration.calibrate(pairs.results_with_image(evaluation))
+    fitted = {"reward_temperature": calibration.temperature, "reward_bias": calibration.bias}
+    heldout = {"pairs": evaluation.complete().inputs["preferences"]} | calibration.as_json()
+    write_settings(read_settings(folder).model_copy(update=fitted | {"calibration": heldout}), folder)
+    console = Console(highlight=False)
+    console.print(summary.calibration_table(calibration))
+    console.print(f"written {folder / model_folder.JUDGE_SETTINGS}", markup=False, soft_wrap=True)
+    return calibration.as_json()
+
+
+def _judge_heldout(settings: RunConfig, judge: JudgeConfig, model: Path, run: Path, address: str | None) -> StageFolder:
+    """Judge the held-out pairs of a recipe in a folder of their own; return the finished evaluation stage."""
+    from vlgenrm_ray.curation import pool
+    from vlgenrm_ray.evaluation import heldout, pairs
+
     _check_inputs(Console(highlight=False), {"heldout": settings.heldout}, run)
     requests = [request for request in plan.reward_requests(settings) if request.stage == "evaluation"]
     resources.check_resources(requests, connection.connect(address, offline=True))
-    labelled, target = StageFolder(run / "heldout-pool"), StageFolder(run / "heldout")
+    labelled, target, evaluation = (StageFolder(run / name) for name in ("heldout-pool", "heldout", "evaluation"))
     pool.run(settings.heldout, target=labelled)
     heldout.run(source=labelled, target=target)
-    manifest = pairs.run(
-        settings.evaluation,
-        judge=settings.judge.of_model(folder),
-        model=folder,
-        source=target,
-        target=StageFolder(run / "evaluation"),
-    )
-    Console(highlight=False).print(summary.evaluation_table(manifest.metrics))
-    return manifest.metrics
+    pairs.run(settings.evaluation, judge=judge, model=model, source=target, target=evaluation)
+    return evaluation
 
 
 def score(
@@ -295,7 +333,7 @@ def score(
         raise InputError(f"IMAGE: {error.detail}") from error
     judge_config = settings.judge.model_copy(update={"num_critiques": num_critiques} if num_critiques else {})
     folder = model_folder.locate(recipe.resolve(model))
-    judge_config = judge_config.of_pointwise_model(folder)
+    judge_config = with_model_settings(judge_config.of_pointwise_model(folder), folder)
     engine = VllmGenerator(settings.evaluation.engine.model_copy(update={"model": str(folder)}))
     judge = Judge(judge_config, engine, limits)
     (judgement,) = judge.score([JudgeInput(id="cli", images=(ref,), question=question, response=response)])

@@ -2,6 +2,7 @@
 
 pool -> responses -> experts -> preferences              heldout-pool -> heldout
     then, for round 1 ... T:  critiques -> selection -> training -> evaluation
+    for a discriminative judge (`training.objective: bradley_terry`):  training -> evaluation
 
 <run>/config.yaml                     the resolved configuration
 <run>/<stage>/                        see data/store.py
@@ -167,7 +168,7 @@ def _benchmark_images(config: RunConfig) -> Mapping[str, Sequence[tuple[str | by
 def improve(run: RewardRun) -> Iterator[RoundResult]:
     """Evaluate the base model, then run the rounds; yield each round when it is finished."""
     base = model_folder.locate_for_run(run.config.base, run.folder)
-    config = run.config.model_copy(update={"judge": run.config.judge.of_model(base)})
+    config = run.config.model_copy(update={"judge": run.config.trained_judge.of_model(base)})
     return rounds.run(config.rounds, run.folder, base=base, stages=_bind_stages(RewardRun(config, run.folder)))
 
 
@@ -219,10 +220,10 @@ def _bind_stages(run: RewardRun) -> RoundStages:
         return training.run(
             config.training,
             base=model,
-            examples=examples,
+            examples=run.stage("preferences") if judge.is_discriminative else examples,
             target=target,
             round=round,
-            kind=judge.kind or "pointwise",
+            judge=judge,
             max_dropped=config.max_dropped,
         )
 
@@ -250,7 +251,7 @@ def _bind_stages(run: RewardRun) -> RoundStages:
         return {result.label: result.report.main for result in results}
 
     return RoundStages(
-        critiques=run_critiques,
+        critiques=None if judge.is_discriminative else run_critiques,
         selection=run_selection,
         training=run_training,
         evaluation=run_evaluation,

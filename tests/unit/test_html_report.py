@@ -138,7 +138,8 @@ def test_every_section_is_linked(page: str) -> None:
 
 
 def test_charts_use_the_colours_of_the_page(page: str) -> None:
-    assert page.count('class="chart"') == 6
+    assert page.count('class="chart"') == 7
+    assert "Accuracy over coverage" in page
     assert "var(--series-1)" in page
     assert not re.findall(r"#0a0[bc]", page)
 

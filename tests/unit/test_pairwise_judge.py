@@ -18,6 +18,7 @@ from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import FORGERY_REMOVED, Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.model_settings import JudgeModelSettings, write_settings
 from vlgenrm_ray.judge.verdict import A_OR_B, MARKER, TIE, read_verdict, vote
 from vlgenrm_ray.judge.wire import CompareRequest, RankRequest, Status
 from vlgenrm_ray.records import JudgeCritique
@@ -226,7 +227,7 @@ def test_plain_responses_are_shown_unchanged(text: str) -> None:
 def test_a_models_folder_states_its_kind_unless_the_settings_do(tmp_path: Path) -> None:
     assert model_folder.judge_kind(tmp_path) is None
     assert JudgeConfig().of_model(tmp_path).kind == "pointwise"
-    model_folder.write_judge_kind(tmp_path, "pairwise")
+    write_settings(JudgeModelSettings(kind="pairwise"), tmp_path)
     assert JudgeConfig().of_model(tmp_path).is_pairwise
     assert not JudgeConfig(kind="pointwise").of_model(tmp_path).is_pairwise
     for content in ("{", '{"kind": "listwise"}', "[]"):

@@ -37,6 +37,9 @@ class FakeStages:
             benchmarks=self.benchmarks,
         )
 
+    def stages_without_critiques(self) -> RoundStages:
+        return replace(self.stages(), critiques=None)
+
     def benchmarks(self, model: Path, folder: Path) -> dict[str, float]:
         if self.benchmark is None:
             return {}
@@ -121,3 +124,13 @@ def test_a_stop_rule_ends_the_rounds_when_its_benchmark_stops_improving(tmp_path
         FakeStages(accuracies, benchmark=benchmark), tmp_path, num_rounds=4, stop=StopRule(metric="pope", patience=3)
     )
     assert [r.round for r in patient] == [0, 1, 2, 3, 4]
+
+
+def test_a_discriminative_judge_is_trained_without_critiques_and_selection(tmp_path: Path) -> None:
+    fake = FakeStages([0.5, 0.7])
+    stages = fake.stages_without_critiques()
+    results = list(rounds.run(RoundsConfig(num_rounds=1), tmp_path, base=BASE, stages=stages))
+    assert [call[0] for call in fake.calls] == ["training"]
+    assert list(results[1].stages) == ["evaluation"]
+    assert (results[1].kept_share, results[1].accuracy) == (None, 0.7)
+    assert results[1].seconds.keys() == {"evaluation", "training"}

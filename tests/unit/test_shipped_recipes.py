@@ -18,6 +18,7 @@ NODE = Node(num_cpus=64, num_gpus=8)
 NEEDS = {
     "shapes": LAPTOP,
     "shapes_pairwise": LAPTOP,
+    "shapes_head": LAPTOP,
     "photos": LAPTOP,
     "qwen3_vl_4b": Cluster(nodes=(NODE,)),
     "qwen2_5_vl_7b": Cluster(nodes=(NODE,) * 4),
@@ -227,3 +228,11 @@ def test_a_recipe_in_the_old_places_resolves_to_the_same_stages(tmp_path: Path) 
     old.write_text(yaml.safe_dump(values))
     shared = {"engine", "actors"}
     assert config.load(old).model_dump(exclude=shared) == settings.model_dump(exclude=shared)
+
+
+def test_a_discriminative_judge_has_one_round_and_scores_in_evaluation() -> None:
+    settings = config.load(shipped_recipe("shapes_head"))
+    assert settings.trained_judge.is_discriminative
+    assert not config.load(shipped_recipe("shapes")).trained_judge.is_discriminative
+    with pytest.raises(ConfigError, match="train on the same pairs; set rounds"):
+        config.load(shipped_recipe("shapes_head"), ("rounds.num_rounds=2",))

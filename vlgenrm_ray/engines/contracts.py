@@ -51,6 +51,9 @@ class Sampling:
 
     n: int = 1
     """Number of samples."""
+    first: int = 0
+    """Number of the first sample. Sample k of a prompt's seed is the same text whatever `first` and `n` are, so samples
+    can be drawn in several calls."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 256
@@ -58,6 +61,8 @@ class Sampling:
     """Seed of the first prompt of a call; prompt i uses seed + i, so that equal prompts get different samples."""
     tracked_words: tuple[str, ...] = ()
     """Words whose probability is returned at every position, summed over their token forms ("Yes", " yes", ...)."""
+    only_tracked: bool = False
+    """Sample tokens of tracked words only. Their probabilities are those among all tokens nevertheless."""
     stop: tuple[str, ...] = ()
     """Texts before which a sample ends. `Sample.text` is without them, `Sample.tokens` may have them."""
     json_schema: str = ""

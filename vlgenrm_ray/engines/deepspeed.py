@@ -103,6 +103,40 @@ class Learner(TrainedModel):
 
         return self.update(batches, batch_loss, lr=lr)
 
+    def step_pairs(
+        self,
+        batches: Sequence[Batch],
+        *,
+        positive: Sequence[int],
+        negative: Sequence[int],
+        denominator: float,
+        lr: float,
+    ) -> StepResult:
+        """Take one optimizer step on the Bradley-Terry loss of pairs, -log sigmoid(score(chosen) - score(rejected)).
+
+        The score of a sequence is the log-odds of a positive against a negative token after it: the difference of two
+        rows of the language-model head, applied to the last hidden state.
+
+        Args:
+            batches: Micro-batches whose rows 2i and 2i + 1 are the chosen and the rejected sequence of pair i.
+            positive: Token ids of the positive verdict.
+            negative: Token ids of the negative verdict.
+            denominator: Number of pairs of the step over all workers.
+            lr: Learning rate.
+
+        Raises:
+            NonFiniteStep: As for `learn`.
+        """
+        import torch
+
+        def bradley_terry(_: int, batch: Batch) -> "torch.Tensor":
+            scores = self._verdict_scores(batch, positive, negative)
+            losses = -torch.nn.functional.logsigmoid(scores[0::2] - scores[1::2]) / denominator
+            # Half of a pair's loss belongs to each of its rows.
+            return losses.repeat_interleave(2) / 2
+
+        return self.update(batches, bradley_terry, lr=lr)
+
     # -- inference ---------------------------------------------------------------------------------------------
 
     def logprobs(
@@ -135,10 +169,21 @@ class Learner(TrainedModel):
         import torch
 
         self.engine.eval()
-        last = batch.inputs["attention_mask"].sum(-1) - 1
         with torch.no_grad():
-            probabilities = self.outputs(batch, torch.arange(len(last)), last).float().softmax(-1).cpu()
+            probabilities = self._last_outputs(batch).softmax(-1).cpu()
         return [{word: float(row[list(ids)].sum()) for word, ids in words.items()} for row in probabilities]
+
+    def _verdict_scores(self, batch: Batch, positive: Sequence[int], negative: Sequence[int]) -> "torch.Tensor":
+        """Return the log-odds [B] of a positive against a negative token after each sequence."""
+        logits = self._last_outputs(batch)
+        return logits[:, list(positive)].logsumexp(-1) - logits[:, list(negative)].logsumexp(-1)
+
+    def _last_outputs(self, batch: Batch) -> "torch.Tensor":
+        """Return the logits [B, vocabulary] of the token after each sequence."""
+        import torch
+
+        last = batch.inputs["attention_mask"].sum(-1) - 1
+        return self.outputs(batch, torch.arange(len(last), device=last.device), last).float()
 
     # -- weights -----------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.errors import InputError
@@ -15,8 +15,11 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _INCIDENTAL = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 """Entries of a configuration that do not describe the model."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_JUDGE_FILE = "judge.json"
-_JUDGE_KINDS = ("pointwise", "pairwise")
+JUDGE_SETTINGS = "judge.json"
+"""Settings that a judge's folder states about itself, see `judge.model_settings`. They are no part of its weights."""
+JUDGE_PROMPT = "judge_prompt.txt"
+"""Prompt with which a discriminative judge was trained."""
+JudgeKind = Literal["pointwise", "pairwise", "discriminative"]
 _PIECES = 16
 _PIECE_BYTES = 64 * 1024
 
@@ -158,36 +161,43 @@ def compatibility_traits(folder: Path) -> dict[str, Any]:
     with _readable(folder):
         tokenizer = next(file for file in files if file.exists())
         traits |= {tokenizer.name: hashlib.sha256(tokenizer.read_bytes()).hexdigest()}
-    return traits | {"judge": judge_kind(folder) or _JUDGE_KINDS[0]}
+    return traits | {"judge": judge_kind(folder) or "pointwise"}
 
 
-def judge_kind(folder: Path) -> Literal["pointwise", "pairwise"] | None:
+def judge_kind(folder: Path) -> JudgeKind | None:
     """Return the kind of judge that a model was trained to be; None if its folder does not state it.
 
     Raises InputError if the statement cannot be read.
     """
-    path = folder / _JUDGE_FILE
+    path = folder / JUDGE_SETTINGS
     if not path.exists():
         return None
     try:
         kind = json.loads(path.read_text())["kind"]
-        if kind not in _JUDGE_KINDS:
-            raise ValueError(f"kind is {kind!r}, expected {' or '.join(_JUDGE_KINDS)}")
+        if kind not in get_args(JudgeKind):
+            raise ValueError(f"kind is {kind!r}, expected {' or '.join(get_args(JudgeKind))}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"model folder {folder}: {_JUDGE_FILE} cannot be read ({error}); correct or delete it, and set judge.kind"
+            f"model folder {folder}: {JUDGE_SETTINGS} cannot be read ({error}); correct it, or set judge.kind"
         ) from error
-    return cast("Literal['pointwise', 'pairwise']", kind)
+    return cast("JudgeKind", kind)
 
 
-def write_judge_kind(folder: Path, kind: Literal["pointwise", "pairwise"]) -> None:
+def write_judge_kind(folder: Path, kind: JudgeKind) -> None:
     """Record in a model folder which kind of judge its model was trained to be."""
-    (folder / _JUDGE_FILE).write_text(json.dumps({"kind": kind}) + "\n")
+    (folder / JUDGE_SETTINGS).write_text(json.dumps({"kind": kind}) + "\n")
 
 
 def version(folder: Path, name: str | None = None) -> str:
-    """Return the version of a model: its name (default: the folder's) and the first 8 digits of its digest."""
-    return f"{name or folder.name}-{digest(folder)[:8]}"
+    """Return the version of a judge: its name (default: the folder's) and 8 digits of the hash of its rewards.
+
+    The digits are those of `digest`, for a folder with settings of the judge of both.
+    """
+    digits, settings = digest(folder), folder / JUDGE_SETTINGS
+    with _readable(folder):
+        if settings.exists():
+            digits = hashlib.sha256(digits.encode() + settings.read_bytes()).hexdigest()
+    return f"{name or folder.name}-{digits[:8]}"
 
 
 def _is_whole(file: Path) -> bool:
@@ -210,13 +220,15 @@ def _is_whole(file: Path) -> bool:
 def digest(folder: Path) -> str:
     """Return 16 hexadecimal digits that identify a model: a hash of names, sizes and evenly spaced parts of its files.
 
-    Reads at most a megabyte per file, so it is fast for large models; training changes weights everywhere. Raises
-    InputError if a file cannot be read.
+    Reads at most a megabyte per file, so it is fast for large models; training changes weights everywhere. The settings
+    of a judge (`JUDGE_SETTINGS`) do not count: a calibration does not make another model. Raises InputError if a file
+    cannot be read.
     """
     total = hashlib.sha256()
     with _readable(folder):
         for file in sorted(folder.iterdir()):
-            if file.suffix not in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt"):
+            is_part = file.suffix in (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
+            if not is_part or file.name == JUDGE_SETTINGS:
                 continue
             size = file.stat().st_size
             total.update(f"{file.name}:{size};".encode())

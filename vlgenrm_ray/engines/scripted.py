@@ -74,7 +74,10 @@ class ScriptedGenerator:
         if refused := refuse_extra_images(len(prompt.images), self.max_images):
             return refused
         greedy = sampling.temperature == 0
-        return [self._sample(prompt, sampling, f"{0 if greedy else seed}/{k}") for k in range(sampling.n)]
+        return [
+            self._sample(prompt, sampling, f"{0 if greedy else seed}/{k}")
+            for k in range(sampling.first, sampling.first + sampling.n)
+        ]
 
     def _sample(self, prompt: Prompt, sampling: Sampling, seed: str) -> Sample:
         pieces = _TOKEN.findall(self.script(prompt, random.Random(seed)))

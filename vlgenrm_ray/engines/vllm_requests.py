@@ -118,10 +118,11 @@ class VllmRequests:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
-            seed=seed,
+            seed=seed + sampling.first,
             # Both include the log-probability of the sampled token; NaN there means broken logits.
             logprobs=None if ids else 0,
             logprob_token_ids=ids or None,
+            allowed_token_ids=ids if sampling.only_tracked and ids else None,
             flat_logprobs=True,
             stop=list(sampling.stop) or None,
             # vLLM looks for stop texts in the text; otherwise `sample` alone makes text of tokens.

@@ -258,6 +258,32 @@ def order_metrics(results: Sequence[PairResult]) -> dict[str, Any]:
     }
 
 
+ABSTENTION_COVERAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Shares of the pairs, the surest first, at which the abstention curve is computed."""
+
+
+def abstention_curve(chosen: Array, rejected: Array) -> list[dict[str, Any]]:
+    """Compute the accuracy of a judge that decides only the pairs it is surest of, as JSON, for growing coverage.
+
+    A pair is the surer, the larger the absolute difference of both rewards; unreadable pairs are the least sure.
+    Each entry has the `coverage`, the `accuracy` with interval, and the least `margin` that is decided.
+
+    Args:
+        chosen: Rewards (N,) of the chosen responses, NaN without one.
+        rejected: Rewards (N,) of the rejected responses.
+    """
+    margins = np.nan_to_num(np.abs(chosen - rejected), nan=-1.0)
+    order = np.argsort(-margins, kind="stable")
+    won = outcomes(chosen, rejected)[order]
+    curve = []
+    for coverage in ABSTENTION_COVERAGES if len(won) else ():
+        num = max(1, round(coverage * len(won)))
+        estimate = estimate_as_json(wilson_interval(won[:num]))
+        margin = max(0.0, float(margins[order[num - 1]]))
+        curve.append({"coverage": coverage, "accuracy": estimate, "margin": round(margin, 6)})
+    return curve
+
+
 def length_baselines(preferences: Sequence[Preference]) -> dict[str, Any]:
     """Compute the accuracy of two judges that see only the texts' lengths: `shorter` wins, and `longer` wins."""
     chosen = np.array([float(len(p.chosen)) for p in preferences])

@@ -26,11 +26,13 @@ from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.evaluation.metrics import (
     Estimate,
+    abstention_curve,
     judge_metrics,
     length_baselines,
     order_metrics,
     outcomes_by_id,
     paired_gain,
+    reward_arrays,
 )
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
@@ -208,7 +210,9 @@ def is_in_share(id: str, share: float) -> bool:
 def pair_metrics(
     results: Sequence[PairResult], preferences: Iterable[Preference], *, pairwise: bool = False
 ) -> dict[str, Any]:
-    """Compute `judge_metrics` of the results with image, with the baselines `no_image`, `shorter` and `longer`.
+    """Compute `judge_metrics` of the results with image, their `abstention` curve and tokens, and the baselines.
+
+    The baselines are `no_image`, `shorter` and `longer`.
 
     Args:
         results: Results of one evaluation.
@@ -222,13 +226,24 @@ def pair_metrics(
     if without_image:
         baselines["no_image"] = judge_metrics(without_image)
     orders = {"orders": order_metrics(with_image)} if pairwise else {}
-    return judge_metrics(with_image) | orders | {"baselines": baselines}
+    further = {
+        "abstention": abstention_curve(*reward_arrays(with_image)),
+        "tokens_per_response": _tokens_per_response(with_image),
+    }
+    return judge_metrics(with_image) | further | orders | {"baselines": baselines}
+
+
+def _tokens_per_response(results: Sequence[PairResult]) -> float:
+    """Return the mean number of generated tokens per judged response: the cost of a reward."""
+    num_tokens = sum(result.chosen.num_tokens + result.rejected.num_tokens for result in results)
+    return round(num_tokens / max(1, 2 * len(results)), 3)
 
 
 def accuracy_gain(before: StageFolder, after: StageFolder) -> Estimate:
     """Compute the gain in pairwise accuracy between two evaluations, paired on the pairs that both judged."""
-    return paired_gain(*(outcomes_by_id(_results_with_image(folder)) for folder in (before, after)))
+    return paired_gain(*(outcomes_by_id(results_with_image(folder)) for folder in (before, after)))
 
 
-def _results_with_image(folder: StageFolder) -> list[PairResult]:
+def results_with_image(folder: StageFolder) -> list[PairResult]:
+    """Return the results of an evaluation, without those of blank images."""
     return [r for r in folder.records(PairResult) if not r.id.endswith(NO_IMAGE)]

@@ -25,6 +25,7 @@ from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, LiveGenerator, Prompt, Refusal, Sample, Sampling
+from vlgenrm_ray.engines.model_folder import JudgeKind
 from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.judge import prompts, sentences
 from vlgenrm_ray.judge.escaping import is_blank
@@ -37,6 +38,8 @@ from vlgenrm_ray.judge.verdict import (
     Verdict,
     VerdictWords,
     aggregate,
+    calibrate_reward,
+    is_settled,
     read_direct,
     read_verdict,
     strip_verdict,
@@ -66,9 +69,6 @@ FORGERY_REMOVED = "parts of the response in the form of the judge's own critique
 """Detail of a judgement whose response had such parts (see `forgery`)."""
 
 
-JudgeKind = Literal["pointwise", "pairwise"]
-
-
 class JudgeConfig(Settings):
     """Prompts, sampling and aggregation of a judge."""
 
@@ -80,17 +80,19 @@ class JudgeConfig(Settings):
     }
 
     kind: JudgeKind | None = None
-    """`pointwise`: the judge rewards one response. `pairwise`: it compares two, in both orders. None: as the model's
-    folder states (`judge.json`, written with each export); pointwise if it states nothing."""
+    """`pointwise`: the judge rewards one response. `pairwise`: it compares two, in both orders. `discriminative`: it
+    scores one response without a text, by the log-odds of the verdict. None: as the model's folder states
+    (`judge.json`, written with each export); pointwise if it states nothing."""
     mode: Literal["cot", "direct"] = "cot"
-    """`cot`: a rationale, then the verdict. `direct`: the verdict alone, deterministic."""
+    """`cot`: a rationale, then the verdict. `direct`: the verdict alone, deterministic. A discriminative judge has no
+    modes."""
     prompt: str = "cot"
     """Prompt of the `cot` mode: a name in `judge/prompts/`, or a path. A pairwise judge takes the one with `_pair`
     after its name: of `cot` `cot_pair`, of `a.txt` `a_pair.txt`."""
     direct_prompt: str = "direct"
-    """Prompt of the `direct` mode; `direct_pair` for a pairwise judge."""
+    """Prompt of the `direct` mode, and of discriminative judges; `direct_pair` for a pairwise judge."""
     num_critiques: int = Field(default=4, ge=1, le=256)
-    """K, critiques per response (or sentence). The `direct` mode always samples one."""
+    """K, critiques per response (or sentence). The `direct` mode always samples one, a discriminative judge none."""
     unit: Literal["response", "sentence"] = "response"
     """Unit that is judged: the whole response, or each sentence by itself; the reward is then the lowest of them."""
     thinking: Thinking = "answer"
@@ -104,7 +106,17 @@ class JudgeConfig(Settings):
     max_tokens: int = Field(default=256, ge=1)
     """Longest critique in tokens, verdict included."""
     aggregator: Aggregator = "mean"
-    """`mean`: average of p_yes over readable critiques. `vote`: share of "yes" among them."""
+    """`mean`: average of p_yes over readable critiques. `vote`: share of "yes" among them. `weighted`: average of p_yes
+    weighted by |2 p_yes - 1|."""
+    early_stop: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """Draw critiques in growing portions (2, 2, 4, 8, ...), and no more once the standard deviation of the mean p_yes
+    is at most this (see `verdict.is_settled`): 0.15 stops at 4 sure critiques that agree, 0.2 at 2. `num_critiques` is
+    then the most. Saves tokens and adds waiting time. 0: all critiques at once."""
+    reward_temperature: float = Field(default=1.0, gt=0.0)
+    """Temperature T of the calibration: reward = sigmoid((logit(r) - b) / T). It changes no order of rewards. A model
+    folder that was calibrated (`vlgenrm calibrate`) sets T and b where both are at their defaults."""
+    reward_bias: float = 0.0
+    """Bias b of the calibration, in log-odds: a reward of sigmoid(b) becomes 1/2."""
     seed: int = Field(default=0, ge=0)
     """Seed of all critiques; with the id of an input it decides the critiques of that input."""
 
@@ -129,6 +141,11 @@ class JudgeConfig(Settings):
     def is_pairwise(self) -> bool:
         """True for a judge that compares two responses."""
         return self.kind == "pairwise"
+
+    @property
+    def is_discriminative(self) -> bool:
+        """True for a judge that scores without a text."""
+        return self.kind == "discriminative"
 
     @property
     def verdict_words(self) -> VerdictWords:
@@ -233,7 +250,9 @@ class Judge(Generic[_G_co]):
         self.config = config
         self.generator = generator
         self.limits = limits or ImageLimits()
-        direct = config.mode == "direct"
+        is_score = config.is_discriminative
+        direct = config.mode == "direct" or is_score
+        self._min_mass = 0.0 if is_score else MIN_MASS
         name = config.verdict_prompt if direct else config.critique_prompt
         self._template = prompts.load(name, pairwise=config.is_pairwise)
         self._read_sample = read_direct if direct else read_verdict
@@ -242,10 +261,15 @@ class Judge(Generic[_G_co]):
             n=1 if direct else config.num_critiques,
             temperature=0.0 if direct else config.temperature,
             top_p=config.top_p,
-            max_tokens=DIRECT_MAX_TOKENS if direct else config.max_tokens,
+            max_tokens=1 if is_score else DIRECT_MAX_TOKENS if direct else config.max_tokens,
             tracked_words=tracked,
+            # A score needs no mass: nothing keeps the verdict likely among other tokens in its training.
+            only_tracked=is_score,
         )
         """Sampling of critiques."""
+        self.num_asked = 0 if is_score else self.sampling.n
+        """Most critiques for each response or sentence."""
+        self._portions = _portions(self.sampling, config.early_stop)
         self._verdict_sampling = Sampling(temperature=0.0, max_tokens=DIRECT_MAX_TOKENS, tracked_words=tracked)
 
     @staticmethod
@@ -271,7 +295,7 @@ class Judge(Generic[_G_co]):
             One judgement per input, in order. Without a reward, `status` states the reason.
         """
         units = [self._units(item) for item in inputs]
-        outcomes = iter(self.critique([unit for several in units for unit in several]))
+        outcomes = iter(self._critique([unit for several in units for unit in several], self._portions))
         return [
             self._with_note(
                 item, self._combine(item.id, several, [self.judgement(unit.id, next(outcomes)) for unit in several])
@@ -280,13 +304,37 @@ class Judge(Generic[_G_co]):
         ]
 
     def critique(self: "Judge[Generator]", inputs: Sequence[JudgeInput]) -> list[tuple[JudgeCritique, ...] | Refusal]:
-        """Return for each whole input, in order, its K critiques (one in `direct` mode), or a `Refusal`."""
+        """Return for each whole input, in order, its K critiques (one in `direct` mode), or a `Refusal`.
+
+        There is no early stop: training selects from all critiques.
+        """
+        return self._critique(inputs, (self.sampling,))
+
+    def _critique(
+        self: "Judge[Generator]", inputs: Sequence[JudgeInput], portions: Sequence[Sampling]
+    ) -> list[tuple[JudgeCritique, ...] | Refusal]:
+        """Draw the critiques of each input in portions, until its mean is settled."""
         seeds = [self.seed(item) for item in inputs]
-        outcomes = self._generate(self._prompts(inputs, [""] * len(inputs)), self.sampling, seeds)
-        return [
-            outcome if isinstance(outcome, Refusal) else self._critiques(item, dict(enumerate(outcome)))
-            for item, outcome in zip(inputs, outcomes, strict=True)
-        ]
+        requests = self._prompts(inputs, [""] * len(inputs))
+        outcomes: list[tuple[JudgeCritique, ...] | Refusal] = [()] * len(inputs)
+        unsettled = list(range(len(inputs)))
+        for portion in portions:
+            drawn = self._generate([requests[i] for i in unsettled], portion, [seeds[i] for i in unsettled])
+            for i, samples in zip(unsettled, drawn, strict=True):
+                earlier = outcomes[i]
+                if isinstance(samples, Refusal) or isinstance(earlier, Refusal):
+                    outcomes[i] = samples if isinstance(samples, Refusal) else earlier
+                else:
+                    numbered = dict(enumerate(samples, portion.first))
+                    outcomes[i] = (*earlier, *self._critiques(inputs[i], numbered))
+            unsettled = [i for i in unsettled if not self._is_finished(outcomes[i])]
+            if not unsettled:
+                break
+        return outcomes
+
+    def _is_finished(self, outcome: Sequence[JudgeCritique] | Refusal) -> bool:
+        """Return whether no further portion of critiques is needed."""
+        return isinstance(outcome, Refusal) or is_settled(outcome, self.config.early_stop)
 
     def reread(self: "Judge[Generator]", inputs: Sequence[JudgeInput], texts: Sequence[str]) -> list[Verdict | Refusal]:
         """Read the judge's verdict after given critiques, each cut off before its own verdict.
@@ -382,21 +430,31 @@ class Judge(Generic[_G_co]):
         begin = time.monotonic()
         finished: dict[int, Sample] = {}
         refused: Refusal | None = None
-        stream = self.generator.generate_stream(self.prompt(item, pixels), self.sampling, self.seed(item))
+        settled = False
+        prompt, seed = self.prompt(item, pixels), self.seed(item)
         try:
-            async with asyncio.timeout_at(deadline), aclosing(cast("Any", stream)) as samples:
-                async for place, outcome in samples:
-                    if isinstance(outcome, Refusal):
-                        refused = outcome
+            async with asyncio.timeout_at(deadline):
+                for portion in self._portions:
+                    stream = self.generator.generate_stream(prompt, portion, seed)
+                    async with aclosing(cast("Any", stream)) as samples:
+                        async for place, outcome in samples:
+                            if isinstance(outcome, Refusal):
+                                refused = outcome
+                                break
+                            finished[portion.first + place] = outcome
+                    settled = self._is_finished(refused or self._critiques(item, finished))
+                    if settled:
                         break
-                    finished[place] = outcome
         except TimeoutError:
             pass
         engine_s = time.monotonic() - begin
         if refused is None and not finished:
-            return Judgement(id=item.id, reward=None, status="timeout", num_asked=self.sampling.n, engine_s=engine_s)
+            return Judgement(id=item.id, reward=None, status="timeout", num_asked=self.num_asked, engine_s=engine_s)
+        judgement = self.judgement(item.id, refused or self._critiques(item, finished))
         return replace(
-            self.judgement(item.id, refused or self._critiques(item, finished)),
+            judgement,
+            # Cut short by the deadline, not settled: the reply may be completed later.
+            num_asked=judgement.num_asked if settled else self.num_asked,
             engine_s=engine_s,
             num_prompt_tokens=max((sample.num_prompt_tokens for sample in finished.values()), default=0),
         )
@@ -453,7 +511,7 @@ class Judge(Generic[_G_co]):
 
     def read(self, sample: Sample, *, id: str, seed: int) -> JudgeCritique:
         """Read the verdict of one sample."""
-        verdict = self._read_sample(sample, min_mass=MIN_MASS, words=self.config.verdict_words)
+        verdict = self._read_sample(sample, min_mass=self._min_mass, words=self.config.verdict_words)
         return JudgeCritique(
             id=id,
             text=sample.text,
@@ -475,16 +533,19 @@ class Judge(Generic[_G_co]):
                 id=id,
                 reward=None,
                 status=critiques.reason.value,
-                num_asked=self.sampling.n,
+                num_asked=self.num_asked,
                 detail=critiques.detail,
             )
         reward = aggregate(critiques, self.config.aggregator)
+        if reward is not None:
+            reward = calibrate_reward(reward, self.config.reward_temperature, self.config.reward_bias)
         return Judgement(
             id=id,
             reward=reward,
             status=DropReason.UNREADABLE_VERDICT.value if reward is None else "ok",
-            critiques=tuple(critiques),
-            num_asked=self.sampling.n,
+            critiques=() if self.config.is_discriminative else tuple(critiques),
+            # After an early stop those that were drawn.
+            num_asked=min(self.num_asked, len(critiques)) if self.config.early_stop else self.num_asked,
             verdict_mass=sum(c.verdict_mass for c in critiques) / len(critiques),
         )
 
@@ -518,6 +579,17 @@ class Judge(Generic[_G_co]):
 def swap_order(item: JudgeInput) -> JudgeInput:
     """Return an input of a pairwise judge with its responses in the other order, under the same id."""
     return replace(item, response=item.other, other=item.response)
+
+
+def _portions(sampling: Sampling, early_stop: float) -> tuple[Sampling, ...]:
+    """Split the sampling of K critiques into portions of 2, 2, 4, 8, ...; one portion without early stop."""
+    if not early_stop:
+        return (sampling,)
+    ends = [min(1 << power, sampling.n) for power in range(1, max(sampling.n - 1, 1).bit_length() + 1)]
+    starts = [0, *ends[:-1]]
+    return tuple(
+        replace(sampling, first=start, n=end - start) for start, end in zip(starts, ends, strict=True) if end > start
+    )
 
 
 def split_sentences(item: JudgeInput) -> tuple[JudgeInput, ...]:

@@ -59,7 +59,7 @@ MARKER = re.compile(r"\bverdict\b[\s*_]*:[\s*_]*", re.IGNORECASE)
 `escaping.escape_prompt_text` removes it from everything that a judge is shown and may quote."""
 _LETTERS = re.compile(r"[^\W\d_]+")
 
-Aggregator = Literal["mean", "vote"]
+Aggregator = Literal["mean", "vote", "weighted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ def is_right_verdict(verdict: str | None, side: Side) -> bool:
 
 def aggregate(critiques: Sequence[JudgeCritique], how: Aggregator) -> float | None:
     """Compute the reward of a response from its critiques, in [0, 1]; None if none is readable."""
-    return {"mean": mean, "vote": vote}[how](critiques)
+    return {"mean": mean, "vote": vote, "weighted": weighted_vote}[how](critiques)
 
 
 def mean(critiques: Sequence[JudgeCritique]) -> float | None:
@@ -176,3 +176,57 @@ def vote(critiques: Sequence[JudgeCritique]) -> float | None:
     """Compute the share of "yes", or of "a" and half the ties, among the readable critiques."""
     scores = [VERDICT_SCORES[c.verdict] for c in critiques if c.verdict is not None]
     return math.fsum(scores) / len(scores) if scores else None
+
+
+def weighted_vote(critiques: Sequence[JudgeCritique]) -> float | None:
+    """Average s over the readable critiques, each weighted by its confidence: r = sum_k w_k s_k / sum_k w_k.
+
+    w_k = |2 s_k - 1| is the distance of a verdict from the undecided 1/2, in [0, 1]. 1/2 if all are undecided.
+    """
+    scores = [c.p_yes for c in critiques if c.p_yes is not None]
+    weights = [abs(2.0 * s - 1.0) for s in scores]
+    if not scores:
+        return None
+    total = math.fsum(weights)
+    return math.fsum(w * s for w, s in zip(weights, scores, strict=True)) / total if total else 0.5
+
+
+def is_settled(critiques: Sequence[JudgeCritique], max_deviation: float) -> bool:
+    """Return whether further critiques would hardly move the mean of s.
+
+    The readable critiques are taken as votes of size s for Yes and 1 - s for No. With a uniform prior the mean has the
+    posterior Beta(1 + sum s, 1 + sum (1 - s)), as in adaptive self-consistency (arXiv 2305.11860); it is settled if the
+    standard deviation of that distribution is at most `max_deviation`. Unlike the standard error it is not 0 when the
+    first two critiques happen to agree.
+    """
+    scores = [c.p_yes for c in critiques if c.p_yes is not None]
+    yes, no = 1.0 + math.fsum(scores), 1.0 + math.fsum(1.0 - s for s in scores)
+    total = yes + no
+    return math.sqrt(yes * no / (total * total * (total + 1.0))) <= max_deviation
+
+
+_LOGIT_OF_1 = 38.0
+"""Log-odds of the reward 1, above those of every other float in [0, 1): log(2^53) is 36.7."""
+_LOGIT_OF_0 = -800.0
+"""Log-odds of the reward 0, below those of every other float."""
+
+
+def reward_logit(reward: float) -> float:
+    """Return the log-odds of a reward in [0, 1]; finite at 0 and 1."""
+    if reward <= 0.0:
+        return _LOGIT_OF_0
+    return _LOGIT_OF_1 if reward >= 1.0 else math.log(reward) - math.log1p(-reward)
+
+
+def calibrate_reward(reward: float, temperature: float, bias: float = 0.0) -> float:
+    """Calibrate a reward in [0, 1]: sigmoid((logit(r) - bias) / T) (Platt 1999; bias 0: arXiv 1706.04599).
+
+    The function is monotone, so it changes the distances of rewards, never their order.
+    """
+    if temperature == 1.0 and bias == 0.0:
+        return reward
+    logit = (reward_logit(reward) - bias) / temperature
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    odds = math.exp(max(logit, _LOGIT_OF_0))
+    return odds / (1.0 + odds)

@@ -135,7 +135,7 @@ class ScoreItem(_Strict):
         default=None, ge=1, le=MAX_CRITIQUES, validation_alias=AliasChoices("num_critiques", "K", "k")
     )
     """K, critiques to sample; the `direct` mode always samples one."""
-    aggregator: Literal["mean", "vote"] | None = None
+    aggregator: Literal["mean", "vote", "weighted"] | None = None
     seed: int | None = Field(default=None, ge=0, lt=2**32)
 
     @model_validator(mode="before")

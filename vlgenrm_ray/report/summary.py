@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data.store import Manifest
+from vlgenrm_ray.evaluation.reward_calibration import RewardCalibration
 from vlgenrm_ray.experts.calibration import Calibration
 from vlgenrm_ray.reward.rounds import RoundResult
 
@@ -119,12 +120,29 @@ def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
     if no_image := metrics["baselines"].get("no_image"):
         row = {"value": no_image["pairwise_accuracy"], "ci95": no_image["ci95"], "num": no_image["num_pairs"]}
         table.add_row("blind: no image", *_cells(row))
+    if half := next((row for row in metrics.get("abstention", ()) if row["coverage"] == 0.5), None):
+        table.add_row("surest half", *_cells(half["accuracy"]))
     table.caption = (
-        f"AUROC {metrics['auroc']:.3f}  ECE {metrics['ece']:.3f}  verdict coverage {metrics['verdict_coverage']:.3f}"
+        f"AUROC {metrics['auroc']:.3f}  ECE {metrics['ece']:.3f}  verdict coverage {metrics['verdict_coverage']:.3f}  "
+        f"tokens {metrics.get('tokens_per_response', float('nan')):.0f}"
     )
     for name, label in _ORDER_ROWS.items():
         if (value := metrics.get("orders", {}).get(name)) is not None:
             table.add_row(label, f"{value:.3f}", "", "")
+    return table
+
+
+def calibration_table(calibration: RewardCalibration) -> "Table":
+    """Build a table of a judge's calibration, measured on pairs that were not fitted."""
+    table = _new_table("calibration of the rewards")
+    for name in ("rewards", "ECE", "Brier"):
+        table.add_column(name, justify="left" if name == "rewards" else "right")
+    table.add_row("as they are", f"{calibration.ece_before:.3f}", f"{calibration.brier_before:.3f}")
+    table.add_row("calibrated", f"{calibration.ece_after:.3f}", f"{calibration.brier_after:.3f}")
+    table.caption = (
+        f"temperature {calibration.temperature:.3f}  bias {calibration.bias:+.3f}  {calibration.num_pairs} pairs, "
+        "each half calibrated by the other"
+    )
     return table
 
 

@@ -51,12 +51,12 @@ class RoundsConfig(Settings):
 class RoundStages:
     """The stages of a round, bound to their configuration by the pipeline."""
 
-    critiques: Callable[[Path, int, StageFolder], Manifest]
-    """(model, round, target)"""
+    critiques: Callable[[Path, int, StageFolder], Manifest] | None
+    """(model, round, target). None: the training reads the preferences, without critiques and selection."""
     selection: Callable[[int, StageFolder, StageFolder], Manifest]
     """(round, critiques, target)"""
     training: Callable[[Path, int, StageFolder, Path], TrainingResult]
-    """(model to start from, round, examples, target folder)"""
+    """(model to start from, round, selected examples, target folder)"""
     evaluation: Callable[[Path, StageFolder], Manifest]
     """(model, target)"""
     benchmarks: Callable[[Path, Path], Mapping[str, float]] = lambda model, folder: {}
@@ -87,7 +87,7 @@ class RoundResult:
 
     @property
     def kept_share(self) -> float | None:
-        """Share of the pairs with critiques that selection kept; None for the base model."""
+        """Share of the pairs with critiques that selection kept; None for the base model and without a selection."""
         selection = self.stages.get("selection")
         return None if selection is None else float(selection.metrics["kept_share"])
 
@@ -143,16 +143,18 @@ def _evaluate_base(run_folder: Path, base: Path, stages: RoundStages) -> RoundRe
 
 
 def _run_round(folder: Path, round: int, critic: Path, parent: Path, stages: RoundStages) -> RoundResult:
-    critiques = StageFolder(folder / "critiques")
     selection = StageFolder(folder / "selection")
-    manifests = {"critiques": stages.critiques(critic, round, critiques)}
-    manifests["selection"] = stages.selection(round, critiques, selection)
-    if not manifests["selection"].rows_out:
-        raise StageError(
-            f"round {round}: selection kept none of {manifests['selection'].rows_in} pairs "
-            f"({manifests['selection'].dropped}); lower selection.tau, raise judge.num_critiques, "
-            f"or look at the critiques in {critiques.path}"
-        )
+    manifests: dict[str, Manifest] = {}
+    if stages.critiques is not None:
+        critiques = StageFolder(folder / "critiques")
+        manifests["critiques"] = stages.critiques(critic, round, critiques)
+        manifests["selection"] = stages.selection(round, critiques, selection)
+        if not manifests["selection"].rows_out:
+            raise StageError(
+                f"round {round}: selection kept none of {manifests['selection'].rows_in} pairs "
+                f"({manifests['selection'].dropped}); lower selection.tau, raise judge.num_critiques, "
+                f"or look at the critiques in {critiques.path}"
+            )
     trained = stages.training(parent, round, selection, folder / "training")
     manifests["evaluation"] = stages.evaluation(trained.model, StageFolder(folder / "evaluation"))
     seconds = {name: manifest.seconds for name, manifest in manifests.items()} | {"training": trained.seconds}

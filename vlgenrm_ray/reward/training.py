@@ -8,7 +8,8 @@ Reads Example, writes Checkpoint. The stage folder also holds:
     <target>/ray/             Ray Train's checkpoints, removed once the stage is complete
     <target>/manifest.json    written last
 
-The workers' code is in `training_loop.py`, the plan of the steps in `training_data.py`.
+The workers' code is in `training_loop.py`, the plan of the steps in `training_data.py`; `discriminative.py` trains on
+preference pairs instead of completions.
 """
 
 import importlib.metadata
@@ -29,8 +30,10 @@ from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, read_json, units
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import InputError, StageError
-from vlgenrm_ray.judge.judge import JudgeKind
+from vlgenrm_ray.judge import prompts
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.records import Checkpoint, Dropped
+from vlgenrm_ray.reward.discriminative import train_discriminative_worker
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_loop import TrainingJob, train_worker
 from vlgenrm_ray.settings import digest
@@ -66,7 +69,7 @@ def run(
     examples: StageFolder,
     target: Path,
     round: int,
-    kind: JudgeKind = "pointwise",
+    judge: JudgeConfig | None = None,
     max_dropped: float = MAX_DROPPED,
 ) -> TrainingResult:
     """Train `base` on `examples`. A finished `target` is returned unchanged, a partial one is continued.
@@ -74,10 +77,11 @@ def run(
     Args:
         config: Settings of the stage.
         base: Model folder to start from.
-        examples: Complete selection stage.
+        examples: Complete selection stage; with the objective `bradley_terry` a complete stage of preferences.
         target: Folder of this stage.
         round: Round number, recorded in the checkpoint.
-        kind: Kind of the judge, recorded in the exported folder.
+        judge: Judge to train. Its kind is recorded in the exported folder; a discriminative one is trained with its
+            direct prompt. Default: a pointwise judge.
         max_dropped: Largest share of examples that may be dropped because of a fault.
 
     Raises:
@@ -88,11 +92,18 @@ def run(
     """
     model_folder.check(base)
     folder = StageFolder(target)
-    folder.begin(
-        digest([config.fingerprint(), round]), {"examples": examples.data_hash(), "base": model_folder.digest(base)}
-    )
+    judge = judge or JudgeConfig(kind="discriminative" if config.objective == "bradley_terry" else "pointwise")
+    settings = [config.fingerprint(), round]
+    if config.objective == "bradley_terry":
+        settings += [judge.thinking, prompts.load(judge.verdict_prompt)]
+    folder.begin(digest(settings), {"examples": examples.data_hash(), "base": model_folder.digest(base)})
     job = TrainingJob(
-        config=config, base=base.absolute(), examples=examples, target=folder.path, max_dropped=max_dropped
+        config=config,
+        base=base.absolute(),
+        examples=examples,
+        target=folder.path,
+        judge=judge,
+        max_dropped=max_dropped,
     )
     if (manifest := folder.manifest()) is not None:
         return TrainingResult(model=job.model, manifest=manifest)
@@ -108,7 +119,7 @@ def run(
     except BaseException:
         folder.add_seconds(time.monotonic() - started_at)
         raise
-    return _finish(folder, job, round, time.monotonic() - started_at, kind)
+    return _finish(folder, job, round, time.monotonic() - started_at)
 
 
 def parent_name(base: Path, run: Path) -> str:
@@ -127,8 +138,9 @@ def _run_workers(job: TrainingJob) -> None:
         retries=config.retries,
         environment=worker_environment(config.num_cpus, gpu=config.num_gpus > 0),
     )
+    worker = train_discriminative_worker if config.objective == "bradley_terry" else train_worker
     with show_steps("training", plan=job.plan, metrics=job.metrics, messages=_message_reader(job.messages)):
-        error = fit(train_worker, job, group, storage=job.target, name=_RAY)
+        error = fit(worker, job, group, storage=job.target, name=_RAY)
     if job.failure.exists():
         failure = read_json(job.failure)
         raise (InputError if failure["kind"] == "InputError" else StageError)(failure["message"]) from error
@@ -155,7 +167,7 @@ def _message_reader(path: Path) -> Callable[[], Sequence[str]]:
     return new_lines
 
 
-def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float, kind: JudgeKind) -> TrainingResult:
+def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float) -> TrainingResult:
     result = read_json(job.result)
     dropped = tuple(Dropped(**row) for row in result.pop("dropped"))
     steps = [json.loads(line) for line in job.metrics.read_text().splitlines()]
@@ -176,7 +188,7 @@ def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float, k
     unit = Unit(id=f"round-{round}", records=(checkpoint,), dropped=dropped, num_tokens=metrics["num_tokens"])
     folder.write_shard(units_table(Checkpoint, [unit]))
     shutil.rmtree(folder.path / _RAY, ignore_errors=True)
-    model_folder.write_judge_kind(job.model, kind)
+    model_folder.write_judge_kind(job.model, job.judge.kind or "pointwise")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "deepspeed", "ray")}
     manifest = folder.finish(seconds=seconds, metrics=metrics, versions=versions)
     return TrainingResult(model=job.model, manifest=manifest)

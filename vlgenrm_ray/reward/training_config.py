@@ -17,6 +17,10 @@ class TrainingConfig(Settings):
 
     operational: ClassVar = frozenset({"num_cpus", "num_gpus", "checkpoint_every", "retries"})
 
+    objective: Literal["completions", "bradley_terry"] = "completions"
+    """`completions`: cross-entropy of the selected critiques, for a generative judge. `bradley_terry`: the preference
+    pairs themselves, without critiques and selection, for a discriminative judge that writes no text
+    (`judge.direct_prompt` is its prompt; an example is a pair)."""
     workers: int = Field(default=1, ge=1)
     """Training processes; each holds a replica of the model or, under ZeRO, its shard."""
     num_cpus: int = Field(default=2, ge=1)

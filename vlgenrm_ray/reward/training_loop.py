@@ -16,10 +16,11 @@ from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.data.store import StageFolder, append_line, read_json, write_json
 from vlgenrm_ray.engines.checkpoint_files import find_damage, write_checksums
-from vlgenrm_ray.engines.vlm_batch import Batch, TextError, VlmEncoder
+from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens, VlmEncoder
 from vlgenrm_ray.errors import InputError, StageError, VlGenRMError
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.verdict import A_OR_B, PAIR_VERDICTS, YES_NO
-from vlgenrm_ray.records import Dropped
+from vlgenrm_ray.records import Dropped, ImageRef
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_data import (
     ExampleList,
@@ -34,6 +35,10 @@ from vlgenrm_ray.reward.training_data import (
 
 if TYPE_CHECKING:
     from vlgenrm_ray.engines.deepspeed import Learner
+    from vlgenrm_ray.engines.deepspeed_model import StepResult
+
+BatchRow = tuple[Tokens, Sequence[ImageRef], float]
+"""Tokens, images, and weight of each completion token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,10 @@ class TrainingJob:
     config: TrainingConfig
     base: Path
     examples: StageFolder
+    """Selected examples or, for the objective `bradley_terry`, preferences."""
     target: Path
+    judge: JudgeConfig
+    """Judge in training, of which a discriminative one takes its prompt."""
     max_dropped: float = MAX_DROPPED
     """Largest share of the examples that may be dropped because of a fault."""
 
@@ -80,10 +88,15 @@ class TrainingJob:
 
 def train_worker(job: TrainingJob) -> None:
     """Run one worker. Entry point under Ray Train."""
+    run_worker(job, TrainingWorker)
+
+
+def run_worker(job: TrainingJob, worker: "type[TrainingWorker]") -> None:
+    """Run one worker of a class; record a failure that a restart would repeat."""
     if job.failure.exists():
         return
     try:
-        _TrainingWorker(job).run()
+        worker(job).run()
     except (VlGenRMError, ImageError, TextError) as error:
         # Ray Train restarts the workers. The failure would repeat, so restarted workers return at once.
         kind = "InputError" if isinstance(error, InputError) else "StageError"
@@ -91,8 +104,11 @@ def train_worker(job: TrainingJob) -> None:
         raise
 
 
-class _TrainingWorker:
-    """One rank of the training."""
+class TrainingWorker:
+    """One rank of the training on completions. Subclasses train on other data and another loss."""
+
+    rows_per_example = 1
+    """Rows of a batch that belong to one example."""
 
     def __init__(self, job: TrainingJob) -> None:
         import ray.train
@@ -107,7 +123,7 @@ class _TrainingWorker:
         self.seconds: dict[str, float] = {}
         self._phase_started_at = time.monotonic()
         self.encoder = VlmEncoder(job.base, job.config.images, image_processor=job.config.image_processor)
-        self.examples = ExampleList(job.examples)
+        self.examples = self.read_examples(job)
 
     def run(self) -> None:
         from vlgenrm_ray.engines.deepspeed import Learner
@@ -126,8 +142,8 @@ class _TrainingWorker:
                 self._train_step(learner, measured, step, batches, total)
                 self._save_checkpoint(learner, step.number + 1, total)
         self._end_phase("learn")
-        probes = self._probe(learner, measured)
-        export(learner, self.job.model)
+        probes = self.probe(learner, measured)
+        export(learner, self.job.model, self.exported_texts())
         self._end_phase("export")
         self._write(self.job.target / "probes.json", {"probes": probes})
         self._write(
@@ -145,8 +161,7 @@ class _TrainingWorker:
     def _measure(self) -> tuple[list[MeasuredExample], list[Dropped]]:
         """Measure this worker's share of the examples and gather the shares of all workers."""
         indices = range(self.rank, len(self.examples), self.world_size)
-        mine = measure_examples(self.examples, indices, self.encoder, self.config.images, self.config.tokens_per_batch)
-        parts = self._gather(mine)
+        parts = self._gather(self.measure(indices))
         measured = sorted((m for part, _ in parts for m in part), key=lambda m: m.index)
         dropped = sorted((d for _, part in parts for d in part), key=lambda d: d.id)
         faults = FaultCounter("training", num_rows=len(self.examples), max_dropped=self.job.max_dropped)
@@ -200,13 +215,12 @@ class _TrainingWorker:
     def _build_batches(self, measured: Sequence[MeasuredExample], step: TrainingStep) -> list[Batch]:
         batches = []
         for micro in step.plan.of(self.rank):
-            examples = []
+            rows: list[BatchRow] = []
             for member in micro.members:
                 weighted = step.epoch_examples[member]
-                example = self.examples[measured[weighted.index].index]
-                tokens = self.encoder.encode(example.images, example.prompt, example.completion)
-                examples.append((tokens, example.images, token_weight(weighted, measured, self.config)))
-            batches.append(self.encoder.batch(examples, counts=micro.counts))
+                weight = token_weight(weighted, measured, self.config)
+                rows += self.encode_rows(self.examples[measured[weighted.index].index], weight)
+            batches.append(self.encoder.batch(rows, counts=micro.counts))
         return batches
 
     def _train_step(
@@ -222,10 +236,10 @@ class _TrainingWorker:
         started_at = time.monotonic()
         lr = learner.lr(step.number, total)
         try:
-            result = learner.step(batches, denominator=step.denominator, lr=lr)
+            result = self.take_step(learner, batches, denominator=step.denominator, lr=lr)
         except NonFiniteLoss as error:
             micro = step.plan.of(self.rank)
-            members = [micro[batch].members[place] for batch, place in error.examples]
+            members = [micro[batch].members[row // self.rows_per_example] for batch, row in error.examples]
             mine = [self.examples[measured[step.epoch_examples[m].index].index].id for m in members]
             ids = sorted({id for part in self._gather(mine) for id in part})
             raise StageError(
@@ -265,9 +279,32 @@ class _TrainingWorker:
             self._write(Path(folder) / "progress.json", {"steps": num_done})
             ray.train.report({"steps": num_done}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
+    # -- data and loss ----------------------------------------------------------------------------------------------
+
+    def read_examples(self, job: TrainingJob) -> Any:
+        """Return the examples as a sequence, in the same order on all workers."""
+        return ExampleList(job.examples)
+
+    def measure(self, indices: range) -> tuple[list[MeasuredExample], list[Dropped]]:
+        """Measure the examples at `indices`; drop those that cannot be trained on."""
+        return measure_examples(self.examples, indices, self.encoder, self.config.images, self.config.tokens_per_batch)
+
+    def encode_rows(self, example: Any, weight: float) -> "list[BatchRow]":
+        """Return the `rows_per_example` rows of an example: tokens, images and weight of each token."""
+        tokens = self.encoder.encode(example.images, example.prompt, example.completion)
+        return [(tokens, example.images, weight)]
+
+    def take_step(self, learner: "Learner", batches: Sequence[Batch], *, denominator: float, lr: float) -> "StepResult":
+        """Take one optimizer step on this worker's micro-batches."""
+        return learner.step(batches, denominator=denominator, lr=lr)
+
     # -- export -------------------------------------------------------------------------------------------------
 
-    def _probe(self, learner: "Learner", measured: Sequence[MeasuredExample]) -> list[dict[str, Any]]:
+    def exported_texts(self) -> dict[str, str]:
+        """Return name and content of the files that describe the exported model as a judge."""
+        return {}
+
+    def probe(self, learner: "Learner", measured: Sequence[MeasuredExample]) -> list[dict[str, Any]]:
         """Compute rewards of some training examples with the trained model, before the export."""
         probes: list[dict[str, Any]] = []
         for m in measured:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.model_settings import with_model_settings
 from vlgenrm_ray.records import Judgement, Rollout, Segment
 from vlgenrm_ray.rewards.reward import TIMEOUT, Reward, RewardOutput, sentence_segments
 from vlgenrm_ray.settings import Settings
@@ -140,7 +142,9 @@ class JudgeActor:
     def __init__(
         self, config: LocalJudgeConfig, limits: ImageLimits, build: Callable[[VllmConfig], Generator] = VllmGenerator
     ) -> None:
-        self._judge = Judge(config.judge, build(config.engine), limits)
+        # A model of the hub states no settings; a folder may.
+        judge = with_model_settings(config.judge, Path(config.engine.model))
+        self._judge = Judge(judge, build(config.engine), limits)
 
     def score(self, items: list[JudgeInput]) -> list[Judgement]:
         """See `Judge.score`."""

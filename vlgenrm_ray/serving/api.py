@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from vlgenrm_ray import __version__
 from vlgenrm_ray.data.images import ImageError
+from vlgenrm_ray.engines.model_folder import JudgeKind
 from vlgenrm_ray.errors import DropReason, EngineLostError, InputError
-from vlgenrm_ray.judge.judge import JudgeKind
 from vlgenrm_ray.judge.wire import (
     CompareRequest,
     CompareResponse,

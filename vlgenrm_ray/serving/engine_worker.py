@@ -15,6 +15,7 @@ from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import Conversation, LiveGenerator, Refusal, Sample
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.model_settings import with_model_settings
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.canary import Canary, CanaryResult
@@ -210,7 +211,8 @@ class EngineWorker:
             return Judgement(id=item.id, reward=None, status=Status.INTERNAL.value, detail=type(error).__name__)
 
     def _build_judge(self, config: JudgeConfig) -> Judge[LiveGenerator]:
-        return Judge(config, self._generator)
+        # Kind and calibration are those of the loaded folder, whatever a request asks for.
+        return Judge(with_model_settings(config, Path(self.model.folder)), self._generator)
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -267,5 +269,6 @@ class EngineWorker:
         await self._idle.wait()
         await self._generator.reload(Path(model.folder))
         self.model = model
+        self._judge.cache_clear()
         self.model = await self._verify(model)
         _log.warning("serving version %s", self.model.name)

@@ -13,7 +13,7 @@ from typing import Any
 from vlgenrm_ray import __version__
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.evaluation.metrics import Estimate, paired_gain
+from vlgenrm_ray.evaluation.metrics import Estimate, abstention_curve, paired_gain
 from vlgenrm_ray.policy.evaluation import DECODINGS
 from vlgenrm_ray.report.html import charts, gallery
 from vlgenrm_ray.report.html.run_data import (
@@ -125,6 +125,9 @@ def _run_view(run: RunData) -> dict[str, Any]:
                 charts.reliability_diagram({r.name: reliability(r.pairs) for r in shown if r.pairs is not None}),
             ),
         ]
+        curves = {r.name: abstention_curve(r.pairs.chosen, r.pairs.rejected) for r in shown if r.pairs is not None}
+        if any(curves.values()):
+            round_charts.append(("Accuracy over coverage", charts.abstention_chart(curves)))
     selection_charts: list[tuple[str, str]] = []
     num_critiques = 0
     if selected is not None:

@@ -7,7 +7,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -108,6 +108,21 @@ def reliability_diagram(bins: Mapping[str, Sequence[ReliabilityBin]]) -> str:
     axes.set_ylabel("share of right responses")
     _add_legend(figure)
     return _to_svg(figure, "Reliability diagram: share of right responses over mean reward")
+
+
+def abstention_chart(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Draw accuracy over coverage of a judge that leaves its least sure pairs undecided, a line per judge."""
+    figure, axes = _new_chart()
+    for number, (name, curve) in enumerate(curves.items()):
+        coverage = [row["coverage"] for row in curve]
+        accuracy = [row["accuracy"]["value"] for row in curve]
+        low, high = ([row["accuracy"]["ci95"][i] for row in curve] for i in (0, 1))
+        axes.fill_between(coverage, low, high, color=_SERIES[number], alpha=0.15, lw=0)
+        axes.plot(coverage, accuracy, color=_SERIES[number], marker="os"[number % 2], label=name)
+    axes.set_xlabel("coverage: share of the pairs that are decided, the surest first")
+    axes.set_ylabel("accuracy")
+    _add_legend(figure)
+    return _to_svg(figure, "Accuracy over coverage of a judge that abstains where it is least sure")
 
 
 def margin_histogram(rounds: Sequence[RoundData]) -> str:
