@@ -11,6 +11,7 @@
 9.  A prompt may show several images; one with more than the generator takes is refused, and the others are not harmed.
 10. A sample ends before the first of its stop texts, and its `finish` is then `stop`.
 11. What is finished can be had while the rest is written, each prompt once, and is what a call would return.
+12. Samples drawn in several calls (`first`) are those of one call.
 """
 
 from collections.abc import Iterator
@@ -105,6 +106,15 @@ def test_equal_prompts_differ(generator: StreamingGenerator) -> None:
     outcomes = generator.generate([prompt() for _ in range(12)], Sampling(n=2, max_tokens=8, seed=3))
     texts = [text for o in outcomes for text in texts_of(o)]
     assert len(set(texts)) > 1
+
+
+def test_samples_can_be_drawn_in_several_calls(generator: StreamingGenerator) -> None:
+    prompts, seeds = [prompt(shade=s) for s in range(4)], [5, 6, 7, 8]
+    whole = generator.generate(prompts, Sampling(n=4, max_tokens=6), seeds)
+    parts = [
+        generator.generate(prompts, Sampling(first=first, n=n, max_tokens=6), seeds) for first, n in ((0, 1), (1, 3))
+    ]
+    assert [texts_of(one) + texts_of(other) for one, other in zip(*parts, strict=True)] == list(map(texts_of, whole))
 
 
 def test_temperature_zero_is_deterministic(generator: StreamingGenerator) -> None:
