@@ -248,7 +248,7 @@ def reduce_recipe(
         "num_cpus": threads,
         "checkpoint_every": 0,
         "samples_every": steps,
-        "evaluation": policy.evaluation.model_copy(update={"every": steps}),
+        "evaluation": policy.evaluation.model_copy(update={"every": steps, "num_samples": 0}),
         "reward_hacking": None,
     }
     return training.model_copy(
