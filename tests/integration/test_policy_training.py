@@ -190,6 +190,25 @@ def test_online_algorithms_train(recipe: Path, ray_local: None, tmp_path: Path, 
         assert steps[1]["reference_kl"] > 0
 
 
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_online_algorithms_train_by_rewards_of_claims(recipe: Path, ray_local: None, tmp_path: Path, name: str) -> None:
+    reward = "{name: truth, function: 'vlgenrm_ray.shapes.world:sentences_are_true', granularity: claim}"
+    train(
+        recipe,
+        tmp_path,
+        f"policy.rewards=[{reward}]",
+        f"policy.algorithm.algorithm={name}",
+        "policy.rollouts.max_tokens=96",
+        "policy.steps=2",
+        "policy.evaluation.num_samples=0",
+    )
+    steps = read_log(tmp_path / "policy" / "metrics.jsonl")
+    # A fifth of the questions want descriptions, of several sentences.
+    assert max(step["segments"] for step in steps) > 1.0
+    assert {step["samples_unaligned"] for step in steps} == {0.0}
+    assert min(step["grad_norm"] for step in steps) > 0
+
+
 def test_a_missing_reward_is_waited_for_and_then_named(
     recipe: Path,
     ray_local: None,
