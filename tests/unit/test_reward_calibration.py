@@ -1,18 +1,27 @@
 """Calibration of rewards: what it fits, that it changes no ranking, and accuracy over coverage."""
 
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlgenrm_ray import entrypoints
+from vlgenrm_ray.config import RunConfig
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
+from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.metrics import abstention_curve, judge_metrics
 from vlgenrm_ray.evaluation.reward_calibration import RewardCalibration, calibrate, fit
+from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.model_settings import JudgeModelSettings, read_settings, write_settings
 from vlgenrm_ray.judge.verdict import calibrate_reward
 from vlgenrm_ray.records import Judgement, PairResult
+from vlgenrm_ray.shapes import pack_path
 
 NAN = math.nan
 
@@ -109,3 +118,30 @@ def test_accuracy_over_coverage_starts_with_the_surest_pairs() -> None:
     assert curve[1.0]["accuracy"]["value"] == pytest.approx((4 + 0 + 1 + 1) / 10)
     assert curve[1.0]["accuracy"]["num"] == 10
     assert abstention_curve(np.array([]), np.array([])) == []
+
+
+def test_the_command_writes_the_fit_into_the_folder_and_replaces_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(pack_path("vlm"), model)
+    write_settings(JudgeModelSettings(kind="discriminative", reward_temperature=9.0), model)
+    judges: list[JudgeConfig] = []
+
+    def judge_heldout(settings: RunConfig, judge: JudgeConfig, folder: Path, run: Path, address: object) -> StageFolder:
+        judges.append(judge)
+        stage = StageFolder(run / f"evaluation-{len(judges)}")
+        stage.begin("x", {"preferences": "p"})
+        units = [Unit(id=r.id, records=(r,)) for r in judged(300, temperature=2.0)]
+        write_units(stage, PairResult, units)
+        stage.finish(seconds=0.0)
+        return stage
+
+    monkeypatch.setattr(entrypoints, "_judge_heldout", judge_heldout)
+    for _ in range(2):
+        quality = entrypoints.calibrate(shipped_recipe("shapes_head"), model=str(model), run=tmp_path / "run")
+        written = read_settings(model)
+        assert written.kind == "discriminative"
+        assert written.reward_temperature == pytest.approx(2.0, rel=0.2)
+        assert written.calibration == {"pairs": "p", **quality}
+    assert [(judge.is_discriminative, judge.reward_temperature) for judge in judges] == [(True, 1.0)] * 2
