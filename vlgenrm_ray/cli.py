@@ -415,7 +415,7 @@ def doctor(
     set_: Overrides = None,
     address: Address = None,
     gpu_smoke: Annotated[
-        bool, typer.Option("--gpu-smoke", help="Run every part on the embedded models (10 minutes); print what works.")
+        bool, typer.Option("--gpu-smoke", help="Run every part on the embedded models; print what works.")
     ] = False,
     run: Annotated[Path, typer.Option("--run", help="New folder for --gpu-smoke.")] = Path("runs/gpu-smoke"),
 ) -> None:

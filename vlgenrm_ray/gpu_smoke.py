@@ -1,4 +1,4 @@
-"""First run on a machine with GPUs, in minutes: every part of the package on the embedded models, each by itself.
+"""First run on a machine with GPUs: every part of the package on the embedded models, each by itself.
 
 A part that fails does not stop the others. On a machine without GPUs the same parts run on the CPU, except those that
 need a GPU. Nothing of the result says how good a model is; the tiny ones only exercise the code.
