@@ -66,6 +66,8 @@ def test_the_table_of_a_pairwise_judge_shows_how_much_the_order_decides() -> Non
     assert re.search(r"orders: first in both +0\.250", text)
     assert "ties" not in text, "without a readable verdict there is no share"
     assert "orders" not in rendered(EVALUATION)
+    unreadable = rendered(EVALUATION | {"auroc": None, "ece": None, "verdict_coverage": 0.0})
+    assert "AUROC none  ECE none" in unreadable, "a judge without a readable verdict is printed as well"
 
 
 def test_the_summary_has_the_documented_fields() -> None:

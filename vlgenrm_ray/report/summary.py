@@ -122,8 +122,12 @@ def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
         table.add_row("blind: no image", *_cells(row))
     if half := next((row for row in metrics.get("abstention", ()) if row["coverage"] == 0.5), None):
         table.add_row("surest half", *_cells(half["accuracy"]))
+    # Without a readable verdict there is no AUROC and no ECE.
+    auroc, ece, coverage = (
+        "none" if metrics[name] is None else f"{metrics[name]:.3f}" for name in ("auroc", "ece", "verdict_coverage")
+    )
     table.caption = (
-        f"AUROC {metrics['auroc']:.3f}  ECE {metrics['ece']:.3f}  verdict coverage {metrics['verdict_coverage']:.3f}  "
+        f"AUROC {auroc}  ECE {ece}  verdict coverage {coverage}  "
         f"tokens {metrics.get('tokens_per_response', float('nan')):.0f}"
     )
     for name, label in _ORDER_ROWS.items():
