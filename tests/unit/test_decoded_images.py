@@ -56,10 +56,10 @@ class FakeDecode:
         self.go_on.set()
         self._decode = images.decode
 
-    def __call__(self, data: bytes, limits: ImageLimits, name: str = "image") -> PIL.Image.Image:
+    def __call__(self, data: bytes, limits: ImageLimits, *, reduce: bool) -> PIL.Image.Image:
         self.names.append(hashlib.sha256(data).hexdigest())
         assert self.go_on.wait(10.0)
-        return self._decode(data, limits, name)
+        return self._decode(data, limits, reduce=reduce)
 
 
 @pytest.fixture
@@ -164,10 +164,10 @@ def test_a_failed_decode_affects_its_users_and_is_not_cached(side: int, monkeypa
     failing, decode = True, images.decode
     good, bad = stored(1, side), stored(2, side)
 
-    def decoded(data: bytes, limits: ImageLimits) -> PIL.Image.Image:
+    def decoded(data: bytes, limits: ImageLimits, *, reduce: bool) -> PIL.Image.Image:
         if failing and data == bad.data:
             raise ImageError(DropReason.IMAGE_UNREADABLE, "out of luck")
-        return decode(data, limits)
+        return decode(data, limits, reduce=reduce)
 
     monkeypatch.setattr("vlgenrm_ray.data.images.decode", decoded)
 
@@ -247,9 +247,9 @@ def test_an_image_of_many_bytes_is_decoded_in_a_thread(monkeypatch: pytest.Monke
     threads: list[threading.Thread] = []
     decode = images.decode
 
-    def decoded(data: bytes, limits: ImageLimits) -> PIL.Image.Image:
+    def decoded(data: bytes, limits: ImageLimits, *, reduce: bool) -> PIL.Image.Image:
         threads.append(threading.current_thread())
-        return decode(data, limits)
+        return decode(data, limits, reduce=reduce)
 
     monkeypatch.setattr("vlgenrm_ray.data.images.decode", decoded)
     heavy = png(1) + bytes(300_000)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 
 import httpx
 import pytest
@@ -9,6 +10,8 @@ from fake_experts import PIPELINE, SERVED, expert_service
 from pydantic import ValidationError
 from serving_examples import png, service
 
+from vlgenrm_ray.data import images
+from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Truth
 from vlgenrm_ray.serving.api import build_api
@@ -98,3 +101,29 @@ def test_without_experts_the_route_is_404_and_the_page_shows_no_evidence() -> No
     reply, page = asyncio.run(run(expert_service(service())))
     assert reply.json()["status"] == "ok"
     assert 'data-experts="yes" data-critiques="4" data-mode="cot"' in page
+
+
+def test_the_work_of_a_job_ends_at_its_deadline_and_with_its_client() -> None:
+    texts = ("There is a red circle. " * 400,) * 16
+    image = service().images.add(png(9, side=32))
+    worker = ExpertWorker(SERVED, service().config.images, PIPELINE)
+
+    async def run() -> tuple[EvidenceResponse, float, float]:
+        begin = time.monotonic()
+        late = await worker.examine(EvidenceJob(image=image, responses=texts, deadline_s=0.01))
+        late_s = time.monotonic() - begin
+        work = asyncio.ensure_future(worker.examine(EvidenceJob(image=image, responses=texts, deadline_s=600.0)))
+        await asyncio.sleep(0.01)
+        work.cancel()
+        begin = time.monotonic()
+        # The next one need not wait for the end of the cancelled one.
+        assert (await worker.examine(EvidenceJob(image=image, responses=("A star.",), deadline_s=60.0))).status == "ok"
+        return late, late_s, time.monotonic() - begin
+
+    begin = time.monotonic()
+    PIPELINE.report(images.decode(image.data, ImageLimits()), texts)
+    whole_s = time.monotonic() - begin
+    late, late_s, next_s = asyncio.run(run())
+    assert late.status is Status.TIMEOUT
+    assert late_s < whole_s / 2
+    assert next_s < whole_s / 2

@@ -2,18 +2,21 @@
 
 import asyncio
 import base64
+import json
 import time
 from base64 import b64encode
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from serving_examples import png, service
 
 from vlgenrm_ray.errors import EngineLostError, InputError
 from vlgenrm_ray.serving.api import build_api
-from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, ApiTokens, Role
+from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, PUBLIC_PATHS, ApiTokens, Role
 from vlgenrm_ray.serving.canary import CanaryResult
+from vlgenrm_ray.serving.gateways.scoring import MAX_ROWS
 
 GOOD = {"items": [{"question": "What is there?", "response": "There is a star."}]}
 
@@ -189,9 +192,9 @@ def test_uploads_are_decoded_within_a_bound_of_pixels(monkeypatch: pytest.Monkey
     pixels, most = 0, 0
     decode = images.decode
 
-    def count(data: bytes, *arguments: Any) -> Any:
+    def count(data: bytes, *arguments: Any, **options: Any) -> Any:
         nonlocal pixels, most
-        image = decode(data, *arguments)
+        image = decode(data, *arguments, **options)
         pixels += image.width * image.height
         most = max(most, pixels)
         time.sleep(0.02)
@@ -234,3 +237,39 @@ def test_a_full_queue_is_503_with_retry_after() -> None:
     full, unready = asyncio.run(run())
     assert (full.status_code, full.headers["retry-after"]) == (503, "1")
     assert (unready.status_code, unready.json()["ready"]) == (503, False)
+
+
+def test_every_operation_describes_its_refusals_and_they_look_like_that(tokens: ApiTokens) -> None:
+    description = call("GET", "/openapi.json").json()
+    num_operations = 0
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            statuses = set(operation["responses"])
+            num_operations += 1
+            if path not in PUBLIC_PATHS:
+                assert "401" in statuses, path
+            if method == "post":
+                assert {"408", "413", "422", "503"} <= statuses, path
+                reply = call("POST", path, tokens=tokens)
+                assert reply.status_code == 401, path
+                schema = operation["responses"]["401"]["content"]["application/json"]["schema"]
+                jsonschema.validate(reply.json(), schema | {"components": description["components"]})
+                assert "Retry-After" in operation["responses"]["503"]["headers"]
+    assert num_operations > 20
+    assert "503" in description["paths"]["/ready"]["get"]["responses"]
+    assert "HTTPValidationError" not in str(description["paths"])
+    malformed = call("POST", "/v1/compare", json={}).json()
+    schema = description["paths"]["/v1/compare"]["post"]["responses"]["422"]["content"]["application/json"]["schema"]
+    jsonschema.validate(malformed, schema | {"components": description["components"]})
+
+
+def test_the_parser_never_makes_millions_of_values() -> None:
+    body = b'{"query":[' + b'"",' * 2_100_000 + b'""]}'
+    begin = time.process_time()
+    reply = call("POST", "/get_reward", content=body, max_mib=16.0, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()["detail"]) == (413, "body: more than 2000000 values; send several requests")
+    assert time.process_time() - begin < 5.0
+    rows = json.dumps({"query": ["a"] * (MAX_ROWS + 1)}).encode()
+    reply = call("POST", "/get_reward", content=rows, max_mib=16.0, headers={"content-type": "application/json"})
+    assert reply.status_code == 422
+    assert "query" in reply.json()["detail"]

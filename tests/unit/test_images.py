@@ -137,3 +137,29 @@ def test_an_image_in_its_own_address_has_the_limits_of_any_other() -> None:
     assert reason(url, ImageLimits(max_bytes=len(png()) - 3)) == DropReason.IMAGE_TOO_LARGE
     assert reason("data:image/png;base64,%") == DropReason.IMAGE_UNREADABLE
     assert reason("data:image/png,plain") == DropReason.IMAGE_UNREADABLE
+
+
+@pytest.mark.parametrize(("max_pixels", "size"), [(10**6, (801, 603)), (10**5, (201, 151)), (10**4, (101, 76))])
+def test_a_large_jpeg_is_decoded_at_a_smaller_scale_on_request(max_pixels: int, size: tuple[int, int]) -> None:
+    target = io.BytesIO()
+    Image.linear_gradient("L").resize((801, 603)).convert("RGB").save(target, "JPEG", quality=95)
+    data, limits = target.getvalue(), ImageLimits(max_pixels=max_pixels)
+    assert images.size(data, limits, reduce=True) == size
+    small = images.decode(data, limits, reduce=True)
+    assert small.size == size
+    assert small.getpixel((size[0] // 2, size[1] // 4))[0] == pytest.approx(64, abs=4)
+    if size != (801, 603):
+        with pytest.raises(ImageError, match="pixels, limit"):
+            images.decode(data, limits)
+
+
+def test_images_that_cannot_be_decoded_at_a_smaller_scale_are_refused() -> None:
+    for format, options in (("PNG", {}), ("WEBP", {}), ("JPEG", {"progressive": True})):
+        target = io.BytesIO()
+        Image.new("RGB", (300, 300)).save(target, format, **options)
+        with pytest.raises(ImageError, match="90000 pixels, limit 80000"):
+            images.size(target.getvalue(), ImageLimits(max_pixels=80_000), reduce=True)
+    target = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(target, "JPEG")
+    with pytest.raises(ImageError, match="pixels, limit 100"):
+        images.size(target.getvalue(), ImageLimits(max_pixels=100), reduce=True)

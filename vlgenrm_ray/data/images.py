@@ -253,20 +253,41 @@ def is_base64_image(text: str) -> bool:
 # -- pixels --------------------------------------------------------------------------------------------------------
 
 
-def decode(data: bytes, limits: ImageLimits, name: str = "image") -> "PIL.Image.Image":
-    """Decode the first frame of an image with `to_rgb`. Raises ImageError, never a decoder's own error."""
-    with _opened(data, limits, name) as image:
+def decode(data: bytes, limits: ImageLimits, name: str = "image", *, reduce: bool = False) -> "PIL.Image.Image":
+    """Decode the first frame of an image with `to_rgb`. Raises ImageError, never a decoder's own error.
+
+    Args:
+        data: Encoded bytes.
+        limits: Limits of the image.
+        name: Name of the image in messages.
+        reduce: Decode a JPEG of too many pixels at a half, a quarter or an eighth of its size, whichever is the largest
+            within the limit; its decoder then never makes the other pixels. Not for progressive ones, whose decoder
+            holds all coefficients.
+    """
+    with _opened(data, limits, name, reduce=reduce) as image:
         return to_rgb(image)
 
 
-def size(data: bytes, limits: ImageLimits, name: str = "image") -> tuple[int, int]:
-    """Read width and height from the header of encoded bytes, without decoding pixels. Raises ImageError."""
-    with _opened(data, limits, name) as image:
+def size(data: bytes, limits: ImageLimits, name: str = "image", *, reduce: bool = False) -> tuple[int, int]:
+    """Read width and height from the header, without decoding pixels. Arguments and errors as for `decode`."""
+    with _opened(data, limits, name, reduce=reduce) as image:
         return image.size
 
 
+def _reduce_jpeg(image: "PIL.Image.Image", max_pixels: int) -> None:
+    """Have a JPEG of too many pixels decoded at a smaller scale, see `decode`. Other images stay as they are."""
+    from PIL import JpegImagePlugin
+
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or "progressive" in image.info:
+        return
+    scale = next((s for s in (1, 2, 4, 8) if -(-image.width // s) * -(-image.height // s) <= max_pixels), 8)
+    if scale > 1:
+        # Once: a second call would start from the smaller size.
+        image.draft(None, (image.width // scale, image.height // scale))
+
+
 @contextmanager
-def _opened(data: bytes, limits: ImageLimits, name: str) -> "Iterator[PIL.Image.Image]":
+def _opened(data: bytes, limits: ImageLimits, name: str, *, reduce: bool = False) -> "Iterator[PIL.Image.Image]":
     """Open an image within limits, without decoding its pixels. Any error inside the context becomes an ImageError."""
     from PIL import Image, UnidentifiedImageError
 
@@ -279,6 +300,8 @@ def _opened(data: bytes, limits: ImageLimits, name: str) -> "Iterator[PIL.Image.
             # decoded. Other warnings are of damaged metadata, without which an image can be used.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if reduce:
+                _reduce_jpeg(image, limits.max_pixels)
             pixels = image.width * image.height
             if pixels > limits.max_pixels:
                 raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{name}: {pixels} pixels, limit {limits.max_pixels}")

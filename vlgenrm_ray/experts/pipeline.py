@@ -8,7 +8,7 @@ hold this expert only; tasks are opened and checked by pipelines without experts
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -71,15 +71,38 @@ class ExpertPipeline:
         """
         return cls(config, [build_expert(expert, config) for expert in expert_configs(config)])
 
-    def report(self, image: "PIL.Image.Image", texts: Sequence[str], questions: Sequence[str] = ()) -> ExpertReport:
-        """Examine one image and check every claim of every text. Raises the error of an expert that fails."""
-        task = self.open_task("image", image, texts, questions)
+    def report(
+        self,
+        image: "PIL.Image.Image",
+        texts: Sequence[str],
+        questions: Sequence[str] = (),
+        check_time: Callable[[], None] = lambda: None,
+    ) -> ExpertReport:
+        """Examine one image and check every claim of every text.
+
+        Args:
+            image: Image of any size and mode.
+            texts: Texts about it.
+            questions: The question that each text answers; () if they answer none.
+            check_time: Called before every text and every expert; ends the work by an exception.
+
+        Raises:
+            Exception: The error of an expert that fails, or of `check_time`.
+        """
+        task = self.open_task("image", image, texts, questions, check_time)
         for expert in self.experts:
+            check_time()
             (task,) = expert.examine([task])
+        check_time()
         return self.check(task)
 
     def open_task(
-        self, id: str, image: "PIL.Image.Image", texts: Sequence[str], questions: Sequence[str] = ()
+        self,
+        id: str,
+        image: "PIL.Image.Image",
+        texts: Sequence[str],
+        questions: Sequence[str] = (),
+        check_time: Callable[[], None] = lambda: None,
     ) -> ImageTask:
         """Extract the claims of texts and scale the image down to `config.max_side`.
 
@@ -88,9 +111,14 @@ class ExpertPipeline:
             image: Image of any size and mode.
             texts: Texts about it.
             questions: The question that each text answers; () if they answer none.
+            check_time: See `report`.
         """
         answered = questions or [""] * len(texts)
-        claims = tuple(map(self._extractor.extract, texts, answered))
+        extracted = []
+        for text, question in zip(texts, answered, strict=True):
+            check_time()
+            extracted.append(self._extractor.extract(text, question))
+        claims = tuple(extracted)
         original = to_rgb(image)
         # `thumbnail` changes the image it is called on.
         pixels = original.copy()

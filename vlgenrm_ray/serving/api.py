@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -40,14 +41,15 @@ from vlgenrm_ray.serving.limits import (
     REASON_HEADER,
     RETRY_AFTER_S,
     BodyLimitMiddleware,
+    BodyRoom,
     OverloadedError,
     openai_error,
 )
-from vlgenrm_ray.serving.refusals import API, RefusalMiddleware
+from vlgenrm_ray.serving.refusals import API, RefusalMiddleware, describe_refusals
 from vlgenrm_ray.serving.service import Service
 
-_MAX_UPLOAD_PIXELS = 64 * 1024 * 1024
-"""Pixels of uploaded images that are decoded at a time, to check them: about 200 MB."""
+_MAX_UPLOAD_PIXELS = 16 * 1024 * 1024
+"""Pixels of uploaded images that are decoded at a time, to check them: about 50 MB."""
 _MAX_FIELD = 200
 """Most characters of the name of an invalid field, which may be the client's own."""
 
@@ -106,7 +108,9 @@ def build_api(
     api = FastAPI(title="VL-GenRM", summary="Rewards with reasons, for responses about images.", version=__version__)
     config = service.config
     # The middleware added last runs first: no body is read before the caller is known.
-    api.add_middleware(BodyLimitMiddleware, max_bytes=int(config.limits.max_body_mib * 2**20))
+    limits = config.limits
+    room = BodyRoom(int(limits.bodies_mib * 2**20), limits.deadline_s)
+    api.add_middleware(BodyLimitMiddleware, max_bytes=int(limits.max_body_mib * 2**20), room=room)
     api.add_middleware(AuthMiddleware, tokens=config.tokens)
     # However many clients upload at a time, their images are decoded within this bound.
     uploads = DecodedImages(config.images, max_pixels=_MAX_UPLOAD_PIXELS, max_idle_pixels=0)
@@ -136,7 +140,9 @@ def build_api(
         """Rank responses from best to worst (best-of-N): by their rewards, or by a tournament of a pairwise judge."""
         return _json(await service.rank(request))
 
-    @api.post("/v1/evidence", response_model=EvidenceResponse)
+    @api.post(
+        "/v1/evidence", response_model=EvidenceResponse, responses={404: {"description": "The service has no experts."}}
+    )
     async def evidence(request: EvidenceRequest) -> Response:
         """Detect objects in an image and check each claim of the responses. 404 without experts."""
         if experts is None:
@@ -162,7 +168,14 @@ def build_api(
         """Return the active model's version."""
         return ModelResponse(version=service.model.name, kind=config.judge.kind or "pointwise")
 
-    @api.post("/v1/model", response_model=ModelResponse)
+    @api.post(
+        "/v1/model",
+        response_model=ModelResponse,
+        responses={
+            403: {"description": "The service was started without an operator's token."},
+            409: {"description": "The model did not pass the canary; the version stays."},
+        },
+    )
     async def swap(request: ModelRequest) -> Response:
         """Make another model the active one if it passes the canary. Needs the operator's token."""
         try:
@@ -181,7 +194,7 @@ def build_api(
         """Return status `ok` and the name and state of the served reward, which UniRL's client checks first."""
         return HealthResponse(status="ok", rewards={unirl.REWARD: ["ready" if ready() else "starting"]})
 
-    @api.get("/ready")
+    @api.get("/ready", responses={503: {"description": "Not ready: no engine has scored an image yet."}})
     async def is_ready() -> Response:
         """Return 200 if an engine is up and has scored an image, else 503."""
         body = {"ready": ready(), "version": service.model.name}
@@ -201,7 +214,16 @@ def build_api(
         scope = gateway_scope(name, config.failed_reward, service.metrics)
         api.include_router(router, dependencies=[Depends(scope)])
         routes += [(route, name) for route in api.routes[num_routes:] if isinstance(route, Route)]
+    api.openapi = partial(_describe, api)  # type: ignore[method-assign]
     return api
+
+
+def _describe(api: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI description, with the refusals that FastAPI does not know of."""
+    if api.openapi_schema is None:
+        describe_refusals(FastAPI.openapi(api))
+    assert api.openapi_schema is not None, "FastAPI keeps what it has described"
+    return api.openapi_schema
 
 
 _BINARY_BODY: dict[str, Any] = {

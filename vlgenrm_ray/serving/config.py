@@ -22,13 +22,16 @@ class ServingLimits(Settings):
 
     max_body_mib: float = Field(default=64.0, gt=0.0)
     """Largest request body in MiB; larger ones are answered with 413."""
+    bodies_mib: float = Field(default=256.0, gt=0.0)
+    """Request bodies of 1 MiB and more in memory at a time, in MiB. Further ones wait, at most for `deadline_s`. Each
+    takes about twice as much memory as it has bytes."""
     max_queue: int = Field(default=2048, ge=1)
     """Most items under way, waiting ones included. Beyond it an item is `overloaded` at once."""
     deadline_s: float = Field(default=300.0, gt=0.0)
     """Deadline of requests that name none, in seconds."""
     cache_mib: float = Field(default=64.0, ge=0.0)
     """Memory for cached results in MiB; 0 disables the cache."""
-    images_mib: float = Field(default=512.0, gt=0.0)
+    images_mib: float = Field(default=256.0, gt=0.0)
     """Memory for encoded images in MiB, to which requests refer by their hash."""
     max_chat_tokens: int = Field(default=8192, ge=1)
     """Most tokens of an answer of the model itself, at `/v1/chat/completions`; also for requests that name none."""
@@ -76,8 +79,8 @@ class JudgeServingConfig(Settings):
     """vLLM engine. Its model serves until it is swapped; every node must see the model's folder."""
     judge: JudgeConfig = JudgeConfig()
     """Defaults of the judge; an item may set mode, num_critiques, aggregator and seed itself."""
-    images: ImageLimits = ImageLimits()
-    """Bounds of a single image."""
+    images: ImageLimits = ImageLimits(max_pixels=16 * 1024 * 1024)
+    """Bounds of a single image. Larger JPEGs are decoded at a half, a quarter or an eighth of their size."""
     blind_judging: Literal["refuse", "text_only", "allow"] = "refuse"
     """Items without an image. `refuse`: no reward, status `no_image`. `text_only`: judged, unless a placeholder or
     `image_expected` says that they are about an image. `allow`: judged by their text alone."""

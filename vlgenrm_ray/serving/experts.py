@@ -6,6 +6,7 @@ every failure into a status. `ExpertWorker` runs `experts` in a process of its o
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -173,20 +174,33 @@ class ExpertWorker:
         """Load the experts unless `pipeline` is given. Raise InputError if a model cannot be read."""
         self._pipeline = pipeline or ExpertPipeline.build(config)
         self._limits = limits
-        # A single thread is the queue: a running job cannot be cancelled, so the next one waits for its end.
+        # A single thread is the queue. A running job ends between two of its texts or experts.
         self._thread = ThreadPoolExecutor(1, "experts")
 
     async def examine(self, job: EvidenceJob) -> EvidenceResponse:
-        """Return the experts' report on one image. A job whose deadline passed while it waited is not started."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._run, job, time.monotonic())
+        """Return the experts' report on one image.
 
-    def _run(self, job: EvidenceJob, submitted: float) -> EvidenceResponse:
-        if time.monotonic() - submitted > job.deadline_s:
-            return _failure(Status.TIMEOUT, "the experts were not done by the deadline")
+        The work ends at the job's deadline, or when this call is cancelled because its client has gone.
+        """
+        loop = asyncio.get_running_loop()
+        cancelled = threading.Event()
         try:
+            return await loop.run_in_executor(self._thread, self._run, job, time.monotonic(), cancelled)
+        finally:
+            cancelled.set()
+
+    def _run(self, job: EvidenceJob, submitted: float, cancelled: threading.Event) -> EvidenceResponse:
+        def check_time() -> None:
+            if cancelled.is_set() or time.monotonic() - submitted > job.deadline_s:
+                raise TimeoutError
+
+        try:
+            check_time()
             image = images.decode(job.image.data, self._limits)
-            return _build_response(self._pipeline.report(image, job.responses, [job.question] * len(job.responses)))
+            questions = [job.question] * len(job.responses)
+            return _build_response(self._pipeline.report(image, job.responses, questions, check_time))
+        except TimeoutError:
+            return _failure(Status.TIMEOUT, "the experts were not done by the deadline")
         except ImageError as error:
             return _image_failure(error)
         # An expert may raise anything on one image; the other requests are not affected.

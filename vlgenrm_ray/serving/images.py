@@ -33,9 +33,9 @@ _MAX_SCHEME = 64
 _MAX_PATH = 4096
 """Characters of a path; Linux opens none longer."""
 
-_MAX_PIXELS = 256 * 1024 * 1024
-"""Decoded pixels in memory, about a gigabyte."""
-_MAX_IDLE_PIXELS = 64 * 1024 * 1024
+_MAX_PIXELS = 64 * 1024 * 1024
+"""Decoded pixels in memory, about 200 MB."""
+_MAX_IDLE_PIXELS = 16 * 1024 * 1024
 """Decoded pixels that no task uses, kept because the responses to one image may come in several requests."""
 _MIN_IMAGE_PIXELS = 64 * 64
 """Pixels that the smallest image counts as, because an image object takes memory beyond its pixels."""
@@ -252,9 +252,9 @@ class DecodedImages:
             elif image.sha256 not in num_pixels:
                 try:
                     if len(image.data) <= _SMALL_BYTES:
-                        width, height = images.size(image.data, self._limits)
+                        width, height = images.size(image.data, self._limits, reduce=True)
                     else:
-                        width, height = await asyncio.to_thread(images.size, image.data, self._limits)
+                        width, height = await asyncio.to_thread(images.size, image.data, self._limits, reduce=True)
                 except ImageError as error:
                     raise error.among(place, len(stored)) from None
                 num_pixels[image.sha256] = max(width * height, _MIN_IMAGE_PIXELS)
@@ -292,8 +292,8 @@ class DecodedImages:
 
     async def _decode(self, data: bytes, num_pixels: int) -> "PIL.Image.Image":
         if num_pixels <= _SMALL_PIXELS and len(data) <= _SMALL_BYTES:
-            return images.decode(data, self._limits)
-        return await asyncio.to_thread(images.decode, data, self._limits)
+            return images.decode(data, self._limits, reduce=True)
+        return await asyncio.to_thread(images.decode, data, self._limits, reduce=True)
 
     async def _wait(
         self, reserved: dict[str, _DecodedImage], stored: Sequence[StoredImage], place: int

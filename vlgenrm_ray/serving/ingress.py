@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("vlgenrm.serving")
 _PROBE_INTERVAL_S = 1.0
 _PROBE_DEADLINE_S = 60.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""Parameters of glibc's `mallopt` (malloc.h)."""
 _KEEP_ALIVE_S = 65
 """Longer than clients keep idle connections, so that none sends into a connection that is being closed."""
 
@@ -70,6 +72,7 @@ class Ingress:
             experts: Handle of the experts' deployment. None: no evidence.
             name: Name of the service, see `ActiveModelRegistry`.
         """
+        return_freed_memory()
         self._config = config
         self._registry = ActiveModelRegistry(config, name)
         engine: Engine = InProcessEngine(self._start_worker) if engines is None else ReplicatedEngine(engines)
@@ -144,6 +147,21 @@ class Ingress:
             await asyncio.sleep(_PROBE_INTERVAL_S)
 
 
+def return_freed_memory() -> None:
+    """Have glibc return the memory of large objects (images, bodies) to the system as soon as they are freed.
+
+    Its threshold for that otherwise grows with the first of them, and every decoding thread keeps an arena of its own.
+    Other C libraries are left as they are.
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 24)
+        library.mallopt(_M_ARENA_MAX, 2)
+
+
 async def listen(api: "FastAPI", address: ListenAddress) -> "asyncio.Task[None]":
     """Serve `api` on an address of this node until the returned task is cancelled.
 
@@ -154,9 +172,12 @@ async def listen(api: "FastAPI", address: ListenAddress) -> "asyncio.Task[None]"
     """
     import uvicorn
 
+    from vlgenrm_ray.serving.http_protocol import BoundedHttpProtocol
+
     server = uvicorn.Server(
         uvicorn.Config(
             api,
+            http=BoundedHttpProtocol,
             lifespan="off",
             access_log=False,
             log_level="warning",

@@ -1,8 +1,10 @@
-"""Limits of a request: the size of its body, the client's connection, and the room in the queue."""
+"""Limits of a request: size, shape and duration of its body, the client's connection, and the room in the queue."""
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.errors import VlGenRMError
@@ -22,6 +24,15 @@ REASON_HEADER = "x-vlgenrm-reason"
 """Header of every refusal with its reason, for trainers that log no body."""
 
 
+_LARGE_BODY = 1 << 20
+"""Bytes from which a body needs room, and is looked at before it is parsed."""
+_MAX_JSON_VALUES = 2_000_000
+"""Commas and opening brackets of a large body, which bound the values that a parser makes: it holds the event loop, a
+second for every ten million of them."""
+_MAX_READING = 512
+"""Requests whose body is under way."""
+
+
 class OverloadedError(VlGenRMError, RuntimeError):
     """The queue has no room for any item of a request. Answered with 503 and `Retry-After`."""
 
@@ -29,38 +40,162 @@ class OverloadedError(VlGenRMError, RuntimeError):
         return f"the queue is full; ask again in {RETRY_AFTER_S} s"
 
 
-class BodyLimitMiddleware:
-    """ASGI middleware that answers 413 to large bodies and cancels the work of a client that disconnects.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyDeadlines:
+    """Time that a body may take to arrive."""
 
-    It reads the whole body before the application runs, so that what arrives next can only be a disconnect.
+    stall_s: float = 15.0
+    """Longest pause between two parts, in seconds."""
+    total_s: float = 30.0
+    """Time of any body in seconds, to which that of its size is added."""
+    min_rate: float = 256 * 1024.0
+    """Bytes per second that a large body must have on average."""
+
+    def of(self, num_bytes: int) -> float:
+        """Return the seconds that a body of `num_bytes` may take."""
+        return self.total_s + num_bytes / self.min_rate
+
+
+class BodyRoom:
+    """Bound of the bytes of large bodies in memory, over all requests; those that do not fit wait in order."""
+
+    def __init__(self, max_bytes: int, deadline_s: float) -> None:
+        """Create a bound of `max_bytes`, for whose room a body waits at most `deadline_s` seconds."""
+        self.num_bytes = 0
+        """Bytes that are held."""
+        self._max_bytes = max_bytes
+        self._deadline_s = deadline_s
+        self._waiting = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def hold(self, num_bytes: int) -> AsyncIterator[None]:
+        """Hold room for a body while the context lasts. A body larger than the bound is alone.
+
+        Raises:
+            TimeoutError: There was no room by the deadline.
+        """
+        async with asyncio.timeout(self._deadline_s), self._waiting:
+            while self.num_bytes and self.num_bytes + num_bytes > self._max_bytes:
+                self._freed.clear()
+                await self._freed.wait()
+            self.num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self.num_bytes -= num_bytes
+            self._freed.set()
+
+
+class _BodyRefusedError(Exception):
+    """A body that is not read to its end."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class _ClientGoneError(Exception):
+    """The client disconnected while its body was read."""
+
+
+class BodyLimitMiddleware:
+    """ASGI middleware that bounds bodies, and cancels the work of a client that disconnects.
+
+    It reads the whole body before the application runs, so that what arrives next can only be a disconnect. Refused are
+    bodies that are too large (413), take too long (408), have too many JSON values (413), or find no room (503).
     """
 
-    def __init__(self, app: "ASGIApp", *, max_bytes: int) -> None:
+    def __init__(
+        self, app: "ASGIApp", *, max_bytes: int, room: BodyRoom | None = None, deadlines: BodyDeadlines | None = None
+    ) -> None:
+        """Create the middleware.
+
+        Args:
+            app: Application that gets the bodies.
+            max_bytes: Largest body.
+            room: Bound of all large bodies together, held until their requests are answered; default: two of the
+                largest, after a minute.
+            deadlines: Time that a body may take.
+        """
         self.app = app
         self.max_bytes = max_bytes
+        self.room = room or BodyRoom(2 * max_bytes, 60.0)
+        self.deadlines = deadlines or BodyDeadlines()
+        self.num_reading = 0
+        """Requests whose body is under way."""
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        async with AsyncExitStack() as held:
+            try:
+                body = await self._read(scope, receive, held)
+            except _ClientGoneError:
+                return
+            except _BodyRefusedError as refusal:
+                # What the client still sends is not read.
+                await send_error(scope, send, refusal.status, refusal.detail, close=True)
+                return
+            replayed = _replay(body, receive)
+            del body
+            await _cancel_on_disconnect(self.app(scope, replayed, send), receive)
+
+    async def _read(self, scope: "Scope", receive: "Receive", held: AsyncExitStack) -> bytes:
+        """Read the body; a large one holds its room until `held` is closed. Raises _BodyRefusedError."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         length = headers.get(b"content-length", b"0")
-        body = bytearray()
-        too_large = not length.isdigit() or int(length) > self.max_bytes
-        more = not too_large
+        too_large = _BodyRefusedError(413, f"body: larger than {self.max_bytes} bytes; send less, or images by hash")
+        if not length.isdigit() or int(length) > self.max_bytes:
+            raise too_large
+        if self.num_reading >= _MAX_READING:
+            raise _BodyRefusedError(503, f"body: {_MAX_READING} others are under way; send it again later")
+        self.num_reading += 1
+        try:
+            if int(length) >= _LARGE_BODY:
+                await self._take_room(held, int(length))
+            body = await self._receive(receive, int(length), held, too_large)
+        finally:
+            self.num_reading -= 1
+        if len(body) >= _LARGE_BODY and sum(map(body.count, (b",", b"[", b"{"))) > _MAX_JSON_VALUES:
+            raise _BodyRefusedError(413, f"body: more than {_MAX_JSON_VALUES} values; send several requests")
+        return body
+
+    async def _receive(
+        self, receive: "Receive", length: int, held: AsyncExitStack, too_large: _BodyRefusedError
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        parts: list[bytes] = []
+        num_bytes, more, has_room = 0, True, length >= _LARGE_BODY
         while more:
-            message = await receive()
+            left_s = begin + self.deadlines.of(max(length, num_bytes)) - loop.time()
+            try:
+                async with asyncio.timeout(max(0.0, min(self.deadlines.stall_s, left_s))):
+                    message = await receive()
+            except TimeoutError:
+                raise _BodyRefusedError(408, f"body: {num_bytes} bytes in time, more was announced") from None
             if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
+                raise _ClientGoneError
+            part = message.get("body", b"")
+            parts.append(part)
+            num_bytes += len(part)
             more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                too_large, more = True, False
-        if too_large:
-            detail = f"body: larger than {self.max_bytes} bytes; send less, or images by hash"
-            await send_error(scope, send, 413, detail)
-            return
-        await _cancel_on_disconnect(self.app(scope, _replay(bytes(body), receive), send), receive)
+            if num_bytes > self.max_bytes:
+                raise too_large
+            if num_bytes >= _LARGE_BODY and not has_room:
+                # Of unknown length: room for the largest, taken at once, so that two bodies never wait for each other.
+                has_room = True
+                await self._take_room(held, self.max_bytes)
+        return b"".join(parts)
+
+    async def _take_room(self, held: AsyncExitStack, num_bytes: int) -> None:
+        try:
+            await held.enter_async_context(self.room.hold(num_bytes))
+        except TimeoutError:
+            raise _BodyRefusedError(503, "body: no room for large bodies; send it again later") from None
 
 
 def openai_error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -77,27 +212,37 @@ def openai_error(status: int, message: str, *, param: str | None = None, code: s
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-async def send_error(scope: "Scope", send: "Send", status: int, detail: str) -> None:
-    """Send an error response in the form of the API, `{"detail": ...}`, or in OpenAI's form on its paths."""
+async def send_error(scope: "Scope", send: "Send", status: int, detail: str, *, close: bool = False) -> None:
+    """Send an error response in the form of the API, `{"detail": ...}`, or in OpenAI's form on its paths.
+
+    Args:
+        scope: Scope of the request.
+        send: Sends to its client.
+        status: The HTTP status.
+        detail: Explanation and remedy.
+        close: Close the connection afterwards, because what the client sends is not read to its end.
+    """
     openai = any(path in scope["path"] for path in OPENAI_PATHS)
     body = json.dumps(openai_error(status, detail) if openai else {"detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if status == 503:
+        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 def _replay(body: bytes, receive: "Receive") -> "Receive":
-    """Return a `receive` that yields the body once, then what the client sends."""
-    replayed = False
+    """Return a `receive` that yields the body once, without keeping it, then what the client sends."""
+    bodies = [body]
 
     async def receive_body() -> "Message":
-        nonlocal replayed
-        if replayed:
-            return await receive()
-        replayed = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        if bodies:
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+        return await receive()
 
     return receive_body
 

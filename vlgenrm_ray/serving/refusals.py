@@ -8,9 +8,10 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.serving.limits import REASON_HEADER, send_error
+from vlgenrm_ray.serving.auth import PUBLIC_PATHS
+from vlgenrm_ray.serving.limits import OPENAI_PATHS, REASON_HEADER, send_error
 from vlgenrm_ray.serving.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _REASONS = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     409: "refused_model",
     413: "too_large",
     422: "bad_request",
@@ -35,6 +37,38 @@ _REASONS = {
     503: "unavailable",
 }
 """Status -> reason of refusals that state none themselves. Few values: each is a time series."""
+_DESCRIPTIONS = {
+    "401": "No token, or not the one that this operation needs.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is too large, or has too many values.",
+    "422": "The request is malformed; at gateways of trainers also: a reward is missing for good.",
+    "503": "Not now: the queue is full, or a deadline or an engine was lost; ask again after `Retry-After` seconds.",
+}
+_REFUSAL_SCHEMAS: dict[str, Any] = {
+    "Refusal": {
+        "type": "object",
+        "description": "Why a request was refused.",
+        "required": ["detail"],
+        "properties": {"detail": {"type": "string", "description": "Field, problem and remedy."}},
+    },
+    "OpenAIRefusal": {
+        "type": "object",
+        "description": "Why a request was refused, in OpenAI's form.",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                },
+            }
+        },
+    },
+}
 _PROBES = ("/health", "/ready", "/metrics")
 """Paths that load balancers request all the time; their 503 is no refusal."""
 _MAX_BODY = 1 << 16
@@ -142,6 +176,29 @@ class RefusalMiddleware:
             if route.matches(scope)[0] is not Match.NONE:
                 return route.path, gateway
         return OTHER, OTHER
+
+
+def describe_refusals(description: dict[str, Any]) -> None:
+    """Add the refusals of the middlewares and of the validation to every operation of an OpenAPI description."""
+    description.setdefault("components", {}).setdefault("schemas", {}).update(_REFUSAL_SCHEMAS)
+    for path, operations in description["paths"].items():
+        schema = "OpenAIRefusal" if path.startswith(OPENAI_PATHS) else "Refusal"
+        for method, operation in operations.items():
+            statuses = [] if path in PUBLIC_PATHS else ["401"]
+            if method == "post":
+                statuses += ["408", "413", "422", "503"]
+            elif "422" in operation["responses"]:
+                statuses.append("422")
+            for status in statuses:
+                headers = {REASON_HEADER: {"schema": {"type": "string"}, "description": "Reason in one line."}}
+                if status == "503":
+                    headers["Retry-After"] = {"schema": {"type": "integer"}, "description": "Seconds."}
+                operation["responses"][status] = {
+                    "description": _DESCRIPTIONS[status],
+                    "headers": headers,
+                    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+                }
+            operation["responses"] = dict(sorted(operation["responses"].items()))
 
 
 def printable(text: str) -> str:

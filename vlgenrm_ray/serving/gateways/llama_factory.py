@@ -14,17 +14,21 @@ such key, so the trainer stops with a KeyError instead of training on an invente
 substitute (`?failed_reward=`). It neither retries nor can mask a sample.
 """
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.chat_templates import num_user_turns, split_transcript
 from vlgenrm_ray.judge.wire import InvalidItem, ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import (
+    MAX_ROWS,
+    MAX_TRANSCRIPT,
     Score,
     build_item,
     build_items,
@@ -41,7 +45,7 @@ class TranscriptsRequest(BaseModel):
 
     model: str = ""
     """Ignored: LLaMA-Factory always sends "model"."""
-    messages: list[Annotated[str | SkipJsonSchema[InvalidItem], row_validator(str)]]
+    messages: list[Annotated[str | SkipJsonSchema[InvalidItem], row_validator(str)]] = Field(max_length=MAX_ROWS)
 
 
 class TranscriptScores(BaseModel):
@@ -60,11 +64,9 @@ def router(score: Score) -> APIRouter:
         batch: TranscriptsRequest, turns: Literal["first", "last"] = "first", answer_mark: str = ""
     ) -> TranscriptScores:
         nonlocal warned
-        if (
-            not warned
-            and turns == "first"
-            and any(num_user_turns(text) > 1 for text in batch.messages if isinstance(text, str))
-        ):
+        texts = [text for text in batch.messages if isinstance(text, str) and len(text) <= MAX_TRANSCRIPT]
+        # In a thread: finding turns in large texts would block the event loop.
+        if not warned and turns == "first" and await asyncio.to_thread(_has_several_turns, texts):
             warned = True
             _log.warning(
                 "a transcript of /v1/score/evaluation has several user turns: its first one is the question; if the "
@@ -75,6 +77,10 @@ def router(score: Score) -> APIRouter:
         return TranscriptScores(scores=require_rewards(await score_items(score, items)))
 
     return routes
+
+
+def _has_several_turns(texts: Sequence[str]) -> bool:
+    return any(num_user_turns(text) > 1 for text in texts)
 
 
 def _build_item(number: int, text: str, num_turns: int | None, answer_mark: str) -> ScoreItem:

@@ -11,7 +11,7 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from vlgenrm_ray.errors import InputError
@@ -24,6 +24,7 @@ from vlgenrm_ray.judge.chat_templates import (
 from vlgenrm_ray.judge.conversation import message_images, message_text, refers_to_image
 from vlgenrm_ray.judge.wire import InvalidItem, ScoreItem
 from vlgenrm_ray.serving.gateways.scoring import (
+    MAX_ROWS,
     Score,
     build_item,
     build_items,
@@ -39,10 +40,10 @@ _Text = Annotated[str | SkipJsonSchema[InvalidItem], row_validator(str)]
 class GetRewardRequest(BaseModel):
     """Lists of equal length; `prompts` and `labels` may be left out."""
 
-    query: list[_Text]
+    query: list[_Text] = Field(max_length=MAX_ROWS)
     """Prompt and response, decoded with special tokens."""
-    prompts: list[_Text] = []
-    labels: list[Any] = []
+    prompts: list[_Text] = Field(default=[], max_length=MAX_ROWS)
+    labels: list[Any] = Field(default=[], max_length=MAX_ROWS)
 
 
 def router(score: Score) -> APIRouter:

@@ -45,6 +45,8 @@ from vlgenrm_ray.serving.limits import REASON_HEADER, RETRY_AFTER_S
 from vlgenrm_ray.serving.metrics import ServiceMetrics
 from vlgenrm_ray.serving.refusals import RecurrenceLog
 
+MAX_ROWS = 1 << 14
+"""Most rows of a trainer's batch; the validation of millions would hold the event loop."""
 MAX_TRANSCRIPT = 8 * MAX_TEXT
 """Most characters of a text in which turns are searched for."""
 _MAX_FIELD = 200

@@ -9,13 +9,14 @@ states why, upon which UniRL marks the sample as failed. Videos are not judged.
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from vlgenrm_ray.judge.failed_rewards import failure_reason
 from vlgenrm_ray.judge.label import reference_text
 from vlgenrm_ray.judge.wire import InvalidItem, ScoreItem, ScoreReply, Status
 from vlgenrm_ray.serving.gateways.scoring import (
+    MAX_ROWS,
     Score,
     build_item,
     build_items,
@@ -50,7 +51,9 @@ class UniRlRequest(BaseModel):
 class UniRlBatch(BaseModel):
     """Samples to score together."""
 
-    requests: list[Annotated[UniRlRequest | SkipJsonSchema[InvalidItem], row_validator(UniRlRequest)]]
+    requests: list[Annotated[UniRlRequest | SkipJsonSchema[InvalidItem], row_validator(UniRlRequest)]] = Field(
+        max_length=MAX_ROWS
+    )
 
 
 def router(score: Score) -> APIRouter:
