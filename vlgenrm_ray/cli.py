@@ -158,6 +158,25 @@ def co_train_by_old_name(
 
 
 @app.command()
+def ablate(
+    config: Recipe,
+    run: RunFolder = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run these cells: a name, or a pattern such as 'labels=*'. Repeatable.")
+    ] = None,
+    set_: Overrides = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the cells and the stages they share, then stop.")] = False,
+) -> None:
+    """Measure how much each part of the method adds to the judge, cell by cell, or continue such a run."""
+    from vlgenrm_ray.entrypoints import ablate as ablate_method
+
+    ablate_method(
+        config, overrides=tuple(set_ or ()), run=run, only=tuple(only or ()), address=address, dry_run=dry_run
+    )
+
+
+@app.command()
 def score(
     image: Annotated[Path, typer.Argument(help="Image file.")],
     question: Annotated[str, typer.Argument()],
@@ -249,8 +268,11 @@ def report(
 ) -> None:
     """Write one HTML page about a run: rows, rounds, benchmarks, curves and examples. Needs no network to be read."""
     from vlgenrm_ray.report import html
+    from vlgenrm_ray.report.html import ablation_page
 
-    if live:
+    if len(runs) == 1 and ablation_page.is_ablation(runs[0]):
+        typer.echo(ablation_page.write_page(runs[0], out))
+    elif live:
         typer.echo(html.write_live(runs, out, on_write=lambda path: typer.echo(f"written {path}", err=True)))
     else:
         typer.echo(html.write_report(runs, out))
@@ -429,7 +451,7 @@ def doctor(
 
 @app.command()
 def settings(
-    recipe: Annotated[str, typer.Argument(help="Kind of recipe: reward, policy or co_training.")] = "reward",
+    recipe: Annotated[str, typer.Argument(help="Kind of recipe: reward, policy, co_training or ablation.")] = "reward",
     markdown: Annotated[bool, typer.Option(help="Print the reference of all recipes (jobs/SETTINGS.md).")] = False,
     schema: Annotated[bool, typer.Option(help="Print the JSON schema of the recipe, for editors.")] = False,
 ) -> None:

@@ -4,6 +4,7 @@ Each reads a recipe, checks the cluster, runs one pipeline and prints its result
 """
 
 import ipaddress
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,11 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from vlgenrm_ray import co_training, config, forecast, gpu_smoke, pipeline, plan, policy_pipeline, recipe
+from vlgenrm_ray.ablation import config as ablation_config
+from vlgenrm_ray.ablation import run as ablation_run
+from vlgenrm_ray.ablation import tables
+from vlgenrm_ray.ablation.plan import select_cells
+from vlgenrm_ray.ablation.run import CellOutcome
 from vlgenrm_ray.cluster import connection, resources, run_folder
 from vlgenrm_ray.cluster.machine import free_port
 from vlgenrm_ray.cluster.resources import ResourceRequest
@@ -29,6 +35,7 @@ from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.model_settings import read_settings, with_model_settings, write_settings
 from vlgenrm_ray.policy import trackers
 from vlgenrm_ray.report import curves, html, policy_summary, summary
+from vlgenrm_ray.report.html import ablation_page
 from vlgenrm_ray.reward.rounds import RoundResult
 from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.serving.config import ServingConfig
@@ -180,6 +187,58 @@ def co_train(
     results = co_training.run(settings, folder, on_iteration=lambda result: _print_iteration(console, result))
     _print_report(console, folder)
     return results
+
+
+def ablate(
+    path: Path,
+    *,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    only: Sequence[str] = (),
+    address: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Run, or continue, the cells of an ablation, and print their accuracies and costs.
+
+    Args:
+        path: Recipe of the ablation.
+        overrides: Settings that replace the recipe's; those of the base recipe as `recipe.a.b=value`.
+        run: Run folder; default on one machine: `runs/<name of the recipe>`.
+        only: Names of the cells to run, or patterns; default: all.
+        address: Ray cluster; default: RAY_ADDRESS, else a local one.
+        dry_run: Print the cells and the stages that they share, and stop.
+
+    Returns:
+        The content of `ablation.json`; empty for a dry run.
+    """
+    settings = ablation_config.load(path, overrides)
+    plans = ablation_run.plan_all(settings)
+    select_cells([plan.cell for plan in plans], only)
+    console = Console(highlight=False)
+    if dry_run:
+        console.print(tables.plan_table(plans))
+        return {}
+    requests = [request for cell in plans for request in plan.reward_requests(cell.config)]
+    models = [model for cell in plans for model in _reward_models(cell.config)]
+    folder = _prepare_cluster(list(dict.fromkeys(requests)), address, models, run=run, recipe_path=path)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    console.print(f"run {folder}  recipe {path.name}  {len(plans)} cells and seeds", markup=False)
+    results = ablation_run.run(settings, folder, only=only, on_cell=lambda outcome: _print_cell(console, outcome))
+    console.print(tables.accuracy_table(results))
+    console.print(tables.cost_table(results))
+    for failure in results["failures"]:
+        console.print(f"failed: {failure['cell']}, seed {failure['seed']}: {failure['error']}", markup=False)
+    console.print(f"report {ablation_page.write_page(folder)}", markup=False, soft_wrap=True)
+    return results
+
+
+def _print_cell(console: Console, outcome: CellOutcome) -> None:
+    name = f"{outcome.plan.cell.name}, seed {outcome.plan.seed}"
+    if outcome.result is None:
+        console.print(f"{name}: failed: {outcome.error}", markup=False)
+        return
+    accuracies = [f"{statistics.fmean(m.scores.outcomes().values()):.3f}" for m in outcome.result.rounds]
+    console.print(f"{name}: accuracy {' -> '.join(accuracies)}", markup=False)
 
 
 def draw_curves(target: Path, runs: Sequence[str]) -> None:

@@ -27,8 +27,7 @@ from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
 from vlgenrm_ray.engines import model_families, model_folder
 from vlgenrm_ray.evaluation import benchmark_run, evidence_quality, heldout, pairs
 from vlgenrm_ray.evaluation.metrics import estimate_as_json
-from vlgenrm_ray.experts.claims import VocabularyExtractor
-from vlgenrm_ray.experts.vocabulary import load_vocabulary
+from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.records import CheckedResponse, Preference
 from vlgenrm_ray.report.lineage import round_lineage
 from vlgenrm_ray.report.summary import run_summary
@@ -190,15 +189,24 @@ def evidence_quality_report(run: RewardRun) -> Mapping[str, Any]:
     }
 
 
+def critique_checker(config: RunConfig) -> CritiqueChecker:
+    """Build the checker of critiques of a run: with the vocabulary and the thresholds of its experts."""
+    return CritiqueChecker.from_vocabulary(config.experts.vocabulary, config.experts.fitted_thresholds())
+
+
+def critic(config: RunConfig, round: int) -> JudgeConfig:
+    """Return the settings of the judge that writes the critiques of a round: pointwise ones at a cold start."""
+    return config.judge.with_kind("pointwise") if config.rounds.cold_start and round == 1 else config.judge
+
+
 def _bind_stages(run: RewardRun) -> RoundStages:
     config, judge = run.config, run.config.judge
-    vocabulary = load_vocabulary(config.experts.vocabulary)
-    checker = CritiqueChecker(VocabularyExtractor(vocabulary), vocabulary, config.experts.fitted_thresholds())
+    checker = critique_checker(config)
 
     def run_critiques(model: Path, round: int, target: StageFolder) -> Manifest:
         return critiques.run(
             config.critiques,
-            judge=judge.with_kind("pointwise") if config.rounds.cold_start and round == 1 else judge,
+            judge=critic(config, round),
             model=model,
             round=round,
             source=run.stage("preferences"),

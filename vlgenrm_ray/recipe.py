@@ -36,6 +36,11 @@ def load(cls: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     Raises:
         ConfigError: The file cannot be read, or the settings are not valid; one line per mistake.
     """
+    return build_with(cls, read(path), overrides)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the sections of a recipe without checking them. Raises ConfigError if the file is none."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -44,7 +49,7 @@ def load(cls: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
         raise ConfigError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: a recipe is a mapping of sections, got {type(values).__name__}")
-    return build_with(cls, values, overrides)
+    return values
 
 
 def build_with(cls: type[S], values: Mapping[str, Any], overrides: Sequence[str]) -> S:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from vlgenrm_ray.ablation.config import AblationConfig
 from vlgenrm_ray.config import CoTrainingConfig, PolicyRunConfig, RunConfig
 from vlgenrm_ray.settings import Settings, sections_of
 
@@ -24,6 +25,7 @@ RECIPES: Mapping[str, tuple[str, type[Settings]]] = {
     "reward": ("vlgenrm run", RunConfig),
     "policy": ("vlgenrm policy", PolicyRunConfig),
     "co_training": ("vlgenrm co-train", CoTrainingConfig),
+    "ablation": ("vlgenrm ablate", AblationConfig),
 }
 """Kind of recipe -> command that runs it, class it fills in."""
 

@@ -29,6 +29,8 @@ import yaml
 from pydantic import BaseModel
 
 from vlgenrm_ray import recipe
+from vlgenrm_ray.ablation import config as ablation_config
+from vlgenrm_ray.ablation.config import AblationConfig
 from vlgenrm_ray.cli import app
 from vlgenrm_ray.config import CoTrainingConfig, PolicyRunConfig, RunConfig
 
@@ -60,11 +62,13 @@ class RecipeKind:
 REWARD = RecipeKind(RunConfig, "shapes")
 POLICY = RecipeKind(PolicyRunConfig, "shapes_grpo")
 CO_TRAINING = RecipeKind(CoTrainingConfig, "shapes_co_training")
+ABLATION = RecipeKind(AblationConfig, "ablation")
 RECIPE_KINDS = {
     "policy": POLICY,
     "bench policy": POLICY,
     "train_policy.py": POLICY,
     "co-train": CO_TRAINING,
+    "ablate": ABLATION,
 }
 """Kind of recipe by command; REWARD for all others."""
 
@@ -154,7 +158,11 @@ def check_settings(kind: RecipeKind, path: Path | None, overrides: list[str]) ->
         path = None  # a placeholder such as RECIPE
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        recipe.load(kind.config, ROOT / (path or f"jobs/recipes/{kind.default}.yaml"), overrides)
+        file = ROOT / (path or f"jobs/recipes/{kind.default}.yaml")
+        if kind is ABLATION:
+            ablation_config.load(file, overrides)
+        else:
+            recipe.load(kind.config, file, overrides)
 
 
 @named(DOCUMENTS)

@@ -157,3 +157,66 @@ def test_a_bootstrap_over_clusters_agrees_with_the_clustered_interval() -> None:
     assert (bootstrap.low, bootstrap.high) == pytest.approx((formula.low, formula.high), abs=0.01)
     alone = metrics.bootstrap_interval(lambda weights: weights @ values, [0] * 800)
     assert np.isnan(alone.low), "one cluster has no interval"
+
+
+def test_a_paired_gain_over_clusters_equals_the_bootstrap_by_hand() -> None:
+    before = {"a": 0.0, "b": 0.0, "c": 1.0, "d": 0.0}
+    after = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.0}
+    # Image x has two pairs that gain together, y and z have one each that does not gain: all 27 draws by hand.
+    sums, counts = {"x": 2.0, "y": 0.0, "z": 0.0}, {"x": 2, "y": 1, "z": 1}
+    draws = list(itertools.product("xyz", repeat=3))
+    means = [sum(sums[c] for c in draw) / sum(counts[c] for c in draw) for draw in draws]
+    estimate = metrics.paired_gain(before, after, clusters={"a": "x", "b": "x", "c": "y", "d": "z"})
+    assert (estimate.value, estimate.num) == (0.5, 4)
+    assert (estimate.low, estimate.high) == (min(means), max(means)) == (0.0, 1.0)
+    # With every pair a cluster of its own, it is the bootstrap over pairs.
+    single = metrics.paired_gain(before, after, clusters={i: i for i in before})
+    assert single == metrics.paired_gain(before, after)
+
+
+def test_clusters_of_equal_pairs_widen_the_interval_of_a_gain() -> None:
+    before = {f"{i}/{k}": 0.0 for i in range(20) for k in range(5)}
+    after = {id: float(int(id.split("/")[0]) % 2) for id in before}
+    by_pair = metrics.paired_gain(before, after)
+    by_image = metrics.paired_gain(before, after, clusters={id: id.split("/")[0] for id in before})
+    assert by_pair.value == by_image.value == 0.5
+    assert (by_image.high - by_image.low) == pytest.approx((by_pair.high - by_pair.low) * math.sqrt(5), rel=0.15)
+
+
+def test_an_interval_over_items_and_seeds_equals_the_formula_by_hand() -> None:
+    from scipy.stats import t
+
+    # Two seeds, three items, no clusters: mean 1/2, residuals +-1/2.
+    values = np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    of_items = ((1 - 1) ** 2 * 0.25 + (-1) ** 2 + 1**2) / 36 * 3 / 2
+    of_seeds = (0.5**2 + 0.5**2) / 36 * 2 / 1
+    of_both = 6 * 0.25 / 36 * 6 / 5
+    variance = max(of_items + of_seeds - of_both, of_items, of_seeds)
+    degrees = (of_items + of_seeds) ** 2 / (of_items**2 / 2 + of_seeds**2 / 1)
+    half = t.ppf(0.975, degrees) * math.sqrt(variance)
+    estimate = metrics.crossed_interval(values, ["a", "b", "c"])
+    assert (estimate.value, estimate.num) == (0.5, 3)
+    assert (estimate.low, estimate.high) == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_seeds_that_differ_widen_the_interval_and_equal_ones_do_not() -> None:
+    rng = np.random.default_rng(0)
+    items = rng.random(400)
+    clusters = [str(i // 2) for i in range(400)]
+    alone = metrics.crossed_interval(items[None], clusters)
+    equal = metrics.crossed_interval(np.stack([items, items, items]), clusters)
+    assert (equal.low, equal.high) == pytest.approx((alone.low, alone.high), abs=2e-3)
+    apart = metrics.crossed_interval(np.stack([items - 0.1, items, items + 0.1]), clusters)
+    assert apart.high - apart.low > 3 * (equal.high - equal.low)
+    assert math.isnan(metrics.crossed_interval(np.zeros((2, 3)), ["a", "a", "a"]).low)
+
+
+def test_the_interval_over_items_and_seeds_covers_the_true_mean() -> None:
+    rng = np.random.default_rng(1)
+    num_covered = 0
+    for _ in range(300):
+        difficulty, luck = rng.normal(0, 0.3, 60), rng.normal(0, 0.04, 3)
+        values = 0.6 + difficulty[None] + luck[:, None] + rng.normal(0, 0.2, (3, 60))
+        estimate = metrics.crossed_interval(values, list(range(60)))
+        num_covered += estimate.low <= 0.6 <= estimate.high
+    assert 0.92 <= num_covered / 300 <= 1.0

@@ -103,6 +103,20 @@ def test_examples_of_weight_0_are_left_out() -> None:
     assert [e.kind for e in selected.records] == [ExampleKind.CRITIQUE] * 4
 
 
+def test_a_judge_without_rationales_learns_both_verdicts_of_every_pair() -> None:
+    # Its critiques are bare words, wrong ones included; nothing in them is selected.
+    bare = unit([0.9], [0.8])
+    config = CONFIG.model_copy(update={"w_direct": 0.0, "lambda_answer": 0.0})
+    examples = select_examples(bare, pair(bare.id), config, TEMPLATES, CHECKER, "direct")
+    assert [(e.kind, e.label, e.completion, e.weight) for e in examples.records] == [
+        (ExampleKind.DIRECT, "yes", "Yes", 1.0),
+        (ExampleKind.DIRECT, "no", "No", 1.0),
+    ]
+    assert examples.dropped == ()
+    refused = Unit(id="q1/p0", dropped=(Dropped(stage="critiques", id="q1/p0", reason="prompt_too_long"),))
+    assert select_examples(refused, pair("q1/p0"), config, TEMPLATES, CHECKER, "direct").records == ()
+
+
 def test_direct_verdicts_and_answers_come_once_however_many_critiques() -> None:
     selected = select(unit([0.9, 0.8], [0.2, 0.1]), SelectionConfig(top_n=2))
     assert sum(e.kind is ExampleKind.ANSWER for e in selected.records) == 1

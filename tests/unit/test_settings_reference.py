@@ -20,6 +20,7 @@ KINDS = {
     "reward": ("shapes", "qwen3_vl_4b", "qwen2_5_vl_7b"),
     "policy": ("shapes_grpo", "shapes_ppo", "shapes_dpo", "qwen3_vl_4b_grpo"),
     "co_training": ("shapes_co_training",),
+    "ablation": ("ablation", "ablation_small"),
 }
 
 

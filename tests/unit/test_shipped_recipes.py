@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from vlgenrm_ray import config, plan
+from vlgenrm_ray.ablation import config as ablation_config
+from vlgenrm_ray.ablation.run import plan_all
 from vlgenrm_ray.cluster.resources import Cluster, Node, check_resources
 from vlgenrm_ray.config import PolicyRunConfig
 from vlgenrm_ray.entrypoints import RECIPES, shipped_recipe
@@ -34,6 +36,8 @@ POLICIES = {
 """Recipes of `vlgenrm policy`."""
 CO_TRAINING = {"shapes_co_training": LAPTOP}
 """Recipes of `vlgenrm co-train`."""
+ABLATIONS = {"ablation": LAPTOP, "ablation_small": LAPTOP}
+"""Recipes of `vlgenrm ablate`."""
 
 
 def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
@@ -42,7 +46,7 @@ def load_policy(name: str, *overrides: str) -> PolicyRunConfig:
 
 
 def test_every_recipe_is_listed_here() -> None:
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(NEEDS) | set(POLICIES) | set(CO_TRAINING)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*NEEDS, *POLICIES, *CO_TRAINING, *ABLATIONS}
 
 
 @pytest.mark.parametrize("name", NEEDS)
@@ -58,6 +62,20 @@ def test_a_policys_recipe_fits_the_cluster_it_names(name: str) -> None:
 @pytest.mark.parametrize("name", CO_TRAINING)
 def test_a_co_training_recipe_fits_the_cluster_it_names(name: str) -> None:
     check_resources(plan.co_training_requests(config.load_co_training(shipped_recipe(name))), CO_TRAINING[name])
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_cell_of_an_ablation_fits_the_cluster_it_names(name: str) -> None:
+    for cell in plan_all(ablation_config.load(shipped_recipe(name))):
+        check_resources(plan.reward_requests(cell.config), ABLATIONS[name])
+
+
+def test_the_ablation_measures_on_a_split_of_its_own_and_on_a_thousand_pairs() -> None:
+    ablation = ablation_config.load(shipped_recipe("ablation"))
+    base = config.load(shipped_recipe("shapes"))
+    assert ablation.test.count >= 1000
+    assert ablation.test.split not in (base.pool.split, base.heldout.split)
+    assert len(ablation.seeds) >= 3
 
 
 def test_from_the_second_iteration_the_genrm_is_trained_while_the_judge_is_served() -> None:

@@ -76,14 +76,34 @@ def build_examples(
     if not selected:
         return []
     round = selected[0].chosen.round
-    # Both orders of a pair are trained on equally often, whatever its kind.
-    strata = {side: "" if templates.pairwise else _stratum(preference.response(side), extractor) for side in Side}
+    strata = _strata(preference, templates, extractor)
     examples = [
         _critique_example(critique, other, preference, templates, strata[critique.side])
         for pair in selected
         for critique, other in ((pair.chosen, pair.rejected), (pair.rejected, pair.chosen))
     ]
+    return examples + build_pair_examples(
+        preference, templates, w_direct=w_direct, lambda_answer=lambda_answer, round=round, extractor=extractor
+    )
+
+
+def build_pair_examples(
+    preference: Preference,
+    templates: JudgeTemplates,
+    *,
+    w_direct: float,
+    lambda_answer: float,
+    round: int,
+    extractor: ClaimExtractor | None = None,
+) -> list[Example]:
+    """Build the examples of one pair that need no critique; arguments as for `build_examples`.
+
+    Returns:
+        Both direct verdicts, which are right by the pair's label, then the answer.
+    """
+    examples: list[Example] = []
     if w_direct:
+        strata = _strata(preference, templates, extractor)
         examples += [_direct_example(preference, side, templates, w_direct, round, strata[side]) for side in Side]
     if lambda_answer:
         examples.append(
@@ -158,6 +178,11 @@ def _direct_example(
         round=round,
         stratum=stratum,
     )
+
+
+def _strata(preference: Preference, templates: JudgeTemplates, extractor: ClaimExtractor | None) -> dict[Side, str]:
+    # Both orders of a pair are trained on equally often, whatever its kind.
+    return {side: "" if templates.pairwise else _stratum(preference.response(side), extractor) for side in Side}
 
 
 def _stratum(response: str, extractor: ClaimExtractor | None) -> str:

@@ -3,6 +3,7 @@
 A unit is a preference. A pair that yields no example gets a `Dropped` with its own id and the reason.
 Every critique that is not trained on gets a `Dropped` with its id as well, so any example can be traced back to the
 critiques that were rejected. The rules are in `rejection_sampling.py`, the checks of texts in `critique_checks.py`.
+For a judge of the mode `direct` there is no text to select: both verdicts of every pair are its examples.
 
 Critiques hold only the id of their preference. The driver reads the preferences' ids into an index in Ray's object
 store; each task looks up the preferences of its batch and reads the few shards that hold them.
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from vlgenrm_ray.data.store import Manifest, RecordIndex, StageFolder, Unit, uni
 from vlgenrm_ray.errors import DropReason, StageError
 from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.records import Critique, Dropped, Example, Preference, Side
-from vlgenrm_ray.reward.examples import JudgeTemplates, build_examples
+from vlgenrm_ray.reward.examples import JudgeTemplates, build_examples, build_pair_examples
 from vlgenrm_ray.reward.rejection_sampling import MarginScale, PairSelection, Strategy, margin, select_combinations
 from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
 from vlgenrm_ray.settings import Settings, digest
@@ -77,8 +78,8 @@ def run(
 
     Args:
         config: Settings of the stage.
-        judge: The judge to be trained, for its prompts. If it is pairwise and the critiques are those of a pointwise
-            judge, each combination is composed into critiques of the pair.
+        judge: The judge to be trained, for its prompts and its mode. If it is pairwise and the critiques are those of a
+            pointwise judge, each combination is composed into critiques of the pair.
         source: Complete stage of critiques.
         preferences: Complete stage of preferences that the critiques are about.
         target: Folder of this stage.
@@ -104,19 +105,25 @@ def run(
 
     def select(blocks: "Dataset") -> "Dataset":
         index = ray.put(RecordIndex.build(preferences))
-        return blocks.map_batches(_SelectBatch(config, templates, checker, index), **flow.LIGHT)
+        return blocks.map_batches(_SelectBatch(config, templates, checker, index, judge.mode), **flow.LIGHT)
 
     return flow.run(
         target,
         flow.read_units(source),
         select,
         total=source.complete().rows_in,
-        fingerprint=digest([config.result_settings(), asdict(templates), checks]),
+        fingerprint=fingerprint(config, templates, checks, judge),
         inputs={"critiques": source.data_hash(), "preferences": preferences.data_hash()},
         metrics=lambda folder: selection_metrics(
             folder, source, preferences, scale=config.margin, min_mass=config.min_mass
         ),
     )
+
+
+def fingerprint(config: SelectionConfig, templates: JudgeTemplates, checks: str, judge: JudgeConfig) -> str:
+    """Hash of everything that decides the examples. `checks`: fingerprint of the checker."""
+    parts = [config.result_settings(), asdict(templates), checks]
+    return digest(parts if judge.mode == "cot" else [*parts, judge.mode])
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ class _SelectBatch:
     checker: CritiqueChecker | None
     index: Any
     """Ray reference to the `RecordIndex` of the preferences."""
+    mode: Literal["cot", "direct"]
 
     def __call__(self, critiques: "pa.Table") -> "pa.Table":
         import ray
@@ -136,7 +144,8 @@ class _SelectBatch:
         units = units_from_table(Critique, critiques)
         preferences = index.read(Preference, [unit.id for unit in units])
         examples = (
-            select_examples(unit, preferences[unit.id], self.config, self.templates, self.checker) for unit in units
+            select_examples(unit, preferences[unit.id], self.config, self.templates, self.checker, self.mode)
+            for unit in units
         )
         return units_table(Example, examples)
 
@@ -147,6 +156,7 @@ def select_examples(
     config: SelectionConfig,
     templates: JudgeTemplates,
     checker: CritiqueChecker | None,
+    mode: Literal["cot", "direct"] = "cot",
 ) -> Unit[Example]:
     """Turn one pair's critiques into its training examples, and a `Dropped` for every critique that is not used."""
     if not unit.records:
@@ -155,6 +165,17 @@ def select_examples(
             Dropped(stage=STAGE, id=unit.id, reason=d.reason, detail=f"no critiques: {d.detail}") for d in unit.dropped
         ]
         return Unit(id=unit.id, dropped=tuple(drops[:1]))
+    extractor = checker.extractor if checker is not None else None
+    if mode == "direct":
+        verdicts = build_pair_examples(
+            preference,
+            templates,
+            w_direct=1.0,
+            lambda_answer=config.lambda_answer,
+            round=unit.records[0].round,
+            extractor=extractor,
+        )
+        return Unit(id=unit.id, records=tuple(verdicts))
     selection = select_critiques(unit.records, preference, config, checker)
     drops = [Dropped(stage=STAGE, id=d.critique.id, reason=d.reason, detail=d.detail) for d in selection.dropped]
     if selection.failure is not None:
@@ -166,7 +187,7 @@ def select_examples(
         templates,
         w_direct=config.w_direct,
         lambda_answer=config.lambda_answer,
-        extractor=checker.extractor if checker is not None else None,
+        extractor=extractor,
     )
     return Unit(id=unit.id, records=tuple(examples), dropped=tuple(drops))
 

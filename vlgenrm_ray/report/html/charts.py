@@ -225,6 +225,78 @@ def policy_curves(policies: Mapping[str, PolicyData]) -> list[tuple[str, str]]:
     return charts
 
 
+def ablation_accuracies(rows: Sequence[Mapping[str, Any]], lines: Mapping[str, float]) -> str:
+    """Draw the accuracy of each row of an ablation with its 95 % interval, and some accuracies to compare with.
+
+    Args:
+        rows: Rows with `label` and `accuracy`.
+        lines: Label of a vertical line -> its accuracy.
+    """
+    figure, axes = _new_chart(height=1.2 + 0.32 * len(rows))
+    for place, row in enumerate(rows):
+        value, (low, high) = row["accuracy"]["value"], row["accuracy"]["ci95"]
+        errors = np.array([[max(0.0, value - low)], [max(0.0, high - value)]])
+        axes.errorbar(value, place, xerr=errors, color=_SERIES[0], marker="o", capsize=3)
+    for number, (label, accuracy) in enumerate(lines.items(), start=1):
+        axes.axvline(accuracy, color=_SERIES[number], lw=1, ls="--", label=label)
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("accuracy on the test pairs")
+    if lines:
+        _add_legend(figure)
+    return _to_svg(figure, "Accuracy of each cell with its 95 % interval")
+
+
+def lines_with_intervals(
+    lines: Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]], *, title: str, x: str, y: str, log: bool = False
+) -> str:
+    """Draw estimates with their 95 % intervals over a number, a line per name.
+
+    Args:
+        lines: Name -> points (number, estimate as JSON).
+        title: Name of the chart.
+        x: Label of the number.
+        y: Label of the estimate.
+        log: Draw the number on a logarithmic scale of base 2.
+    """
+    figure, axes = _new_chart()
+    ticks = sorted({point for line in lines.values() for point, _ in line})
+    for index, (name, line) in enumerate(lines.items()):
+        values = np.array([estimate["value"] for _, estimate in line], dtype=float)
+        low, high = (np.array([estimate["ci95"][i] for _, estimate in line], dtype=float) for i in (0, 1))
+        axes.errorbar(
+            [point for point, _ in line],
+            values,
+            yerr=np.nan_to_num(np.maximum(0, [values - low, high - values])),
+            color=_SERIES[index % len(_SERIES)],
+            marker="os^Dv"[index % 5],
+            capsize=3,
+            label=name,
+        )
+    if log:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    _add_legend(figure)
+    return _to_svg(figure, title)
+
+
+def log_odds_histogram(histograms: Mapping[str, Sequence[int]], largest: float) -> str:
+    """Draw histograms of the log-odds of Yes after a critique, over [-largest, largest], a line per name."""
+    figure, axes = _new_chart()
+    for number, (name, counts) in enumerate(histograms.items()):
+        shares = np.array(counts, dtype=float) / max(sum(counts), 1)
+        edges = np.linspace(-largest, largest, len(counts) + 1)
+        axes.stairs(shares, edges, color=_SERIES[number % len(_SERIES)], label=name, lw=1.5)
+    axes.axvline(0, color=_LINE, lw=1)
+    axes.set_xlabel("log-odds of Yes after the critique (14 is p = 1 - 1e-6)")
+    axes.set_ylabel("share of critiques")
+    _add_legend(figure)
+    return _to_svg(figure, "Log-odds of Yes after a critique")
+
+
 def _new_chart(height: float = 3.2) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
