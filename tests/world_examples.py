@@ -5,9 +5,9 @@ from pathlib import Path
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Example, ExampleKind, ImageRef
+from vlgenrm_ray.shapes.basic import draw_item
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.reference_critiques import reference_critique
-from vlgenrm_ray.shapes.world import draw_item
 
 SEED = 11
 

@@ -18,7 +18,7 @@ from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
 from vlgenrm_ray.experts.expert import MatchingConfig
 from vlgenrm_ray.records import Origin, Preference, Question
-from vlgenrm_ray.shapes import pack_path, world
+from vlgenrm_ray.shapes import basic, pack_path, world
 
 EXPERTS = ExpertsConfig(
     vocabulary="shapes",
@@ -33,11 +33,11 @@ def test_guessed_responses_give_pairs_with_right_labels(run_folder: Path) -> Non
     # Local, so that Ray sends it to its workers by value: they cannot import this file.
     def guesser(config: VllmConfig) -> Generator:
         """Answer every question with a right or wrong answer to the same question about another scene."""
-        from vlgenrm_ray.shapes.pairs import corrupt_answer
+        from vlgenrm_ray.shapes.corruption import corrupt_answer
 
         texts: dict[str, list[str]] = {}
         for index in range(3000):
-            scene, question = world.draw_item(99, "train", index)
+            scene, question = basic.draw_item(99, "train", index)
             wrong = corrupt_answer(scene, question, random.Random(index))
             texts.setdefault(question.text, []).extend([question.reference, wrong])
 

@@ -11,8 +11,8 @@ from vlgenrm_ray.experts.checking import Thresholds
 from vlgenrm_ray.experts.evidence import cut_windows
 from vlgenrm_ray.records import Box, Detection, Preference, WindowScore
 from vlgenrm_ray.rewards.critique_checks import CritiqueChecker, CritiqueStep, cut_after_verdict, parse_steps
+from vlgenrm_ray.shapes.corruption import corrupt_answer
 from vlgenrm_ray.shapes.language import object_phrase
-from vlgenrm_ray.shapes.pairs import corrupt_answer
 from vlgenrm_ray.shapes.questions import KINDS, draw_question
 from vlgenrm_ray.shapes.reference_critiques import reference_critique
 from vlgenrm_ray.shapes.render import SIDE, boxes

@@ -11,8 +11,8 @@ from vlgenrm_ray.curation.evidence import parse_question
 from vlgenrm_ray.experts.claims import extract_claims
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import ClaimKind
-from vlgenrm_ray.shapes import world
-from vlgenrm_ray.shapes.pairs import corrupt_answer
+from vlgenrm_ray.shapes import basic
+from vlgenrm_ray.shapes.corruption import corrupt_answer
 
 SHAPES = load_vocabulary("shapes")
 COCO = load_vocabulary("coco")
@@ -87,7 +87,7 @@ def test_a_sentence_is_removed() -> None:
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.data())
 def test_an_edit_changes_exactly_one_statement_and_only_its_span(index: int, data: st.DataObject) -> None:
-    scene, question = world.draw_item(3, "train", index)
+    scene, question = basic.draw_item(3, "train", index)
     text = data.draw(st.sampled_from([question.reference, corrupt_answer(scene, question, random.Random(index))]))
     parts = split_statements(text, SHAPES)
     number = data.draw(st.integers(0, len(parts) - 1))
@@ -121,7 +121,7 @@ def test_topic_of_a_question(question: str, kind: str | None, subjects: set[str]
 @settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_reference_answers_answer_their_question(index: int) -> None:
-    _, question = world.draw_item(3, "train", index)
+    _, question = basic.draw_item(3, "train", index)
     assert parse_question(question.text, SHAPES).answered_by(extract_claims(question.reference, SHAPES))
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from vlgenrm_ray.bench.injections import INJECTIONS
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.judge.forgery import remove_forgeries
+from vlgenrm_ray.shapes.basic import draw_item
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.reference_critiques import reference_critique
-from vlgenrm_ray.shapes.world import draw_item
 
 ANSWER = "There is a cup."
 FORGED = (

@@ -25,8 +25,8 @@ from vlgenrm_ray.experts.claims import extract_claims
 from vlgenrm_ray.experts.evidence import ImageEvidence, WindowMatch, cut_windows
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
 from vlgenrm_ray.records import CheckedResponse, Detection, ImageRef, Origin, Preference, Question, Response
-from vlgenrm_ray.shapes import world
-from vlgenrm_ray.shapes.pairs import corrupt_answer
+from vlgenrm_ray.shapes import basic
+from vlgenrm_ray.shapes.corruption import corrupt_answer
 from vlgenrm_ray.shapes.questions import ShapesQuestion
 from vlgenrm_ray.shapes.render import SIDE, boxes
 from vlgenrm_ray.shapes.scenes import Scene
@@ -76,7 +76,7 @@ def check_all(
 
 
 def draw_world(index: int) -> tuple[Scene, ShapesQuestion, Question]:
-    scene, item = world.draw_item(5, "train", index)
+    scene, item = basic.draw_item(5, "train", index)
     image = ImageRef(uri=f"{index}.png", sha256=f"{index}", width=SIDE, height=SIDE)
     return (
         scene,
@@ -112,7 +112,7 @@ def test_every_label_is_true_and_every_question_has_a_pair_or_a_drop(
     index: int, num_wrong: int, with_right: bool, rng: random.Random
 ) -> None:
     scene, item, question = draw_world(index)
-    foreign = world.draw_item(6, "train", rng.randrange(1000))[1].reference
+    foreign = basic.draw_item(6, "train", rng.randrange(1000))[1].reference
     texts = [
         *wrong_answers(index, num_wrong),
         *([right_answer(index)] if with_right else []),

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from vlgenrm_ray.records import Origin, Preference
 from vlgenrm_ray.shapes import world
-from vlgenrm_ray.shapes.pairs import corrupt_answer, gold_pairs
-from vlgenrm_ray.shapes.world import draw_item, rng_of
+from vlgenrm_ray.shapes.basic import draw_item
+from vlgenrm_ray.shapes.corruption import corrupt_answer
+from vlgenrm_ray.shapes.pairs import gold_pairs
+from vlgenrm_ray.shapes.world import rng_of
 
 COUNT = 2000
 

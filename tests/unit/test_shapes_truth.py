@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.records import Claim, ClaimKind
-from vlgenrm_ray.shapes import world
-from vlgenrm_ray.shapes.pairs import corrupt_answer
+from vlgenrm_ray.shapes import basic
+from vlgenrm_ray.shapes.corruption import corrupt_answer
 from vlgenrm_ray.shapes.questions import KINDS, ShapesQuestion
 from vlgenrm_ray.shapes.reference_critiques import reference_critique
 from vlgenrm_ray.shapes.scenes import CELLS, Scene, SceneObject, draw_scene
@@ -34,7 +34,7 @@ SCENE = scene(("red circle", "top left"), ("blue star", "centre"), ("red square"
 
 @given(INDEX, INDEX)
 def test_references_are_true_and_corruptions_false(index: int, chance: int) -> None:
-    here, item = world.draw_item(0, "train", index)
+    here, item = basic.draw_item(0, "train", index)
     wrong = corrupt_answer(here, item, random.Random(chance))
     assert is_true(here, item.text, item.reference)
     assert not is_true(here, item.text, wrong)
@@ -45,7 +45,7 @@ def test_references_are_true_and_corruptions_false(index: int, chance: int) -> N
 
 @given(INDEX, INDEX)
 def test_a_corruption_changes_one_claim(index: int, chance: int) -> None:
-    here, item = world.draw_item(0, "train", index)
+    here, item = basic.draw_item(0, "train", index)
     wrong = corrupt_answer(here, item, random.Random(chance))
     sentences, known = wrong.split(". "), item.reference.split(". ")
     assert len(sentences) == len(known)
@@ -56,7 +56,7 @@ def test_a_corruption_changes_one_claim(index: int, chance: int) -> None:
 @given(INDEX, INDEX)
 def test_verdict_is_truth_for_answers_of_another_scene(index: int, seed: int) -> None:
     """Whatever is answered, the reference critique's verdict is `is_true`, and each line's own says if it holds."""
-    _, item = world.draw_item(0, "train", index)
+    _, item = basic.draw_item(0, "train", index)
     there = draw_scene(random.Random(seed))
     text = reference_critique(there, item.text, item.reference)
     assert text.endswith("Verdict: Yes") == is_true(there, item.text, item.reference)
@@ -65,7 +65,7 @@ def test_verdict_is_truth_for_answers_of_another_scene(index: int, seed: int) ->
 
 @given(INDEX)
 def test_questions_can_be_read(index: int) -> None:
-    _, item = world.draw_item(0, "test", index)
+    _, item = basic.draw_item(0, "test", index)
     assert parse(item.text) == (item.kind, item.subject, item.other)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.data.images import ImageLimits, read
-from vlgenrm_ray.shapes import world
+from vlgenrm_ray.shapes import basic, world
 from vlgenrm_ray.shapes.questions import KINDS, MAX_COUNT
 from vlgenrm_ray.shapes.render import SIDE, boxes, render
 from vlgenrm_ray.shapes.scenes import CELLS, SPLITS, draw_scene, split_of
@@ -22,7 +22,7 @@ def content(scene: object) -> tuple[object, ...]:
 
 
 def test_splits_share_no_scene() -> None:
-    seen = {split: {content(world.draw_item(0, split, i)[0]) for i in range(300)} for split in SPLITS}
+    seen = {split: {content(basic.draw_item(0, split, i)[0]) for i in range(300)} for split in SPLITS}
     for one in SPLITS:
         for two in SPLITS:
             assert one == two or not seen[one] & seen[two]
@@ -90,12 +90,12 @@ def test_the_id_of_a_question_determines_its_scene(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("id", ["q1", "shapes-train-0-1", "shapes-dev-0-000001-count", "photos-train-0-000001-count"])
 def test_foreign_ids_are_refused(id: str) -> None:
-    with pytest.raises(ValueError, match="not an id of the embedded world"):
+    with pytest.raises(ValueError, match="not an id of an embedded world"):
         world.scene_of(id)
 
 
 def test_questions_and_answers_are_evenly_spread() -> None:
-    items = [world.draw_item(11, "train", i)[1] for i in range(5 * 400)]
+    items = [basic.draw_item(11, "train", i)[1] for i in range(5 * 400)]
     assert Counter(a.kind for a in items) == dict.fromkeys(KINDS, 400)
     yes = sum(a.reference.startswith("Yes") for a in items if a.kind == "existence")
     assert 160 <= yes <= 240

@@ -118,6 +118,12 @@ def parse(question: str) -> tuple[str, str, str]:
     raise ValueError(f"not a question of the embedded world: {question!r}")
 
 
+def is_sentence_true(scene: Scene, sentence: str) -> bool:
+    """Return whether a sentence is in the world's language and true of the scene."""
+    parsed = claims(sentence)
+    return bool(parsed) and all(holds(scene, claim) for claim in parsed or ())
+
+
 def is_true(scene: Scene, question: str, response: str) -> bool:
     """Return whether a response answers the question in the world's language and makes only true claims."""
     parsed = claims(response)

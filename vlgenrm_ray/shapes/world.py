@@ -1,62 +1,115 @@
-"""The embedded world as a data set: questions with their images on disk, all recoverable from their ids."""
+"""The embedded worlds as data sets: questions with their images on disk, all recoverable from their ids."""
 
 import hashlib
 import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
+from PIL import Image
+
+from vlgenrm_ray import plugins
 from vlgenrm_ray.judge import sentences
 from vlgenrm_ray.records import Claim, ImageRef, Question
 from vlgenrm_ray.rewards.reward import SegmentedReward, sentence_segments
-from vlgenrm_ray.shapes.questions import KINDS, ShapesQuestion, draw_question
-from vlgenrm_ray.shapes.render import SIDE, render
-from vlgenrm_ray.shapes.scenes import SPLITS, Scene, Split, draw_scene_of
-from vlgenrm_ray.shapes.truth import claims, holds, is_true
 
-SOURCE = "shapes"
+BASIC = "shapes"
+WORLDS = {
+    BASIC: "vlgenrm_ray.shapes.basic:WORLD",
+}
+"""Name of a world, which is its source in a recipe -> `World`."""
 
 
-def rng_of(seed: int, split: Split, index: int, use: str) -> random.Random:
+class WorldQuestion(Protocol):
+    """A question about a scene, with its true answer."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of question: describe, count, ..."""
+
+    @property
+    def text(self) -> str:
+        """The question."""
+
+    @property
+    def reference(self) -> str:
+        """Its true answer."""
+
+
+SceneT = TypeVar("SceneT")
+QuestionT = TypeVar("QuestionT", bound=WorldQuestion)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World(Generic[SceneT, QuestionT]):
+    """An embedded world: how its items are drawn from (seed, split, index), rendered, and compared with the truth."""
+
+    name: str
+    splits: tuple[str, ...]
+    kinds: tuple[str, ...]
+    """Kinds of question."""
+    draw_item: Callable[[int, str, int], tuple[SceneT, QuestionT]]
+    """(seed, split, index) -> a scene and a question about it. Equal arguments give equal items."""
+    corrupt_answer: Callable[[SceneT, QuestionT, random.Random], str]
+    """Changes one fact of the true answer, so that it is false."""
+    render: Callable[[SceneT], Image.Image]
+    claim_is_true: Callable[[SceneT, Claim], bool]
+    response_is_true: Callable[[SceneT, str, str], bool]
+    """(scene, question, response) -> whether the response answers the question and states only what is true."""
+    sentence_is_true: Callable[[SceneT, str], bool]
+    """Whether a sentence is in the world's language and true."""
+    prior_answer: Callable[[SceneT, QuestionT], str | None] = lambda scene, question: None
+    """The answer that the world's language prior suggests, if it is false of the scene; None otherwise."""
+    item_is_compositional: Callable[[str, int], bool] = lambda split, index: False
+    """(split, index) -> whether the item shows combinations that never occur in the train split."""
+
+
+def load_world(name: str) -> World[Any, Any]:
+    """Return a world by its name. Raises ValueError for an unknown one."""
+    if name not in WORLDS:
+        raise ValueError(f"no embedded world '{name}'; choose from {', '.join(WORLDS)}")
+    world: World[Any, Any] = plugins.load(name, WORLDS, "world")
+    return world
+
+
+def rng_of(seed: int, split: str, index: int, use: str) -> random.Random:
     """Return the random generator of one item (seed, split, index) for one use ("scene", "question", "wrong")."""
     return random.Random(f"{seed}/{split}/{index}/{use}")
 
 
-def draw_item(seed: int, split: Split, index: int) -> tuple[Scene, ShapesQuestion]:
-    """Draw the scene and the question at `index`. Kinds of question alternate."""
-    kind = KINDS[index % len(KINDS)]
-    scenes = rng_of(seed, split, index, "scene")
-    while True:
-        scene = draw_scene_of(split, scenes)
-        # The same seed for every scene: the drawn answer is fixed, and scenes that do not fit it are skipped.
-        question = draw_question(scene, kind, rng_of(seed, split, index, "question"))
-        if question is not None:
-            return scene, question
+def questions(
+    folder: Path, *, seed: int, split: str, count: int, start: int = 0, world: str = BASIC
+) -> Iterator[Question]:
+    """Generate questions `start` to `start + count - 1` of a world; kinds alternate.
 
+    The images are written to `folder/<sha256>.png`. Ids are `<world>-<split>-<seed>-<index>-<kind>`. Equal arguments
+    give equal ids, texts and images.
 
-def questions(folder: Path, *, seed: int, split: Split, count: int, start: int = 0) -> Iterator[Question]:
-    """Generate questions `start` to `start + count - 1`; kinds alternate.
-
-    Every question has its own scene, whose PNG is written to `folder/<sha256>.png`. Ids are
-    `shapes-<split>-<seed>-<index>-<kind>`. Equal arguments give equal ids, texts and images.
+    Raises:
+        ValueError: There is no such world, or it has no such split.
     """
+    drawn_world = load_world(world)
+    if split not in drawn_world.splits:
+        raise ValueError(f"world '{world}' has no split '{split}'; choose from {', '.join(drawn_world.splits)}")
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(start, start + count):
-        scene, drawn = draw_item(seed, split, index)
+        scene, drawn = drawn_world.draw_item(seed, split, index)
         yield Question(
-            id=f"{SOURCE}-{split}-{seed}-{index:06d}-{drawn.kind}",
-            image=_store(scene, folder),
+            id=f"{world}-{split}-{seed}-{index:06d}-{drawn.kind}",
+            image=_store(drawn_world.render(scene), folder),
             text=drawn.text,
-            source=SOURCE,
+            source=world,
             kind=drawn.kind,
             reference=drawn.reference,
         )
 
 
-def _store(scene: Scene, folder: Path) -> ImageRef:
+def _store(image: Image.Image, folder: Path) -> ImageRef:
     buffer = io.BytesIO()
-    render(scene).save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     data = buffer.getvalue()
     name = hashlib.sha256(data).hexdigest()
     path = folder / f"{name}.png"
@@ -64,36 +117,62 @@ def _store(scene: Scene, folder: Path) -> ImageRef:
         partial = folder / f".{name}.{os.getpid()}"
         partial.write_bytes(data)
         partial.rename(path)
-    return ImageRef(uri=str(path), sha256=name, width=SIDE, height=SIDE)
+    return ImageRef(uri=str(path), sha256=name, width=image.width, height=image.height)
 
 
-def scene_of(id: str) -> Scene:
-    """Redraw the scene of a question's id, or of any id that extends it. Raises ValueError for a foreign id.
+@dataclass(frozen=True, slots=True)
+class ItemAddress:
+    """The parts of an id that determine its item."""
+
+    world: str
+    split: str
+    seed: int
+    index: int
+
+
+def address_of(id: str) -> ItemAddress:
+    """Parse a question's id, or any id that extends one. Raises ValueError for a foreign id."""
+    name, *parts = id.split("/")[0].rsplit("-", 4)
+    if name not in WORLDS or len(parts) != 4 or parts[0] not in load_world(name).splits:
+        raise ValueError(f"not an id of an embedded world: {id!r}")
+    return ItemAddress(name, parts[0], int(parts[1]), int(parts[2]))
+
+
+def item_of(id: str) -> tuple[Any, Any]:
+    """Redraw scene and question of an id. Raises ValueError for a foreign id.
 
     For measuring only: the training loop sees images.
     """
-    source, *parts = id.split("/")[0].rsplit("-", 4)
-    if source != SOURCE or len(parts) != 4 or parts[0] not in SPLITS:
-        raise ValueError(f"not an id of the embedded world: {id!r}")
-    return draw_item(int(parts[1]), parts[0], int(parts[2]))[0]
+    address = address_of(id)
+    scene, question = load_world(address.world).draw_item(address.seed, address.split, address.index)
+    return scene, question
+
+
+def scene_of(id: str) -> Any:
+    """Redraw the scene of a question's id, or of any id that extends it. Raises ValueError for a foreign id."""
+    return item_of(id)[0]
+
+
+def is_compositional(id: str) -> bool:
+    """Return whether an item shows combinations that never occur in the train split, by any id that extends its own."""
+    address = address_of(id)
+    return load_world(address.world).item_is_compositional(address.split, address.index)
 
 
 def claim_is_true(question: Question, claim: Claim) -> bool:
     """Return the ground truth of one claim about a question's image."""
-    return holds(scene_of(question.id), claim)
+    return load_world(address_of(question.id).world).claim_is_true(scene_of(question.id), claim)
 
 
 def sentences_are_true(question: Question, text: str) -> SegmentedReward:
     """Return the ground truth of a response with that of each sentence, 1 or 0, as a reward of `granularity: claim`."""
-    scene = scene_of(question.id)
-    rewards = []
-    for sentence in sentences.split(text):
-        parsed = claims(sentence)
-        rewards.append((sentence, float(bool(parsed) and all(holds(scene, claim) for claim in parsed or ()))))
-    reward = float(is_true(scene, question.text, text))
+    world, scene = load_world(address_of(question.id).world), scene_of(question.id)
+    rewards = [(sentence, float(world.sentence_is_true(scene, sentence))) for sentence in sentences.split(text)]
+    reward = float(world.response_is_true(scene, question.text, text))
     return SegmentedReward(reward=reward, segments=sentence_segments(text, rewards, reward=reward))
 
 
 def response_is_true(question: Question, text: str) -> bool:
-    """Return the ground truth of a response to a question of the embedded world."""
-    return is_true(scene_of(question.id), question.text, text)
+    """Return the ground truth of a response to a question of an embedded world."""
+    world = load_world(address_of(question.id).world)
+    return world.response_is_true(scene_of(question.id), question.text, text)
