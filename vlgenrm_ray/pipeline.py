@@ -152,7 +152,7 @@ def prepare(run: RewardRun, until: PreparationStage | None = None) -> dict[str, 
         manifests[name] = start()
         if name == until:
             return manifests
-    if config.pool.source == "shapes":
+    if config.pool.is_embedded_world():
         write_json(run.folder / "quality.json", evidence_quality_report(run))
     return manifests
 

@@ -32,7 +32,9 @@ PLUGIN_FOLDERS = {
 }
 """Folders whose modules are one plug-in each, however small: engines, formats, benchmarks, algorithms, ..."""
 SMALL_MODULES = {
-    "vlgenrm_ray.shapes.building.vlm_evaluation": "run by jobs/build_shapes.py",
+    "vlgenrm_ray.shapes.basic": "a world, named in world.WORLDS",
+    "vlgenrm_ray.shapes.building.blind_judge": "a judge beside the engines' own, measured by bench/pack.py",
+    "vlgenrm_ray.shapes.hard.world": "a world, named in world.WORLDS",
 }
 """Modules with one importer and under 60 lines that stay files of their own, with the reason."""
 PRIVATE_RAY = re.compile(

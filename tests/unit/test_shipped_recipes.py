@@ -19,6 +19,7 @@ LAPTOP = Cluster(nodes=(Node(num_cpus=2),))
 NODE = Node(num_cpus=64, num_gpus=8)
 NEEDS = {
     "shapes": LAPTOP,
+    "shapes_hard": LAPTOP,
     "shapes_pairwise": LAPTOP,
     "shapes_head": LAPTOP,
     "photos": LAPTOP,
@@ -27,6 +28,7 @@ NEEDS = {
 }
 POLICIES = {
     "shapes_grpo": LAPTOP,
+    "shapes_hard_grpo": LAPTOP,
     "shapes_ppo": LAPTOP,
     "shapes_dpo": LAPTOP,
     "shapes_judge_grpo": LAPTOP,

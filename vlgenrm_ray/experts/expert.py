@@ -99,7 +99,7 @@ class ExpertPipelineConfig(Settings):
     }
 
     vocabulary: str = "coco"
-    """Vocabulary that claims are read with: `coco`, `shapes`, or the path of a YAML file."""
+    """Vocabulary that claims are read with: `coco`, `shapes`, `shapes_hard`, or the path of a YAML file."""
     claims: ClaimsConfig = ClaimsConfig()
     """Extraction of claims from texts."""
     detector: DetectorConfig

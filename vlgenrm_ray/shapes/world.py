@@ -17,8 +17,10 @@ from vlgenrm_ray.records import Claim, ImageRef, Question
 from vlgenrm_ray.rewards.reward import SegmentedReward, sentence_segments
 
 BASIC = "shapes"
+HARD = "shapes-hard"
 WORLDS = {
     BASIC: "vlgenrm_ray.shapes.basic:WORLD",
+    HARD: "vlgenrm_ray.shapes.hard.world:WORLD",
 }
 """Name of a world, which is its source in a recipe -> `World`."""
 

@@ -24,15 +24,18 @@ from vlgenrm_ray.settings import Settings
 
 SHAPES = "shapes"
 RUN = "run"
+SHAPES_HARD = "shapes-hard"
 SOURCES = {
     **CONTAINERS,
     FILES: "vlgenrm_ray.curation.sources.container:Container",
     SHAPES: "vlgenrm_ray.curation.sources.shapes:open_shapes",
     RUN: "vlgenrm_ray.curation.sources.run_folder:open_run_folder",
     JUDGE_PROMPTS: "vlgenrm_ray.curation.sources.judge_prompts:open_judge_prompts",
+    SHAPES_HARD: "vlgenrm_ray.curation.sources.shapes:open_shapes",
 }
 """Source -> container, or function that opens the source."""
-_SHAPES_SPLITS = ("train", "heldout", "test")
+_WORLD_SPLITS = {SHAPES: ("train", "heldout", "test"), SHAPES_HARD: ("train", "validation", "test")}
+"""Embedded world -> its splits."""
 
 # A deprecated method of pydantic's models has the name; nothing here calls it.
 warnings.filterwarnings("ignore", 'Field name "schema" in "SourceConfig" shadows', UserWarning)
@@ -42,13 +45,13 @@ class SourceConfig(Settings):
     """The data that questions are read from."""
 
     labelled: ClassVar[bool] = False
-    """`shapes`: give each question a true and a wrong answer, by ground truth; see `HeldoutConfig`."""
+    """Embedded worlds: give each question a true and a wrong answer, by ground truth; see `HeldoutConfig`."""
 
     source: str = SHAPES
     """`files` (of any format, recognised by their content), a format by name (`jsonl`, `json`, `parquet`, `arrow`,
-    `csv`, `webdataset`), `shapes` (the embedded world), `run` (the preference pairs of a run folder), `judge_prompts`
-    (prompts about those pairs, to train the run's judge as a policy), or an import path `package.module:Name` of your
-    own."""
+    `csv`, `webdataset`), an embedded world (`shapes`, `shapes-hard`), `run` (the preference pairs of a run folder),
+    `judge_prompts` (prompts about those pairs, to train the run's judge as a policy), or an import path
+    `package.module:Name` of your own."""
     path: str | None = None
     """A file, a folder or a pattern; a local path or a URI of a store (`s3://`, `gs://`, `az://`, ...). `run` and
     `judge_prompts`: the run folder."""
@@ -61,12 +64,13 @@ class SourceConfig(Settings):
     """Folder that relative image paths refer to; default: the folder of the data file. Images of network addresses,
     which are not fetched, are looked up in it by their file names."""
     split: str | None = None
-    """`shapes`: part of the world, `train` (default), `heldout` or `test`. `judge_prompts`: `heldout`, a tenth of the
-    images, or `train`, the others; default: all. Files: the split to read from a folder that holds several."""
+    """Part of an embedded world: `train` (default), `heldout` or `test` of `shapes`; `train`, `validation` or `test` of
+    `shapes-hard`. `judge_prompts`: `heldout`, a tenth of the images, or `train`, the others; default: all. Files: the
+    split to read from a folder that holds several."""
     count: int = Field(default=500, ge=1)
-    """`shapes`: number of questions."""
+    """Embedded worlds: number of questions."""
     seed: int | None = None
-    """`shapes`: seed of the world. None: the seed of the run."""
+    """Embedded worlds: seed. None: the seed of the run."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further settings for a source of your own; `csv`: `delimiter`; `judge_prompts`: settings of the judge that differ
     from the run's, such as `kind`."""
@@ -91,9 +95,10 @@ class SourceConfig(Settings):
             raise ValueError(f"source '{self.source}' needs pool.path: the folder of a reward-model run")
         if self.source == JUDGE_PROMPTS and self.split not in (None, *SPLITS):
             raise ValueError(f"split '{self.split}' of {self.source} is unknown; choose from {', '.join(SPLITS)}")
-        if self.source == SHAPES and self.split not in (None, *_SHAPES_SPLITS):
+        splits = _WORLD_SPLITS.get(self.source)
+        if splits and self.split not in (None, *splits):
             raise ValueError(
-                f"split '{self.split}' is not in the embedded world; choose from {', '.join(_SHAPES_SPLITS)}"
+                f"split '{self.split}' is not in the world '{self.source}'; choose from {', '.join(splits)}"
             )
         return self
 
@@ -102,9 +107,13 @@ class SourceConfig(Settings):
     def _make_absolute(cls, folder: str | None) -> str | None:
         return absolute(folder)
 
+    def is_embedded_world(self) -> bool:
+        """Return True if the questions come from an embedded world, whose ground truth can measure the stages."""
+        return self.source in _WORLD_SPLITS
+
     def reads_files(self) -> bool:
         """Return True if the rows come from files, which can be sampled without an engine."""
-        if self.source in (SHAPES, RUN, JUDGE_PROMPTS):
+        if self.is_embedded_world() or self.source in (RUN, JUDGE_PROMPTS):
             return False
         opener = plugins.load(self.source, SOURCES, "pool.source")
         return isinstance(opener, type) and issubclass(opener, Container)

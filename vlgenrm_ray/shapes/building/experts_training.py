@@ -1,12 +1,12 @@
-"""Training of the embedded world's experts: a small YOLO that detects shapes, a small CLIP that tells colours apart.
+"""Training of an embedded world's experts: a small YOLO that detects shapes, a small CLIP that tells attributes apart.
 
 Both are trained on images of the train split and the true boxes alone, never on questions, responses or critiques.
 """
 
 import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,7 @@ from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.engines.matchers.open_clip import OpenClipMatcher
 from vlgenrm_ray.records import Box
 from vlgenrm_ray.shapes.language import with_article
-from vlgenrm_ray.shapes.render import SIDE, boxes, render
-from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene, Split, draw_scene_of
+from vlgenrm_ray.shapes.render import SIDE
 
 if TYPE_CHECKING:
     import torch
@@ -32,21 +31,56 @@ _NUM_TRAIN = 5000
 _NUM_HELDOUT = 400
 
 
-def _draw_scenes(split: Split, count: int, seed: int) -> list[Scene]:
+@dataclass(frozen=True, kw_only=True)
+class ExpertMaterial:
+    """Images, boxes and captions that the experts of a world are trained on and measured with."""
+
+    labels: Sequence[str]
+    """Nouns that the detector finds."""
+    families: Mapping[str, Sequence[str]]
+    """Family of attributes (colour) -> its words. An object has the word of a family as an attribute of that name."""
+    heldout: str
+    """Split that the experts are measured on."""
+    draw_scene: Callable[[str, random.Random], Any]
+    """Draws a scene of a split."""
+    render: Callable[[Any], Image.Image]
+    boxes: Callable[[Any], tuple[Box, ...]]
+    """True box of each object of a scene, in its order."""
+
+    @property
+    def captions(self) -> dict[str, list[str]]:
+        """Sets of texts that the matcher learns to tell apart; each set is a separate contrastive loss."""
+        pairs = {
+            f"{family} and shape": [f"{word} {label}" for word in words for label in self.labels]
+            for family, words in self.families.items()
+        }
+        words_alone = {family: [f"{word} shape" for word in words] for family, words in self.families.items()}
+        sets = pairs | {"shape": list(self.labels)} | words_alone
+        return {name: [*map(with_article, texts), NOTHING] for name, texts in sets.items()}
+
+    def captions_of(self, item: Any) -> dict[str, str]:
+        """Return the caption of an object in each set of `captions`."""
+        words = {family: getattr(item, family) for family in self.families}
+        pairs = {f"{family} and shape": f"{word} {item.shape}" for family, word in words.items()}
+        texts = pairs | {"shape": item.shape} | {family: f"{word} shape" for family, word in words.items()}
+        return {name: with_article(text) for name, text in texts.items()}
+
+
+def _draw_scenes(material: ExpertMaterial, split: str, count: int, seed: int) -> list[Any]:
     rng = random.Random(f"{seed}/{split}/experts")
-    return [draw_scene_of(split, rng) for _ in range(count)]
+    return [material.draw_scene(split, rng) for _ in range(count)]
 
 
 # -- detector ------------------------------------------------------------------------------------------------------
 
 
-def build_detector(folder: Path, seed: int, steps: int = 700) -> dict[str, float]:
+def build_detector(folder: Path, material: ExpertMaterial, seed: int, steps: int = 700) -> dict[str, float]:
     """Train the detector, write `folder/model.pt`, return its held-out metrics. About 3 minutes on one core."""
     yolo.train(
         folder / "model.pt",
-        _detector_batches(seed),
+        _detector_batches(material, seed),
         steps=steps,
-        labels=SHAPES,
+        labels=material.labels,
         scale=(0.33, 0.125, 256),
         image_size=DETECTOR_SIZE,
         learning_rate=5e-3,
@@ -55,15 +89,16 @@ def build_detector(folder: Path, seed: int, steps: int = 700) -> dict[str, float
     detector = yolo.YoloDetector(
         DetectorConfig(model=str(folder), min_score=0.01, image_size=DETECTOR_SIZE, device="cpu")
     )
-    scenes = _draw_scenes("heldout", _NUM_HELDOUT, seed)
-    predictions = [detector.detect([render(scene)], SHAPES)[0] for scene in scenes]
-    metrics = yolo.average_precision(predictions, [boxes(scene) for scene in scenes])
+    scenes = _draw_scenes(material, material.heldout, _NUM_HELDOUT, seed)
+    predictions = [detector.detect([material.render(scene)], material.labels)[0] for scene in scenes]
+    metrics = yolo.average_precision(predictions, [material.boxes(scene) for scene in scenes])
     return metrics | {"scenes": len(scenes), "steps": steps, "seed": seed}
 
 
-def _detector_batches(seed: int, size: int = 32) -> Iterator[list[yolo.LabelledImage]]:
+def _detector_batches(material: ExpertMaterial, seed: int, size: int = 32) -> Iterator[list[yolo.LabelledImage]]:
     rng = random.Random(seed)
-    pool = [(render(scene), boxes(scene)) for scene in _draw_scenes("train", _NUM_TRAIN, seed)]
+    scenes = _draw_scenes(material, "train", _NUM_TRAIN, seed)
+    pool = [(material.render(scene), material.boxes(scene)) for scene in scenes]
     while True:
         yield [_mirror(*item) if rng.random() < 0.5 else item for item in rng.sample(pool, size)]
 
@@ -74,14 +109,6 @@ def _mirror(image: Image.Image, labels: Sequence[Box]) -> yolo.LabelledImage:
 
 # -- matcher -------------------------------------------------------------------------------------------------------
 
-NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-CAPTIONS = {
-    "colour and shape": [*map(with_article, NAMES), NOTHING],
-    "shape": [*map(with_article, SHAPES), NOTHING],
-    "colour": [*(with_article(f"{colour} shape") for colour in COLOURS), NOTHING],
-}
-"""Sets of texts that the matcher learns to tell apart; each set is a separate contrastive loss."""
-
 _ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": MATCHER_SIZE, "patch_size": 8, "width": 96, "head_width": 32, "layers": 3},
@@ -90,7 +117,7 @@ _ARCHITECTURE: dict[str, Any] = {
 _PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
 
 
-def build_matcher(folder: Path, seed: int, steps: int = 1000) -> dict[str, float]:
+def build_matcher(folder: Path, material: ExpertMaterial, seed: int, steps: int = 1000) -> dict[str, float]:
     """Train the matcher, write it to `folder`, return its held-out metrics. About 3 minutes on one core."""
     import open_clip
     import torch
@@ -98,21 +125,22 @@ def build_matcher(folder: Path, seed: int, steps: int = 1000) -> dict[str, float
 
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    num_words = _write_tokenizer(folder)
+    captions = material.captions
+    num_words = _write_tokenizer(folder, captions)
     architecture = _ARCHITECTURE | {"text_cfg": {**_ARCHITECTURE["text_cfg"], "vocab_size": num_words}}
     config = {"model_cfg": architecture, "preprocess_cfg": _PIXELS}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     name = f"local-dir:{folder}"
     model = open_clip.create_model(name, load_weights=False)
     tokenizer = open_clip.get_tokenizer(name)
-    tokens = {kind: tokenizer(texts) for kind, texts in CAPTIONS.items()}
+    tokens = {kind: tokenizer(texts) for kind, texts in captions.items()}
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.15)
-    windows = _windows("train", _NUM_TRAIN, seed)
+    windows = _windows(material, seed)
     model.train()
     for step in range(steps):
-        crops, targets = _tensors([next(windows) for _ in range(128)])
+        crops, targets = _tensors(material, captions, [next(windows) for _ in range(128)])
         features = model.encode_image(crops, normalize=True)
         loss = torch.zeros(())
         for kind, texts in tokens.items():
@@ -129,7 +157,7 @@ def build_matcher(folder: Path, seed: int, steps: int = 1000) -> dict[str, float
             print(f"matcher step {step}/{steps} loss {loss.item():.3f}", flush=True)
     weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    return measure_matcher(folder, seed) | {"steps": steps, "seed": seed}
+    return measure_matcher(folder, material, seed) | {"steps": steps, "seed": seed}
 
 
 Rectangle = tuple[float, float, float, float]
@@ -139,26 +167,29 @@ _INSIDE, _OUTSIDE = 0.6, 0.15
 Windows with an object in between are skipped."""
 
 
-def _windows(split: Split, count: int, seed: int) -> Iterator[tuple[Image.Image, dict[str, float]]]:
-    """Yield random crops endlessly, each with the names of its objects and their shares of the total object area."""
+CropWithObjects = tuple[Image.Image, list[tuple[Any, float]]]
+"""A crop, with the objects that it shows and their shares of the total area of these objects."""
+
+
+def _windows(material: ExpertMaterial, seed: int) -> Iterator[CropWithObjects]:
+    """Yield random crops of train-split scenes endlessly."""
     rng = random.Random(f"{seed}/windows")
-    pool = [(render(scene), _named_boxes(scene)) for scene in _draw_scenes(split, count, seed)]
+    scenes = _draw_scenes(material, "train", _NUM_TRAIN, seed)
+    pool = [(material.render(scene), list(zip(scene.objects, material.boxes(scene), strict=True))) for scene in scenes]
     while True:
         image, objects = rng.choice(pool)
         window = rng.choice((_around_object, _grid_tile, _random_window))(rng, [box for _, box in objects])
-        shares = {box: _share(box, window) for _, box in objects}
-        if any(_OUTSIDE < share < _INSIDE for share in shares.values()):
+        shares = [_share(box, window) for _, box in objects]
+        if any(_OUTSIDE < share < _INSIDE for share in shares):
             continue
-        areas: dict[str, float] = {}
-        for name, box in objects:
-            if shares[box] >= _INSIDE:
-                areas[name] = areas.get(name, 0.0) + (box.x1 - box.x0) * (box.y1 - box.y0)
+        shown = [
+            (item, (box.x1 - box.x0) * (box.y1 - box.y0))
+            for (item, box), share in zip(objects, shares, strict=True)
+            if share >= _INSIDE
+        ]
+        total = sum(area for _, area in shown)
         crop = image.resize((MATCHER_SIZE, MATCHER_SIZE), Image.Resampling.BILINEAR, box=window)
-        yield crop, {name: area / sum(areas.values()) for name, area in areas.items()}
-
-
-def _named_boxes(scene: Scene) -> list[tuple[str, Box]]:
-    return [(o.name, box) for o, box in zip(scene.objects, boxes(scene), strict=True)]
+        yield crop, [(item, area / total) for item, area in shown]
 
 
 def _around_object(rng: random.Random, objects: Sequence[Box]) -> Rectangle:
@@ -190,30 +221,30 @@ def _share(box: Box, window: Rectangle) -> float:
 
 
 def _tensors(
-    batch: Sequence[tuple[Image.Image, dict[str, float]]],
+    material: ExpertMaterial, captions: Mapping[str, Sequence[str]], batch: Sequence[CropWithObjects]
 ) -> tuple["torch.Tensor", dict[str, "torch.Tensor"]]:
     """Convert crops to pixels in [-1, 1], and to the target distribution over each set of captions."""
     import numpy as np
     import torch
 
     pixels = np.stack([np.asarray(crop, dtype=np.float32) for crop, _ in batch]) / 127.5 - 1
-    targets = {kind: torch.zeros(len(batch), len(texts)) for kind, texts in CAPTIONS.items()}
-    for row, (_, shares) in enumerate(batch):
-        for name, share in shares.items() or [("", 1.0)]:
-            colour, _, shape = name.partition(" ")
-            words = {"colour and shape": name, "shape": shape, "colour": f"{colour} shape"}
-            for kind, texts in CAPTIONS.items():
-                caption = with_article(words[kind]) if name else NOTHING
-                targets[kind][row, texts.index(caption)] += share
+    targets = {kind: torch.zeros(len(batch), len(texts)) for kind, texts in captions.items()}
+    for row, (_, shown) in enumerate(batch):
+        for item, share in shown:
+            for kind, caption in material.captions_of(item).items():
+                targets[kind][row, captions[kind].index(caption)] += share
+        if not shown:
+            for kind, texts in captions.items():
+                targets[kind][row, texts.index(NOTHING)] = 1.0
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), targets
 
 
-def _write_tokenizer(folder: Path) -> int:
+def _write_tokenizer(folder: Path, captions: Mapping[str, Sequence[str]]) -> int:
     """Write a word-level tokenizer of the captions in the form open_clip expects; return its vocabulary size."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for texts in CAPTIONS.values() for text in texts for word in text.split()})
+    words = sorted({word for texts in captions.values() for text in texts for word in text.split()})
     # open_clip takes the text feature at the largest id of a sequence, so the end token has the largest id.
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unknown>", *words, "<start>", "<end>"])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
@@ -228,26 +259,33 @@ def _write_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def measure_matcher(folder: Path, seed: int) -> dict[str, float]:
-    """Measure held-out accuracy: colour of an object, shape of an object, content of a grid tile."""
+def measure_matcher(folder: Path, material: ExpertMaterial, seed: int) -> dict[str, float]:
+    """Measure held-out accuracy: attributes of an object, shape of an object, content of a grid tile."""
     model = OpenClipMatcher(MatcherConfig(model=str(folder), template="{}", device="cpu"))
     rng = random.Random(f"{seed}/measure")
-    correct: dict[str, list[bool]] = {"colour": [], "shape": [], "tile": []}
-    for scene in _draw_scenes("heldout", _NUM_HELDOUT, seed):
-        image = render(scene)
-        for o, box in zip(scene.objects, boxes(scene), strict=True):
+    first_family = next(iter(material.families))
+    texts = material.captions[f"{first_family} and shape"]
+    correct: dict[str, list[bool]] = {name: [] for name in (*material.families, "shape", "tile")}
+    for scene in _draw_scenes(material, material.heldout, _NUM_HELDOUT, seed):
+        image = material.render(scene)
+        for item, box in zip(scene.objects, material.boxes(scene), strict=True):
             crop = image.crop(_around_object(rng, [box]))
-            colours = [with_article(f"{colour} {o.shape}") for colour in COLOURS]
-            shapes = [with_article(f"{o.colour} {shape}") for shape in SHAPES]
-            correct["colour"].append(_best(model, crop, colours) == with_article(o.name))
-            correct["shape"].append(_best(model, crop, shapes) == with_article(o.name))
+            for family, words in material.families.items():
+                of_family = [with_article(f"{word} {item.shape}") for word in words]
+                correct[family].append(
+                    _best(model, crop, of_family) == material.captions_of(item)[f"{family} and shape"]
+                )
+            word = getattr(item, first_family)
+            shapes = [with_article(f"{word} {label}") for label in material.labels]
+            correct["shape"].append(_best(model, crop, shapes) == with_article(f"{word} {item.shape}"))
         for cell in range(9):
             x, y = cell % 3 * SIDE // 3, cell // 3 * SIDE // 3
             occupant = scene.at(cell)
-            best = _best(model, image.crop((x, y, x + SIDE // 3, y + SIDE // 3)), CAPTIONS["colour and shape"])
-            correct["tile"].append(best == (with_article(occupant.name) if occupant else NOTHING))
+            best = _best(model, image.crop((x, y, x + SIDE // 3, y + SIDE // 3)), texts)
+            wanted = material.captions_of(occupant)[f"{first_family} and shape"] if occupant else NOTHING
+            correct["tile"].append(best == wanted)
     accuracy = {f"{name}_accuracy": sum(hits) / len(hits) for name, hits in correct.items()}
-    return accuracy | {"crops": len(correct["colour"]), "tiles": len(correct["tile"]), "scenes": _NUM_HELDOUT}
+    return accuracy | {"crops": len(correct["shape"]), "tiles": len(correct["tile"]), "scenes": _NUM_HELDOUT}
 
 
 def _best(model: OpenClipMatcher, crop: Image.Image, texts: Sequence[str]) -> str:

@@ -1,16 +1,13 @@
-"""Training data of the tiny VLM: images of train-split scenes, exercises, questions about them, and a few critiques."""
+"""Training data of a tiny VLM: images of train-split scenes, exercises, questions about them, and a few critiques."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from vlgenrm_ray.shapes.language import cot_prompt, direct_prompt, object_phrases, sentence, with_article
-from vlgenrm_ray.shapes.pairs import corrupt_answer
-from vlgenrm_ray.shapes.questions import KINDS, draw_question
-from vlgenrm_ray.shapes.reference_critiques import reference_critique, verdict_word
-from vlgenrm_ray.shapes.render import render
-from vlgenrm_ray.shapes.scenes import CELLS, COLOURS, MAX_OBJECTS, SHAPES, Scene, draw_scene, draw_scene_of
+from vlgenrm_ray.shapes.building.curriculum import TrainingQuestion, VlmCurriculum
+from vlgenrm_ray.shapes.language import cot_prompt, direct_prompt
+from vlgenrm_ray.shapes.reference_critiques import verdict_word
 
 if TYPE_CHECKING:
     import torch
@@ -33,54 +30,61 @@ class TrainingTurn:
 class ShapesDataset:
     """Scenes of the train split with their preprocessed images; draws training turns about them."""
 
-    def __init__(self, processor: "Qwen3VLProcessor", scenes: Sequence[Scene]) -> None:
+    def __init__(self, processor: "Qwen3VLProcessor", curriculum: VlmCurriculum, scenes: Sequence[Any]) -> None:
         import torch
 
         self.processor = processor
+        self.curriculum = curriculum
         self.scenes = scenes
         patches = []
         for start in range(0, len(scenes), 256):
-            images = [render(scene) for scene in scenes[start : start + 256]]
+            images = [curriculum.render(scene) for scene in scenes[start : start + 256]]
             batch = processor.image_processor(images=images, return_tensors="pt")
             patches.append(batch["pixel_values"].half().view(len(images), -1, batch["pixel_values"].shape[-1]))
         self.patches = torch.cat(patches)
-        """Preprocessed images, shape [scenes, 36 patches, 3 x 2 x 12 x 12 values]."""
+        """Preprocessed images, shape [scenes, patches, 3 x 2 x patch x patch values]."""
         self.grid = batch["image_grid_thw"][:1]
         self.num_image_tokens = int(self.grid.prod()) // processor.image_processor.merge_size**2
 
     @classmethod
-    def draw(cls, processor: "Qwen3VLProcessor", *, size: int, seed: int) -> Self:
+    def draw(cls, processor: "Qwen3VLProcessor", curriculum: VlmCurriculum, *, size: int, seed: int) -> Self:
         """Draw `size` random scenes of the train split."""
         rng = random.Random(f"album/{seed}")
-        return cls(processor, [draw_scene_of("train", rng) for _ in range(size)])
+        return cls(processor, curriculum, [curriculum.draw_scene(rng) for _ in range(size)])
 
-    def draw_question(self, kind: str, rng: random.Random) -> tuple[int, TrainingTurn, str]:
-        """Draw a question of a kind. Return the index of its scene, the training turn, and a wrong answer."""
+    def draw_question(self, kind: str, rng: random.Random) -> tuple[int, TrainingQuestion]:
+        """Draw a question of a kind. Return the index of its scene, and the question with its answers."""
         key = rng.random()
         while True:
             index = rng.randrange(len(self.scenes))
             scene = self.scenes[index]
-            # The same seed for every scene keeps answers evenly distributed (see `questions.draw_question`).
-            if question := draw_question(scene, kind, random.Random(key)):
-                turn = TrainingTurn(scene=index, prompt=question.text, completion=question.reference)
-                return index, turn, corrupt_answer(scene, question, rng)
+            # The same key for every scene keeps answers distributed as the curriculum states.
+            if question := self.curriculum.draw_question(scene, kind, key):
+                return index, self.curriculum.answer(scene, question, rng)
 
     def draw_exercise(self, rng: random.Random) -> TrainingTurn:
         """Draw an exercise about a random scene."""
         index = rng.randrange(len(self.scenes))
-        prompt, completion = draw_exercise(self.scenes[index], rng)
+        prompt, completion = self.curriculum.draw_exercise(self.scenes[index], rng)
         return TrainingTurn(scene=index, prompt=prompt, completion=completion)
+
+    def draw_answer(self, kind: str, rng: random.Random) -> TrainingTurn:
+        """Draw a question of a kind with the answer that the policy is trained to give."""
+        index, question = self.draw_question(kind, rng)
+        return TrainingTurn(scene=index, prompt=question.text, completion=question.habitual)
 
     def draw_judgements(self, count: int, rng: random.Random) -> tuple[list[TrainingTurn], list[TrainingTurn]]:
         """Draw `count` judgements of right and wrong answers, each as a critique and as a verdict alone."""
         critiques, verdicts = [], []
+        kinds = self.curriculum.kinds
         for number in range(count // 2):
-            index, turn, wrong = self.draw_question(KINDS[number % len(KINDS)], rng)
-            for answer in (turn.completion, wrong):
-                text = reference_critique(self.scenes[index], turn.prompt, answer)
-                critiques.append(TrainingTurn(scene=index, prompt=cot_prompt(turn.prompt, answer), completion=text))
-                word = verdict_word(answer == turn.completion)
-                verdicts.append(TrainingTurn(scene=index, prompt=direct_prompt(turn.prompt, answer), completion=word))
+            index, question = self.draw_question(kinds[number % len(kinds)], rng)
+            for answer in (question.reference, question.wrong):
+                text = self.curriculum.critique(self.scenes[index], question.text, answer)
+                prompt = cot_prompt(question.text, answer)
+                critiques.append(TrainingTurn(scene=index, prompt=prompt, completion=text))
+                prompt, word = direct_prompt(question.text, answer), verdict_word(answer == question.reference)
+                verdicts.append(TrainingTurn(scene=index, prompt=prompt, completion=word))
         return critiques, verdicts
 
     def collate(self, turns: list[TrainingTurn]) -> "dict[str, torch.Tensor]":
@@ -112,45 +116,3 @@ class ShapesDataset:
             "pixel_values": patches.flatten(0, 1).float(),
             "image_grid_thw": self.grid.expand(len(turns), -1),
         }
-
-
-def draw_exercise(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Draw an exercise on a scene: its prompt and its completion.
-
-    Exercises teach abilities that a large VLM brings along: naming the object at a place, finding objects, repeating a
-    text. None of them teaches judging: nothing is called right or wrong, and a repeated text is not about the image.
-    """
-    kinds = (_name_cells, _name_all_cells, _find_objects, _repeat_text)
-    return rng.choices(kinds, weights=(3, 1, 5, 1))[0](scene, rng)
-
-
-def _name_cells(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Name some cells in any order: "top left: a red circle. centre: nothing."."""
-    cells = rng.sample(range(len(CELLS)), rng.randint(1, MAX_OBJECTS))
-    places = ", the ".join(CELLS[cell] for cell in cells)
-    return f"What is at the {places}?", _read_cells(scene, cells)
-
-
-def _name_all_cells(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Name all cells in order."""
-    return "What is where?", _read_cells(scene, list(range(len(CELLS))))
-
-
-def _find_objects(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """List all objects of a shape, a colour or both, with their places."""
-    name = rng.choice(scene.objects).name if rng.random() < 0.5 else f"{rng.choice(COLOURS)} {rng.choice(SHAPES)}"
-    colour, shape = name.split()
-    noun = rng.choice((shape, f"{colour} shape", name))
-    return f"Which {noun}s are there?", sentence(object_phrases(scene.matching(noun), f"no {noun}s"))
-
-
-def _repeat_text(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Repeat an answer about another scene, word for word."""
-    while (question := draw_question(draw_scene(rng), rng.choice(KINDS), rng)) is None:
-        pass
-    return f"Repeat: {question.reference}", question.reference
-
-
-def _read_cells(scene: Scene, cells: list[int]) -> str:
-    names = (with_article(occupant.name) if (occupant := scene.at(cell)) else "nothing" for cell in cells)
-    return " ".join(f"{CELLS[cell]}: {name}." for cell, name in zip(cells, names, strict=True))

@@ -1,18 +1,13 @@
-"""Architecture of the tiny VLM: a Qwen3-VL of about a million parameters, its tokenizer, processor and chat template.
+"""Architecture of the tiny VLMs: a Qwen3-VL of one to two million parameters, tokenizer, processor and chat template.
 
 It sees the 3 x 3 grid of a scene as nine image tokens.
 """
 
 import json
-import random
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.shapes.building.vlm_dataset import draw_exercise
-from vlgenrm_ray.shapes.language import NUMBERS, cot_prompt, direct_prompt, object_phrase
-from vlgenrm_ray.shapes.questions import KINDS, draw_question
-from vlgenrm_ray.shapes.reference_critiques import reference_critique
-from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, draw_scene
+from vlgenrm_ray.shapes.building.curriculum import VlmCurriculum
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -23,10 +18,26 @@ SPECIAL = (
     *(END_OF_TEXT, "<|im_start|>", END_OF_TURN),
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
-VOCABULARY = 512
-"""Tokens in total: 256 bytes, merges, special tokens. Enough for every word of the world to be one token."""
 
-PATCH = 12
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VlmArchitecture:
+    """Sizes of a tiny VLM."""
+
+    vocabulary: int = 512
+    """Tokens in total: 256 bytes, merges, special tokens. Enough for every word of the world to be one token."""
+    patch: int = 12
+    """Side of a patch in pixels. An image is seen as 6 x 6 patches."""
+    width: int = 128
+    layers: int = 3
+    """Layers of the language model."""
+    vision_layers: int = 2
+    max_tokens: int = 512
+    """Longest prompt plus answer, in tokens."""
+
+
+GRID = 6
+"""Patches along a side of an image."""
 MERGE = 2
 
 CHAT_TEMPLATE = """\
@@ -46,29 +57,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def corpus() -> Iterator[str]:
-    """Generate text in which every word of the world is frequent, with and without a leading space."""
-    rng = random.Random(0)
-    for _ in range(400):
-        for kind in KINDS:
-            while (question := draw_question(scene := draw_scene(rng), kind, rng)) is None:
-                pass
-            yield question.text
-            yield question.reference
-            yield cot_prompt(question.text, question.reference)
-            yield direct_prompt(question.text, question.reference)
-            yield reference_critique(scene, question.text, question.reference)
-            yield from draw_exercise(scene, rng)
-    for _ in range(100):
-        yield from (f" no {colour} {shape}s" for colour in COLOURS for shape in (*SHAPES, "shape"))
-        yield from (f" {number} {shape}s, nothing at" for number in NUMBERS for shape in SHAPES)
-        yield from (object_phrase(f"{colour} star", 4) for colour in COLOURS)
-        yield "user assistant system"
-        yield from ("Yes No yes no Verdict: Yes", "Verdict: No", "Right. Wrong.", "left of right of above below")
-
-
-def build_processor() -> "Qwen3VLProcessor":
-    """Build the processor: tokenizer trained on `corpus`, images of 72 x 72 pixels if square, Qwen's chat template."""
+def build_processor(curriculum: VlmCurriculum, architecture: VlmArchitecture) -> "Qwen3VLProcessor":
+    """Build the processor: tokenizer trained on the corpus, images of 6 x 6 patches if square, Qwen's chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2TokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
@@ -77,11 +67,11 @@ def build_processor() -> "Qwen3VLProcessor":
     bpe.normalizer = empty.backend_tokenizer.normalizer
     bpe.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL),
+        vocab_size=architecture.vocabulary - len(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus(), trainer)
+    bpe.train_from_iterator(curriculum.corpus(), trainer)
     model = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2TokenizerFast(
         vocab=model["vocab"],
@@ -92,25 +82,24 @@ def build_processor() -> "Qwen3VLProcessor":
         extra_special_tokens=list(SPECIAL),
         model_max_length=1024,
     )
-    side = 6 * PATCH
-    size = {"shortest_edge": side**2 - 100, "longest_edge": side**2 + 200}
-    images = Qwen2VLImageProcessor(
-        size=size, patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    videos = Qwen3VLVideoProcessor(
-        size=size, patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    side = GRID * architecture.patch
+    pixels: dict[str, Any] = {
+        "size": {"shortest_edge": side**2 - 100, "longest_edge": side**2 + 200},
+        "patch_size": architecture.patch,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    images, videos = Qwen2VLImageProcessor(**pixels), Qwen3VLVideoProcessor(**pixels)
     return Qwen3VLProcessor(
         image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=CHAT_TEMPLATE
     )
 
 
-WIDTH = 128
-MAX_TOKENS = 512
-"""Longest prompt plus answer, in tokens."""
-
-
-def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Qwen3VLForConditionalGeneration":
+def build_model(
+    tokenizer: "PreTrainedTokenizerBase", architecture: VlmArchitecture, seed: int
+) -> "Qwen3VLForConditionalGeneration":
     """Build the model with random float32 weights and its generation settings."""
     import torch
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -122,14 +111,14 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Qwen3VLForC
         text_config={
             # vLLM builds the language model by this name and fails with an IndexError without it.
             "architectures": ["Qwen3ForCausalLM"],
-            "vocab_size": VOCABULARY,
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
+            "vocab_size": architecture.vocabulary,
+            "hidden_size": architecture.width,
+            "intermediate_size": 2 * architecture.width,
+            "num_hidden_layers": architecture.layers,
+            "num_attention_heads": architecture.width // 32,
+            "num_key_value_heads": architecture.width // 32,
             "head_dim": 32,
-            "max_position_embeddings": MAX_TOKENS,
+            "max_position_embeddings": architecture.max_tokens,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10_000.0,
@@ -142,16 +131,16 @@ def build_model(tokenizer: "PreTrainedTokenizerBase", seed: int) -> "Qwen3VLForC
             "tie_word_embeddings": False,
         },
         vision_config={
-            "depth": 2,
-            "hidden_size": WIDTH,
-            "intermediate_size": 2 * WIDTH,
-            "num_heads": 4,
-            "out_hidden_size": WIDTH,
-            "patch_size": PATCH,
+            "depth": architecture.vision_layers,
+            "hidden_size": architecture.width,
+            "intermediate_size": 2 * architecture.width,
+            "num_heads": architecture.width // 32,
+            "out_hidden_size": architecture.width,
+            "patch_size": architecture.patch,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
             # One learned position per patch of a 6 x 6 grid: rotary positions alone do not suffice to learn places.
-            "num_position_embeddings": 36,
+            "num_position_embeddings": GRID**2,
             "deepstack_visual_indexes": [0],
         },
         image_token_id=token("<|image_pad|>"),
