@@ -26,9 +26,11 @@ REASON_HEADER = "x-vlgenrm-reason"
 
 _LARGE_BODY = 1 << 20
 """Bytes from which a body needs room, and is looked at before it is parsed."""
-_MAX_JSON_VALUES = 2_000_000
-"""Commas and opening brackets of a large body, which bound the values that a parser makes: it holds the event loop, a
-second for every ten million of them."""
+_COSTLY_SIGNS = (b",", b"[", b"{", b"<", b"\\u003")
+"""Commas and opening brackets bound the values that the JSON parser makes, `<` (escaped or not) the places at which
+special tokens are sought. Both hold the event loop, about a second for every two million signs."""
+_MAX_COSTLY_SIGNS = 2_000_000
+"""Most of these signs in a large body."""
 _MAX_READING = 512
 """Requests whose body is under way."""
 
@@ -104,7 +106,7 @@ class BodyLimitMiddleware:
     """ASGI middleware that bounds bodies, and cancels the work of a client that disconnects.
 
     It reads the whole body before the application runs, so that what arrives next can only be a disconnect. Refused are
-    bodies that are too large (413), take too long (408), have too many JSON values (413), or find no room (503).
+    bodies that are too large or too costly to read (413), take too long (408), or find no room (503).
     """
 
     def __init__(
@@ -159,8 +161,9 @@ class BodyLimitMiddleware:
             body = await self._receive(receive, int(length), held, too_large)
         finally:
             self.num_reading -= 1
-        if len(body) >= _LARGE_BODY and sum(map(body.count, (b",", b"[", b"{"))) > _MAX_JSON_VALUES:
-            raise _BodyRefusedError(413, f"body: more than {_MAX_JSON_VALUES} values; send several requests")
+        if len(body) >= _LARGE_BODY and sum(map(body.count, _COSTLY_SIGNS)) > _MAX_COSTLY_SIGNS:
+            detail = f"body: more than {_MAX_COSTLY_SIGNS} JSON values and `<` signs; send several requests"
+            raise _BodyRefusedError(413, detail)
         return body
 
     async def _receive(
