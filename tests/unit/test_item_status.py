@@ -66,11 +66,13 @@ def test_a_status_is_permanent_or_transient_at_every_gateway(status: Status) -> 
 def test_a_drop_reason_is_permanent_unless_the_engine_failed(reason: DropReason) -> None:
     status = status_of_reason(reason)
     assert status is not Status.OK
-    assert (status in TRANSIENT) == (reason in ENGINE_FAILURES)
+    assert (status in TRANSIENT) == (reason in {*ENGINE_FAILURES, DropReason.IMAGE_UNREACHABLE})
     judgement = Judgement(id="q", reward=None, status=reason.value, detail="said by the engine")
     reply = build_reply(judgement, "v1", queued_s=0.0)
     assert (reply.status, reply.reward) == (status, None)
-    assert ("image" in reason) == (status in (Status.BAD_IMAGE, Status.TOO_LARGE) and "prompt" not in reason)
+    assert ("image" in reason) == (status in (Status.BAD_IMAGE, Status.TOO_LARGE) and "prompt" not in reason) or (
+        reason is DropReason.IMAGE_UNREACHABLE
+    )
 
 
 def test_a_batch_with_a_permanent_failure_is_not_sent_again() -> None:
