@@ -51,12 +51,12 @@ def reason(row: dict[str, Any], folder: Path) -> tuple[str, str]:
     return unit.dropped[0].reason, unit.dropped[0].detail
 
 
-REASONS = ("image_missing", "image_unreachable", "image_unreadable", "malformed_row")
+_NOT_OPENED = ("image_missing", "image_unreachable", "image_unreadable", "malformed_row")
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_an_address_that_cannot_be_opened_drops_its_row(address: str, tmp_path: Path) -> None:
-    assert reason(ROW | {"image": address}, tmp_path)[0] in REASONS
+    assert reason(ROW | {"image": address}, tmp_path)[0] in _NOT_OPENED
     config = PoolConfig(image_root=str(tmp_path))
     row = parse_row(ROW | {"image": address}, id="d:1", folder=str(tmp_path))
     assert resolve(row, tmp_path, config).dropped
