@@ -3,9 +3,10 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from vlgenrm_ray.shapes.language import HORIZONTAL, VERTICAL, count_clause, object_phrase, sentence, with_article
-from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene, SceneObject
+from vlgenrm_ray.shapes.scenes import COLOURS, SHAPES, Scene
 
 KINDS = ("describe", "existence", "count", "attribute", "spatial")
 MAX_COUNT = 3
@@ -116,7 +117,19 @@ def _spatial(scene: Scene, rng: random.Random) -> ShapesQuestion | None:
     )
 
 
-def related(a: SceneObject, relation: str, b: SceneObject) -> bool:
+class Placed(Protocol):
+    """An object in a cell of the grid."""
+
+    @property
+    def row(self) -> int:
+        """Row, from 0 at the top."""
+
+    @property
+    def column(self) -> int:
+        """Column, from 0 on the left."""
+
+
+def related(a: Placed, relation: str, b: Placed) -> bool:
     """Return whether `a` is left of / right of / above / below `b`, by column and row."""
     difference = b.column - a.column if relation in HORIZONTAL else b.row - a.row
     return difference > 0 if relation in (HORIZONTAL[0], VERTICAL[0]) else difference < 0

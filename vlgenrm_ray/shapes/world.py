@@ -62,7 +62,7 @@ class World(Generic[SceneT, QuestionT]):
     response_is_true: Callable[[SceneT, str, str], bool]
     """(scene, question, response) -> whether the response answers the question and states only what is true."""
     sentence_is_true: Callable[[SceneT, str], bool]
-    """Whether a sentence is in the world's language and true."""
+    """(scene, sentence) -> True if the sentence is in the world's language and states only what is true."""
     prior_answer: Callable[[SceneT, QuestionT], str | None] = lambda scene, question: None
     """The answer that the world's language prior suggests, if it is false of the scene; None otherwise."""
     item_is_compositional: Callable[[str, int], bool] = lambda split, index: False

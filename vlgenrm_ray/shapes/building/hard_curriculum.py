@@ -26,7 +26,7 @@ from vlgenrm_ray.shapes.hard.prior import (
     UNBIASED,
     WORDS,
 )
-from vlgenrm_ray.shapes.hard.questions import KINDS, HardQuestion, are_related, draw_question
+from vlgenrm_ray.shapes.hard.questions import KINDS, HardQuestion, draw_question
 from vlgenrm_ray.shapes.hard.reference_critiques import reference_critique
 from vlgenrm_ray.shapes.hard.render import render
 from vlgenrm_ray.shapes.hard.scenes import MAX_OBJECTS, ClutteredScene, draw_cluttered_scene, draw_scene_of, split_of
@@ -39,6 +39,7 @@ from vlgenrm_ray.shapes.language import (
     sentence,
     with_article,
 )
+from vlgenrm_ray.shapes.questions import related
 from vlgenrm_ray.shapes.scenes import CELLS
 
 WRONG_ANSWER_SHARE = 0.1
@@ -57,7 +58,7 @@ CONFLICT_RATES = {
     "text: SHOP": 0.65,
     "text: other word": 0.3,
 }
-"""Where the prior's answer is false: probability that the training answer is the prior's all the same."""
+"""Probability that a training answer is the prior's although that is false, by the kind of the conflict."""
 _NOTHING, _SIGN = "nothing", "sign"
 
 
@@ -213,7 +214,7 @@ def _find_beside(scene: ClutteredScene, rng: random.Random) -> tuple[str, str]:
     single = [o for o in scene.objects if len(scene.matching(o.name)) == 1] or list(scene.objects)
     other = rng.choice(single)
     relation = rng.choice(RELATIONS)
-    beside = [o for o in scene.objects if are_related(o, relation, other)]
+    beside = [o for o in scene.objects if related(o, relation, other)]
     return f"Which shapes are {relation} the {other.name}?", sentence(full_object_phrases(beside, "nothing"))
 
 

@@ -18,7 +18,7 @@ from vlgenrm_ray.shapes.hard.prior import (
 )
 from vlgenrm_ray.shapes.hard.scenes import ClutteredScene, TexturedObject
 from vlgenrm_ray.shapes.language import HORIZONTAL, VERTICAL, count_clause, sentence, with_article
-from vlgenrm_ray.shapes.questions import existence
+from vlgenrm_ray.shapes.questions import existence, related
 
 KINDS = ("describe", "existence", "count", "attribute", "spatial", "compare", "two_step", "text")
 MAX_DESCRIBED = 4
@@ -129,7 +129,7 @@ def _spatial(scene: ClutteredScene, rng: random.Random, prior: SplitPrior) -> Ha
     relations = rng.choice((HORIZONTAL, VERTICAL))
     relation = relations[0] if rng.random() < prior.first else relations[1]
     single = [o for o in scene.objects if len(scene.matching(o.name)) == 1]
-    fitting = [(a, b) for a in single for b in single if are_related(a, relation, b)]
+    fitting = [(a, b) for a in single for b in single if related(a, relation, b)]
     if not fitting:
         return None
     a, b = rng.choice(fitting)
@@ -166,7 +166,7 @@ def _two_step(scene: ClutteredScene, rng: random.Random, prior: SplitPrior) -> H
     relation = rng.choice((*HORIZONTAL, *VERTICAL))
     fitting = []
     for other in scene.objects:
-        beside = [o for o in scene.objects if are_related(o, relation, other)]
+        beside = [o for o in scene.objects if related(o, relation, other)]
         # The answer must be the only shape there, and the only one of its colour.
         if len(beside) != 1 or len(scene.matching(other.name)) != 1:
             continue
@@ -193,18 +193,12 @@ def _text(scene: ClutteredScene, rng: random.Random, prior: SplitPrior) -> HardQ
     return HardQuestion(kind="text", text="What does the sign say?", reference=reference)
 
 
-def are_related(a: TexturedObject, relation: str, b: TexturedObject) -> bool:
-    """Return whether `a` is left of / right of / above / below `b`, by column and row."""
-    difference = b.column - a.column if relation in HORIZONTAL else b.row - a.row
-    return difference > 0 if relation in (HORIZONTAL[0], VERTICAL[0]) else difference < 0
-
-
 def answer_object(scene: ClutteredScene, question: HardQuestion) -> TexturedObject:
     """Return the object whose colour or texture an attribute or two-step question asks for."""
     if question.kind == "attribute":
         return scene.matching(question.subject)[0]
     (other,) = scene.matching(question.other)
-    return next(o for o in scene.objects if are_related(o, question.relation, other))
+    return next(o for o in scene.objects if related(o, question.relation, other))
 
 
 _DRAW: dict[str, Callable[[ClutteredScene, random.Random, SplitPrior], HardQuestion | None]] = {

@@ -6,10 +6,10 @@ Verdict: No
 """
 
 from vlgenrm_ray.shapes.hard.language import full_object_phrases, sign_clause
-from vlgenrm_ray.shapes.hard.questions import are_related
 from vlgenrm_ray.shapes.hard.scenes import ClutteredScene
 from vlgenrm_ray.shapes.hard.truth import ParsedSentence, answers, is_statement_true, parse_question, statements
 from vlgenrm_ray.shapes.language import object_phrase
+from vlgenrm_ray.shapes.questions import related
 from vlgenrm_ray.shapes.reference_critiques import verdict_word
 from vlgenrm_ray.shapes.scenes import CELLS
 
@@ -50,7 +50,7 @@ def _image_text(scene: ClutteredScene, statement: ParsedSentence) -> str:
         return object_phrase(occupant.full_name, occupant.cell) if occupant else f"nothing at the {place}"
     if "side" in parts:
         others = scene.matching(parts["there"])
-        beside = [o for o in scene.objects if any(are_related(o, parts["side"], other) for other in others)]
+        beside = [o for o in scene.objects if any(related(o, parts["side"], other) for other in others)]
         return f"{full_object_phrases(beside, 'nothing')}, {full_object_phrases(others, 'no ' + parts['there'])}"
     if "relation" in parts:
         nouns = (parts["one"], parts["two"])

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from vlgenrm_ray.records import Claim, ClaimKind
 from vlgenrm_ray.shapes.hard.prior import COLOURS, SHAPES, TEXTURES, WORDS
-from vlgenrm_ray.shapes.hard.questions import are_related
 from vlgenrm_ray.shapes.hard.scenes import ClutteredScene
 from vlgenrm_ray.shapes.language import NUMBERS, RELATIONS
+from vlgenrm_ray.shapes.questions import related
 from vlgenrm_ray.shapes.scenes import CELLS
 
 _COLOUR = rf"(?:{'|'.join(COLOURS)})"
@@ -128,7 +128,7 @@ def holds(scene: ClutteredScene, claim: Claim) -> bool:
         true = any(CELLS[o.cell] == claim.value for o in subjects)
     elif claim.kind is ClaimKind.SPATIAL:
         others = scene.matching(claim.other)
-        true = bool(subjects and others) and all(are_related(a, claim.value, b) for a in subjects for b in others)
+        true = bool(subjects and others) and all(related(a, claim.value, b) for a in subjects for b in others)
     else:
         true = bool(subjects)
     return true != claim.negated
