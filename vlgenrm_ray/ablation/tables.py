@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.ablation.plan import Cell, CellPlan, count_stages
+from vlgenrm_ray.report.console_table import new_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def accuracy_table(result: Mapping[str, Any]) -> "Table":
     """Build a table of accuracies with their 95 % intervals, and of the differences to the reference and the base."""
-    table = _new_table(f"accuracy on {result['num_test_pairs']} test pairs (differences in points)")
+    table = new_table(f"accuracy on {result['num_test_pairs']} test pairs (differences in points)")
     for name in ("cell", "R", "S", "accuracy (95 %)", "to reference", "to base"):
         _add_column(table, name)
     for row in result["rows"]:
@@ -38,7 +39,7 @@ def accuracy_table(result: Mapping[str, Any]) -> "Table":
 
 def cost_table(result: Mapping[str, Any]) -> "Table":
     """Build a table of calibration, blindness, labels and cost."""
-    table = _new_table("calibration, blindness, labels and cost")
+    table = new_table("calibration, blindness, labels and cost")
     for name in ("cell", "R", "AUROC", "ECE", "blind", "prior", "labels", "n", "gen", "train", "s", "tok"):
         _add_column(table, name)
     for row in result["rows"]:
@@ -70,7 +71,7 @@ def cost_table(result: Mapping[str, Any]) -> "Table":
 def plan_table(plans: Sequence[CellPlan]) -> "Table":
     """Build a table of the cells with their variants, and of the stages that they share."""
     run, unshared = count_stages(plans)
-    table = _new_table("cells")
+    table = new_table("cells")
     table.add_column("cell", overflow="fold")
     table.add_column("differs from the reference in", overflow="fold")
     for plan in {plan.cell.name: plan for plan in plans}.values():
@@ -128,18 +129,3 @@ def _points_cell(estimate: Mapping[str, Any] | None) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _new_table(title: str) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    return Table(
-        title=title,
-        title_style="bold",
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlgenrm_ray.report.console_table import new_table
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -19,19 +21,9 @@ def print_result(console: "Console", result: Mapping[str, Any]) -> None:
 
 def result_table(result: Mapping[str, Any]) -> "Table":
     """Build the table of a result: one line per metric, one column per rule, and ours with its 95 % interval."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     sections = [result["metrics"], *(result[name] for name in _SECTIONS if name in result)]
     rules = list(dict.fromkeys(rule for section in sections for row in section.values() for rule in row["rules"]))
-    table = Table(
-        title=f"{result['benchmark']}  {_subject(result)}",
-        title_style="bold",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = new_table(f"{result['benchmark']}  {_subject(result)}")
     table.add_column("", overflow="fold")
     for name in (*rules, "ours (95 %)", "n"):
         table.add_column(name, justify="right", no_wrap=True)

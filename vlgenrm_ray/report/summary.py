@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vlgenrm_ray.data.store import Manifest
 from vlgenrm_ray.evaluation.reward_calibration import RewardCalibration
 from vlgenrm_ray.experts.calibration import Calibration
+from vlgenrm_ray.report.console_table import new_table
 from vlgenrm_ray.reward.rounds import RoundResult
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _round_summary(result: RoundResult) -> dict[str, Any]:
 
 def rounds_table(summary: Mapping[str, Any]) -> "Table":
     """Build a table with one line per round, at most 80 columns wide."""
-    table = _new_table("held-out pairs")
+    table = new_table("held-out pairs")
     table.caption = "kept: share of pairs selected; critic to eval: seconds of each stage"
     columns = ("round", "accuracy (95 %)", "AUROC", "ECE", "kept", "critic", "select", "train", "eval")
     for name in columns:
@@ -86,7 +87,7 @@ def rounds_table(summary: Mapping[str, Any]) -> "Table":
 
 def stages_table(summary: Mapping[str, Any]) -> "Table":
     """Build a table of the stages before the first round: rows in and out, drops by reason, seconds."""
-    table = _new_table("from pool to preferences")
+    table = new_table("from pool to preferences")
     for name in ("stage", "in", "out", "dropped", "seconds"):
         table.add_column(name, justify="left" if name in ("stage", "dropped") else "right")
     for name, row in summary["stages"].items():
@@ -108,7 +109,7 @@ _ORDER_ROWS = {
 
 def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
     """Build a table of one evaluation: all pairs, each kind, and the baselines that ignore the image."""
-    table = _new_table("held-out pairs")
+    table = new_table("held-out pairs")
     for name in ("pairs", "accuracy", "95 %", "n"):
         table.add_column(name, justify="left" if name == "pairs" else "right")
     total = {"value": metrics["pairwise_accuracy"], "ci95": metrics["ci95"], "num": metrics["num_pairs"]}
@@ -138,7 +139,7 @@ def evaluation_table(metrics: Mapping[str, Any]) -> "Table":
 
 def calibration_table(calibration: RewardCalibration) -> "Table":
     """Build a table of a judge's calibration, measured on pairs that were not fitted."""
-    table = _new_table("calibration of the rewards")
+    table = new_table("calibration of the rewards")
     for name in ("rewards", "ECE", "Brier"):
         table.add_column(name, justify="left" if name == "rewards" else "right")
     table.add_row("as they are", f"{calibration.ece_before:.3f}", f"{calibration.brier_before:.3f}")
@@ -152,7 +153,7 @@ def calibration_table(calibration: RewardCalibration) -> "Table":
 
 def reliability_table(calibration: Calibration) -> "Table":
     """Build a table of a calibration's quality on images that were not fitted: one row per kind and verdict."""
-    table = _new_table("verdicts on images that were not fitted")
+    table = new_table("verdicts on images that were not fitted")
     for name in ("claims", "verdict", "n", "right", "95 %", "recall"):
         table.add_column(name, justify="left" if name in ("claims", "verdict") else "right")
     for kind, verdicts in calibration.reliability.items():
@@ -166,21 +167,6 @@ def reliability_table(calibration: Calibration) -> "Table":
             table.add_row(kind, verdict.truth, str(verdict.num), right, interval, recall)
     table.caption = f"{calibration.source['images']} images, {calibration.source['folds']} folds"
     return table
-
-
-def _new_table(title: str) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    return Table(
-        title=title,
-        title_style="bold",
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
