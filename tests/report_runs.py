@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from vlgenrm_ray.data import images
+from vlgenrm_ray.data.files import write_json
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.data.store import StageFolder, Unit, write_json, write_units
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.evaluation.benchmarks.best_of_n import BestOfN, CandidateSet
 from vlgenrm_ray.evaluation.pairs import pair_metrics
 from vlgenrm_ray.records import (

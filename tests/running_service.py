@@ -13,7 +13,7 @@ from vlgenrm_ray.engines.detectors import DetectorConfig
 from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.experts.expert import MatchingConfig
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.serving import launch
 from vlgenrm_ray.serving.auth import API_TOKEN, OPERATOR_TOKEN, ApiTokens
 from vlgenrm_ray.serving.canary import Canary

@@ -11,7 +11,7 @@ from PIL import Image
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import Script, ScriptedGenerator
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.serving.engine_worker import EngineWorker

@@ -199,7 +199,8 @@ def _sample_shapes_candidates(
     """Sample candidates for questions of the embedded world; return the file of candidates with their truth."""
     import json
 
-    from vlgenrm_ray.data.store import StageFolder, write_text
+    from vlgenrm_ray.data.files import write_text
+    from vlgenrm_ray.data.store import StageFolder
     from vlgenrm_ray.engines.contracts import Sampling
     from vlgenrm_ray.evaluation import candidates
     from vlgenrm_ray.records import Response
@@ -272,7 +273,7 @@ def _benchmark_tasks(names: Sequence[str], data: Sequence[Path], images: Sequenc
 
 
 def _print_benchmarks(results: "Sequence[BenchmarkResult]", out: Path | None) -> list[dict[str, Any]]:
-    from vlgenrm_ray.data.store import write_json
+    from vlgenrm_ray.data.files import write_json
     from vlgenrm_ray.report import benchmark_tables
 
     console = Console(highlight=False)

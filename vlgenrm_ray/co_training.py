@@ -19,7 +19,7 @@ from typing import Any
 from vlgenrm_ray import pipeline, policy_pipeline, recipe
 from vlgenrm_ray.config import CoTrainingConfig, ManagedJudgeService, RunConfig
 from vlgenrm_ray.data import lease
-from vlgenrm_ray.data.store import read_json, write_json
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.serving.auth import ApiTokens

@@ -22,7 +22,7 @@ from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.evaluation.benchmark_run import task_labels, tasks_of
 from vlgenrm_ray.evaluation.benchmarks import BenchmarkConfig
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.policy.config import PolicyConfig
 from vlgenrm_ray.reward.critiques import CritiquesConfig
 from vlgenrm_ray.reward.rounds import RoundsConfig

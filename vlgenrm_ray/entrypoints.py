@@ -30,8 +30,8 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation import benchmark_run
 from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.failed_rewards import substitute_from_environment
-from vlgenrm_ray.judge.judge import JudgeConfig
 from vlgenrm_ray.judge.model_settings import read_settings, with_model_settings, write_settings
 from vlgenrm_ray.policy import trackers
 from vlgenrm_ray.report import curves, html, policy_summary, summary

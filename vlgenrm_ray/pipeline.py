@@ -23,11 +23,12 @@ from vlgenrm_ray import recipe
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.curation import experts, pool, preferences, responses
 from vlgenrm_ray.data import lease
-from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json
+from vlgenrm_ray.data.files import read_json, write_json
+from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.engines import model_families, model_folder
 from vlgenrm_ray.evaluation import benchmark_run, evidence_quality, heldout, pairs
 from vlgenrm_ray.evaluation.metrics import estimate_as_json
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import CheckedResponse, Preference
 from vlgenrm_ray.report.lineage import round_lineage
 from vlgenrm_ray.report.summary import run_summary

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vlgenrm_ray.data.store import write_text
+from vlgenrm_ray.data.files import write_text
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.settings import Settings, sections_of
 from vlgenrm_ray.shapes import pack_path

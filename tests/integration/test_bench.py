@@ -14,7 +14,7 @@ from serving_examples import png
 from vlgenrm_ray.bench import servers, serving
 from vlgenrm_ray.bench.items import BenchItem
 from vlgenrm_ray.bench.serving import ServingBench, ServingBenchConfig, build_rows, required_items
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.serving.config import ServingConfig
 
 JUDGE = JudgeConfig(prompt="shapes_cot", num_critiques=2, max_tokens=160)

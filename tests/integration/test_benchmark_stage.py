@@ -12,7 +12,7 @@ from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
 from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask, measure_engine
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=2)
 CONFIG = EvaluationConfig(engine=VllmConfig(), actors=ActorPoolConfig(num_cpus=0.5, batch_size=16), no_image_share=0.5)

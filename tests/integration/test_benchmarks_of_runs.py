@@ -7,7 +7,8 @@ from benchmark_files import ours, write_lines
 from policy_runs import train, write_recipe
 
 from vlgenrm_ray import entrypoints
-from vlgenrm_ray.data.store import StageFolder, read_json
+from vlgenrm_ray.data.files import read_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.records import CheckedResponse
 from vlgenrm_ray.shapes import world
 

@@ -13,7 +13,7 @@ from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
 from vlgenrm_ray.errors import ConfigError, InputError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Critique, Preference
 from vlgenrm_ray.reward.critiques import CritiquesConfig, run
 from vlgenrm_ray.shapes import pack_path

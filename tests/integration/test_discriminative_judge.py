@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from interruptions import kill_training_worker, when_steps_are_done
 
+from vlgenrm_ray.data.files import read_json
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.data.store import StageFolder, Unit, read_json, write_units
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
 from vlgenrm_ray.evaluation.metrics import judge_metrics
 from vlgenrm_ray.evaluation.pairs import judge_pairs
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.model_settings import JudgeModelSettings, read_settings, with_model_settings, write_settings
 from vlgenrm_ray.records import Preference, Side
 from vlgenrm_ray.reward.training import TrainingConfig, TrainingResult, run

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlgenrm_ray.data.images import ImageLimits, keep
 from vlgenrm_ray.engines.vllm_config import VllmConfig
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.rewards.local_judge import LocalJudgeConfig, start_local_judge
 from vlgenrm_ray.shapes import pack_path
 

@@ -13,7 +13,7 @@ from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
 from vlgenrm_ray.evaluation import heldout, pairs
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Preference, Question
 from vlgenrm_ray.report.trace import trace
 

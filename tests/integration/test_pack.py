@@ -7,7 +7,8 @@ import pytest
 
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sampling
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.judge.prompts import load
 from vlgenrm_ray.judge.prompts import render as fill
 from vlgenrm_ray.shapes import pack_path

@@ -12,7 +12,7 @@ from vlgenrm_ray.engines.vllm import VllmConfig
 from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.evaluation import pairs
 from vlgenrm_ray.evaluation.pairs import EvaluationConfig
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import PairResult, Preference
 from vlgenrm_ray.shapes.pairs import gold_pairs
 

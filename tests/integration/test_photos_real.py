@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from vlgenrm_ray.data.store import StageFolder, read_json
+from vlgenrm_ray.data.files import read_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.entrypoints import shipped_recipe, train_reward
 from vlgenrm_ray.records import Origin, Preference
 

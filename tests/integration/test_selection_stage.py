@@ -9,7 +9,7 @@ import pytest
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError, StageError
 from vlgenrm_ray.experts.checking import Thresholds
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Critique, Example, Preference, Side
 from vlgenrm_ray.reward import selection
 from vlgenrm_ray.reward.selection import SelectionConfig

@@ -22,7 +22,8 @@ from serving_examples import png
 from typer.testing import CliRunner
 
 from vlgenrm_ray.cli import app
-from vlgenrm_ray.data.store import StageFolder, read_json
+from vlgenrm_ray.data.files import read_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkReply
 from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.report import html

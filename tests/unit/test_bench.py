@@ -16,7 +16,7 @@ from vlgenrm_ray.bench.serving import build_rows
 from vlgenrm_ray.bench.statistics import fit_slope, percentile
 from vlgenrm_ray.bench.table import format_rows
 from vlgenrm_ray.errors import InputError, RemoteError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.shapes import pack_path
 
 JUDGE = JudgeConfig(prompt="shapes_cot", num_critiques=2, max_tokens=160)

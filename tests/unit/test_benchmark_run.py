@@ -24,7 +24,7 @@ from vlgenrm_ray.errors import ConfigError, InputError
 from vlgenrm_ray.evaluation.benchmark_models import BenchmarkModel, EngineModel, ServedModel
 from vlgenrm_ray.evaluation.benchmark_run import BenchmarkTask, check_tasks, measure_here, tasks_of
 from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkReply, BenchmarkRequest, BenchmarkRole
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.remote import RemoteJudge
 
 JUDGE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=2)

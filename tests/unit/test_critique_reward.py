@@ -14,7 +14,8 @@ from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import ConfigError, InputError
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.records import Preference, Rollout, Side
 from vlgenrm_ray.rewards.config import RewardConfig
 from vlgenrm_ray.rewards.critique_checks import compose_sections

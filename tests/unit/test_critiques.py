@@ -11,7 +11,8 @@ from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.store import StageFolder, units_table, write_units
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.records import Critique, ImageRef, Preference, Side
 from vlgenrm_ray.reward import critiques
 

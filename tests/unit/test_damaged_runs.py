@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlgenrm_ray.data import flow
-from vlgenrm_ray.data.store import ShardTotals, StageFolder, Unit, read_json, units_table, write_units
+from vlgenrm_ray.data.files import read_json
+from vlgenrm_ray.data.store import ShardTotals, StageFolder, Unit, units_table, write_units
 from vlgenrm_ray.errors import DamagedShardError, StageError
 from vlgenrm_ray.records import Dropped, Question
 

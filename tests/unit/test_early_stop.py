@@ -12,7 +12,8 @@ from PIL import Image
 
 from vlgenrm_ray.engines.contracts import Prompt, Sampling
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.verdict import is_settled, weighted_vote
 from vlgenrm_ray.records import Judgement
 

@@ -16,7 +16,8 @@ from vlgenrm_ray.adapters import rewards
 from vlgenrm_ray.engines.contracts import Prompt, Refusal
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import DropReason, RemoteError
-from vlgenrm_ray.judge.judge import FORGERY_REMOVED, Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import FORGERY_REMOVED, Judge, JudgeInput
 from vlgenrm_ray.judge.wire import CompareRequest, RankRequest, ScoreReply, Status
 from vlgenrm_ray.rewards.local_judge import LocalJudgeReward
 from vlgenrm_ray.serving.gateways import llama_factory, nemo_gym, openai_chat, openrlhf, slime, unirl

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from vlgenrm_ray import config, forecast, recipe
 from vlgenrm_ray.cli import app
 from vlgenrm_ray.config import RunConfig
-from vlgenrm_ray.data.store import Manifest, write_json
+from vlgenrm_ray.data.files import write_json
+from vlgenrm_ray.data.store import Manifest
 from vlgenrm_ray.errors import InputError
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "shapes.yaml"

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from vlgenrm_ray.cli import app
 from vlgenrm_ray.data import images
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.data.store import StageFolder, read_json, write_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.report import html
 from vlgenrm_ray.report.html import gallery

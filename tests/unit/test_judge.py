@@ -13,7 +13,8 @@ from vlgenrm_ray.data.images import ImageLimits, probe
 from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import DropReason, InputError
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.records import ImageRef
 
 CONFIG = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=4)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput, min_over_sentences, split_sentences
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput, min_over_sentences, split_sentences
 from vlgenrm_ray.records import JudgeCritique, Judgement, SentenceReward
 
 WHOLE = JudgeConfig(prompt="shapes_cot", direct_prompt="shapes_direct", num_critiques=3)

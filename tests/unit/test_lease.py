@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vlgenrm_ray.data import lease
-from vlgenrm_ray.data.store import read_json, write_json
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.errors import ConfigError
 
 

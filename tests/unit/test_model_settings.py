@@ -12,7 +12,8 @@ from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Sampling
 from vlgenrm_ray.engines.export import write_folder
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.model_settings import JudgeModelSettings, read_settings, with_model_settings, write_settings
 from vlgenrm_ray.judge.verdict import calibrate_reward
 from vlgenrm_ray.serving.engine import ScoreTask

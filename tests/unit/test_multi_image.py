@@ -28,7 +28,8 @@ from vlgenrm_ray.engines.matchers import MatcherConfig
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.evaluation.pairs import judge_pairs
 from vlgenrm_ray.experts.vocabulary import load_vocabulary
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.records import Origin, Preference, Question, Side
 from vlgenrm_ray.report.exports import ExportRow
 from vlgenrm_ray.report.exports.llamafactory import LlamaFactory

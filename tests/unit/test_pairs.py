@@ -13,7 +13,8 @@ from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.evaluation.pairs import NO_IMAGE, accuracy_gain, is_in_share, judge_pairs, pair_metrics
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.records import ImageRef, PairResult, Preference
 
 LIMITS = ImageLimits()

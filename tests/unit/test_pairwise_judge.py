@@ -17,7 +17,8 @@ from vlgenrm_ray.engines.contracts import Prompt, Refusal, Sample, Token
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import FORGERY_REMOVED, Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import FORGERY_REMOVED, Judge, JudgeInput
 from vlgenrm_ray.judge.model_settings import JudgeModelSettings, write_settings
 from vlgenrm_ray.judge.verdict import A_OR_B, MARKER, TIE, read_verdict, vote
 from vlgenrm_ray.judge.wire import CompareRequest, RankRequest, Status

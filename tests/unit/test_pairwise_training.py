@@ -14,7 +14,8 @@ from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.evaluation.metrics import order_metrics
 from vlgenrm_ray.evaluation.pairs import judge_pairs, pair_metrics
 from vlgenrm_ray.experts.checking import Thresholds
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.records import Critique, ExampleKind, Judgement, PairResult, Preference, Side
 from vlgenrm_ray.reward import critiques
 from vlgenrm_ray.reward.examples import JudgeTemplates

@@ -40,8 +40,9 @@ from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.engines.vllm_requests import VllmRequests
 from vlgenrm_ray.engines.vlm_batch import VlmEncoder
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.images import ImageUploads
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.policy.rollout_worker import RolloutWorker
 from vlgenrm_ray.policy.rollouts import RolloutRequest
 from vlgenrm_ray.records import ImageRef, Question

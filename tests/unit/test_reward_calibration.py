@@ -17,7 +17,7 @@ from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.metrics import abstention_curve, judge_metrics
 from vlgenrm_ray.evaluation.reward_calibration import RewardCalibration, calibrate, fit
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.model_settings import JudgeModelSettings, read_settings, write_settings
 from vlgenrm_ray.judge.verdict import calibrate_reward
 from vlgenrm_ray.records import Judgement, PairResult

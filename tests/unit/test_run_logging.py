@@ -9,7 +9,7 @@ import factories
 import pytest
 from fake_rollouts import rollout_batch
 
-from vlgenrm_ray.data.store import read_json
+from vlgenrm_ray.data.files import read_json
 from vlgenrm_ray.policy.config import PolicyConfig
 from vlgenrm_ray.policy.rollouts import RolloutGroup
 from vlgenrm_ray.policy.run_logging import (

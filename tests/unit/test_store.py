@@ -6,16 +6,8 @@ import factories
 import pyarrow.parquet as pq
 import pytest
 
-from vlgenrm_ray.data.store import (
-    RecordIndex,
-    StageFolder,
-    Unit,
-    read_json,
-    units_from_table,
-    units_table,
-    write_json,
-    write_units,
-)
+from vlgenrm_ray.data.files import read_json, write_json
+from vlgenrm_ray.data.store import RecordIndex, StageFolder, Unit, units_from_table, units_table, write_units
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError, StageError
 from vlgenrm_ray.records import Dropped, Question
 

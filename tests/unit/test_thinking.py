@@ -15,7 +15,8 @@ from serving_examples import item, request, service
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.judge.chat_templates import answer_after_prompt, strip_special_tokens
-from vlgenrm_ray.judge.judge import NO_ANSWER, Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import NO_ANSWER, Judge, JudgeInput
 from vlgenrm_ray.judge.thinking import judged_part, resume_thinking
 from vlgenrm_ray.judge.wire import ScoreItem, Status
 from vlgenrm_ray.rewards.local_judge import LocalJudgeReward

@@ -6,7 +6,8 @@ import pytest
 from factories import example
 from pydantic import ValidationError
 
-from vlgenrm_ray.data.store import StageFolder, Unit, write_json, write_units
+from vlgenrm_ray.data.files import write_json
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError, InputError, StageError
 from vlgenrm_ray.records import Example
 from vlgenrm_ray.reward.training import TrainingConfig, parent_name, run

@@ -17,7 +17,7 @@ from vlgenrm_ray.ablation.trainers import SUPERVISED, TRAINERS, JudgeTrainer
 from vlgenrm_ray.config import RunConfig
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.pipeline import critic
 from vlgenrm_ray.settings import Settings, digest
 

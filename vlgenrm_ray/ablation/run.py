@@ -22,7 +22,8 @@ from vlgenrm_ray.ablation.results import CellResult, RoundMeasurement, split_res
 from vlgenrm_ray.ablation.trainers import TrainerTask
 from vlgenrm_ray.curation import experts, pool, preferences, responses
 from vlgenrm_ray.data import lease
-from vlgenrm_ray.data.store import Manifest, StageFolder, read_json, write_json, write_text
+from vlgenrm_ray.data.files import read_json, write_json, write_text
+from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.evaluation import heldout

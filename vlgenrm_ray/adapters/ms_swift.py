@@ -95,7 +95,8 @@ class JudgePlugin:
     def __init__(self, model: Any, template: Any) -> None:
         """`model` and `template` are the reward model and its template, as ms-swift has loaded them."""
         # The judge needs Python 3.11, which the served one does not.
-        from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+        from vlgenrm_ray.judge.config import JudgeConfig
+        from vlgenrm_ray.judge.judge import Judge
 
         engine = optional_import("swift.infer_engine:TransformersEngine")(model, template=template, max_batch_size=0)
         self._judge = Judge(JudgeConfig.model_validate({"mode": self.mode}), SwiftGenerator(engine))

@@ -23,7 +23,8 @@ from vlgenrm_ray.engines.contracts import Sample, Token
 from vlgenrm_ray.engines.tokens import TokenVocabulary
 from vlgenrm_ray.engines.vllm_requests import IMAGE_TOKENS, mix_seed
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.verdict import TRACKED_WORDS
 from vlgenrm_ray.judge.wire import ScoreItem, ScoreRequest, ScoreResponse
 from vlgenrm_ray.serving.engine import ScoreTask

@@ -24,7 +24,8 @@ from vlgenrm_ray.engines.contracts import Generator, Prompt, Sampling
 from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.records import Critique, Preference, Side
 from vlgenrm_ray.reward.critiques import judge_item, write_critiques
 

@@ -21,7 +21,8 @@ from vlgenrm_ray.evaluation.metrics import (
     wilson_interval,
 )
 from vlgenrm_ray.experts.pipeline import ExpertPipeline
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.records import CheckedResponse, PairResult, Preference, Question, Response
 from vlgenrm_ray.shapes.building.blind_judge import blind_outcomes
 from vlgenrm_ray.shapes.building.packs import PackPlan

@@ -27,7 +27,7 @@ from vlgenrm_ray.bench.statistics import fit_slope, median_metrics, percentile, 
 from vlgenrm_ray.bench.table import ReportRow, run_and_report, select_parts
 from vlgenrm_ray.entrypoints import serving_config
 from vlgenrm_ray.errors import StageError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.remote import RemoteJudge, ScoreInput
 from vlgenrm_ray.serving.config import ServingConfig
 from vlgenrm_ray.settings import Settings

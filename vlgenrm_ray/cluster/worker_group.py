@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlgenrm_ray.cluster import ray_compat
+from vlgenrm_ray.data.files import read_json
 from vlgenrm_ray.data.progress import Progress
-from vlgenrm_ray.data.store import read_json
 
 _Job = TypeVar("_Job")
 _POLL_S = 0.5

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray.data.store import read_json, write_json
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.errors import ConfigError, StageError
 
 FILE_NAME = "lease.json"

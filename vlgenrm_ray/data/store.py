@@ -26,7 +26,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import socket
@@ -40,6 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
+from vlgenrm_ray.data.files import read_json, replace_file, write_json
 from vlgenrm_ray.errors import FAULTS, TRANSIENT_FAULTS, ConfigError, DamagedShardError, InputError, StageError
 from vlgenrm_ray.records import Dropped
 
@@ -369,7 +369,7 @@ class StageFolder:
                     writer.write_table(rows)
                 # In the footer, not in the schema's metadata: that Parquet files hold twice.
                 writer.add_key_value_metadata({_UNITS_KEY: _serialise(units), _TOTALS_KEY: json.dumps(asdict(totals))})
-            _replace(partial, target)
+            replace_file(partial, target)
         except OSError as error:
             partial.unlink(missing_ok=True)
             free = shutil.disk_usage(target.parent).free
@@ -673,46 +673,3 @@ class RecordIndex:
 def write_units(folder: StageFolder, cls: type[R], units: Sequence[Unit[R]]) -> None:
     """Commit units from a single process; on Ray `flow.run` commits them."""
     folder.write_shard(units_table(cls, units))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises StageError if its content is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise StageError(
-            f"{path} is damaged ({error}); restore it, or delete {path.parent} to make its content again"
-        ) from error
-    if not isinstance(value, dict):
-        raise StageError(f"{path} is damaged (no JSON object); restore it, or delete {path.parent} to make it again")
-    return value
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, never a part."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, and flush it to the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        _replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file, which is created if it is missing."""
-    with path.open("a", encoding="utf-8") as out:
-        out.write(line + "\n")
-
-
-def _replace(partial: Path, target: Path) -> None:
-    """Rename a file whose content is on the disk, so that a loss of power leaves the old file or the new one."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, target)

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data import addresses, flow
 from vlgenrm_ray.data.arrow import from_table, to_table
+from vlgenrm_ray.data.files import write_json
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.progress import Progress
-from vlgenrm_ray.data.store import StageFolder, Unit, units_table, write_json, write_units
+from vlgenrm_ray.data.store import StageFolder, Unit, units_table, write_units
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
@@ -37,7 +38,8 @@ from vlgenrm_ray.evaluation.benchmarks.benchmark import (
 )
 from vlgenrm_ray.evaluation.benchmarks.files import ImageResolver
 from vlgenrm_ray.evaluation.pairs import EngineFactory, EvaluationConfig
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge
 from vlgenrm_ray.settings import digest
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from vlgenrm_ray.evaluation.metrics import (
     reward_arrays,
 )
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.records import Dropped, ImageRef, PairResult, Preference, Side
 from vlgenrm_ray.settings import RemovedSetting, Settings, digest
 

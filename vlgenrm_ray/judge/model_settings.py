@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from vlgenrm_ray.data.store import write_text
+from vlgenrm_ray.data.files import write_text
 from vlgenrm_ray.engines.model_folder import JUDGE_PROMPT, JUDGE_SETTINGS, JudgeKind
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.settings import Settings
 
 

@@ -28,7 +28,8 @@ from vlgenrm_ray import errors
 from vlgenrm_ray.cluster import connection, resources
 from vlgenrm_ray.cluster.resources import ResourceRequest
 from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, show_steps
-from vlgenrm_ray.data.store import StageFolder, read_json, write_json
+from vlgenrm_ray.data.files import read_json, write_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import StageError, VlGenRMError

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vlgenrm_ray.data import images
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.data.store import read_json, write_json
 from vlgenrm_ray.policy.config import PolicyConfig
 from vlgenrm_ray.policy.rollouts import RolloutBatch
 from vlgenrm_ray.policy.trackers import TrackerContext, TrackerGroup

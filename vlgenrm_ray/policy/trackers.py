@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from vlgenrm_ray.data.store import read_json, write_json
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.errors import ConfigError, StageError
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.data.store import StageFolder, read_json, write_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.policy.batching import TrainingSamples, build_training_samples, plan_micro_batches

@@ -21,7 +21,8 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.contracts import Generator, Refusal
 from vlgenrm_ray.engines.vllm import VllmConfig, VllmGenerator, versions
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.verdict import VerdictWords, is_right_verdict
 from vlgenrm_ray.records import Critique, Dropped, JudgeCritique, Preference, Side
 from vlgenrm_ray.reward.rejection_sampling import is_right

@@ -24,7 +24,8 @@ from vlgenrm_ray.engines.model_folder import JUDGE_PROMPT
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.verdict import NO, YES
 from vlgenrm_ray.records import Dropped, ExampleKind, ImageRef, Preference, Side
 from vlgenrm_ray.reward.balance import ExampleTraits

@@ -10,7 +10,7 @@ from typing import Self
 
 from vlgenrm_ray.experts.claims import ClaimExtractor
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.verdict import A_OR_B, PAIR_VERDICTS, TIE, VERDICT_SCORES, YES_NO
 from vlgenrm_ray.records import Critique, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.rejection_sampling import Combination

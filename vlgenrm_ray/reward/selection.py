@@ -22,7 +22,7 @@ from pydantic import Field
 from vlgenrm_ray.data import flow
 from vlgenrm_ray.data.store import Manifest, RecordIndex, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason, StageError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Critique, Dropped, Example, Preference, Side
 from vlgenrm_ray.reward.examples import JudgeTemplates, build_examples, build_pair_examples
 from vlgenrm_ray.reward.rejection_sampling import MarginScale, PairSelection, Strategy, margin, select_combinations

@@ -26,12 +26,13 @@ from vlgenrm_ray.cluster import connection, resources
 from vlgenrm_ray.cluster.resources import ResourceRequest
 from vlgenrm_ray.cluster.worker_group import WorkerGroup, fit, show_steps
 from vlgenrm_ray.data.faults import MAX_DROPPED
-from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, read_json, units_table
+from vlgenrm_ray.data.files import read_json
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.engines.deepspeed_config import worker_environment
 from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Checkpoint, Dropped
 from vlgenrm_ray.reward.discriminative import train_discriminative_worker
 from vlgenrm_ray.reward.training_config import TrainingConfig

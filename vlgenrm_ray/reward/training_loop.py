@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
+from vlgenrm_ray.data.files import append_line, read_json, write_json
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.data.store import StageFolder, append_line, read_json, write_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.checkpoint_files import find_damage, write_checksums
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens, VlmEncoder
 from vlgenrm_ray.errors import InputError, StageError, VlGenRMError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.verdict import A_OR_B, PAIR_VERDICTS, YES_NO
 from vlgenrm_ray.records import Dropped, ImageRef
 from vlgenrm_ray.reward.training_config import TrainingConfig

@@ -13,7 +13,8 @@ from vlgenrm_ray.engines.contracts import Generator
 from vlgenrm_ray.engines.vllm import VllmGenerator
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.errors import RemoteError, RemoteRefusalError
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.model_settings import with_model_settings
 from vlgenrm_ray.records import Judgement, Rollout, Segment
 from vlgenrm_ray.rewards.reward import TIMEOUT, Reward, RewardOutput, sentence_segments

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.experts.expert import ExpertPipelineConfig
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.serving.auth import ApiTokens
 from vlgenrm_ray.settings import RemovedSetting, Settings
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vlgenrm_ray.engines.contracts import Sampling, Turn
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Judgement
 from vlgenrm_ray.serving.canary import CanaryResult
 from vlgenrm_ray.serving.images import StoredImage

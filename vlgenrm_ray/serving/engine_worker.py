@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import Conversation, LiveGenerator, Refusal, Sample
 from vlgenrm_ray.errors import EngineLostError, InputError
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.judge.model_settings import with_model_settings
 from vlgenrm_ray.judge.wire import Status
 from vlgenrm_ray.records import Judgement

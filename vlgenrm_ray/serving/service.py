@@ -16,9 +16,10 @@ from vlgenrm_ray.data.images import ImageError
 from vlgenrm_ray.engines.contracts import refuse_extra_images
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge import tournament
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.conversation import image_urls, message_text, to_openai_messages
 from vlgenrm_ray.judge.escaping import is_blank
-from vlgenrm_ray.judge.judge import EMPTY_RESPONSE, JudgeConfig
+from vlgenrm_ray.judge.judge import EMPTY_RESPONSE
 from vlgenrm_ray.judge.protocol import PAIRWISE_JUDGE
 from vlgenrm_ray.judge.wire import (
     MAX_ITEMS,

@@ -21,7 +21,8 @@ from vlgenrm_ray.data.arrow import from_table, to_table
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.judge.judge import Judge, JudgeConfig, JudgeInput
+from vlgenrm_ray.judge.config import JudgeConfig
+from vlgenrm_ray.judge.judge import Judge, JudgeInput
 from vlgenrm_ray.records import Preference, Side
 from vlgenrm_ray.settings import digest
 

@@ -20,7 +20,7 @@ from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import RecordIndex, StageFolder
 from vlgenrm_ray.errors import InputError
-from vlgenrm_ray.judge.judge import JudgeConfig
+from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.verdict import PAIR_VERDICTS, is_right_verdict
 from vlgenrm_ray.records import Critique, Example, ImageRef, Preference
 from vlgenrm_ray.reward.examples import JudgeTemplates

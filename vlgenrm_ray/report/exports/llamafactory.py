@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray.data.store import read_json, write_json
+from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.report.exports import ExportRow
 
 IMAGE_TAG = "<image>"

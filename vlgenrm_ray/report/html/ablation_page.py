@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlgenrm_ray import __version__
-from vlgenrm_ray.data.store import read_json
+from vlgenrm_ray.data.files import read_json
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.report.html import FILE_NAME, charts
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from vlgenrm_ray.data.store import StageFolder, read_json
+from vlgenrm_ray.data.files import read_json
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.evaluation.metrics import Estimate, outcomes, paired_gain
 from vlgenrm_ray.policy.run_logging import RunPaths, read_lines
