@@ -1,5 +1,6 @@
 """Entry points of `vlgenrm benchmark` and `best-of-n`: scores of models and of stored answers."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.model_settings import with_model_settings
-from vlgenrm_ray.serving.auth import ApiTokens
+from vlgenrm_ray.serving.auth import API_TOKEN
 
 if TYPE_CHECKING:
     from vlgenrm_ray.evaluation.benchmark_models import BenchmarkModel
@@ -247,7 +248,7 @@ def _model_here(url: str, judge: str, settings: RunConfig) -> "BenchmarkModel":
 
     if url:
         limits = settings.evaluation.images
-        return ServedModel(RemoteJudge(url, token=ApiTokens.from_environment().api or None, limits=limits), limits)
+        return ServedModel(RemoteJudge(url, token=os.environ.get(API_TOKEN), limits=limits), limits)
     model: BenchmarkModel = plugins.load(judge, {}, "--judge")()
     return model
 
@@ -257,7 +258,7 @@ def _served_role(url: str) -> "BenchmarkRole":
     from vlgenrm_ray.evaluation.benchmarks.benchmark import BenchmarkRole
     from vlgenrm_ray.judge.remote import RemoteJudge
 
-    with RemoteJudge(url, token=ApiTokens.from_environment().api or None) as judge:
+    with RemoteJudge(url, token=os.environ.get(API_TOKEN)) as judge:
         return BenchmarkRole.PAIRWISE_JUDGE if judge.is_pairwise() else BenchmarkRole.JUDGE
 
 

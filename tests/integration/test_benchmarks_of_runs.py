@@ -34,7 +34,8 @@ def test_the_best_policy_is_measured_on_the_recipe_s_benchmarks(tmp_path: Path) 
     path = run / "policy" / "benchmarks" / "pope.json"
     result = read_json(path)
     assert (result["role"], result["model"]) == ("policy", "best policy")
-    assert result["statuses"] == {"ok": NUM_QUESTIONS}
+    # Some questions are asked without their image as well.
+    assert result["statuses"] == {"ok": result["cost"]["requests"]}
     assert result["metrics"]["accuracy"]["ours"]["num"] == NUM_QUESTIONS
     assert 0 <= ours(result, "accuracy") <= 1
     assert result["cost"]["tokens"] >= NUM_QUESTIONS

@@ -12,6 +12,7 @@ import pytest
 
 from vlgenrm_ray.engines.contracts import TensorSpec
 from vlgenrm_ray.errors import WeightSyncError
+from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.weight_sync import gpu_receiver, gpu_sender
 from vlgenrm_ray.weight_sync.coordinator import TransferGroup, TransferPhase
 from vlgenrm_ray.weight_sync.gpu_receiver import ReceiverExtension, engine_arguments
@@ -245,7 +246,7 @@ def test_arguments_and_interfaces_are_those_of_vllm(communicators: dict[int, Fak
     from vllm.v1.worker.gpu_worker import Worker
 
     for backend in ("nccl", "ipc"):
-        engine_args = EngineArgs(model="any", **engine_arguments(backend))
+        engine_args = EngineArgs(model=str(pack_path("vlm")), **engine_arguments(backend))
         assert engine_args.weight_transfer_config.backend == backend
     assert not [name for name in dir(ReceiverExtension) if not name.startswith("__") and hasattr(Worker, name)]
     bridge = gpu_sender._VllmBridge(InProcessCoordinator({}), tensor_specs())
