@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash tests/run.sh                 everything: format, lint, types, import contract, unit and integration tests
 # bash tests/run.sh ARGUMENTS...    only pytest, with these arguments: bash tests/run.sh tests/unit -k verdict
-# bash tests/run.sh tests/whole     what takes too long for every time: trainings and services killed, co-training
+# bash tests/run.sh tests/whole     what takes too long for every time: trainings and services killed, pairwise judges
 # bash tests/run.sh tests/gpu_shape everything about GPUs that a CPU can prove; without arguments its quick part is run
 # Sets up the environment if needed. Stops at the first part that fails.
 set -Eeuo pipefail
