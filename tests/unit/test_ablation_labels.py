@@ -170,3 +170,12 @@ def test_the_examples_stage_says_how_many_there_were(tmp_path: Path) -> None:
     manifest = examples.run(num_examples=24, num_pairs=None, seed=0, source=source, target=target)
     assert manifest.metrics == {"num_available": 40, "num_examples": 24}
     assert manifest.rows_out == len(list(target.records(Example))) == 24
+
+
+def test_a_judge_that_learns_from_pairs_gets_half_as_many(tmp_path: Path) -> None:
+    pairs = [pair(i) for i in range(10)]
+    source = stage(tmp_path / "p", Preference, [Unit(id=p.id, records=(p,)) for p in pairs])
+    target = StageFolder(tmp_path / "pairs")
+    manifest = examples.run_pairs(num_examples=8, num_pairs=None, seed=0, source=source, target=target)
+    assert (manifest.rows_out, manifest.metrics) == (4, {"num_available": 20, "num_examples": 8})
+    assert all(p in pairs for p in target.records(Preference))

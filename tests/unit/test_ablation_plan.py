@@ -187,6 +187,20 @@ def test_a_judge_that_writes_no_critiques_has_one_round_and_no_base(tmp_path: Pa
         plan_all(load(tmp_path, factors=factors, rounds=2))
 
 
+def test_a_discriminative_judge_learns_from_the_pairs_and_has_neither_critiques_nor_a_selection(tmp_path: Path) -> None:
+    factors = {"judge": {"cot": {}, "head": {"overrides": ["training.objective=bradley_terry"]}}, **FACTORS}
+    del factors["mode"]
+    plans = plans_by_name(load(tmp_path, factors=factors))
+    head, reference = plans["judge=head"], plans["reference"]
+    assert head.config.judge.is_discriminative
+    assert (head.base_evaluation, head.rounds[0].critiques, head.rounds[0].selection) == ("", "", "")
+    assert head.rounds[0].labels == reference.preferences
+    assert head.test == reference.test
+    assert head.rounds[0].examples.startswith("pairs-")
+    with pytest.raises(ConfigError, match="a discriminative judge has no critiques, which labels: self needs"):
+        plan_all(load(tmp_path, factors=factors, cells=[{"judge": "head", "labels": "self"}]))
+
+
 def test_the_resolved_recipe_is_complete(tmp_path: Path) -> None:
     config = load(tmp_path, "recipe.pool.count=40")
     assert isinstance(config.recipe, dict)

@@ -26,12 +26,12 @@ from vlgenrm_ray.ablation.trainers import SUPERVISED
 from vlgenrm_ray.data.files import read_json, write_json
 from vlgenrm_ray.data.store import RecordIndex, StageFolder, Unit, units_from_table, write_units
 from vlgenrm_ray.engines import model_folder
-from vlgenrm_ray.errors import VlGenRMError
+from vlgenrm_ray.errors import DropReason, VlGenRMError
 from vlgenrm_ray.evaluation import metrics, pairs
 from vlgenrm_ray.evaluation.metrics import estimate_as_json
 from vlgenrm_ray.records import Critique, JudgeCritique, Judgement, PairResult, Preference, Side
-from vlgenrm_ray.reward.rejection_sampling import Strategy, combinations, is_readable, is_right
-from vlgenrm_ray.reward.selection import SelectionConfig, select_critiques
+from vlgenrm_ray.reward.rejection_sampling import Strategy, combinations, is_readable, is_right, select_combinations
+from vlgenrm_ray.reward.selection import SelectionConfig
 from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
 from vlgenrm_ray.settings import digest
 
@@ -71,10 +71,10 @@ def run(ablation: "AblationRun", plans: Sequence[CellPlan]) -> None:
 def _diagnose_cell(ablation: "AblationRun", plan: CellPlan) -> dict[str, Any]:
     checker = pipeline.critique_checker(plan.config)
     result: dict[str, Any] = {"margins": {}, "judges": {}}
-    if plan.config.judge.mode == "cot":
+    if plan.config.judge.mode == "cot" and plan.rounds[0].critiques:
         for stage in {stage.round: stage for stage in (plan.rounds[0], plan.rounds[-1])}.values():
             result["margins"][f"round {stage.round}"] = _measure_margins(ablation, plan, stage, checker)
-    if plan.cell.trainer == SUPERVISED:
+    if plan.base_evaluation and plan.cell.trainer == SUPERVISED:
         models = {BASE: (plan.base_evaluation, model_folder.locate(plan.config.base))}
         last = plan.rounds[-1]
         models[f"round {last.round}"] = (last.evaluation, ablation.stage(last.training).path / "model")
@@ -123,66 +123,75 @@ def margin_metrics(
     bounded = np.clip(p_yes, 1e-12, 1 - 1e-12)
     log_odds = np.clip(np.log(bounded / (1 - bounded)), -MAX_LOG_ODDS, MAX_LOG_ODDS)
     histogram, _ = np.histogram(log_odds, bins=NUM_BINS, range=(-MAX_LOG_ODDS, MAX_LOG_ODDS))
-    supported, contradicted = _right_scores(items, checker, config.min_mass)
-    num_right = len(supported) + len(contradicted)
-    spreads = {is_checked: _spreads(items, config, checker, is_checked) for is_checked in (False, True)}
+    faults = _contradictions(items, checker)
+    right = [
+        (c, score) for _, of_pair in items for c in of_pair if (score := _right_score(c, config.min_mass)) is not None
+    ]
+    supported = np.array([score for c, score in right if c.id not in faults])
+    contradicted = np.array([score for c, score in right if c.id in faults])
+    faults_of = {"without check": {}, "with check": faults}
+    spreads = {name: _spreads(items, config, of) for name, of in faults_of.items()}
     return {
         "num_critiques": len(critiques),
         "num_readable": len(p_yes),
         "num_low": int(np.sum(p_yes < EXTREME)),
         "num_high": int(np.sum(p_yes > 1 - EXTREME)),
         "log_odds": histogram.tolist(),
-        "contradicted_share": len(contradicted) / num_right if num_right else None,
-        "margin_auroc": _known(metrics.auroc(np.array(supported), np.array(contradicted))),
-        "selection": {
-            _check_name(is_checked): _count_decisions(items, config, checker, is_checked)
-            for is_checked in (False, True)
-        },
+        "contradicted_share": len(contradicted) / len(right) if right else None,
+        "margin_auroc": _known(metrics.auroc(supported, contradicted)),
+        "selection": {name: _count_decisions(items, config, of) for name, of in faults_of.items()},
         "spread": {
-            _check_name(is_checked): {
+            name: {
                 "usable_pairs": len(values),
                 "median_spread": float(np.median(values)) if values else None,
                 "tied_share": float(np.mean(np.array(values) < EXTREME)) if values else None,
             }
-            for is_checked, values in spreads.items()
+            for name, values in spreads.items()
         },
     }
-
-
-def _check_name(is_checked: bool) -> str:
-    return "with check" if is_checked else "without check"
 
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else value
 
 
-def _right_scores(
-    items: Iterable[tuple[Preference, tuple[Critique, ...]]], checker: CritiqueChecker, min_mass: float
-) -> tuple[list[float], list[float]]:
-    """Return the probabilities of right verdicts: of critiques that are not contradicted, and of those that are."""
-    supported: list[float] = []
-    contradicted: list[float] = []
+def _contradictions(
+    items: Iterable[tuple[Preference, tuple[Critique, ...]]], checker: CritiqueChecker
+) -> dict[str, DropReason]:
+    """Map the ids of critiques that the evidence contradicts to that fault. Each text of a pair is checked once."""
+    faults: dict[str, DropReason] = {}
     for preference, critiques in items:
-        for critique in critiques:
-            if critique.p_yes is None or not is_readable(critique, min_mass) or not is_right(critique):
-                continue
-            score = critique.p_yes if critique.side is Side.CHOSEN else 1 - critique.p_yes
-            (contradicted if checker.is_contradicted(critique, preference) else supported).append(score)
-    return supported, contradicted
+        texts = {(critique.side, critique.text): critique for critique in critiques}
+        contradicted = {text for text, critique in texts.items() if checker.is_contradicted(critique, preference)}
+        faults |= {c.id: DropReason.CONTRADICTED_CRITIQUE for c in critiques if (c.side, c.text) in contradicted}
+    return faults
+
+
+def _right_score(critique: Critique, min_mass: float) -> float | None:
+    """Return the probability of the right verdict of a critique that gives it; None for others."""
+    if critique.p_yes is None or not is_readable(critique, min_mass) or not is_right(critique):
+        return None
+    return critique.p_yes if critique.side is Side.CHOSEN else 1 - critique.p_yes
 
 
 def _count_decisions(
     items: Iterable[tuple[Preference, tuple[Critique, ...]]],
     config: SelectionConfig,
-    checker: CritiqueChecker,
-    is_checked: bool,
+    faults: Mapping[str, DropReason],
 ) -> dict[str, int]:
     """Count the critiques that margin-based rejection sampling selects, and those it drops by reason."""
-    changed = config.model_copy(update={"strategy": Strategy.MRS, "check_evidence": is_checked})
     counts: Counter[str] = Counter()
-    for preference, critiques in items:
-        selection = select_critiques(critiques, preference, changed, checker)
+    for _, critiques in items:
+        selection = select_combinations(
+            critiques,
+            faults,
+            strategy=Strategy.MRS,
+            scale=config.margin,
+            tau=config.tau,
+            top_n=config.top_n,
+            min_mass=config.min_mass,
+            seed=config.seed,
+        )
         counts["selected"] += len(critiques) - len(selection.dropped)
         counts.update(dropped.reason.value for dropped in selection.dropped)
     return dict(counts.most_common())
@@ -191,19 +200,12 @@ def _count_decisions(
 def _spreads(
     items: Iterable[tuple[Preference, tuple[Critique, ...]]],
     config: SelectionConfig,
-    checker: CritiqueChecker,
-    is_checked: bool,
+    faults: Mapping[str, DropReason],
 ) -> list[float]:
     """Return largest minus smallest margin of each pair, over the combinations of its usable right critiques."""
     spreads: list[float] = []
-    for preference, critiques in items:
-        usable = [
-            critique
-            for critique in critiques
-            if is_readable(critique, config.min_mass)
-            and is_right(critique)
-            and not (is_checked and checker.is_contradicted(critique, preference))
-        ]
+    for _, critiques in items:
+        usable = [c for c in critiques if c.id not in faults and _right_score(c, config.min_mass) is not None]
         if margins := [combination.margin for combination in combinations(usable, config.margin)]:
             spreads.append(max(margins) - min(margins))
     return spreads

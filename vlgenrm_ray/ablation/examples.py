@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, write_units
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.records import Dropped, Example
+from vlgenrm_ray.records import Dropped, Example, Preference
 from vlgenrm_ray.settings import digest
 
 STAGE = "examples"
@@ -63,3 +63,23 @@ def run(*, num_examples: int, num_pairs: int | None, seed: int, source: StageFol
     num_available = sum(len(unit.records) for unit in units)
     metrics = {"num_available": num_available, "num_examples": sum(len(unit.records) for unit in drawn)}
     return target.finish(seconds=0.0, metrics=metrics)
+
+
+def run_pairs(
+    *, num_examples: int, num_pairs: int | None, seed: int, source: StageFolder, target: StageFolder
+) -> Manifest:
+    """Write drawn pairs of `source` to `target`, for a judge that learns from pairs; arguments as for `run`.
+
+    A pair has two responses and counts as two examples.
+
+    Returns:
+        The manifest, with the metrics `num_available` and `num_examples`.
+    """
+    target.begin(digest(["pairs", num_examples, num_pairs, seed]), {"preferences": source.data_hash()})
+    everything = {pair.id: pair for pair in source.records(Preference)}
+    allowed = draw(everything, num_pairs, seed)
+    drawn = sorted(draw(allowed, max(1, num_examples // 2), seed))
+    for start in range(0, len(drawn), _UNITS_PER_SHARD):
+        units = [Unit(id=id, records=(everything[id],)) for id in drawn[start : start + _UNITS_PER_SHARD]]
+        write_units(target, Preference, units)
+    return target.finish(seconds=0.0, metrics={"num_available": 2 * len(everything), "num_examples": 2 * len(drawn)})

@@ -6,7 +6,7 @@ has to be declared as shared, and a recipe that gains cells or seeds continues w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPlan:
-    """Addresses of the stages of one round."""
+    """Addresses of the stages of one round. A discriminative judge has neither critiques nor a selection: ""."""
 
     round: int
     critiques: str
@@ -53,6 +53,7 @@ class RoundPlan:
     """Critiques whose sides are those of the labels."""
     selection: str
     examples: str
+    """Drawn examples; of a discriminative judge, drawn pairs."""
     training: str
     evaluation: str
 
@@ -75,7 +76,7 @@ class CellPlan:
     test_pool: str
     test: str
     base_evaluation: str
-    """Evaluation of the base model, in the cell's way of judging. "" if its trainer makes no generative judge."""
+    """Evaluation of the base model, in the cell's way of judging. "" if the cell's judge writes no critiques."""
     rounds: tuple[RoundPlan, ...]
 
     @property
@@ -171,7 +172,7 @@ def plan_cell(config: AblationConfig, cell: Cell, seed: int) -> CellPlan:
     )
     try:
         run_config = recipe.build_with(RunConfig, values, overrides)
-        base_config = recipe.build_with(RunConfig, values, cell.overrides)
+        base_config = recipe.build_with(RunConfig, values, (*cell.overrides, f"rounds.num_rounds={cell.rounds}"))
     except ConfigError as error:
         raise ConfigError(f"cell '{cell.name}': {error}") from None
     trainer = load_trainer(cell.trainer)
@@ -179,6 +180,12 @@ def plan_cell(config: AblationConfig, cell: Cell, seed: int) -> CellPlan:
         raise ConfigError(
             f"cell '{cell.name}': trainer '{cell.trainer}' makes no judge that writes critiques, so there is no second "
             "round; set rounds: 1 in its variant"
+        )
+    run_config = run_config.model_copy(update={"judge": run_config.trained_judge})
+    if run_config.judge.is_discriminative and cell.labels != "experts":
+        raise ConfigError(
+            f"cell '{cell.name}': a discriminative judge has no critiques, which labels: {cell.labels} needs; use "
+            "labels: experts"
         )
     evaluation_judge = run_config.judge.model_copy(update={"seed": base_config.judge.seed})
     return _plan_stages(config, cell, seed, run_config, evaluation_judge, trainer)
@@ -204,9 +211,14 @@ def _plan_stages(
     def evaluation(model: str) -> str:
         return _address("evaluation", config.evaluation, _judge_parts(evaluation_judge), test, model, *other_settings)
 
+    is_generative = trainer.is_generative and not config.judge.is_discriminative
     rounds: list[RoundPlan] = []
     model = config.base
     for number in range(1, cell.rounds + 1):
+        if config.judge.is_discriminative:
+            of_pairs = _plan_discriminative_round(ablation, cell, seed, config, preferences)
+            rounds.append(replace(of_pairs, evaluation=evaluation(of_pairs.training)))
+            break
         critiques = _address(
             "critiques", config.critiques, _judge_parts(critic(config, number)), number, preferences, model
         )
@@ -245,8 +257,25 @@ def _plan_stages(
         preferences=preferences,
         test_pool=test_pool,
         test=test,
-        base_evaluation=evaluation(config.base) if trainer.is_generative else "",
+        base_evaluation=evaluation(config.base) if is_generative else "",
         rounds=tuple(rounds),
+    )
+
+
+def _plan_discriminative_round(
+    ablation: AblationConfig, cell: Cell, seed: int, config: RunConfig, preferences: str
+) -> RoundPlan:
+    """Plan the only round of a discriminative judge, which learns from the pairs themselves."""
+    pairs = _address("pairs", ablation.num_examples, cell.num_pairs, seed, preferences)
+    return RoundPlan(
+        round=1,
+        critiques="",
+        labels=preferences,
+        labelled_critiques="",
+        selection="",
+        examples=pairs,
+        training=_address("training", config.training, _judge_parts(config.judge), config.base, pairs),
+        evaluation="",
     )
 
 

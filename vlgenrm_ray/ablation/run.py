@@ -70,12 +70,19 @@ class AblationRun:
     def prepare(self, plan: CellPlan) -> None:
         """Run the stages before the first round: unlabelled pairs, and the test pairs."""
         config, seed = plan.config, plan.config.seed
-        questions = self._once(plan.pool, lambda target: pool.run(config.pool, target=target, seed=seed))
+        limit = config.max_dropped
+        questions = self._once(
+            plan.pool, lambda target: pool.run(config.pool, target=target, seed=seed, max_dropped=limit)
+        )
         answers = self._once(
             plan.responses,
-            lambda target: responses.run(config.responses, seed=seed, source=questions, target=target),
+            lambda target: responses.run(
+                config.responses, seed=seed, source=questions, target=target, max_dropped=limit
+            ),
         )
-        checked = self._once(plan.experts, lambda target: experts.run(config.experts, source=answers, target=target))
+        checked = self._once(
+            plan.experts, lambda target: experts.run(config.experts, source=answers, target=target, max_dropped=limit)
+        )
         self._once(
             plan.preferences,
             lambda target: preferences.run(
@@ -87,6 +94,35 @@ class AblationRun:
 
     def run_round(self, plan: CellPlan, stage: RoundPlan, model: Path) -> Path:
         """Run one round up to its trained judge; return the judge's model folder."""
+        base = model_folder.locate(plan.config.base)
+        drawn = self._draw_pairs(plan, stage) if not stage.critiques else self._draw_examples(plan, stage, model)
+        task = TrainerTask(
+            config=plan.config,
+            round=stage.round,
+            start=base if plan.config.rounds.start_from == "base" else model,
+            preferences=self.stage(stage.labels),
+            critiques=self.stage(stage.labelled_critiques) if stage.labelled_critiques else None,
+            examples=drawn,
+            num_pairs=max(1, plan.num_examples // 2),
+            target=self.stage(stage.training).path,
+        )
+        return load_trainer(plan.cell.trainer).train(task).model
+
+    def _draw_pairs(self, plan: CellPlan, stage: RoundPlan) -> StageFolder:
+        """Draw the pairs that a discriminative judge is trained on."""
+        return self._once(
+            stage.examples,
+            lambda target: examples.run_pairs(
+                num_examples=plan.num_examples,
+                num_pairs=plan.cell.num_pairs,
+                seed=plan.seed,
+                source=self.stage(stage.labels),
+                target=target,
+            ),
+        )
+
+    def _draw_examples(self, plan: CellPlan, stage: RoundPlan, model: Path) -> StageFolder:
+        """Write critiques, label the pairs, select, and draw the examples that the judge is trained on."""
         config, pairs = plan.config, self.stage(plan.preferences)
         written = self._once(
             stage.critiques,
@@ -97,6 +133,7 @@ class AblationRun:
                 round=stage.round,
                 source=pairs,
                 target=target,
+                max_dropped=config.max_dropped,
             ),
         )
         self._label(plan.cell, stage, pairs, written)
@@ -114,7 +151,7 @@ class AblationRun:
         )
         if not selected.complete().rows_out:
             raise StageError(f"round {stage.round}: the selection yields no example ({selected.complete().dropped})")
-        drawn = self._once(
+        return self._once(
             stage.examples,
             lambda target: examples.run(
                 num_examples=plan.num_examples,
@@ -124,18 +161,6 @@ class AblationRun:
                 target=target,
             ),
         )
-        base = model_folder.locate(config.base)
-        task = TrainerTask(
-            config=config,
-            round=stage.round,
-            start=base if config.rounds.start_from == "base" else model,
-            preferences=labelled,
-            critiques=moved,
-            examples=drawn,
-            num_pairs=max(1, plan.num_examples // 2),
-            target=self.stage(stage.training).path,
-        )
-        return load_trainer(plan.cell.trainer).train(task).model
 
     def _label(self, cell: Cell, stage: RoundPlan, pairs: StageFolder, written: StageFolder) -> None:
         target, target_critiques = self.stage(stage.labels), self.stage(stage.labelled_critiques)

@@ -35,10 +35,11 @@ class TrainerTask:
     """Model folder to start from."""
     preferences: StageFolder
     """Labelled pairs, stage of Preference: those that examples may come from."""
-    critiques: StageFolder
-    """Critiques of both sides of these pairs by the round's judge, stage of Critique."""
+    critiques: StageFolder | None
+    """Critiques of both sides of these pairs by the round's judge, stage of Critique; a discriminative one has none."""
     examples: StageFolder
-    """Selected examples, stage of Example: the same number for every cell."""
+    """Selected examples, stage of Example: the same number for every cell. For a discriminative judge
+    (`training.objective: bradley_terry`) pairs, half as many."""
     num_pairs: int
     """Pairs that a trainer on whole pairs takes: half of the number of examples, as each pair has two sides."""
     target: Path
