@@ -74,7 +74,7 @@ def test_every_cell_of_an_ablation_fits_the_cluster_it_names(name: str) -> None:
 
 def test_the_ablation_measures_on_a_split_of_its_own_and_on_a_thousand_pairs() -> None:
     ablation = ablation_config.load(shipped_recipe("ablation"))
-    base = config.load(shipped_recipe("shapes"))
+    base = config.load(shipped_recipe("shapes_hard"))
     assert ablation.test.count >= 1000
     assert ablation.test.split not in (base.pool.split, base.heldout.split)
     assert len(ablation.seeds) >= 3
