@@ -1,5 +1,6 @@
 """Labels by the judge and by the truth, equal examples, and the stages around them."""
 
+from functools import partial
 from pathlib import Path
 
 import factories
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.ablation import examples, labels
+from vlgenrm_ray.ablation.critique_dpo import critique_pairs
 from vlgenrm_ray.ablation.examples import draw, draw_examples
 from vlgenrm_ray.ablation.labels import PairLabel, flip, flip_critique, label_by_judge, label_by_truth, measure_labels
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
@@ -179,3 +181,22 @@ def test_a_judge_that_learns_from_pairs_gets_half_as_many(tmp_path: Path) -> Non
     manifest = examples.run_pairs(num_examples=8, num_pairs=None, seed=0, source=source, target=target)
     assert (manifest.rows_out, manifest.metrics) == (4, {"num_available": 20, "num_examples": 8})
     assert all(p in pairs for p in target.records(Preference))
+
+
+def test_dpo_prefers_selected_critiques_to_wrong_ones_of_the_same_response() -> None:
+    preference = pair(0)
+    wrong = partial(factories.critique, preference_id=preference.id, verdict="no")
+    written = [
+        *critiques(preference, [0.9, 0.8, 0.2], [0.1]),
+        wrong("q0/p0/chosen/c9", p_yes=0.4, text="x\nVerdict: No"),
+        wrong("q0/p0/chosen/c8", p_yes=0.1, text="y\nVerdict: No!"),
+    ]
+    selected = [factories.example(f"{c.id}/example", completion=c.text) for c in written[:2]]
+    preferences = critique_pairs([*selected, factories.example("q0/p0/chosen/direct")], written)
+    # The surest wrong critique first, then the next; each is cut after its verdict.
+    assert [(p.chosen, p.rejected) for p in preferences] == [
+        ("chosen 0", "y\nVerdict: No"),
+        ("chosen 1", "x\nVerdict: No"),
+    ]
+    assert {p.question.text for p in preferences} == {selected[0].prompt}
+    assert critique_pairs(selected, written[:2]) == [], "without a wrong critique there is no pair"

@@ -36,6 +36,13 @@ def test_a_log_gets_a_line_every_ten_seconds_at_most(clock: list[float], capsys:
     assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["0/100", "10/100", "20/100", "24/100"]
 
 
+def test_the_last_row_is_logged_once(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("policy", total=10) as counter:
+        clock.append(20.0)
+        counter.advance(10)
+    assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["0/10", "10/10"]
+
+
 def test_a_terminal_shows_messages_above_the_bar() -> None:
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=True, width=80, color_system=None)

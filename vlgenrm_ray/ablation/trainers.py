@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SUPERVISED = "supervised"
 TRAINERS: Mapping[str, str] = {
     SUPERVISED: "vlgenrm_ray.ablation.trainers:SupervisedTrainer",
+    "dpo": "vlgenrm_ray.ablation.critique_dpo:CritiqueDpoTrainer",
 }
 """Name in a recipe -> import path of the class."""
 

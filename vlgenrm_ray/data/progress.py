@@ -30,6 +30,7 @@ class Progress:
         self.done = done
         self._done_before = done
         self._start = self._last_log = time.monotonic()
+        self._done_at_last_log = -1
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = progress.Progress(
             progress.TextColumn("{task.description:<12}"),
@@ -63,11 +64,12 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._log()
+        if self._done_at_last_log != self.done:
+            self._log()
 
     def _log(self) -> None:
         """Print a line where there is no bar."""
-        self._last_log = time.monotonic()
+        self._last_log, self._done_at_last_log = time.monotonic(), self.done
         if self._console.is_terminal:
             return
         seconds = self._last_log - self._start
