@@ -10,9 +10,10 @@ import factories
 import pyarrow.parquet as pq
 import pytest
 
-from vlgenrm_ray.data import flow
+from vlgenrm_ray.data import flow, shard_files
 from vlgenrm_ray.data.files import read_json
-from vlgenrm_ray.data.store import ShardTotals, StageFolder, Unit, units_table, write_units
+from vlgenrm_ray.data.shard_files import ShardTotals
+from vlgenrm_ray.data.store import StageFolder, Unit, units_table, write_units
 from vlgenrm_ray.errors import DamagedShardError, StageError
 from vlgenrm_ray.records import Dropped, Question
 
@@ -104,7 +105,7 @@ def test_a_damaged_start_file_is_named_with_the_remedy(stage: StageFolder) -> No
 
 def test_totals_in_the_footer_equal_those_of_the_content(stage: StageFolder) -> None:
     for shard in stage.shards():
-        assert stage.read_totals(shard) == ShardTotals.of(stage._read_stored_units(shard))
+        assert shard_files.read_totals(shard) == ShardTotals.of(shard_files.read_units(shard))
 
 
 def test_finishing_reads_no_records(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlgenrm_ray.data.files import read_json, write_json
-from vlgenrm_ray.data.store import RecordIndex, StageFolder, Unit, units_from_table, units_table, write_units
+from vlgenrm_ray.data.record_index import RecordIndex
+from vlgenrm_ray.data.store import StageFolder, Unit, units_from_table, units_table, write_units
 from vlgenrm_ray.errors import ConfigError, DropReason, InputError, StageError
 from vlgenrm_ray.records import Dropped, Question
 

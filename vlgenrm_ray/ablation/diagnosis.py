@@ -24,7 +24,8 @@ from vlgenrm_ray.ablation.plan import CellPlan, RoundPlan
 from vlgenrm_ray.ablation.results import BASE, pooled
 from vlgenrm_ray.ablation.trainers import SUPERVISED
 from vlgenrm_ray.data.files import read_json, write_json
-from vlgenrm_ray.data.store import RecordIndex, StageFolder, Unit, units_from_table, write_units
+from vlgenrm_ray.data.record_index import RecordIndex
+from vlgenrm_ray.data.store import StageFolder, Unit, units_from_table, write_units
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import DropReason, VlGenRMError
 from vlgenrm_ray.evaluation import metrics, pairs

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlgenrm_ray.data.store import Manifest, RecordIndex, StageFolder, Unit, units_from_table, write_units
+from vlgenrm_ray.data.record_index import RecordIndex
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, write_units
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.records import Critique, Dropped, Preference, Question, Side
 

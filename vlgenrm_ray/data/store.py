@@ -5,56 +5,45 @@
                                            datasets.load_dataset("parquet", data_files="<run>/<stage>/shards/*.parquet")
     <run>/<stage>/manifest.json            written last: its existence means that the stage is complete
 
-A *unit* is one input row of a stage with its result: its records (children) and its drops. The rows of a shard are the
-records of its units, in order; the units themselves (id, number of records, tokens, drops) are kept in the file's
-footer under the key `vlgenrm_ray.units`, which other readers ignore. One file rename therefore commits a block's
-records together with their accounting, and after an interruption the unit ids in the footers are exactly the rows that
-need no more work. The footer also holds the shard's totals (`vlgenrm_ray.totals`), computed by the task that wrote it,
-so that a stage is accounted for by its footers alone.
+A *unit* is one input row of a stage with its result: its records (children) and its drops. A shard holds the records
+as rows, and the units in its footer (see `shard_files`). One file rename therefore commits a block's records together
+with their accounting, and after an interruption the unit ids in the footers are exactly the rows that need no more
+work. The footer also holds the shard's totals, computed by the task that wrote it, so that a stage is accounted for by
+its footers alone.
 
 The manifest lists the shards, and the driver of a stage receives the name of each as it is committed: file systems such
 as NFS serve listings of folders that are up to half a minute old, but open a file by its name at once.
 
-Shards are flushed to the disk before they are renamed, and their pages have checksums. A shard that was damaged or lost
-later is noticed when its stage begins; only its rows are made again.
+A shard that was damaged or lost later is noticed when its stage begins; only its rows are made again.
 
 Fields named `uri` (images, checkpoints) are stored relative to the run folder if they lie in it, and read as absolute
 paths, so a run folder may be moved or mounted elsewhere. It must lie on a file system that all nodes share.
 """
 
-import base64
 import hashlib
-import json
 import logging
 import re
-import shutil
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from vlgenrm_ray.data import shard_files
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
-from vlgenrm_ray.data.files import read_json, replace_file, write_json
-from vlgenrm_ray.errors import FAULTS, TRANSIENT_FAULTS, ConfigError, DamagedShardError, InputError, StageError
+from vlgenrm_ray.data.files import read_json, write_json
+from vlgenrm_ray.data.shard_files import FORMAT
+from vlgenrm_ray.errors import FAULTS, TRANSIENT_FAULTS, ConfigError, DamagedShardError, StageError
 from vlgenrm_ray.records import Dropped
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
-FORMAT = 2
-"""Version of the layout described above. Version 1 nested the records of a unit in one row."""
-_UNITS_KEY = b"vlgenrm_ray.units"
-_TOTALS_KEY = b"vlgenrm_ray.totals"
-_HASH_BITS = 256
 _PATIENCE_S = 60.0
 """Seconds in which a file that one node wrote must be visible on another. NFS clients cache what they know for 30 s."""
 _ABSOLUTE_URI = "^(/|[A-Za-z][A-Za-z0-9+.-]*:)"
@@ -146,32 +135,6 @@ def _unit(cls: type[R], row: dict[str, Any]) -> Unit[R]:
         dropped=tuple(from_row(Dropped, d) for d in row["dropped"]),
         num_tokens=row["num_tokens"],
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardTotals:
-    """Sums over the units of a shard; those of a stage are the sums of its shards'."""
-
-    num_units: int
-    num_records: int
-    num_tokens: int
-    dropped: dict[str, int]
-    """Reason -> rows."""
-    hash: int
-    """Sum of the hashes of the units, modulo 2^256: independent of their order and of their distribution."""
-
-    @classmethod
-    def of(cls, units: "pa.Table") -> "ShardTotals":
-        """Sum up a table of units as they are stored."""
-        rows = units.to_pylist()
-        hashes = (hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest() for row in rows)
-        return cls(
-            num_units=len(rows),
-            num_records=sum(len(row["records"]) for row in rows),
-            num_tokens=sum(row["num_tokens"] for row in rows),
-            dropped=dict(Counter(drop["reason"] for row in rows for drop in row["dropped"])),
-            hash=sum(int.from_bytes(digest) for digest in hashes) % (1 << _HASH_BITS),
-        )
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -282,7 +245,7 @@ class StageFolder:
         num_units = 0
         for shard in self.shards():
             try:
-                num_units += self.read_totals(shard).num_units
+                num_units += shard_files.read_totals(shard).num_units
             except FileNotFoundError:  # The manifest names a shard that was lost.
                 continue
             except DamagedShardError as error:
@@ -303,7 +266,7 @@ class StageFolder:
         import pyarrow.compute as pc
 
         shards = self.shards()
-        if sum(self.read_totals(shard).num_units for shard in shards) == len(self.done_ids_array()):
+        if sum(shard_files.read_totals(shard).num_units for shard in shards) == len(self.done_ids_array()):
             return
         seen = pa.array([], pa.string())
         for shard in shards:
@@ -316,7 +279,7 @@ class StageFolder:
         import pyarrow as pa
 
         for shard in self.shards():
-            if not reasons.isdisjoint(self.read_totals(shard).dropped):
+            if not reasons.isdisjoint(shard_files.read_totals(shard).dropped):
                 drops_of_units = self.read_unit_index(shard).column("dropped").to_pylist()
                 mask = [not any(drop["reason"] in reasons for drop in drops) for drops in drops_of_units]
                 self._keep_units(shard, pa.array(mask, pa.bool_()))
@@ -353,30 +316,7 @@ class StageFolder:
         return name
 
     def _write_units(self, table: "pa.Table", target: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        lists = table.column("records").combine_chunks()
-        records = lists.flatten()
-        rows = pa.Table.from_arrays(records.flatten(), schema=pa.schema(list(records.type)))
-        rows = map_uris(rows, self._to_stored_uris)
-        units = table.drop_columns(["records"]).append_column("num_records", lists.value_lengths())
-        totals = ShardTotals.of(self._nest(units, rows))
-        partial = target.with_name(f".{target.stem}.{uuid.uuid4().hex}")
-        try:
-            with pq.ParquetWriter(partial, rows.schema, compression="zstd", write_page_checksum=True) as writer:
-                if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
-                    writer.write_table(rows)
-                # In the footer, not in the schema's metadata: that Parquet files hold twice.
-                writer.add_key_value_metadata({_UNITS_KEY: _serialise(units), _TOTALS_KEY: json.dumps(asdict(totals))})
-            replace_file(partial, target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            free = shutil.disk_usage(target.parent).free
-            raise StageError(
-                f"{target.parent}: cannot write a shard of about {rows.nbytes / 1e6:.1f} MB "
-                f"({error.strerror or error}; {free / 1e6:.1f} MB free); make room and run the same command again"
-            ) from error
+        shard_files.write_shard(map_uris(table, self._to_stored_uris), target)
 
     def add_seconds(self, seconds: float) -> float:
         """Add working time, which is kept across interruptions; return the sum."""
@@ -396,7 +336,7 @@ class StageFolder:
     ) -> Manifest:
         """Sum up the totals of all shards and write the manifest. Raises StageError if a unit is in two shards."""
         paths = self.shards()
-        totals = [self.read_totals(shard) for shard in paths]
+        totals = [shard_files.read_totals(shard) for shard in paths]
         num_units, num_distinct = sum(t.num_units for t in totals), len(self.done_ids_array())
         if num_distinct != num_units:
             raise StageError(f"{self.path}: {num_units - num_distinct} units are in more than one shard")
@@ -461,17 +401,6 @@ class StageFolder:
         values = read_json(self.manifest_path)
         return Manifest(**values | {"shards": tuple(values.get("shards", ()))})
 
-    def read_totals(self, shard: Path) -> ShardTotals:
-        """Read a shard's totals from its footer. Raises DamagedShardError, or InputError for another format."""
-        import pyarrow.parquet as pq
-
-        with _reading(shard):
-            metadata = pq.read_metadata(shard)
-        _serialised_units(metadata, shard)
-        if (totals := metadata.metadata.get(_TOTALS_KEY)) is None:  # Written before shards had totals.
-            return ShardTotals.of(self._read_stored_units(shard))
-        return ShardTotals(**json.loads(totals))
-
     def complete(self) -> Manifest:
         """Return the manifest. Raises StageError if the stage is not complete."""
         manifest = self.manifest()
@@ -509,16 +438,8 @@ class StageFolder:
                 yield from (from_row(Dropped, d) for d in drops)
 
     def read_unit_index(self, shard: Path) -> "pa.Table":
-        """Read a shard's footer: a table with `id`, `dropped`, `num_tokens` and `num_records` of each unit.
-
-        Raises DamagedShardError, or InputError for a shard of another storage format.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        with _reading(shard):
-            units = _serialised_units(pq.read_metadata(shard), shard)
-        return pa.ipc.open_stream(base64.b64decode(units)).read_all()
+        """Read a shard's footer, see `shards.read_unit_index`."""
+        return shard_files.read_unit_index(shard)
 
     def read_records(self, shard: Path, *, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
         """Read a shard's records, one row each.
@@ -528,32 +449,11 @@ class StageFolder:
             columns: Columns to read, nested ones as `question.id`; default all.
             filters: Expression of `pyarrow.compute` that selects rows; not together with `columns`.
         """
-        return map_uris(_read_rows(shard, columns, filters), self._to_absolute_uris)
+        return map_uris(shard_files.read_rows(shard, columns, filters), self._to_absolute_uris)
 
     def read_units(self, shard: Path) -> "pa.Table":
         """Read a shard as a table of units, the form that `units_from_table` takes."""
-        return self._nest(self.read_unit_index(shard), self.read_records(shard))
-
-    def _read_stored_units(self, shard: Path) -> "pa.Table":
-        """Read a shard as a table of units with URIs as they are stored."""
-        return self._nest(self.read_unit_index(shard), _read_rows(shard))
-
-    @staticmethod
-    def _nest(units: "pa.Table", rows: "pa.Table") -> "pa.Table":
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        ends = pc.cumulative_sum(units.column("num_records").combine_chunks()).cast(pa.int32())
-        offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
-        kind = pa.struct(list(rows.schema))
-        records = rows.to_struct_array().combine_chunks() if rows.num_rows else pa.array([], kind)
-        columns = {
-            "id": units.column("id"),
-            "records": pa.ListArray.from_arrays(offsets, records),
-            "dropped": units.column("dropped"),
-            "num_tokens": units.column("num_tokens"),
-        }
-        return pa.table(columns)
+        return map_uris(shard_files.read_units(shard), self._to_absolute_uris)
 
     def _to_stored_uris(self, uris: "pa.Array") -> "pa.Array":
         import pyarrow.compute as pc
@@ -567,107 +467,6 @@ class StageFolder:
 
         is_absolute = pc.match_substring_regex(uris, pattern=_ABSOLUTE_URI)
         return pc.if_else(is_absolute, uris, pc.binary_join_element_wise(f"{self.run_folder}/", uris, ""))
-
-
-def _read_rows(shard: Path, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
-    import pyarrow.parquet as pq
-
-    # Unlike `read_table`, `ParquetFile` reads single columns inside nested ones.
-    with _reading(shard), pq.ParquetFile(shard, page_checksum_verification=True) as file:
-        _serialised_units(file.metadata, shard)
-        table = (
-            file.read(columns=columns)
-            if filters is None
-            else pq.read_table(shard, filters=filters, page_checksum_verification=True)
-        )
-    # The footer's units would otherwise travel with every slice of the table.
-    return table.replace_schema_metadata(None)
-
-
-@contextmanager
-def _reading(shard: Path) -> Iterator[None]:
-    """Turn a failure to read a shard's content into DamagedShardError."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedShardError(
-            f"{shard} is damaged ({' '.join(str(error).split())[:200]}); delete it and run the same command again"
-        ) from error
-
-
-def _serialised_units(metadata: "pq.FileMetaData", shard: Path) -> bytes:
-    """Return the units in a shard's footer. Raises InputError for a file of another storage format."""
-    if _UNITS_KEY not in (metadata.metadata or {}):
-        raise InputError(
-            f"{shard} is no shard of storage format {FORMAT}: it was written by another version of vlgenrm-ray or by "
-            "another program; read the run with the version that made it, or make the run again"
-        )
-    units: bytes = metadata.metadata[_UNITS_KEY]
-    return units
-
-
-def _serialise(table: "pa.Table") -> bytes:
-    """Serialise a small table as compressed Arrow IPC in base64; values of Parquet footers are text."""
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return base64.b64encode(sink.getvalue())
-
-
-class HasId(Protocol):
-    """A record with an id."""
-
-    @property
-    def id(self) -> str: ...
-
-
-Identified = TypeVar("Identified", bound=HasId)
-
-
-@dataclass(frozen=True)
-class RecordIndex:
-    """Index from record ids to shards, to read a few records of a large stage.
-
-    Holds the ids only (tens of bytes each). A task that joins its rows with another stage's records gets it through
-    Ray's object store and reads the shards it needs.
-    """
-
-    folder: StageFolder
-    table: "pa.Table"
-    """Columns `id` and `shard` (position in `shards`)."""
-    shards: tuple[Path, ...]
-
-    @classmethod
-    def build(cls, folder: StageFolder) -> "RecordIndex":
-        """Read the ids of all records of a stage."""
-        import pyarrow as pa
-
-        shards = folder.shards()
-        ids = [folder.read_records(shard, columns=["id"]).column("id").combine_chunks() for shard in shards]
-        numbers = [number for number, column in enumerate(ids) for _ in range(len(column))]
-        columns = {"id": pa.chunked_array(ids, pa.string()), "shard": pa.array(numbers, pa.int32())}
-        return cls(folder, pa.table(columns), tuple(shards))
-
-    def read(self, cls: type[Identified], ids: Sequence[str]) -> dict[str, Identified]:
-        """Read the records with these ids. Raises StageError if the stage lacks one."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        wanted = pa.array(ids, pa.string())
-        is_wanted = pc.is_in(self.table.column("id"), value_set=wanted)
-        records: dict[str, Identified] = {}
-        for number in self.table.column("shard").filter(is_wanted).unique().to_pylist():
-            rows = self.folder.read_records(self.shards[number], filters=pc.field("id").isin(wanted))
-            records.update((row["id"], from_row(cls, row)) for row in rows.to_pylist())
-        if missing := [id for id in ids if id not in records]:
-            raise StageError(f"{self.folder.path} has no record {missing[0]!r}; it was changed since the stage began")
-        return records
 
 
 def write_units(folder: StageFolder, cls: type[R], units: Sequence[Unit[R]]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vlgenrm_ray.data.arrow import from_row
-from vlgenrm_ray.data.store import HasId, Manifest, StageFolder
+from vlgenrm_ray.data.record_index import HasId
+from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import (
     CheckedResponse,

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from vlgenrm_ray.data import flow
-from vlgenrm_ray.data.store import Manifest, RecordIndex, StageFolder, Unit, units_from_table, units_table
+from vlgenrm_ray.data.record_index import RecordIndex
+from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.errors import DropReason, StageError
 from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Critique, Dropped, Example, Preference, Side

@@ -21,7 +21,8 @@ from typing import Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from vlgenrm_ray.data.store import RecordIndex, StageFolder
+from vlgenrm_ray.data.record_index import RecordIndex
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.experts.calibration import calibrated
 from vlgenrm_ray.experts.checking import Thresholds

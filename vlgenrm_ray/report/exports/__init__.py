@@ -18,7 +18,8 @@ from vlgenrm_ray import config, plugins
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.data.store import RecordIndex, StageFolder
+from vlgenrm_ray.data.record_index import RecordIndex
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.verdict import PAIR_VERDICTS, is_right_verdict

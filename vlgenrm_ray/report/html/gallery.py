@@ -13,7 +13,8 @@ import numpy as np
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.data.store import HasId, RecordIndex, StageFolder
+from vlgenrm_ray.data.record_index import HasId, RecordIndex
+from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.judge.verdict import is_right_verdict, score_name
 from vlgenrm_ray.records import (
     Box,

@@ -1,0 +1,192 @@
+"""Shard files: Parquet rows of records, with the units that they belong to in the footer.
+
+A shard holds a table of *units*: input rows of a stage with their results (columns `id`, `records`, `dropped`,
+`num_tokens`). Its Parquet rows are the records of the units, in order. The footer has two entries that other readers
+ignore: `vlgenrm_ray.units`, the units without their records but with their number, and `vlgenrm_ray.totals`, the sums
+over the units. Files are flushed to the disk before they are renamed, and their pages have checksums.
+
+URIs are read and written as they are stored; `store.StageFolder` makes them absolute.
+"""
+
+import base64
+import hashlib
+import json
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlgenrm_ray.data.files import replace_file
+from vlgenrm_ray.errors import DamagedShardError, InputError, StageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+FORMAT = 2
+"""Version of the layout of stage folders and shards. Version 1 nested the records of a unit in one row."""
+_UNITS_KEY = b"vlgenrm_ray.units"
+_TOTALS_KEY = b"vlgenrm_ray.totals"
+_HASH_BITS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardTotals:
+    """Sums over the units of a shard; those of a stage are the sums of its shards'."""
+
+    num_units: int
+    num_records: int
+    num_tokens: int
+    dropped: dict[str, int]
+    """Reason -> rows."""
+    hash: int
+    """Sum of the hashes of the units, modulo 2^256: independent of their order and of their distribution."""
+
+    @classmethod
+    def of(cls, units: "pa.Table") -> "ShardTotals":
+        """Sum up a table of units as they are stored."""
+        rows = units.to_pylist()
+        hashes = (hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest() for row in rows)
+        return cls(
+            num_units=len(rows),
+            num_records=sum(len(row["records"]) for row in rows),
+            num_tokens=sum(row["num_tokens"] for row in rows),
+            dropped=dict(Counter(drop["reason"] for row in rows for drop in row["dropped"])),
+            hash=sum(int.from_bytes(digest) for digest in hashes) % (1 << _HASH_BITS),
+        )
+
+
+def write_shard(units: "pa.Table", target: Path) -> ShardTotals:
+    """Write a table of units as a shard file, atomically.
+
+    Raises:
+        StageError: The file system takes no more data.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = units.column("records").combine_chunks()
+    records = lists.flatten()
+    rows = pa.Table.from_arrays(records.flatten(), schema=pa.schema(list(records.type)))
+    index = units.drop_columns(["records"]).append_column("num_records", lists.value_lengths())
+    totals = ShardTotals.of(units)
+    partial = target.with_name(f".{target.stem}.{uuid.uuid4().hex}")
+    try:
+        with pq.ParquetWriter(partial, rows.schema, compression="zstd", write_page_checksum=True) as writer:
+            if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
+                writer.write_table(rows)
+            # In the footer, not in the schema's metadata: that Parquet files hold twice.
+            writer.add_key_value_metadata({_UNITS_KEY: _serialise(index), _TOTALS_KEY: json.dumps(asdict(totals))})
+        replace_file(partial, target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        free = shutil.disk_usage(target.parent).free
+        raise StageError(
+            f"{target.parent}: cannot write a shard of about {rows.nbytes / 1e6:.1f} MB "
+            f"({error.strerror or error}; {free / 1e6:.1f} MB free); make room and run the same command again"
+        ) from error
+    return totals
+
+
+def read_totals(shard: Path) -> ShardTotals:
+    """Read a shard's totals from its footer. Raises DamagedShardError, or InputError for another format."""
+    import pyarrow.parquet as pq
+
+    with _reading(shard):
+        metadata = pq.read_metadata(shard)
+    _serialised_units(metadata, shard)
+    if (totals := metadata.metadata.get(_TOTALS_KEY)) is None:  # Written before shards had totals.
+        return ShardTotals.of(read_units(shard))
+    return ShardTotals(**json.loads(totals))
+
+
+def read_unit_index(shard: Path) -> "pa.Table":
+    """Read a shard's footer: a table with `id`, `dropped`, `num_tokens` and `num_records` of each unit.
+
+    Raises DamagedShardError, or InputError for a shard of another storage format.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _reading(shard):
+        units = _serialised_units(pq.read_metadata(shard), shard)
+    return pa.ipc.open_stream(base64.b64decode(units)).read_all()
+
+
+def read_units(shard: Path) -> "pa.Table":
+    """Read a shard as the table of units that `write_shard` got."""
+    return nest_records(read_unit_index(shard), read_rows(shard))
+
+
+def nest_records(index: "pa.Table", rows: "pa.Table") -> "pa.Table":
+    """Join the units of a footer with the shard's rows to a table of units."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ends = pc.cumulative_sum(index.column("num_records").combine_chunks()).cast(pa.int32())
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    kind = pa.struct(list(rows.schema))
+    records = rows.to_struct_array().combine_chunks() if rows.num_rows else pa.array([], kind)
+    columns = {
+        "id": index.column("id"),
+        "records": pa.ListArray.from_arrays(offsets, records),
+        "dropped": index.column("dropped"),
+        "num_tokens": index.column("num_tokens"),
+    }
+    return pa.table(columns)
+
+
+def read_rows(shard: Path, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
+    """Read the rows of a shard: its records. Arguments as for `StageFolder.read_records`."""
+    import pyarrow.parquet as pq
+
+    # Unlike `read_table`, `ParquetFile` reads single columns inside nested ones.
+    with _reading(shard), pq.ParquetFile(shard, page_checksum_verification=True) as file:
+        _serialised_units(file.metadata, shard)
+        table = (
+            file.read(columns=columns)
+            if filters is None
+            else pq.read_table(shard, filters=filters, page_checksum_verification=True)
+        )
+    # The footer's units would otherwise travel with every slice of the table.
+    return table.replace_schema_metadata(None)
+
+
+@contextmanager
+def _reading(shard: Path) -> Iterator[None]:
+    """Turn a failure to read a shard's content into DamagedShardError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedShardError(
+            f"{shard} is damaged ({' '.join(str(error).split())[:200]}); delete it and run the same command again"
+        ) from error
+
+
+def _serialised_units(metadata: "pq.FileMetaData", shard: Path) -> bytes:
+    """Return the units in a shard's footer. Raises InputError for a file of another storage format."""
+    if _UNITS_KEY not in (metadata.metadata or {}):
+        raise InputError(
+            f"{shard} is no shard of storage format {FORMAT}: it was written by another version of vlgenrm-ray or by "
+            "another program; read the run with the version that made it, or make the run again"
+        )
+    units: bytes = metadata.metadata[_UNITS_KEY]
+    return units
+
+
+def _serialise(table: "pa.Table") -> bytes:
+    """Serialise a small table as compressed Arrow IPC in base64; values of Parquet footers are text."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return base64.b64encode(sink.getvalue())
