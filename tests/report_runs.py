@@ -10,6 +10,7 @@ from PIL import Image
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.files import write_json
 from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.shard_files import add_sums
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.evaluation.benchmarks.best_of_n import BestOfN, CandidateSet
 from vlgenrm_ray.evaluation.pairs import pair_metrics
@@ -29,7 +30,7 @@ from vlgenrm_ray.records import (
     Truth,
 )
 from vlgenrm_ray.reward.rejection_sampling import MarginScale
-from vlgenrm_ray.reward.selection import NUM_BINS, selection_metrics
+from vlgenrm_ray.reward.selection import NUM_BINS, count_selection, selection_metrics
 
 HOSTILE = "</pre><script>document.title = 'broken'</script>"
 """Text that a model might write."""
@@ -59,10 +60,11 @@ def write_run(folder: Path, *, rewards: tuple[float, float] = (0.8, 0.3), is_fin
     selection = StageFolder(folder / "round-1" / "selection")
     _stage(critiques.path, Critique, [_unit(p.id, *_critiques(p)) for p in preferences])
     _stage(selection.path, Example, [_selected(i, p) for i, p in enumerate(preferences)], finish=False)
-    metrics = selection_metrics(
-        selection, critiques, StageFolder(folder / "preferences"), scale=MarginScale.PROBABILITY, min_mass=0.0
-    )
-    selection.finish(seconds=1.0, metrics=metrics)
+    sums = [
+        count_selection(_selected(i, p), _critiques(p), p.kind, scale=MarginScale.PROBABILITY, min_mass=0.0)
+        for i, p in enumerate(preferences)
+    ]
+    selection.finish(seconds=1.0, metrics=selection_metrics(add_sums(sums)))
     _evaluation(folder / "round-1" / "evaluation", heldout, rewards, finish=is_finished)
     if is_finished:
         write_json(folder / "summary.json", {"seed": 7, "seconds": 12.5})

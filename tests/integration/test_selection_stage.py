@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import factories
+import pyarrow.parquet as pq
 import pytest
 
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
@@ -75,6 +76,27 @@ def test_every_pair_is_kept_or_dropped_and_a_finished_stage_stays(run_folder: Pa
     assert selection.run(config, **INPUTS, **stages, target=target) == manifest
     with pytest.raises(ConfigError, match="other settings"):
         selection.run(SelectionConfig(tau=0.6), **INPUTS, **stages, target=target)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_driver_opens_no_shard_that_a_stage_wrote(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = [unit(f"q/p{i}", 0.9, 0.1) for i in range(200)]
+    preferences = preference_stage(run_folder / "preferences", [u.id for u in units])
+    source = stage(run_folder / "critiques", Critique, units, {"preferences": preferences.data_hash()})
+    target = StageFolder(run_folder / "selection")
+    opened: list[str] = []
+    for name in ("read_metadata", "ParquetFile", "read_table"):
+        original = getattr(pq, name)
+
+        def read(path: Any, *args: Any, original: Any = original, **kwargs: Any) -> Any:
+            opened.append(str(path))
+            return original(path, *args, **kwargs)
+
+        monkeypatch.setattr(pq, name, read)
+    manifest = selection.run(SelectionConfig(), **INPUTS, source=source, preferences=preferences, target=target)
+    assert manifest.rows_in == 200
+    assert not [path for path in opened if path.startswith(str(target.path))]
+    assert not [path for path in opened if path.startswith(str(source.path))]
 
 
 def test_critiques_of_other_preferences_are_refused(run_folder: Path) -> None:

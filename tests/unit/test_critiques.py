@@ -90,7 +90,7 @@ def test_metrics_count_readable_critiques(tmp_path: object, pair: Preference) ->
     folder = StageFolder(f"{tmp_path}/critiques")
     folder.begin("f", {})
     write_units(folder, Critique, critiques.write_critiques(judge(half), [pair], round=1, hint=False))
-    metrics = critiques.critique_metrics(folder)
+    metrics = critiques.critique_metrics(folder.read_committed().total().metric_sums or {})
     assert (metrics["num_critiques"], metrics["readable_share"], metrics["right_share"]) == (6, 0.5, 1.0)
     assert metrics["mean_verdict_mass"] == pytest.approx(0.5)
     assert metrics["tokens_per_critique"] == pytest.approx(3.5)

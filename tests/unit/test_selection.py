@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray import recipe
+from vlgenrm_ray.data.shard_files import add_sums
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import ConfigError, DropReason
 from vlgenrm_ray.experts.checking import Thresholds
@@ -15,7 +16,13 @@ from vlgenrm_ray.judge import prompts
 from vlgenrm_ray.records import Critique, Dropped, Example, ExampleKind, Preference, Side
 from vlgenrm_ray.reward.examples import JudgeTemplates
 from vlgenrm_ray.reward.rejection_sampling import Strategy
-from vlgenrm_ray.reward.selection import SelectionConfig, pair_failures, select_examples, selection_metrics
+from vlgenrm_ray.reward.selection import (
+    SelectionConfig,
+    count_selection,
+    pair_failures,
+    select_examples,
+    selection_metrics,
+)
 from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
 
 TEMPLATES = JudgeTemplates(critique=prompts.load("shapes_cot"), direct=prompts.load("shapes_direct"))
@@ -200,7 +207,7 @@ def stage(path: Path, cls: type, units: list[Unit]) -> StageFolder:
     return folder
 
 
-def test_metrics_of_a_selection(tmp_path: Path) -> None:
+def test_metrics_of_a_selection() -> None:
     refused = Unit(id="q0/p9", dropped=(Dropped(stage="critiques", id="q0/p9", reason="engine_error"),))
     units = [
         unit([0.9, None], [0.15], "q0/p0"),
@@ -208,11 +215,17 @@ def test_metrics_of_a_selection(tmp_path: Path) -> None:
         unit([0.6], [0.15], "q0/p2"),
         refused,
     ]
-    critiques = stage(tmp_path / "critiques", Critique, units)
-    pairs = [pair(u.id, kind="spatial" if u.id == "q0/p1" else "count") for u in units]
-    preferences = stage(tmp_path / "preferences", Preference, [Unit(id="image", records=tuple(pairs))])
-    selection = stage(tmp_path / "selection", Example, [select(u, SelectionConfig(tau=0.5)) for u in units])
-    metrics = selection_metrics(selection, critiques, preferences, scale=CONFIG.margin, min_mass=0.0)
+    sums = [
+        count_selection(
+            select(u, SelectionConfig(tau=0.5)),
+            u.records,
+            "spatial" if u.id == "q0/p1" else "count",
+            scale=CONFIG.margin,
+            min_mass=0.0,
+        )
+        for u in units
+    ]
+    metrics = selection_metrics(add_sums(sums))
     assert (metrics["num_pairs"], metrics["num_pairs_kept"]) == (3, 2)
     assert metrics["kept_share"] == pytest.approx(2 / 3)
     assert metrics["by_kind"] == {

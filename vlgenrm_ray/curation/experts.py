@@ -123,7 +123,7 @@ def check_responses(row: ImageResponses, pipeline: ExpertPipeline) -> Unit[Check
         )
         return Unit(id=row.id, dropped=tuple(dropped))
     report = pipeline.check(row.task)
-    records = (
+    records = tuple(
         CheckedResponse(id=response.id, response=response, findings=())
         if response.question.more_images
         else CheckedResponse(
@@ -136,7 +136,7 @@ def check_responses(row: ImageResponses, pipeline: ExpertPipeline) -> Unit[Check
         )
         for response, findings in zip(row.responses, report.findings, strict=True)
     )
-    return Unit(id=row.id, records=tuple(records))
+    return Unit(id=row.id, records=records, metric_sums=count_findings(records))
 
 
 # -- Ray: one operator per step ----------------------------------------------------------------------------------------
@@ -225,24 +225,26 @@ def run(
         total=total,
         fingerprint=digest([*parts, grammar_fingerprint()]),
         inputs={"responses": source.data_hash()},
-        metrics=count_findings,
+        metrics=lambda _folder, sums: measure_findings(sums),
         max_dropped=max_dropped,
     )
 
 
-def count_findings(folder: StageFolder) -> Mapping[str, Any]:
-    """Count findings by claim kind and truth, and the responses without claims. Reads two columns."""
-    path = "findings.list.element."
-    counts: Counter[tuple[str, str]] = Counter()
-    num_without_claims = 0
-    for shard in folder.shards():
-        records = folder.read_records(shard, columns=[path + "truth", path + "claim.kind"])
-        findings_of_records = records.column("findings").combine_chunks()
-        num_without_claims += sum(n == 0 for n in findings_of_records.value_lengths().to_pylist())
-        findings = findings_of_records.flatten()
-        kinds = findings.field("claim").field("kind").to_pylist()
-        counts.update(zip(kinds, findings.field("truth").to_pylist(), strict=True))
+def count_findings(responses: Sequence[CheckedResponse]) -> dict[str, Any]:
+    """Count the findings of a unit by claim kind and truth, and its responses without claims."""
+    counts: dict[str, Counter[str]] = {}
+    for checked in responses:
+        for finding in checked.findings:
+            counts.setdefault(finding.claim.kind.value, Counter())[finding.truth.value] += 1
+    return {"findings": counts, "responses_without_claims": sum(not checked.findings for checked in responses)}
+
+
+def measure_findings(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the metrics of the stage from the sum of `count_findings` over its units."""
+    counts = sums.get("findings", {})
     return {
-        "findings": {kind: {truth: counts[kind, truth] for truth in Truth} for kind in ClaimKind},
-        "responses_without_claims": num_without_claims,
+        "findings": {
+            kind.value: {truth.value: counts.get(kind, {}).get(truth, 0) for truth in Truth} for kind in ClaimKind
+        },
+        "responses_without_claims": sums.get("responses_without_claims", 0),
     }

@@ -166,7 +166,7 @@ def run(config: PoolConfig, *, target: StageFolder, seed: int = 0, max_dropped: 
         total=source.total,
         fingerprint=config.fingerprint(),
         inputs={"source": source.data_hash},
-        metrics=lambda _: {"source": dict(source.report)} if source.report else {},
+        metrics=lambda _folder, _sums: {"source": dict(source.report)} if source.report else {},
         max_dropped=max_dropped,
     )
     if not manifest.rows_out:

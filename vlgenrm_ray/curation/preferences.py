@@ -5,7 +5,7 @@ says why it has none. `pair_builders` has the ways of making pairs, `evidence` t
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,7 @@ def build_image_pairs(
         rejected = [*question.rejected, *[skewed] * (len(question.pairs) - len(pairs))]
         records += [replace(p, id=f"{question.question_id}/p{i}") for i, p in enumerate(pairs)]
         dropped += _make_drops(question.question_id, len(pairs), rejected)
-    return Unit(id=unit.id, records=tuple(records), dropped=tuple(dropped))
+    return Unit(id=unit.id, records=tuple(records), dropped=tuple(dropped), metric_sums=count_pairs(records))
 
 
 def _make_drops(question_id: str, num_pairs: int, rejected: Sequence[RejectedPair]) -> list[Dropped]:
@@ -214,27 +214,31 @@ def _make_drops(question_id: str, num_pairs: int, rejected: Sequence[RejectedPai
     return [Dropped(stage=STAGE, id=question_id, reason=rejected[0].reason, detail=detail)]
 
 
-def measure_pairs(folder: StageFolder) -> dict[str, Any]:
-    """Count pairs by origin and kind, and measure the share of flipped labels and the differences in length."""
-    origins: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    gaps: list[int] = []
-    num_flipped = num_chosen_longer = 0
-    for pair in folder.records(Preference):
-        origins[pair.origin] += 1
-        kinds[pair.kind or "unknown"] += 1
-        num_flipped += pair.evidence.startswith(FLIPPED)
-        gaps.append(length_gap(pair))
-        num_chosen_longer += gaps[-1] > 0
-    count = max(len(gaps), 1)
+def count_pairs(pairs: Sequence[Preference]) -> dict[str, Any]:
+    """Count the pairs of a unit by origin and kind, the flipped labels, and sum up the differences in length."""
+    gaps = [length_gap(pair) for pair in pairs]
+    return {
+        "origins": Counter(pair.origin.value for pair in pairs),
+        "kinds": Counter(pair.kind or "unknown" for pair in pairs),
+        "flipped": sum(pair.evidence.startswith(FLIPPED) for pair in pairs),
+        "gap": sum(gaps),
+        "absolute_gap": sum(map(abs, gaps)),
+        "chosen_longer": sum(gap > 0 for gap in gaps),
+    }
+
+
+def measure_pairs(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the metrics of the stage from the sum of `count_pairs` over its units."""
+    origins: Mapping[str, int] = sums.get("origins", {})
+    count = max(sum(origins.values()), 1)
     return {
         "pairs_by_origin": dict(sorted(origins.items())),
-        "pairs_by_kind": dict(sorted(kinds.items())),
-        "flipped": num_flipped,
-        "flip_rate": round(num_flipped / max(origins[Origin.IMPORTED], 1), 4),
-        "mean_length_gap": round(sum(gaps) / count, 3),
-        "mean_absolute_length_gap": round(sum(map(abs, gaps)) / count, 3),
-        "chosen_longer_share": round(num_chosen_longer / count, 4),
+        "pairs_by_kind": dict(sorted(sums.get("kinds", {}).items())),
+        "flipped": sums.get("flipped", 0),
+        "flip_rate": round(sums.get("flipped", 0) / max(origins.get(Origin.IMPORTED, 0), 1), 4),
+        "mean_length_gap": round(sums.get("gap", 0) / count, 3),
+        "mean_absolute_length_gap": round(sums.get("absolute_gap", 0) / count, 3),
+        "chosen_longer_share": round(sums.get("chosen_longer", 0) / count, 4),
     }
 
 
@@ -290,7 +294,7 @@ def run(
             ]
         ),
         inputs={"experts": source.data_hash()},
-        metrics=measure_pairs,
+        metrics=lambda _folder, sums: measure_pairs(sums),
     )
     if not manifest.rows_out:
         counts = ", ".join(f"{reason} {count}" for reason, count in manifest.dropped.items())

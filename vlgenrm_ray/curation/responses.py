@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
@@ -275,7 +276,8 @@ def _add_questions(units: Sequence[Unit[Response]], questions: Sequence[Question
 
 def _end(rows: "pa.Table") -> "pa.Table":
     units = units_from_table(Response, rows.drop_columns(["question"]))
-    return units_table(Response, [u if u.records or u.dropped else _drop_unassigned(u.id) for u in units])
+    units = [u if u.records or u.dropped else _drop_unassigned(u.id) for u in units]
+    return units_table(Response, [replace(u, metric_sums=count_responses(u.records)) for u in units])
 
 
 def _drop_unassigned(id: str) -> Unit[Response]:
@@ -288,18 +290,25 @@ def _model_digests(config: ResponsesConfig) -> dict[str, str]:
     return {f"model {g.name}": model_folder.digest(model_folder.locate(g.engine.model)) for g in config.generators}
 
 
-def measure_samplers(folder: StageFolder) -> dict[str, Any]:
-    """Measure per sampler the number of responses, the share cut at `max_tokens`, and the mean number of tokens."""
-    responses: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
-    cut: Counter[str] = Counter()
-    for response in folder.records(Response):
-        responses[response.sampler] += 1
-        tokens[response.sampler] += response.num_tokens
+def count_responses(responses: Sequence[Response]) -> dict[str, Any]:
+    """Count the responses of a unit, those cut at `max_tokens`, and their tokens, by sampler."""
+    responses_of, cut, tokens = Counter[str](), Counter[str](), Counter[str]()
+    for response in responses:
+        responses_of[response.sampler] += 1
         cut[response.sampler] += response.finish == "length"
+        tokens[response.sampler] += response.num_tokens
+    return {"responses": responses_of, "cut": cut, "tokens": tokens}
+
+
+def measure_samplers(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute responses, the share cut at `max_tokens` and mean tokens by sampler, from sums of `count_responses`."""
     return {
-        sampler: {"responses": n, "cut_share": round(cut[sampler] / n, 4), "mean_tokens": round(tokens[sampler] / n, 2)}
-        for sampler, n in sorted(responses.items())
+        sampler: {
+            "responses": n,
+            "cut_share": round(sums["cut"][sampler] / n, 4),
+            "mean_tokens": round(sums["tokens"][sampler] / n, 2),
+        }
+        for sampler, n in sorted(sums.get("responses", {}).items())
     }
 
 
@@ -347,5 +356,5 @@ def run(
         fingerprint=digest([config.fingerprint(), seed]),
         inputs=inputs,
         max_dropped=max_dropped,
-        metrics=lambda folder: {"samplers": measure_samplers(folder)},
+        metrics=lambda _folder, sums: {"samplers": measure_samplers(sums)},
     )

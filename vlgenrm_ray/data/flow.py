@@ -5,6 +5,7 @@ that are committed already are filtered out; each block of units is committed as
 are known to the driver by name, so that it depends on no listing of a shared folder.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, to_row
 from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
 from vlgenrm_ray.data.progress import Progress
-from vlgenrm_ray.data.store import Manifest, StageFolder
+from vlgenrm_ray.data.shard_files import ShardTotals
+from vlgenrm_ray.data.store import CommittedShards, Manifest, StageFolder
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.records import Dropped
 from vlgenrm_ray.settings import Settings
@@ -22,6 +24,9 @@ from vlgenrm_ray.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
+
+
+_log = logging.getLogger(__name__)
 
 
 class ActorPoolConfig(Settings):
@@ -141,7 +146,7 @@ class _Remaining:
 
 @dataclass(frozen=True)
 class _Commit:
-    """Operator that writes units as a shard; returns its name, the number of units and the faults among their drops."""
+    """Operator that writes units as a shard; returns its name, totals, ids and the faults among its drops."""
 
     folder: StageFolder
 
@@ -150,9 +155,11 @@ class _Commit:
 
         drops_of_units = [[from_row(Dropped, drop) for drop in drops] for drops in units.column("dropped").to_pylist()]
         faults = [fault for drops in drops_of_units if (fault := fault_of(drops))]
+        name, totals = self.folder.write_shard(units)
         columns = {
-            "shard": pa.array([self.folder.write_shard(units)], pa.string()),
-            "units": pa.array([units.num_rows], pa.int64()),
+            "shard": pa.array([name], pa.string()),
+            "totals": pa.array([totals.to_json()], pa.string()),
+            "ids": pa.array([units.column("id").to_pylist()], pa.list_(pa.string())),
             "faults": pa.array([[to_row(f) for f in faults]], pa.list_(pa.struct(list(arrow_schema(Dropped))))),
         }
         return pa.table(columns)
@@ -167,7 +174,7 @@ def run(
     block_rows: int = 64,
     fingerprint: str,
     inputs: Mapping[str, str],
-    metrics: Callable[[StageFolder], Mapping[str, Any]] | None = None,
+    metrics: Callable[[StageFolder, Mapping[str, Any]], Mapping[str, Any]] | None = None,
     max_dropped: float = MAX_DROPPED,
 ) -> Manifest:
     """Stream rows through a stage's work into its folder. A finished folder is returned unchanged.
@@ -180,7 +187,8 @@ def run(
         block_rows: Rows per block. A kill loses at most one block per task, or one batch of an actor if that is larger.
         fingerprint: Hash of the settings that decide the result.
         inputs: Name of each input stage -> its data hash.
-        metrics: Computes the metrics of the manifest from the finished folder.
+        metrics: Computes the metrics of the manifest from the finished folder and the sum of its units' `metric_sums`.
+            To read the records of a large stage in this process takes longer than to make them on a cluster.
         max_dropped: Largest share of the rows that may be dropped because of a fault, see `faults`. The stage stops as
             soon as there are more; another call processes them again.
 
@@ -194,11 +202,10 @@ def run(
     import ray
     from ray.exceptions import RayError
 
-    folder.begin(fingerprint, inputs)
+    committed = folder.begin(fingerprint, inputs)
     if (finished := folder.manifest()) is not None:
         return finished
-    shards = [path.stem for path in folder.shards()]
-    done = folder.done_ids_array()
+    done = committed.distinct_ids()
     faults = FaultCounter(folder.stage, num_rows=total, max_dropped=max_dropped)
     start = time.monotonic()
     start_seconds, num_first_rows = 0.0, 0
@@ -209,13 +216,12 @@ def run(
         if len(done) < total:
             with Progress(folder.stage, total=total, done=len(done)) as progress:
                 blocks = rows.repartition(target_num_rows_per_block=block_rows)
-                committed = work(blocks).map_batches(_Commit(folder), **LIGHT)
-                for batch in committed.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    num_rows = sum(batch.column("units").to_pylist())
+                shards = work(blocks).map_batches(_Commit(folder), **LIGHT)
+                for batch in shards.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    num_rows = _add_shards(committed, batch)
                     progress.advance(num_rows)
                     if not num_first_rows and not len(done):
                         start_seconds, num_first_rows = time.monotonic() - start, num_rows
-                    shards += filter(None, batch.column("shard").to_pylist())
                     faults.add(from_row(Dropped, drop) for row in batch.column("faults").to_pylist() for drop in row)
                     if faults.exceeds_limit:
                         break
@@ -228,12 +234,38 @@ def run(
             error.__context__ = None
             error.__traceback__ = None
         raise
-    folder = folder.await_shards(shards)
-    if (num_done := len(folder.done_ids_array())) != total:
+    folder = folder.await_shards(committed.totals)
+    if (num_done := len(committed.distinct_ids())) != total:
         raise StageError(
             f"stage '{folder.stage}': {total} rows in, {num_done} finished; run again to finish the others"
         )
-    extra = metrics(folder) if metrics else {}
     return folder.finish(
-        seconds=time.monotonic() - start, metrics=extra, start_seconds=start_seconds, num_first_rows=num_first_rows
+        seconds=time.monotonic() - start,
+        metrics=_measure(folder, committed, metrics) if metrics else {},
+        start_seconds=start_seconds,
+        num_first_rows=num_first_rows,
+        committed=committed,
     )
+
+
+def _add_shards(committed: CommittedShards, batch: "pa.Table") -> int:
+    """Add the shards of a batch of `_Commit`; return their number of units."""
+    num_units = 0
+    names, totals = batch.column("shard").to_pylist(), map(ShardTotals.from_json, batch.column("totals").to_pylist())
+    for i, (name, shard_totals) in enumerate(zip(names, totals, strict=True)):
+        if name:
+            committed.add(name, shard_totals, batch.column("ids")[i].values)
+            num_units += shard_totals.num_units
+    return num_units
+
+
+def _measure(
+    folder: StageFolder,
+    committed: CommittedShards,
+    metrics: Callable[[StageFolder, Mapping[str, Any]], Mapping[str, Any]],
+) -> Mapping[str, Any]:
+    counted = [totals for _, totals in sorted(committed.totals.items()) if totals.metric_sums is not None]
+    total = ShardTotals.merge(counted)
+    if num_uncounted := committed.num_units - total.num_units:
+        _log.warning("%s: its metrics leave out %d rows that an earlier version made", folder.path, num_uncounted)
+    return metrics(folder, total.metric_sums or {})

@@ -1,9 +1,10 @@
 """Shard files: Parquet rows of records, with the units that they belong to in the footer.
 
 A shard holds a table of *units*: input rows of a stage with their results (columns `id`, `records`, `dropped`,
-`num_tokens`). Its Parquet rows are the records of the units, in order. The footer has two entries that other readers
-ignore: `vlgenrm_ray.units`, the units without their records but with their number, and `vlgenrm_ray.totals`, the sums
-over the units. Files are flushed to the disk before they are renamed, and their pages have checksums.
+`num_tokens`, `metric_sums`). Its Parquet rows are the records of the units, in order. The footer has two entries that
+other readers ignore: `vlgenrm_ray.units`, the units without their records but with their number, and
+`vlgenrm_ray.totals`, the sums over the units. Files are flushed to the disk before they are renamed, and their pages
+have checksums.
 
 URIs are read and written as they are stored; `store.StageFolder` makes them absolute.
 """
@@ -14,9 +15,9 @@ import json
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +39,22 @@ _HASH_BITS = 256
 class ShardTotals:
     """Sums over the units of a shard; those of a stage are the sums of its shards'."""
 
-    num_units: int
-    num_records: int
-    num_tokens: int
-    dropped: dict[str, int]
+    num_units: int = 0
+    num_records: int = 0
+    num_tokens: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
     """Reason -> rows."""
-    hash: int
+    hash: int = 0
     """Sum of the hashes of the units, modulo 2^256: independent of their order and of their distribution."""
+    metric_sums: dict[str, Any] | None = field(default_factory=dict)
+    """Sum of the units' `metric_sums`; None if an earlier version wrote one of them, without sums."""
 
     @classmethod
     def of(cls, units: "pa.Table") -> "ShardTotals":
         """Sum up a table of units as they are stored."""
         rows = units.to_pylist()
+        # The metrics follow from the units, and are no part of their hash.
+        sums = [row.pop("metric_sums", None) for row in rows]
         hashes = (hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest() for row in rows)
         return cls(
             num_units=len(rows),
@@ -57,7 +62,41 @@ class ShardTotals:
             num_tokens=sum(row["num_tokens"] for row in rows),
             dropped=dict(Counter(drop["reason"] for row in rows for drop in row["dropped"])),
             hash=sum(int.from_bytes(digest) for digest in hashes) % (1 << _HASH_BITS),
+            metric_sums=None if None in sums else add_sums(map(json.loads, sums)),
         )
+
+    @classmethod
+    def merge(cls, totals: Sequence["ShardTotals"]) -> "ShardTotals":
+        """Sum up the totals of several shards."""
+        sums = [t.metric_sums for t in totals if t.num_units]
+        return cls(
+            num_units=sum(t.num_units for t in totals),
+            num_records=sum(t.num_records for t in totals),
+            num_tokens=sum(t.num_tokens for t in totals),
+            dropped=add_sums(t.dropped for t in totals),
+            hash=sum(t.hash for t in totals) % (1 << _HASH_BITS),
+            metric_sums=None if None in sums else add_sums(s for s in sums if s),
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "ShardTotals":
+        """Read the totals of `to_json`, or those of an earlier version, which had no sums for metrics."""
+        return cls(**{"metric_sums": None} | json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def add_sums(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add nested mappings from names to numbers: numbers of the same name are added, mappings by their names."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, Mapping):
+                total[name] = add_sums([total.get(name, {}), value])
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
 
 
 def write_shard(units: "pa.Table", target: Path) -> ShardTotals:
@@ -80,7 +119,7 @@ def write_shard(units: "pa.Table", target: Path) -> ShardTotals:
             if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
                 writer.write_table(rows)
             # In the footer, not in the schema's metadata: that Parquet files hold twice.
-            writer.add_key_value_metadata({_UNITS_KEY: _serialise(index), _TOTALS_KEY: json.dumps(asdict(totals))})
+            writer.add_key_value_metadata({_UNITS_KEY: _serialise(index), _TOTALS_KEY: totals.to_json()})
         replace_file(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -101,20 +140,32 @@ def read_totals(shard: Path) -> ShardTotals:
     _serialised_units(metadata, shard)
     if (totals := metadata.metadata.get(_TOTALS_KEY)) is None:  # Written before shards had totals.
         return ShardTotals.of(read_units(shard))
-    return ShardTotals(**json.loads(totals))
+    return ShardTotals.from_json(totals)
 
 
-def read_unit_index(shard: Path) -> "pa.Table":
-    """Read a shard's footer: a table with `id`, `dropped`, `num_tokens` and `num_records` of each unit.
-
-    Raises DamagedShardError, or InputError for a shard of another storage format.
-    """
-    import pyarrow as pa
+def read_totals_and_ids(shard: Path) -> "tuple[ShardTotals, pa.Array]":
+    """Read a shard's totals and the ids of its units in one go. Errors as for `read_totals`."""
     import pyarrow.parquet as pq
 
     with _reading(shard):
-        units = _serialised_units(pq.read_metadata(shard), shard)
-    return pa.ipc.open_stream(base64.b64decode(units)).read_all()
+        metadata = pq.read_metadata(shard)
+        index = _deserialise(_serialised_units(metadata, shard))
+    totals = metadata.metadata.get(_TOTALS_KEY)
+    ids = index.column("id").combine_chunks()
+    return (ShardTotals.of(read_units(shard)) if totals is None else ShardTotals.from_json(totals)), ids
+
+
+def read_unit_index(shard: Path) -> "pa.Table":
+    """Read a shard's footer: a table with `id`, `dropped`, `num_tokens`, `metric_sums` and `num_records` of each unit.
+
+    Units of earlier versions have no `metric_sums`.
+
+    Raises DamagedShardError, or InputError for a shard of another storage format.
+    """
+    import pyarrow.parquet as pq
+
+    with _reading(shard):
+        return _deserialise(_serialised_units(pq.read_metadata(shard), shard))
 
 
 def read_units(shard: Path) -> "pa.Table":
@@ -136,6 +187,9 @@ def nest_records(index: "pa.Table", rows: "pa.Table") -> "pa.Table":
         "records": pa.ListArray.from_arrays(offsets, records),
         "dropped": index.column("dropped"),
         "num_tokens": index.column("num_tokens"),
+        "metric_sums": index.column("metric_sums")
+        if "metric_sums" in index.column_names
+        else pa.nulls(index.num_rows, pa.string()),
     }
     return pa.table(columns)
 
@@ -180,6 +234,12 @@ def _serialised_units(metadata: "pq.FileMetaData", shard: Path) -> bytes:
         )
     units: bytes = metadata.metadata[_UNITS_KEY]
     return units
+
+
+def _deserialise(units: bytes) -> "pa.Table":
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(base64.b64decode(units)).read_all()
 
 
 def _serialise(table: "pa.Table") -> bytes:

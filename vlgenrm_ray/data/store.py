@@ -21,12 +21,13 @@ paths, so a run folder may be moved or mounted elsewhere. It must lie on a file 
 """
 
 import hashlib
+import json
 import logging
 import re
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vlgenrm_ray.data import shard_files
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
 from vlgenrm_ray.data.files import read_json, write_json
-from vlgenrm_ray.data.shard_files import FORMAT
+from vlgenrm_ray.data.shard_files import FORMAT, ShardTotals
 from vlgenrm_ray.errors import FAULTS, TRANSIENT_FAULTS, ConfigError, DamagedShardError, StageError
 from vlgenrm_ray.records import Dropped
 
@@ -46,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE_S = 60.0
 """Seconds in which a file that one node wrote must be visible on another. NFS clients cache what they know for 30 s."""
+_FOOTER_THREADS = 8
+"""Threads that read the footers of shards."""
 _ABSOLUTE_URI = "^(/|[A-Za-z][A-Za-z0-9+.-]*:)"
 
 
@@ -58,6 +61,8 @@ class Unit(Generic[R]):
     dropped: tuple[Dropped, ...] = ()
     num_tokens: int = 0
     """Tokens an engine generated for this unit."""
+    metric_sums: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Contribution to the metrics of the stage: nested names -> numbers, which are summed up over all units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +108,7 @@ def unit_schema(cls: type[Any]) -> "pa.Schema":
             pa.field("records", pa.list_(pa.struct(list(arrow_schema(cls))))),
             pa.field("dropped", pa.list_(pa.struct(list(arrow_schema(Dropped))))),
             pa.field("num_tokens", pa.int64()),
+            pa.field("metric_sums", pa.string()),
         ]
     )
 
@@ -117,6 +123,7 @@ def units_table(cls: type[R], units: Iterable[Unit[R]]) -> "pa.Table":
             "records": [to_row(r) for r in u.records],
             "dropped": [to_row(d) for d in u.dropped],
             "num_tokens": u.num_tokens,
+            "metric_sums": json.dumps(u.metric_sums),
         }
         for u in units
     ]
@@ -134,7 +141,56 @@ def _unit(cls: type[R], row: dict[str, Any]) -> Unit[R]:
         records=tuple(from_row(cls, r) for r in row["records"]),
         dropped=tuple(from_row(Dropped, d) for d in row["dropped"]),
         num_tokens=row["num_tokens"],
+        metric_sums=json.loads(row["metric_sums"] or "{}"),
     )
+
+
+class CommittedShards:
+    """The shards of a stage with their totals and the ids of their units, as the tasks that wrote them report.
+
+    The driver accounts for a stage by these alone, without opening its shards.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, ShardTotals] = {}
+        self._ids: dict[str, pa.Array] = {}
+
+    def __len__(self) -> int:
+        return len(self._totals)
+
+    def add(self, name: str, totals: ShardTotals, ids: "pa.Array") -> None:
+        """Add a shard, or replace the one of this name."""
+        self._totals[name] = totals
+        self._ids[name] = ids
+
+    def remove(self, name: str) -> None:
+        """Remove a shard."""
+        del self._totals[name], self._ids[name]
+
+    @property
+    def totals(self) -> Mapping[str, ShardTotals]:
+        """Name of each shard -> its totals."""
+        return self._totals
+
+    @property
+    def ids(self) -> Mapping[str, "pa.Array"]:
+        """Name of each shard -> the ids of its units."""
+        return self._ids
+
+    @property
+    def num_units(self) -> int:
+        """Number of units; one that is in two shards counts twice."""
+        return sum(totals.num_units for totals in self._totals.values())
+
+    def total(self) -> ShardTotals:
+        """Sum up the totals of all shards, in the order of their names: sums of floats depend on it."""
+        return ShardTotals.merge([self._totals[name] for name in sorted(self._totals)])
+
+    def distinct_ids(self) -> "pa.Array":
+        """Return the id of each unit once: tens of bytes an id, and no Python object."""
+        import pyarrow as pa
+
+        return pa.chunked_array(list(self._ids.values()), pa.string()).unique()
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -198,11 +254,14 @@ class StageFolder:
                 f"writes {FORMAT}); finish the run with that version, or choose another run folder (--run)"
             )
 
-    def begin(self, fingerprint: str, inputs: Mapping[str, str]) -> None:
+    def begin(self, fingerprint: str, inputs: Mapping[str, str]) -> CommittedShards:
         """Open the folder for work: create it, or continue where an earlier attempt stopped.
 
         Rows that an earlier attempt dropped because of a fault are pending again. In a complete stage these are the
         rows with a transient fault, and only while no other stage has begun with its data.
+
+        Returns:
+            The shards that are committed.
 
         Raises:
             ConfigError: The folder was made with other settings, inputs or another storage format, whose rows must not
@@ -221,17 +280,41 @@ class StageFolder:
                 )
         else:
             write_json(started_path, started | {"format": FORMAT, "seconds": 0.0})
-        self._discard_damage()
+        committed = self._discard_damage()
         manifest = self.manifest()
         if manifest is None:
-            self._discard_repeated()
-            self._discard_drops(FAULTS)
+            self._discard_repeated(committed)
+            self._discard_drops(committed, FAULTS)
         elif not TRANSIENT_FAULTS.isdisjoint(manifest.dropped) and not self._has_readers(manifest):
             _log.warning("%s: rows that met a transient fault are processed again", self.path)
             self.manifest_path.unlink()
-            self._discard_drops(TRANSIENT_FAULTS)
+            self._discard_drops(committed, TRANSIENT_FAULTS)
+        return committed
 
-    def _discard_damage(self) -> None:
+    def read_committed(self) -> CommittedShards:
+        """Read the footers of all shards.
+
+        Raises:
+            DamagedShardError: A shard cannot be read.
+            StageError: A shard of the manifest was lost.
+        """
+        committed = CommittedShards()
+        for shard, footer in self._read_footers():
+            if footer is None:
+                raise StageError(f"{shard} was lost; run the same command again, which makes its rows again")
+            if isinstance(footer, DamagedShardError):
+                raise footer
+            committed.add(shard.stem, *footer)
+        return committed
+
+    def _read_footers(self) -> "Iterator[tuple[Path, _Footer | DamagedShardError | None]]":
+        """Yield each shard with its totals and the ids of its units, with its damage, or None if it does not exist."""
+        paths = self.shards()
+        # On a shared file system most of the time is spent waiting for its answers.
+        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+            yield from zip(paths, threads.map(_read_footer, paths), strict=True)
+
+    def _discard_damage(self) -> CommittedShards:
         """Remove shards that cannot be read, and a manifest that does not account for the shards that are there.
 
         The stage then makes the missing rows again.
@@ -242,55 +325,64 @@ class StageFolder:
             _log.warning("%s; it is made again", error)
             self.manifest_path.unlink()
             manifest = None
-        num_units = 0
-        for shard in self.shards():
-            try:
-                num_units += shard_files.read_totals(shard).num_units
-            except FileNotFoundError:  # The manifest names a shard that was lost.
-                continue
-            except DamagedShardError as error:
-                _log.warning("%s; its rows are made again", error)
+        committed = CommittedShards()
+        for shard, footer in self._read_footers():
+            if isinstance(footer, DamagedShardError):
+                _log.warning("%s; its rows are made again", footer)
                 shard.unlink()
-        if manifest is not None and manifest.rows_in != num_units:
-            missing = manifest.rows_in - num_units
+            elif footer is not None:  # None: the manifest names a shard that was lost.
+                committed.add(shard.stem, *footer)
+        if manifest is not None and manifest.rows_in != committed.num_units:
+            missing = manifest.rows_in - committed.num_units
             _log.warning("%s: %d of %d rows are lost and made again", self.path, missing, manifest.rows_in)
             self.manifest_path.unlink()
+        elif manifest is not None:
+            self._remove_strays(manifest)
+        return committed
 
-    def _discard_repeated(self) -> None:
+    def _discard_repeated(self, committed: CommittedShards) -> None:
         """Keep each unit in one shard only.
 
         An attempt that could not see a shard yet, or a task that was repeated after the loss of its node, may have
-        committed units a second time.
+        committed units a second time. An attempt that was killed while it replaced small shards by merged ones leaves
+        both.
         """
+        import numpy as np
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        shards = self.shards()
-        if sum(shard_files.read_totals(shard).num_units for shard in shards) == len(self.done_ids_array()):
+        if committed.num_units == len(committed.distinct_ids()):
             return
-        seen = pa.array([], pa.string())
-        for shard in shards:
-            ids = self.read_unit_index(shard).column("id").combine_chunks()
-            self._keep_units(shard, pc.invert(pc.is_in(ids, value_set=seen)))
-            seen = pa.concat_arrays([seen, ids])
+        # Large shards first, so that small ones are removed rather than large ones rewritten.
+        names = sorted(committed.ids, key=lambda name: (-len(committed.ids[name]), name))
+        ids = pa.chunked_array([committed.ids[name] for name in names], pa.string()).combine_chunks()
+        codes = ids.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        is_first = np.zeros(len(codes), dtype=bool)
+        is_first[np.unique(codes, return_index=True)[1]] = True
+        start = 0
+        for name in names:
+            end = start + len(committed.ids[name])
+            self._keep_units(committed, name, is_first[start:end].tolist())
+            start = end
 
-    def _discard_drops(self, reasons: frozenset[str]) -> None:
+    def _discard_drops(self, committed: CommittedShards, reasons: frozenset[str]) -> None:
         """Remove the units that have a drop with one of these reasons, so that they are made again."""
-        import pyarrow as pa
-
-        for shard in self.shards():
-            if not reasons.isdisjoint(shard_files.read_totals(shard).dropped):
-                drops_of_units = self.read_unit_index(shard).column("dropped").to_pylist()
+        for name, totals in list(committed.totals.items()):
+            if not reasons.isdisjoint(totals.dropped):
+                drops_of_units = self.read_unit_index(self.shard_path(name)).column("dropped").to_pylist()
                 mask = [not any(drop["reason"] in reasons for drop in drops) for drops in drops_of_units]
-                self._keep_units(shard, pa.array(mask, pa.bool_()))
+                self._keep_units(committed, name, mask)
 
-    def _keep_units(self, shard: Path, mask: "pa.BooleanArray") -> None:
+    def _keep_units(self, committed: CommittedShards, name: str, mask: Sequence[bool]) -> None:
         """Rewrite a shard in place with the units where `mask` is true; remove it if there are none."""
-        units = self.read_units(shard).filter(mask)
-        if not units.num_rows:
+        if all(mask):
+            return
+        shard = self.shard_path(name)
+        if not any(mask):
             shard.unlink()
-        elif units.num_rows < len(mask):
-            self._write_units(units, shard)
+            committed.remove(name)
+            return
+        units = shard_files.read_units(shard).filter(list(mask))
+        committed.add(name, shard_files.write_shard(units, shard), units.column("id").combine_chunks())
 
     def _has_readers(self, manifest: Manifest) -> bool:
         """Return True if another stage of the run began with the data of this complete stage."""
@@ -300,23 +392,19 @@ class StageFolder:
         inputs = (read_json(path).get("inputs", {}) for path in others if path.parent != self.path)
         return any(manifest.data_hash in values.values() for values in inputs)
 
-    def write_shard(self, table: "pa.Table") -> str:
+    def write_shard(self, table: "pa.Table") -> tuple[str, ShardTotals]:
         """Commit a table of units (see `units_table`). Atomic; writing the same units again changes nothing.
 
         Returns:
-            The shard's name, for `finish`; "" for an empty table, of which no shard is written.
+            The shard's name and its totals; "" for an empty table, of which no shard is written.
 
         Raises:
             StageError: The file system takes no more data.
         """
         if not table.num_rows:
-            return ""
-        name = hashlib.sha256("\n".join(sorted(table.column("id").to_pylist())).encode()).hexdigest()[:24]
-        self._write_units(table, self.shard_path(name))
-        return name
-
-    def _write_units(self, table: "pa.Table", target: Path) -> None:
-        shard_files.write_shard(map_uris(table, self._to_stored_uris), target)
+            return "", ShardTotals()
+        name = shard_name(table.column("id"))
+        return name, shard_files.write_shard(map_uris(table, self._to_stored_uris), self.shard_path(name))
 
     def add_seconds(self, seconds: float) -> float:
         """Add working time, which is kept across interruptions; return the sum."""
@@ -333,39 +421,55 @@ class StageFolder:
         versions: Mapping[str, str] | None = None,
         start_seconds: float = 0.0,
         num_first_rows: int = 0,
+        committed: CommittedShards | None = None,
     ) -> Manifest:
-        """Sum up the totals of all shards and write the manifest. Raises StageError if a unit is in two shards."""
-        paths = self.shards()
-        totals = [shard_files.read_totals(shard) for shard in paths]
-        num_units, num_distinct = sum(t.num_units for t in totals), len(self.done_ids_array())
-        if num_distinct != num_units:
-            raise StageError(f"{self.path}: {num_units - num_distinct} units are in more than one shard")
-        reasons: Counter[str] = Counter()
-        for shard_totals in totals:
-            reasons.update(shard_totals.dropped)
+        """Sum up the totals of all shards and write the manifest.
+
+        Args:
+            seconds: Working time of this attempt.
+            metrics: Measurements of the stage.
+            versions: Package -> version.
+            start_seconds: Seconds until the first rows were committed.
+            num_first_rows: Rows that were committed by then.
+            committed: All shards; default: their footers are read.
+
+        Raises:
+            StageError: A unit is in two shards.
+        """
+        committed = committed or self.read_committed()
+        totals = committed.total()
+        if num_repeated := totals.num_units - len(committed.distinct_ids()):
+            raise StageError(f"{self.path}: {num_repeated} units are in more than one shard")
         started = read_json(self.path / "started.json")
         manifest = Manifest(
             stage=self.stage,
             fingerprint=started["fingerprint"],
             inputs=started["inputs"],
-            data_hash=f"{sum(t.hash for t in totals) % (1 << 64):016x}",
-            rows_in=num_units,
-            rows_out=sum(t.num_records for t in totals),
-            dropped=dict(sorted(reasons.items())),
-            num_tokens=sum(t.num_tokens for t in totals),
+            data_hash=f"{totals.hash % (1 << 64):016x}",
+            rows_in=totals.num_units,
+            rows_out=totals.num_records,
+            dropped=dict(sorted(totals.dropped.items())),
+            num_tokens=totals.num_tokens,
             seconds=round(self.add_seconds(seconds), 3),
             versions=dict(versions or {}),
             metrics=dict(metrics or {}),
             start_seconds=round(start_seconds, 3),
             num_first_rows=num_first_rows,
-            shards=tuple(sorted(path.stem for path in paths)),
+            shards=tuple(sorted(committed.totals)),
         )
         write_json(self.manifest_path, asdict(manifest))
-        # A task that Ray repeated after the loss of its node may have left one; other Parquet readers would read it.
-        for path in (self.path / "shards").glob("*.parquet"):
-            if path.stem not in set(manifest.shards):
-                path.unlink(missing_ok=True)
+        self._remove_strays(manifest)
         return manifest
+
+    def _remove_strays(self, manifest: Manifest) -> None:
+        """Remove shards that a manifest does not name; other Parquet readers would read them.
+
+        A task that Ray repeated after the loss of its node may have left one, and a merge leaves those that it merged.
+        """
+        names = set(manifest.shards)
+        for path in (self.path / "shards").glob("*.parquet") if names else ():
+            if path.stem not in names:
+                path.unlink(missing_ok=True)
 
     def await_shards(self, names: Iterable[str], patience_s: float = _PATIENCE_S) -> "StageFolder":
         """Wait until this machine sees the shards that others wrote.
@@ -414,14 +518,7 @@ class StageFolder:
 
     def done_ids(self) -> set[str]:
         """Return the ids of all committed units; reads the shards' footers only."""
-        return set(self.done_ids_array().to_pylist())
-
-    def done_ids_array(self) -> "pa.Array":
-        """Return `done_ids` as an Arrow array of strings: tens of bytes an id, and no Python object."""
-        import pyarrow as pa
-
-        ids = [self.read_unit_index(shard).column("id").combine_chunks() for shard in self.shards()]
-        return pa.chunked_array(ids, pa.string()).unique()
+        return set(self.read_committed().distinct_ids().to_pylist())
 
     def units(self, cls: type[R]) -> Iterator[Unit[R]]:
         """Yield all units (input rows with their results), shard by shard."""
@@ -467,6 +564,24 @@ class StageFolder:
 
         is_absolute = pc.match_substring_regex(uris, pattern=_ABSOLUTE_URI)
         return pc.if_else(is_absolute, uris, pc.binary_join_element_wise(f"{self.run_folder}/", uris, ""))
+
+
+_Footer = tuple[ShardTotals, "pa.Array"]
+"""Totals of a shard and the ids of its units."""
+
+
+def _read_footer(shard: Path) -> _Footer | DamagedShardError | None:
+    try:
+        return shard_files.read_totals_and_ids(shard)
+    except FileNotFoundError:
+        return None
+    except DamagedShardError as error:
+        return error
+
+
+def shard_name(ids: "pa.ChunkedArray") -> str:
+    """Return the name of the shard with these units, which their order does not change."""
+    return hashlib.sha256("\n".join(sorted(ids.to_pylist())).encode()).hexdigest()[:24]
 
 
 def write_units(folder: StageFolder, cls: type[R], units: Sequence[Unit[R]]) -> None:

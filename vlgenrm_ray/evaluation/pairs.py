@@ -114,7 +114,7 @@ def run(
         total=total,
         fingerprint=fingerprint(config, judge),
         inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
-        metrics=lambda folder: pair_metrics(
+        metrics=lambda folder, _sums: pair_metrics(
             list(folder.records(PairResult)), source.records(Preference), pairwise=judge.is_pairwise
         ),
         max_dropped=max_dropped,

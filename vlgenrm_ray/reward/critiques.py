@@ -103,7 +103,7 @@ def run(
         total=source.complete().rows_out,
         fingerprint=fingerprint(config, judge, round),
         inputs={"preferences": source.data_hash()} | ({} if build else {"model": model_folder.digest(folder)}),
-        metrics=critique_metrics,
+        metrics=lambda _folder, sums: critique_metrics(sums),
         max_dropped=max_dropped,
     )
 
@@ -203,7 +203,12 @@ def _build_unit(
             dropped = Dropped(stage=STAGE, id=preference.id, reason=outcome.reason, detail=f"{side}: {outcome.detail}")
             return Unit(id=preference.id, dropped=(dropped,), num_tokens=num_tokens)
         critiques += [_build_critique(preference, side, k, r, round) for k, r in enumerate(outcome)]
-    return Unit(id=preference.id, records=tuple(critiques), num_tokens=num_tokens)
+    return Unit(
+        id=preference.id,
+        records=tuple(critiques),
+        num_tokens=num_tokens,
+        metric_sums=count_critiques(critiques),
+    )
 
 
 def _build_critique(preference: Preference, side: Side, k: int, rationale: JudgeCritique, round: int) -> Critique:
@@ -221,21 +226,29 @@ def _build_critique(preference: Preference, side: Side, k: int, rationale: Judge
     )
 
 
-def critique_metrics(folder: StageFolder) -> dict[str, Any]:
-    """Compute the share of readable verdicts, the share of right ones, the mean verdict mass and the mean length."""
-    num_critiques = num_readable = num_right = num_tokens = 0
-    mass = 0.0
-    for critique in folder.records(Critique):
-        num_critiques += 1
-        num_readable += critique.verdict is not None
-        num_right += is_right(critique)
-        mass += critique.verdict_mass
-        num_tokens += critique.num_tokens
+def count_critiques(critiques: Sequence[Critique]) -> dict[str, Any]:
+    """Count the critiques of a unit, the readable and the right ones, and sum up their verdict mass and tokens."""
     return {
-        "num_critiques": num_critiques,
-        "readable_share": num_readable / num_critiques if num_critiques else None,
-        "right_share": num_right / num_readable if num_readable else None,
-        "mean_verdict_mass": mass / num_critiques if num_critiques else None,
-        "tokens_per_critique": num_tokens / num_critiques if num_critiques else None,
+        "critiques": len(critiques),
+        "readable": sum(critique.verdict is not None for critique in critiques),
+        "right": sum(map(is_right, critiques)),
+        "verdict_mass": sum(critique.verdict_mass for critique in critiques),
+        "tokens": sum(critique.num_tokens for critique in critiques),
+    }
+
+
+def critique_metrics(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the share of readable verdicts, the share of right ones, the mean verdict mass and the mean length.
+
+    Args:
+        sums: Sum of `count_critiques` over the units of the stage.
+    """
+    count, num_readable = sums.get("critiques", 0), sums.get("readable", 0)
+    return {
+        "num_critiques": count,
+        "readable_share": num_readable / count if count else None,
+        "right_share": sums["right"] / num_readable if num_readable else None,
+        "mean_verdict_mass": sums["verdict_mass"] / count if count else None,
+        "tokens_per_critique": sums["tokens"] / count if count else None,
         "versions": versions(),
     }

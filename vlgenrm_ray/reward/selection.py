@@ -10,9 +10,8 @@ store; each task looks up the preferences of its batch and reads the few shards 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -115,9 +114,7 @@ def run(
         total=source.complete().rows_in,
         fingerprint=fingerprint(config, templates, checks, judge),
         inputs={"critiques": source.data_hash(), "preferences": preferences.data_hash()},
-        metrics=lambda folder: selection_metrics(
-            folder, source, preferences, scale=config.margin, min_mass=config.min_mass
-        ),
+        metrics=lambda _folder, sums: selection_metrics(sums),
     )
 
 
@@ -144,11 +141,13 @@ class _SelectBatch:
         index: RecordIndex = ray.get(self.index)
         units = units_from_table(Critique, critiques)
         preferences = index.read(Preference, [unit.id for unit in units])
-        examples = (
-            select_examples(unit, preferences[unit.id], self.config, self.templates, self.checker, self.mode)
-            for unit in units
-        )
-        return units_table(Example, examples)
+        return units_table(Example, [self._select(unit, preferences[unit.id]) for unit in units])
+
+    def _select(self, critiques: Unit[Critique], preference: Preference) -> Unit[Example]:
+        unit = select_examples(critiques, preference, self.config, self.templates, self.checker, self.mode)
+        scale, min_mass = self.config.margin, self.config.min_mass
+        sums = count_selection(unit, critiques.records, preference.kind, scale=scale, min_mass=min_mass)
+        return replace(unit, metric_sums=sums)
 
 
 def select_examples(
@@ -230,57 +229,57 @@ def pair_failures(units: Iterable[Unit[Example]]) -> dict[str, DropReason]:
     return {d.id: DropReason(d.reason) for unit in units for d in unit.dropped if d.id == unit.id}
 
 
-def selection_metrics(
-    selection: StageFolder,
-    critiques: StageFolder,
-    preferences: StageFolder,
-    *,
-    scale: MarginScale,
-    min_mass: float,
+def count_selection(
+    unit: Unit[Example], critiques: Sequence[Critique], kind: str, *, scale: MarginScale, min_mass: float
 ) -> dict[str, Any]:
-    """Compute the metrics of a finished selection, as JSON. Reads only the columns it needs.
+    """Count the examples and drops of a pair, and the margins of its critiques.
+
+    Args:
+        unit: The pair with its examples.
+        critiques: All critiques of the pair.
+        kind: Kind of the pair.
+        scale: Scale of the margins.
+        min_mass: Smallest p(Yes) + p(No) of a critique that counts.
+    """
+    margins = _margins(((c.side, c.p_yes, c.verdict_mass) for c in critiques), scale, min_mass)
+    bins = np.histogram(margins, bins=NUM_BINS, range=(-1.0, 1.0))[0].tolist()
+    return {
+        "pairs": {kind: int(bool(critiques))},
+        "pairs_kept": {kind: int(bool(unit.records))},
+        "examples": Counter(example.kind.value for example in unit.records),
+        "pairs_dropped": Counter(drop.reason for drop in unit.dropped if drop.id == unit.id),
+        "critiques_dropped": Counter(drop.reason for drop in unit.dropped if drop.id != unit.id),
+        "margins": {str(index): count for index, count in enumerate(bins) if count},
+    }
+
+
+def selection_metrics(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the metrics of a finished selection, as JSON.
 
     `kept_share` is pairs with examples / pairs with critiques. `margin_histogram` counts every combination of two
     readable critiques, right or wrong, in 20 bins over [-1, 1]: how well the judge separates the sides before any
     selection.
+
+    Args:
+        sums: Sum of `count_selection` over the units of the stage.
     """
-    num_pairs: Counter[str] = Counter()
-    histogram = np.zeros(NUM_BINS, dtype=np.int64)
-    kinds = dict(_column_rows(preferences, ("id", "kind")))
-    columns = ("preference_id", "side", "p_yes", "verdict_mass")
-    for preference_id, rows in groupby(_column_rows(critiques, columns), key=lambda row: row[0]):
-        num_pairs[kinds[preference_id]] += 1
-        margins = _margins(((side, p_yes, mass) for _, side, p_yes, mass in rows), scale, min_mass)
-        histogram += np.histogram(margins, bins=NUM_BINS, range=(-1.0, 1.0))[0]
-    num_pairs_kept: Counter[str] = Counter()
-    examples: Counter[str] = Counter(kind for (kind,) in _column_rows(selection, ("kind",)))
-    pairs_dropped: Counter[str] = Counter()
-    critiques_dropped: Counter[str] = Counter()
-    for shard in selection.shards():
-        for unit in selection.read_unit_index(shard).to_pylist():
-            num_pairs_kept.update([kinds[unit["id"]]] if unit["num_records"] else [])
-            for dropped in unit["dropped"]:
-                (pairs_dropped if dropped["id"] == unit["id"] else critiques_dropped)[dropped["reason"]] += 1
+    pairs, pairs_kept = sums.get("pairs", {}), sums.get("pairs_kept", {})
+    num_pairs, num_pairs_kept = sum(pairs.values()), sum(pairs_kept.values())
+    margins = sums.get("margins", {})
     return {
-        "num_pairs": num_pairs.total(),
-        "num_pairs_kept": num_pairs_kept.total(),
-        "kept_share": num_pairs_kept.total() / num_pairs.total() if num_pairs else 0.0,
+        "num_pairs": num_pairs,
+        "num_pairs_kept": num_pairs_kept,
+        "kept_share": num_pairs_kept / num_pairs if num_pairs else 0.0,
         "by_kind": {
-            kind: {"num_pairs": number, "num_pairs_kept": num_pairs_kept[kind]}
-            for kind, number in sorted(num_pairs.items())
+            kind: {"num_pairs": number, "num_pairs_kept": pairs_kept[kind]}
+            for kind, number in sorted(pairs.items())
+            if number
         },
-        "examples": dict(sorted(examples.items())),
-        "pairs_dropped": dict(sorted(pairs_dropped.items())),
-        "critiques_dropped": dict(sorted(critiques_dropped.items())),
-        "margin_histogram": histogram.tolist(),
+        "examples": dict(sorted(sums.get("examples", {}).items())),
+        "pairs_dropped": dict(sorted(sums.get("pairs_dropped", {}).items())),
+        "critiques_dropped": dict(sorted(sums.get("critiques_dropped", {}).items())),
+        "margin_histogram": [margins.get(str(index), 0) for index in range(NUM_BINS)],
     }
-
-
-def _column_rows(folder: StageFolder, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    """Yield the values of a few columns, row by row."""
-    for shard in folder.shards():
-        table = folder.read_records(shard, columns=columns)
-        yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)
 
 
 def _margins(
