@@ -63,6 +63,8 @@ def sample(path: Path | str, **settings: Any) -> tuple[str, str, int, bool]:
         ("a.jsonl", json.dumps(ROWS, indent=4).encode(), "json"),
         ("a.json", b"\n  [\n" + b",\n".join(lines().splitlines()) + b"\n]\n", "json"),
         ("a.json", json.dumps({"version": 1, "name": "x", "data": ROWS}).encode(), "json"),
+        ("a.json", json.dumps({"info": {"year": 2024, "by": 'a "b"'}, "data": ROWS}, indent=2).encode(), "json"),
+        ("a.json", json.dumps({"info": {}, "annotations": ROWS}).encode(), "json"),
         ("a.json", json.dumps(ROWS[0]).encode(), "jsonl"),
         ("a.csv", b"image,question\na.png,What?\n", "csv"),
         ("a.tsv", b"image\tquestion\na.png\tWhat?\n", "csv"),
@@ -113,6 +115,35 @@ def test_compressed_files_are_read(suffix: str, compress: Any, tmp_path: Path) -
     (tmp_path / f"bad.jsonl{suffix}").write_bytes(b"not compressed")
     with pytest.raises(InputError, match="not a readable"):
         sample(tmp_path / f"bad.jsonl{suffix}")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a", "a.csv"])
+def test_a_compressed_file_without_its_suffix_is_read(name: str, tmp_path: Path) -> None:
+    content = b"image,question\na.png,What?\n" if name == "a.csv" else lines()
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    group = find_group(PoolConfig(source="files", path=str(tmp_path / name)))
+    assert (group.container, group.files[0].codec) == ("csv" if name == "a.csv" else "jsonl", "gzip")
+    assert sample(tmp_path / name)[2:] == (1 if name == "a.csv" else 7, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7\n", "pointer of Git LFS"),
+        (lines().decode().encode("utf-16"), "UTF-16; save it as UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv"])
+def test_what_stands_in_for_the_data_is_named(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        sample(tmp_path / name)
+
+
+def test_a_table_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("image,question,answer\na.png,O\u00f9?,l\u00e0\n".encode("latin-1"))
+    (row,) = read_file(DelimitedText(), tmp_path / "a.csv", "labelled")
+    assert "save the file as UTF-8" in row.problem
 
 
 def test_a_compressed_file_that_is_cut_off_keeps_its_readable_rows(tmp_path: Path) -> None:
@@ -349,6 +380,37 @@ def test_files_of_one_name_in_a_tar_make_a_row(tmp_path: Path) -> None:
     assert [image.data for image in two.images] == [png(), png(20)]
     assert "x/002.json: not JSON" in bad.problem
     assert caption.text == "A caption"
+
+
+@pytest.mark.parametrize("kept", [1536 + 100, 1536, 1024 + 100])
+def test_an_archive_that_is_cut_off_says_so(kept: int, tmp_path: Path) -> None:
+    """Within a header, before one, or within a member; `tarfile` takes the first two for the end."""
+    write_tar(tmp_path / "a.tar", {f"{i}.txt": b"Q?" * 100 for i in range(3)})
+    whole = (tmp_path / "a.tar").read_bytes()
+    assert not any("cut off" in row.problem for row in read_file(WebDataset(), tmp_path / "a.tar"))
+    (tmp_path / "a.tar").write_bytes(whole[:kept])
+    *_, last = read_file(WebDataset(), tmp_path / "a.tar")
+    assert "cut off" in last.problem or "cannot be read from here on" in last.problem
+
+
+def test_a_compressed_tar_is_read_by_either_suffix(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": png(), "0.json": b'{"question": "Q?", "answer": "A"}'})
+    for name in ("b.tgz", "b.tar.gz"):
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+        assert sample(tmp_path / name)[:2] == ("webdataset", "labelled")
+
+
+def test_a_list_of_data_sets_beside_them_is_not_read(tmp_path: Path) -> None:
+    """MMPR: `meta.json` names the annotations and the folders of their images."""
+    listed = {"set_a": {"root": "MMPR/images/a", "annotation": "MMPR/annotations/a.jsonl", "length": 7}}
+    (tmp_path / "meta.json").write_text(json.dumps(listed))
+    with pytest.raises(
+        InputError, match=r"name one of its files: MMPR/annotations/a\.jsonl \(image_folder: MMPR/images/a\)"
+    ):
+        sample(tmp_path / "meta.json")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "a.jsonl").write_bytes(lines())
+    assert sample(tmp_path) == ("jsonl", "pairs", 7, True)
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------

@@ -450,6 +450,12 @@ def test_every_schema_has_a_row_above() -> None:
             "2 <image>",
         ),
         ({"messages": [assistant("Hello.")], "images": ["a"]}, "malformed_row", "no turn of the user"),
+        (
+            {"prompt": "Q?", "image": "a", "chosen": "A", "rejected": ["B", "C"]},
+            "malformed_row",
+            "rejected has 2 texts",
+        ),
+        ({"question": "Q?", "answer": "A", "image": {"data": "x"}}, "malformed_row", "bytes, path or url, not data"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(row: dict[str, Any], reason: str, says: str) -> None:
@@ -613,10 +619,59 @@ def test_a_column_for_each_image_is_read() -> None:
     assert parsed.images == (SourceImage(data=png()), SourceImage(uri="/data/b.png"))
 
 
-def test_a_label_of_desirability_is_no_reference() -> None:
-    row = {"messages": [USER, assistant("A cat.")], "label": False, "images": ["a.png"]}
-    schema, (parsed,) = recognise_and_parse(row)
-    assert (schema, parsed.reference) == ("messages", "A cat.")
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, assistant("A cat.")], "images": ["a.png"]},
+        {"prompt": [USER], "completion": [assistant("A cat.")], "images": ["a.png"]},
+        {"prompt": "What is it?", "completion": "A cat.", "image": "a.png"},
+    ],
+)
+def test_a_label_of_desirability_is_no_reference(row: dict[str, Any]) -> None:
+    """KTO: the label says whether the answer beside it is a good one; a bad one is no reference either."""
+    _, (good, bad) = recognise_and_parse(row | {"label": True}, row | {"label": False})
+    assert (good.text, good.reference) == ("What is it?", "A cat.")
+    assert (bad.text, bad.reference) == ("What is it?", None)
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages"])
+def test_a_system_text_in_a_column_of_its_own_is_part_of_the_conversation(column: str) -> None:
+    """LLaMA-Factory has `system` beside the turns."""
+    turns = [HUMAN, gpt("A cat.")] if column == "conversations" else [USER, assistant("A cat.")]
+    _, (parsed,) = recognise_and_parse({column: turns, "system": "Be brief.", "images": ["a.png"]})
+    assert (parsed.text, parsed.reference) == ("System: Be brief.\nUser: What is it?", "A cat.")
+
+
+def test_answers_to_a_rendered_prompt_lose_its_special_tokens() -> None:
+    prompt = "<|im_start|>user\n<|image_pad|>What is it?<|im_end|>\n<|im_start|>assistant\n"
+    answers = {"chosen": "A cat.<|im_end|>\n", "rejected": "A dog.<|im_end|>"}
+    for row in (
+        {"prompt": prompt} | answers,
+        {name: prompt + answer for name, answer in answers.items()},
+    ):
+        _, (parsed,) = recognise_and_parse(row | {"image": "a.png"})
+        assert (parsed.text, parsed.chosen, parsed.rejected) == ("What is it?", "A cat.", "A dog.")
+
+
+def test_a_response_names_the_model_that_wrote_it() -> None:
+    outputs = {"output_1": {"from": "llava", "value": "A dog."}, "output_2": {"from": "llava", "value": "A cat."}}
+    _, (parsed,) = recognise_and_parse({"conversations": [HUMAN], "image": "a.png", "preference": 2} | outputs)
+    assert (parsed.chosen, parsed.rejected) == ("A cat.", "A dog.")
+
+
+@pytest.mark.parametrize(
+    ("solution", "reference"),
+    [
+        ("<answer> 4 </answer>", "4"),
+        ("<think>one by one</think>\n<answer>4</answer>", "4"),
+        ("write <answer>4</answer>", "write <answer>4</answer>"),
+        (["4", "four"], "4; four"),
+    ],
+)
+def test_the_answer_of_a_solution_is_the_reference(solution: object, reference: str) -> None:
+    """R1-V wraps the answer in tags; VQA sets have several."""
+    _, (parsed,) = recognise_and_parse({"problem": "How many?", "image": "a.png", "solution": solution})
+    assert parsed.reference == reference
 
 
 def test_options_of_a_multiple_choice_are_part_of_the_question() -> None:

@@ -49,6 +49,10 @@ _LABELS = (
     "answer",
     "truth",
     "rating",
+    "preference",
+    "better_response_id",
+    "overall_response",
+    "winner",
 )
 """Columns that carry a label; not using one of them is pointed out."""
 

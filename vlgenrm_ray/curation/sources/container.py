@@ -140,6 +140,9 @@ def known_suffixes() -> tuple[str, ...]:
 
 
 _ZIP = b"PK\x03\x04"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+"""Byte order marks."""
 
 
 def recognise(file: DataFile, preferred: str = "") -> tuple[str, str]:
@@ -153,6 +156,12 @@ def recognise(file: DataFile, preferred: str = "") -> tuple[str, str]:
         InputError: The file cannot be read, or is of no known container.
     """
     head = file.head()
+    if head.startswith(_LFS_POINTER):
+        raise InputError(
+            f"pool.path: {file.uri!r} is a pointer of Git LFS, not the data; fetch that with `git lfs pull`"
+        )
+    if head.startswith(_UTF16):
+        raise InputError(f"pool.path: {file.uri!r} is a text in UTF-16; save it as UTF-8")
     names = [preferred, *CONTAINERS] if preferred else list(CONTAINERS)
     for name in names:
         if reason := load_container(name).recognise(file, head):

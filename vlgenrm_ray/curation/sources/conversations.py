@@ -12,7 +12,7 @@ from typing import Any
 
 from vlgenrm_ray.curation.sources.values import MalformedRowError, is_missing, show, to_text
 from vlgenrm_ray.errors import DropReason
-from vlgenrm_ray.judge.chat_templates import IMAGE_MARK, prompt_turns, strip_images
+from vlgenrm_ray.judge.chat_templates import IMAGE_MARK, prompt_turns, strip_images, strip_special_tokens
 
 _ROLES = {
     "user": "user",
@@ -115,11 +115,31 @@ def answer_text(value: Any, field: str) -> str | None:
     parsed = _from_json(value)
     if isinstance(parsed, (str, int, float)):
         return to_text(value, field)
+    if isinstance(parsed, (list, tuple)) and len(parsed) > 1 and all(isinstance(text, str) for text in parsed):
+        raise MalformedRowError(f"{field} has {len(parsed)} texts; give one, or a row for each")
+    if isinstance(parsed, Mapping) and str(parsed.get("from", "")).strip().lower() not in _ROLES:
+        # A single turn may name the model that wrote it, as in LLaVA-RLHF.
+        parsed = {key: value for key, value in parsed.items() if key != "from"}
     turns = parse_turns(parsed, field, role="assistant")
     answers = [turn for turn in turns if turn.role == "assistant"]
     if not answers or turns[-1].role != "assistant":
         raise MalformedRowError(f"{field} does not end with a turn of the assistant")
     return strip_images(answers[-1].text)
+
+
+def reference_text(value: Any, field: str) -> str | None:
+    """Return the text of a reference: as `answer_text`, several texts separated by "; ", the content of `<answer>`."""
+    is_list = isinstance(value, (list, tuple)) and not any(isinstance(item, Mapping) for item in value)
+    text = to_text(value, field) if is_list else answer_text(value, field)
+    stripped = (text or "").strip()
+    if stripped.startswith(("<think>", "<answer>")) and stripped.endswith("</answer>"):
+        return stripped.rpartition("<answer>")[2].removesuffix("</answer>").strip()
+    return text
+
+
+def is_rendered(prompt: Any) -> bool:
+    """Return True if a prompt is a text that a known chat template rendered."""
+    return isinstance(prompt, str) and bool(prompt_turns(prompt)[0])
 
 
 def split_answer(turns: Sequence[ChatTurn]) -> tuple[tuple[ChatTurn, ...], str | None]:
@@ -156,7 +176,8 @@ def split_transcripts(chosen: str, rejected: str) -> tuple[tuple[ChatTurn, ...],
     turns, end = prompt_turns(chosen[:length])
     if not turns:
         return None
-    return tuple(ChatTurn(role, _normalise(text)) for role, text in turns), chosen[end:].strip(), rejected[end:].strip()
+    answers = [strip_special_tokens(text[end:]).strip() for text in (chosen, rejected)]
+    return tuple(ChatTurn(role, _normalise(text)) for role, text in turns), answers[0], answers[1]
 
 
 def render(turns: Sequence[ChatTurn], num_images: int) -> str:

@@ -3,7 +3,7 @@
 import fnmatch
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from vlgenrm_ray.data import addresses
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".lzma": "xz", ".zst": "zstd", ".zstd": "zstd"}
 """Suffix of a compressed file -> codec."""
+_MAGIC = {b"\x1f\x8b\x08": "gzip", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of a compressed file -> codec."""
 HEAD_BYTES = 64 * 1024
 """Bytes at the beginning of a file by which its format is recognised."""
 
@@ -43,6 +45,13 @@ class DataFile:
         if dot + last in COMPRESSIONS:
             _, dot, last = stem.rpartition(".")
         return dot + last if dot else ""
+
+    def with_codec(self) -> "DataFile":
+        """Return the file with the codec that its first bytes show, where its name shows none. Raises InputError."""
+        if self.codec:
+            return self
+        head = self.head()
+        return replace(self, codec=next((codec for magic, codec in _MAGIC.items() if head.startswith(magic)), ""))
 
     def open(self) -> "pa.NativeFile":
         """Open the stored bytes for random access."""

@@ -237,15 +237,18 @@ def encodable(text: str) -> str:
 
 
 def check_texts(row: SourceRow) -> None:
-    """Raise MalformedRowError if a text of a row has half of a surrogate pair, as JSON can spell it."""
+    """Raise MalformedRowError if a text of a row is not Unicode.
+
+    JSON can spell half of a surrogate pair; tables have bytes that are not UTF-8.
+    """
     for field in fields(row):
         value = getattr(row, field.name)
         if isinstance(value, str) and encodable(value) != value:
             name = {"question_id": "id", "text": "question"}.get(field.name, field.name)
-            raise MalformedRowError(f"{name} is not valid Unicode, it has half of a character: {show(value)}")
+            raise MalformedRowError(f"{name} is not valid Unicode; save the file as UTF-8: {show(value)}")
     for image in row.images:
         if image.uri is not None and encodable(image.uri) != image.uri:
-            raise MalformedRowError(f"image is not valid Unicode, it has half of a character: {show(image.uri)}")
+            raise MalformedRowError(f"image is not valid Unicode; save the file as UTF-8: {show(image.uri)}")
 
 
 def hash_id(question_id: str) -> int:
@@ -254,6 +257,11 @@ def hash_id(question_id: str) -> int:
     The probability that two of a million different ids have the same bits is 3 in 100 million.
     """
     return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=8).digest())
+
+
+def is_desirable(fields: RowFields, answer: str | None) -> bool:
+    """Return False if a boolean `label` beside an answer says that it is a bad one, as in data for KTO."""
+    return answer is None or not isinstance(fields.row.get("label"), bool) or bool(fields.take("label", "label"))
 
 
 def take_images(fields: RowFields, *names: str) -> tuple[Any, ...]:

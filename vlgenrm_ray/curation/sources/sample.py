@@ -6,8 +6,8 @@ recognise a data set by the same functions.
 
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 from vlgenrm_ray.curation.sources.container import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FILES = "files"
 """Source whose container is recognised by the content of the files."""
-_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json")
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "meta.json", "package.json")
 _CATALOGUE = ("file_name", "annotation", "hf_hub_url")
 """Columns of lists of data sets, as LLaMA-Factory's `dataset_info.json` and MMPR's `meta.json`."""
 _BINARY = ("parquet", "arrow", "webdataset")
@@ -142,12 +142,14 @@ def _group_by_container(files: Sequence[DataFile], preferred: str) -> list[FileG
     members: dict[str, list[DataFile]] = {}
     reasons: dict[str, str] = {}
     ignored: list[str] = []
-    by_suffix: dict[str, str] = {}
-    for file in files:
+    by_suffix: dict[str, tuple[str, str]] = {}
+    for stored in files:
         # Shards have one format; JSON files are looked at one by one.
-        name, reason = by_suffix.get(file.suffix, ""), ""
+        (name, codec), reason = by_suffix.get(stored.suffix, ("", "")), ""
+        file = replace(stored, codec=stored.codec or codec)
         if not name:
             try:
+                file = file.with_codec()
                 name, reason = recognise(file, preferred)
             except InputError:
                 if len(files) == 1 or file.suffix != ".json":
@@ -155,7 +157,7 @@ def _group_by_container(files: Sequence[DataFile], preferred: str) -> list[FileG
                 ignored.append(file.name)
                 continue
             if name in _BINARY:
-                by_suffix[file.suffix] = name
+                by_suffix[file.suffix] = (name, file.codec)
         members.setdefault(name, []).append(file)
         reasons.setdefault(name, reason)
     if not members:
@@ -252,7 +254,7 @@ def choose_schema(
         name = rows[0].piece.file.name
         raise InputError(f"pool.path: no row of {config.path!r} can be read; {name}:{rows[0].number + 1}: {problem}")
     names = sorted({str(name) for row in mappings for name in row})
-    if listed := [str(row[name]) for row in mappings for name in _CATALOGUE if isinstance(row.get(name), str)]:
+    if listed := [_listed(row, name) for row in mappings for name in _CATALOGUE if isinstance(row.get(name), str)]:
         raise InputError(
             f"pool.path: {config.path!r} describes data sets and holds none; name one of its files: "
             f"{', '.join(listed[:5])}"
@@ -261,6 +263,11 @@ def choose_schema(
         f"pool.path: {config.path!r} has no column that is a question; its columns are {', '.join(names[:20])}. "
         "Name them under pool.columns, such as {question: ask, image: picture}, or set pool.schema"
     )
+
+
+def _listed(row: Mapping[str, object], name: str) -> str:
+    """Return a file of a catalogue, with the folder of its images where the catalogue names it."""
+    return f"{row[name]} (image_folder: {row['root']})" if isinstance(row.get("root"), str) else str(row[name])
 
 
 def _check_one_schema(config: "SourceConfig", container: Container, group: FileGroup, schema: str) -> None:

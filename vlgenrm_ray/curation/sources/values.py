@@ -100,7 +100,7 @@ def list_images(value: object) -> list[Any]:
 
 def _is_empty_image(value: object) -> bool:
     if isinstance(value, Mapping):
-        return all(is_missing(value.get(key)) or value.get(key) in ("", b"") for key in ("bytes", "path", "url"))
+        return all(is_missing(inner) or inner in ("", b"") for inner in value.values())
     return is_missing(value) or value in ("", b"")
 
 
@@ -115,7 +115,10 @@ def to_image(value: object) -> SourceImage:
     """
     if isinstance(value, Mapping):
         candidates = (value.get(key) for key in ("bytes", "path", "url"))
-        value = next((v for v in candidates if not is_missing(v) and v not in ("", b"")), None)
+        image = next((v for v in candidates if not is_missing(v) and v not in ("", b"")), None)
+        if image is None and not _is_empty_image(value):
+            raise MalformedRowError(f"image must have bytes, path or url, not {', '.join(map(str, value))}")
+        value = image
     if value is None or value == "":
         raise MalformedRowError("no image")
     if isinstance(value, (bytes, bytearray, memoryview)):

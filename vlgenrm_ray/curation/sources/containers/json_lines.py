@@ -12,12 +12,16 @@ from vlgenrm_ray.curation.sources.values import MalformedRowError
 
 _BOM = b"\xef\xbb\xbf"
 _COUNT_BYTES = 16 * 1024 * 1024
+_SCALAR = r'(?:"(?:[^"\\]|\\.){0,500}"|[\w.+-]{1,32})'
+_FLAT_OBJECT = rf"\{{\s*(?:{_SCALAR}\s*[:,]?\s*){{0,64}}+\}}"
 WRAPPED_ARRAY = re.compile(
-    rb'\{\s*(?:"[\w.-]{1,64}"\s*:\s*(?:"[^"\\]{0,500}"|[\w.+-]{1,32})\s*,\s*)*'
-    rb'"(?:data|rows|instances|examples|items|questions|samples|records|entries|train|test|val|validation|results)"'
-    rb"\s*:\s*(?=\[\s*\{)"
+    (
+        rf'\{{\s*(?:"[\w.-]{{1,64}}"\s*:\s*(?:{_SCALAR}|{_FLAT_OBJECT})\s*,\s*)*'
+        r'"(?:data|dataset|rows|instances|annotations|examples|items|questions|samples|records|entries|train|test|val'
+        r'|validation|results)"\s*:\s*(?=\[\s*\{)'
+    ).encode()
 )
-"""Beginning of an object whose first list is a data set; texts and numbers may precede it."""
+"""Beginning of an object whose first list is a data set; texts, numbers and objects of these may precede it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

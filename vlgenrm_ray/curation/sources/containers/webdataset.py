@@ -45,6 +45,11 @@ class WebDataset(Container):
                 row.add(extension.lower(), archive, member)
             if row.key:
                 yield row.finish()
+            # The reader of a stream takes any end within or before a header for the end of the archive, but only one
+            # whose mark was read lies behind the last member by whole blocks.
+            read = 0 if archive.fileobj is None else archive.fileobj.tell() - archive.offset
+            if read <= 0 or read % tarfile.BLOCKSIZE:
+                yield MalformedRowError("the archive has no end mark; it may be cut off after this row")
 
 
 class _TarRow:

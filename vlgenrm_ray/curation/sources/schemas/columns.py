@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.curation.sources.conversations import answer_text, parse_turns, split_answer
+from vlgenrm_ray.curation.sources.conversations import answer_text, parse_turns, reference_text, split_answer
 from vlgenrm_ray.curation.sources.rows import USUAL_NAMES, RowContent, RowFields, take_images
 from vlgenrm_ray.curation.sources.schema import SchemaMatch
 from vlgenrm_ray.curation.sources.values import MalformedRowError, to_text
@@ -33,7 +33,7 @@ class UsualColumns:
             id=fields.take("id", *USUAL_NAMES["id"]),
             group=to_text(fields.take("group", *USUAL_NAMES["group"]) or "", "group"),
             kind=kind if isinstance(kind, str) else "",
-            reference=answer if reference is None else answer_text(reference, "reference"),
+            reference=answer if reference is None else reference_text(reference, "reference"),
             chosen=answer_text(fields.take("chosen", *USUAL_NAMES["chosen"]), "chosen"),
             rejected=answer_text(fields.take("rejected", *USUAL_NAMES["rejected"]), "rejected"),
         )

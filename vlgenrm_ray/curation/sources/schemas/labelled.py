@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.curation.sources.conversations import answer_text, parse_turns
+from vlgenrm_ray.curation.sources.conversations import parse_turns, reference_text
 from vlgenrm_ray.curation.sources.rows import (
     GROUP_NAMES,
     ID_NAMES,
@@ -58,11 +58,7 @@ class LabelledQuestion:
             id=fields.take("id", *ID_NAMES),
             group=to_text(fields.take("group", *GROUP_NAMES) or "", "group"),
             kind=to_text(fields.take("kind", *KIND_NAMES, "type") or "", "kind"),
-            reference=None
-            if label is None
-            else answer_text(label, "label")
-            if not _is_plain(label)
-            else to_text(label, "label"),
+            reference=reference_text(label, "label"),
         )
 
 
@@ -90,9 +86,3 @@ def _parse_list(value: Any) -> Any:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return ast.literal_eval(value)
     return value
-
-
-def _is_plain(label: Any) -> bool:
-    return isinstance(label, (str, bool, int, float)) or (
-        isinstance(label, (list, tuple)) and not any(isinstance(item, Mapping) for item in label)
-    )

@@ -22,7 +22,8 @@ class LlavaConversations:
 
     def questions(self, fields: RowFields) -> Iterator[RowContent]:
         """See `Schema.questions`."""
-        turns, answer = split_answer(parse_turns(fields.take("question", "conversations"), "conversations"))
+        system = parse_turns(fields.take("question", "system") or None, "system", role="system")
+        turns, answer = split_answer((*system, *parse_turns(fields.take("question", "conversations"), "conversations")))
         if answer is not None:
             fields.note("reference", "conversations")
         yield RowContent(

@@ -4,13 +4,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.curation.sources.conversations import answer_text, is_turns, parse_turns, split_answer
+from vlgenrm_ray.curation.sources.conversations import is_turns, parse_turns, reference_text, split_answer
 from vlgenrm_ray.curation.sources.rows import (
     ID_NAMES,
     KIND_NAMES,
     REFERENCE_NAMES,
     RowContent,
     RowFields,
+    is_desirable,
     take_images,
 )
 from vlgenrm_ray.curation.sources.schema import SchemaMatch
@@ -35,13 +36,15 @@ class ChatMessages:
     def questions(self, fields: RowFields) -> Iterator[RowContent]:
         """See `Schema.questions`."""
         name = next((n for n in _NAMES if n in fields), "messages")
-        turns, answer = split_answer(parse_turns(fields.take("question", name), name))
+        system = parse_turns(fields.take("question", "system") or None, "system", role="system")
+        turns, answer = split_answer((*system, *parse_turns(fields.take("question", name), name)))
         images = take_images(fields)
         if not images and any(turn.images for turn in turns):
             fields.note("image", name)
-        # Beside an answer, `label` says whether it is desirable (KTO).
         names = REFERENCE_NAMES if answer is None else tuple(n for n in REFERENCE_NAMES if n not in ("label", "answer"))
-        reference = answer_text(fields.take("reference", *names), "reference")
+        reference = reference_text(fields.take("reference", *names), "reference")
+        if not is_desirable(fields, answer):
+            answer = None
         if answer is not None:
             fields.note("reference", name)
         yield RowContent(

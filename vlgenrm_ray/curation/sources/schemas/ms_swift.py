@@ -8,6 +8,7 @@ from vlgenrm_ray.curation.sources.conversations import (
     is_turns,
     parse_history,
     parse_turns,
+    reference_text,
     split_answer,
     split_pair,
 )
@@ -55,7 +56,7 @@ class MsSwiftPairs:
             turns=prompt,
             images=take_images(fields),
             id=fields.take("id", *ID_NAMES),
-            reference=answer_text(fields.take("reference", "solution"), "solution")
+            reference=reference_text(fields.take("reference", "solution"), "solution")
             or (answer if rejected is None else None),
             chosen=answer if rejected is not None else None,
             rejected=rejected,

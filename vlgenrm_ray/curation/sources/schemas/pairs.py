@@ -6,10 +6,11 @@ The question may be a prompt rendered by a chat template, as in mDPO: "A chat be
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlgenrm_ray.curation.sources.conversations import answer_text, is_turns, parse_turns
+from vlgenrm_ray.curation.sources.conversations import answer_text, is_rendered, is_turns, parse_turns, reference_text
 from vlgenrm_ray.curation.sources.rows import ID_NAMES, KIND_NAMES, REFERENCE_NAMES, RowContent, RowFields, take_images
 from vlgenrm_ray.curation.sources.schema import SchemaMatch
 from vlgenrm_ray.curation.sources.values import MalformedRowError, to_text
+from vlgenrm_ray.judge.chat_templates import strip_special_tokens
 
 QUESTION_NAMES = ("question", "prompt", "query", "instruction", "text", "input")
 _SIDES = (
@@ -48,18 +49,24 @@ class TextPairs:
 
 def pair_content(fields: RowFields) -> RowContent:
     """Read a question with a pair of responses, or without one."""
-    turns = parse_turns(fields.take("question", *QUESTION_NAMES), "question")
+    question = fields.take("question", *QUESTION_NAMES)
+    turns = parse_turns(question, "question")
     if not turns:
         raise MalformedRowError(f"no question: none of the columns {', '.join(QUESTION_NAMES)} has a text")
     chosen, rejected = _sides(frozenset(name for name in fields.row if name in fields)) or ("chosen", "rejected")
+    images = take_images(fields)
+    better = answer_text(fields.take("chosen", chosen), "chosen")
+    worse = answer_text(fields.take("rejected", rejected), "rejected")
+    if is_rendered(question):
+        better, worse = (None if text is None else strip_special_tokens(text).strip() for text in (better, worse))
     return RowContent(
         turns=turns,
-        images=take_images(fields),
+        images=images,
         id=fields.take("id", *ID_NAMES),
         kind=to_text(fields.take("kind", *KIND_NAMES) or "", "kind"),
-        reference=answer_text(fields.take("reference", "answer_gt", *REFERENCE_NAMES), "reference"),
-        chosen=answer_text(fields.take("chosen", chosen), "chosen"),
-        rejected=answer_text(fields.take("rejected", rejected), "rejected"),
+        reference=reference_text(fields.take("reference", "answer_gt", *REFERENCE_NAMES), "reference"),
+        chosen=better,
+        rejected=worse,
     )
 
 

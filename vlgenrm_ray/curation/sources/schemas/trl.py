@@ -11,10 +11,19 @@ from vlgenrm_ray.curation.sources.conversations import (
     answer_text,
     is_turns,
     parse_turns,
+    reference_text,
     split_pair,
     split_transcripts,
 )
-from vlgenrm_ray.curation.sources.rows import ID_NAMES, KIND_NAMES, REFERENCE_NAMES, RowContent, RowFields, take_images
+from vlgenrm_ray.curation.sources.rows import (
+    ID_NAMES,
+    KIND_NAMES,
+    REFERENCE_NAMES,
+    RowContent,
+    RowFields,
+    is_desirable,
+    take_images,
+)
 from vlgenrm_ray.curation.sources.schema import SchemaMatch
 from vlgenrm_ray.curation.sources.values import MalformedRowError, to_text
 
@@ -41,17 +50,19 @@ class TrlPreference:
                 return SchemaMatch(88, "chosen and rejected are conversations without a prompt: implicit prompt")
             if any(_transcripts(row) for row in sample):
                 return SchemaMatch(80, "chosen and rejected are rendered transcripts: implicit prompt")
-        if prompt and "completion" in columns:
-            return SchemaMatch(85, "prompt and completion are chat turns")
+        if {"prompt", "completion"} <= columns:
+            return SchemaMatch(85, "columns prompt and completion")
         return SchemaMatch(72, "prompt is a list of chat turns") if prompt else None
 
     def questions(self, fields: RowFields) -> Iterator[RowContent]:
         """See `Schema.questions`."""
         prompt = parse_turns(fields.take("question", "prompt"), "prompt")
         chosen, rejected = fields.take("chosen", "chosen"), fields.take("rejected", "rejected")
-        reference = answer_text(
-            fields.take("reference", "completion", *REFERENCE_NAMES, "reward_model.ground_truth"), "reference"
-        )
+        completion = answer_text(fields.take("reference", "completion"), "completion")
+        names = REFERENCE_NAMES if completion is None else ()
+        reference = reference_text(fields.take("reference", *names, "reward_model.ground_truth"), "reference")
+        if completion is not None and is_desirable(fields, completion):
+            reference = completion
         if prompt or chosen is None or rejected is None:
             better, worse = answer_text(chosen, "chosen"), answer_text(rejected, "rejected")
         else:
