@@ -382,13 +382,13 @@ def test_files_of_one_name_in_a_tar_make_a_row(tmp_path: Path) -> None:
     assert caption.text == "A caption"
 
 
-@pytest.mark.parametrize("kept", [1536 + 100, 1536, 1024 + 100])
-def test_an_archive_that_is_cut_off_says_so(kept: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_bytes", [1536 + 100, 1536, 1024 + 100])
+def test_an_archive_that_is_cut_off_says_so(num_bytes: int, tmp_path: Path) -> None:
     """Within a header, before one, or within a member; `tarfile` takes the first two for the end."""
     write_tar(tmp_path / "a.tar", {f"{i}.txt": b"Q?" * 100 for i in range(3)})
     whole = (tmp_path / "a.tar").read_bytes()
     assert not any("cut off" in row.problem for row in read_file(WebDataset(), tmp_path / "a.tar"))
-    (tmp_path / "a.tar").write_bytes(whole[:kept])
+    (tmp_path / "a.tar").write_bytes(whole[:num_bytes])
     *_, last = read_file(WebDataset(), tmp_path / "a.tar")
     assert "cut off" in last.problem or "cannot be read from here on" in last.problem
 

@@ -77,7 +77,7 @@ def test_classification_agrees_with_scikit_learn(rows: list[tuple[bool, bool]]) 
 # -- POPE --------------------------------------------------------------------------------------------------------------
 
 
-def pope_question(i: int, label: str, image: str = "x.jpg") -> dict[str, Any]:
+def pope_question(i: int, label: object, image: str = "x.jpg") -> dict[str, Any]:
     return {"question_id": i, "image": image, "text": "Is there a dog in the image?", "label": label}
 
 
@@ -102,6 +102,15 @@ def test_pope_is_scored_by_hand_worked_values(tmp_path: Path) -> None:
     assert ours(result, "accuracy") == 0.5
     assert (ours(result, "always yes"), ours(result, "always no")) == (0.6, 0.4)
     assert result["counts"] == {"items": 5, "ties": 0, "unreadable": 1}
+
+
+@pytest.mark.parametrize(("yes", "no"), [("Yes", "No"), (1, 0), ("1", "0"), (True, False)])
+def test_pope_reads_labels_of_any_spelling(yes: object, no: object, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "data.json", [pope_question(i, label) for i, label in enumerate([yes, no, no])])
+    answers = [{"question_id": i, "text": text} for i, text in enumerate(["yes", "no", "yes"])]
+    result = score("pope", data, write_lines(tmp_path / "answers.jsonl", answers))
+    assert rules(result, "accuracy")["official"] == pytest.approx(2 / 3)
+    assert rules(result, "precision")["official"] == 0.5
 
 
 def test_pope_answers_without_ids_are_matched_by_their_order(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ from vlgenrm_ray.evaluation.metrics import clustered_interval
 
 _NEGATIONS = {"No", "not", "no"}
 _IDS = ("question_id", "index")
+_LABELS = {"1": "yes", "true": "yes", "0": "no", "false": "no"}
+"""Labels of copies that do not spell yes and no."""
 _MAX_NAME = 1024
 
 
@@ -54,15 +56,16 @@ def read_verdict(answer: str) -> str:
 class Pope(YesNoBenchmark):
     """POPE by the rules of its own script, lmms-eval and VLMEvalKit.
 
-    Data: `question_id` (or `index`), `image`, `text` (or `question`), `label` (or `answer`), and `category` for several
-    splits in one file. Answers: `question_id` and `text` (or `answer`, `prediction`). Rows without an id, as the
-    official script reads them, answer the questions in order.
+    Data: `question_id` (or `index`), `image`, `text` (or `question`), `label` (or `answer`: yes and no, 1 and 0, or
+    booleans), and `category` for several splits in one file. Answers: `question_id` and `text` (or `answer`,
+    `prediction`). Rows without an id, as the official script reads them, answer the questions in order.
     """
 
     def read(self, data: Path, images: ImageResolver) -> list[YesNoQuestion]:
         """See `Benchmark.read`."""
         rows = read_rows(data)
         labels = [str(value_of(row, ("label", "answer"), data)).strip().lower() for row in rows]
+        labels = [_LABELS.get(label, label) for label in labels]
         ids = unique_ids([str(value_of(row, _IDS, data)) for row in rows])
         return [
             YesNoQuestion(
