@@ -29,9 +29,14 @@ def setup(root: Path, *arguments: str, **variables: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_a_failed_setup_names_the_step_and_leaves_no_partial_environment(clone: Path) -> None:
-    done = setup(clone, "cpu")
+def test_a_failed_setup_names_the_step_and_leaves_no_partial_environment(clone: Path, tmp_path: Path) -> None:
+    # As from an environment that is active: it is not what the new one is made with.
+    active = tmp_path / "active"
+    venv.create(active, symlinks=True)
+    done = setup(clone, "cpu", PATH=f"{active / 'bin'}{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 1
+    assert "making" in done.stdout
+    assert str(active) not in done.stdout
     assert "this failed: install_torch" in done.stderr
     assert "torch==0.0.0+none" in done.stderr
     assert "remedy: the registry lacks this version" in done.stderr
@@ -46,14 +51,6 @@ def test_an_environment_of_the_users_own_is_not_touched(clone: Path) -> None:
     assert done.returncode == 1
     assert "not made by this script" in done.stderr
     assert (clone / ".venv" / "precious").exists()
-
-
-def test_an_active_environment_is_not_what_the_new_one_is_made_with(clone: Path, tmp_path: Path) -> None:
-    active = tmp_path / "active"
-    venv.create(active, symlinks=True)
-    done = setup(clone, "cpu", PATH=f"{active / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    assert "making" in done.stdout
-    assert str(active) not in done.stdout
 
 
 def test_an_unknown_kind_is_refused(clone: Path) -> None:

@@ -104,7 +104,7 @@ def test_what_is_usual_in_train_is_rare_in_test() -> None:
     shares = {}
     for split in ("train", "test"):
         conflicts: dict[str, list[bool]] = defaultdict(list)
-        for index in range(1600):
+        for index in range(800):
             drawn, question = draw_item(5, split, index)
             if question.kind in ("attribute", "two_step"):
                 item = prior_answer(drawn, question)
@@ -242,7 +242,7 @@ def test_the_policy_is_trained_to_follow_the_prior_at_the_stated_rates() -> None
     curriculum = HardCurriculum()
     rng = random.Random(1)
     follows: dict[str, list[bool]] = defaultdict(list)
-    for index in range(6000):
+    for index in range(2400):
         drawn, question = draw_item(9, "train", index)
         usual = prior_answer(drawn, question)
         if usual is not None:
