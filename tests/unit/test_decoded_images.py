@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -80,6 +82,28 @@ def test_an_image_is_decoded_once_for_all_tasks(side: int, decoding: FakeDecode)
         assert decoding.names == [image.sha256]
 
     asyncio.run(run())
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlgenrm_ray.serving.images._LARGE_PIXELS", LARGE * LARGE - 1)
+    running, most, decode = 0, 0, images.decode
+
+    def count(*arguments: Any, **options: Any) -> PIL.Image.Image:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr("vlgenrm_ray.data.images.decode", count)
+
+    async def run() -> None:
+        cache = decoded_images(max_pixels=10**6, max_idle_pixels=0)
+        await asyncio.gather(*(first_pixels(cache, stored(shade, LARGE)) for shade in range(8)))
+
+    asyncio.run(run())
+    assert most == 1
 
 
 def test_images_keep_their_order() -> None:

@@ -1,5 +1,6 @@
 """`ImageStore`: accepted and refused references; nothing outside the roots can be read."""
 
+import asyncio
 import base64
 import os
 from pathlib import Path
@@ -85,6 +86,64 @@ def test_the_least_recently_used_image_is_evicted() -> None:
     assert refusal(images, f"sha256:{b.sha256}").detail.startswith("unknown image")
     assert images.resolve(f"sha256:{a.sha256}").data == encoded[0]
     assert images.num_bytes <= images.max_bytes
+
+
+def noise(seed: int, num_bytes: int = 4000) -> str:
+    """An image of its own in base64; the bytes behind its end are ignored by decoders."""
+    return base64.b64encode(DATA + bytes([seed]) * (num_bytes - len(DATA))).decode()
+
+
+def test_images_of_items_under_way_are_bounded_and_others_wait() -> None:
+    held: list[int] = []
+
+    async def run() -> int:
+        images, num_held = store(max_bytes=10_000), 0
+
+        async def item(seed: int) -> None:
+            nonlocal num_held
+            async with images.hold([noise(seed)], asyncio.get_running_loop().time() + 10) as (image,):
+                num_held += len(image.data)
+                held.append(num_held)
+                await asyncio.sleep(0.01)
+                num_held -= len(image.data)
+
+        await asyncio.gather(*map(item, range(8)))
+        return images._held.num_bytes
+
+    assert asyncio.run(run()) == 0, "room is free again"
+    assert len(held) == 8
+    assert max(held) <= 10_000
+
+
+def test_an_image_of_several_items_takes_room_once_and_can_be_named_after_its_eviction() -> None:
+    async def run() -> None:
+        images, later = store(max_bytes=16_000), asyncio.get_running_loop().time() + 10
+        async with images.hold([noise(1)], later) as (first,), images.hold([noise(1)] * 2, later) as (second, third):
+            assert first.data is second.data is third.data
+            assert images._held.num_bytes == len(first.data)
+            for seed in range(2, 7):
+                images.resolve(noise(seed))
+            async with images.hold([f"sha256:{first.sha256}"], later) as (named,):
+                assert named.data is first.data
+        assert images._held.num_bytes == 0
+        assert "unknown image" in refusal(images, f"sha256:{first.sha256}").detail
+
+    asyncio.run(run())
+
+
+def test_an_item_whose_images_find_no_room_by_its_deadline_ends() -> None:
+    async def run() -> None:
+        images, loop = store(max_bytes=5_000), asyncio.get_running_loop()
+        async with images.hold([noise(1)], loop.time() + 10):
+            with pytest.raises(TimeoutError):
+                async with images.hold([noise(2)], loop.time() + 0.05):
+                    pass
+        with pytest.raises(ImageError):
+            async with images.hold([noise(2), "what is this"], loop.time() + 10):
+                pass
+        assert images._held.num_bytes == 0
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

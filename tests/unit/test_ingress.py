@@ -178,9 +178,31 @@ def test_large_bodies_wait_for_room_and_never_exceed_it() -> None:
     assert largest == 3 << 20
 
 
+def test_small_bodies_are_bounded_as_well_and_never_wait_behind_large_ones() -> None:
+    room = BodyRoom(4 << 20, 10.0)
+    room.large.num_bytes = 3 << 20
+    length, largest = 900_000, 0
+
+    async def client(port: int) -> list[bytes]:
+        nonlocal largest
+        bodies = [post(length, b"connection: close"), b"a" * length]
+        chunks = [b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"]
+        chunks.append(b"%x\r\n%s\r\n0\r\n\r\n" % (length, b"a" * length))
+        requests = [asyncio.ensure_future(exchange(port, *parts)) for parts in (bodies, chunks) * 4]
+        while not all(request.done() for request in requests):
+            largest = max(largest, room.small.num_bytes)
+            await asyncio.sleep(0)
+        return [request.result() for request in requests]
+
+    replies = against(Sink(room=room), client)
+    assert all(b"\r\n\r\n900000" in reply or b"900000\r\n0" in reply for reply in replies)
+    assert 0 < largest <= 1 << 20
+    assert room.small.num_bytes == 0
+
+
 def test_a_body_that_finds_no_room_may_be_sent_again() -> None:
     room = BodyRoom(1 << 20, 0.1)
-    room.num_bytes = 1 << 20
+    room.large.num_bytes = 1 << 20
     length = 2 << 20
     reply = against(Sink(room=room), lambda port: exchange(port, post(length), b"a" * 1000))
     assert reply.startswith(b"HTTP/1.1 503 ")

@@ -93,17 +93,16 @@ class ChatService:
             return ChatReply(status=Status.OVERLOADED, detail="the queue is full; ask again later")
         service.num_chats += 1
         try:
-            images = await service.resolve_images(references)
             # At temperature 0 further samples would be copies of the first; engines refuse to compute them.
             num_copies = sampling.n if sampling.temperature == 0.0 else 1
-            task = ChatTask(
-                turns=_build_turns(conversation),
-                images=images,
-                sampling=replace(sampling, n=sampling.n // num_copies),
-                seed=seed,
-                deadline_s=max(deadline - loop.time(), 0.0),
-            )
-            async with asyncio.timeout_at(deadline + _GRACE_S):
+            async with asyncio.timeout_at(deadline + _GRACE_S), service.images.hold(references, deadline) as images:
+                task = ChatTask(
+                    turns=_build_turns(conversation),
+                    images=images,
+                    sampling=replace(sampling, n=sampling.n // num_copies),
+                    seed=seed,
+                    deadline_s=max(deadline - loop.time(), 0.0),
+                )
                 model_name, result = await service.dispatcher.chat(task, service.model)
         except TimeoutError:
             return ChatReply(status=Status.TIMEOUT, detail="no engine answered by the deadline")

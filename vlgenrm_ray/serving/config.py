@@ -22,8 +22,8 @@ class ServingLimits(Settings):
 
     max_body_mib: float = Field(default=64.0, gt=0.0)
     """Largest request body in MiB; larger ones are answered with 413."""
-    bodies_mib: float = Field(default=256.0, gt=0.0)
-    """Request bodies of 1 MiB and more in memory at a time, in MiB. Further ones wait, at most for `deadline_s`. Each
+    bodies_mib: float = Field(default=160.0, gt=0.0)
+    """Request bodies of 64 KiB and more in memory at a time, in MiB. Further ones wait, at most for `deadline_s`. Each
     takes about twice as much memory as it has bytes."""
     max_queue: int = Field(default=2048, ge=1)
     """Most items under way, waiting ones included. Beyond it an item is `overloaded` at once."""
@@ -31,8 +31,9 @@ class ServingLimits(Settings):
     """Deadline of requests that name none, in seconds."""
     cache_mib: float = Field(default=64.0, ge=0.0)
     """Memory for cached results in MiB; 0 disables the cache."""
-    images_mib: float = Field(default=256.0, gt=0.0)
-    """Memory for encoded images in MiB, to which requests refer by their hash."""
+    images_mib: float = Field(default=128.0, gt=0.0)
+    """Memory for encoded images in MiB, to which requests refer by their hash, and as much again for those of items
+    under way. Items wait until theirs have room."""
     max_chat_tokens: int = Field(default=8192, ge=1)
     """Most tokens of an answer of the model itself, at `/v1/chat/completions`; also for requests that name none."""
 

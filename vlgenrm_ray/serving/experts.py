@@ -142,17 +142,18 @@ class ExpertService:
         if self._num_running >= self._config.max_queue:
             return _failure(Status.OVERLOADED, "the experts are busy; ask again later")
         deadline_s = min(request.deadline_s or self._config.deadline_s, self._config.deadline_s)
+        deadline = asyncio.get_running_loop().time() + deadline_s
         self._num_running += 1
         try:
-            async with asyncio.timeout(deadline_s):
-                image = await asyncio.to_thread(self._store.resolve, request.image)
-                job = EvidenceJob(
-                    image=image,
-                    responses=tuple(request.responses),
-                    question=request.question,
-                    deadline_s=deadline_s,
-                )
-                return await self._examine(job)
+            async with asyncio.timeout_at(deadline):
+                async with self._store.hold([request.image], deadline) as (image,):
+                    job = EvidenceJob(
+                        image=image,
+                        responses=tuple(request.responses),
+                        question=request.question,
+                        deadline_s=deadline_s,
+                    )
+                    return await self._examine(job)
         except ImageError as error:
             return _image_failure(error)
         except TimeoutError:

@@ -12,8 +12,10 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from cachetools import LRUCache
 from vlgenrm_ray.data import addresses, images
 from vlgenrm_ray.data.images import ImageError, ImageLimits
 from vlgenrm_ray.errors import ConfigError, DropReason
+from vlgenrm_ray.serving.limits import ByteRoom
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -33,9 +36,12 @@ _MAX_SCHEME = 64
 _MAX_PATH = 4096
 """Characters of a path; Linux opens none longer."""
 
-_MAX_PIXELS = 64 * 1024 * 1024
-"""Decoded pixels in memory, about 200 MB."""
-_MAX_IDLE_PIXELS = 16 * 1024 * 1024
+_LARGE_REFERENCE = 1 << 18
+"""Characters of a reference above which a thread decodes it, because that would block the event loop."""
+
+_MAX_PIXELS = 32 * 1024 * 1024
+"""Decoded pixels in memory, of 4 bytes each."""
+_MAX_IDLE_PIXELS = 8 * 1024 * 1024
 """Decoded pixels that no task uses, kept because the responses to one image may come in several requests."""
 _MIN_IMAGE_PIXELS = 64 * 64
 """Pixels that the smallest image counts as, because an image object takes memory beyond its pixels."""
@@ -43,6 +49,11 @@ _SMALL_PIXELS = 256 * 256
 _SMALL_BYTES = 256 * 1024
 """Pixels and bytes up to which an image is decoded in the event loop, because starting a thread would take longer. Both
 bounds are needed: a file of few pixels can be made slow to decode."""
+_LARGE_PIXELS = 2 * 1024 * 1024
+"""Pixels above which images are decoded one at a time in a process, because a decoder and the conversion to RGB take up
+to three times the memory of the pixels."""
+_DECODERS = ThreadPoolExecutor(4, "images")
+_LARGE_DECODER = ThreadPoolExecutor(1, "large-images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +65,22 @@ class StoredImage:
     data: bytes
 
 
+@dataclass(slots=True)
+class _ImageUsers:
+    image: StoredImage
+    count: int = 0
+    """Items under way that use it."""
+
+
 class ImageStore:
-    """Encoded images in memory, least recently used ones evicted. Safe for several threads."""
+    """Encoded images in memory, least recently used ones evicted. Safe for several threads, but for `hold`."""
 
     def __init__(self, limits: ImageLimits, *, max_bytes: int, roots: Sequence[str] = ()) -> None:
         """Create an empty store.
 
         Args:
             limits: Bounds of a single image.
-            max_bytes: Bound of all images together.
+            max_bytes: Bound of all stored images together, and of all that `hold` returns.
             roots: Folders below which requests may name files.
 
         Raises:
@@ -72,6 +90,71 @@ class ImageStore:
         self._roots = [_resolve_root(root) for root in roots]
         self._images: LRUCache[str, bytes] = LRUCache(max_bytes, getsizeof=len)
         self._lock = threading.Lock()
+        self._held = ByteRoom(max_bytes)
+        self._in_use: dict[str, _ImageUsers] = {}
+
+    @asynccontextmanager
+    async def hold(self, references: Sequence[str], deadline: float) -> AsyncIterator[tuple[StoredImage, ...]]:
+        """Resolve the images of an item and keep them while the context lasts.
+
+        Items keep their images when the store evicts them, so those of all items are bounded as well; equal ones count
+        once. Room is taken for all images of an item at once, and before they are decoded from base64 or read.
+
+        Args:
+            references: As for `resolve`.
+            deadline: Event loop time until which it waits for room.
+
+        Yields:
+            The images, in order.
+
+        Raises:
+            ImageError: A reference names no image that may be used.
+            TimeoutError: There was no room by the deadline.
+        """
+        reserved = sum(map(self._max_size, references))
+        await self._held.take(reserved, deadline)
+        try:
+            images = tuple([await self._resolve_one(references, place) for place in range(len(references))])
+        except BaseException:
+            self._held.give_back(reserved)
+            raise
+        for image in images:
+            users = self._in_use.setdefault(image.sha256, _ImageUsers(image))
+            reserved -= len(image.data) if users.count == 0 else 0
+            users.count += 1
+        self._held.give_back(reserved)
+        try:
+            yield images
+        finally:
+            for image in images:
+                users = self._in_use[image.sha256]
+                users.count -= 1
+                if users.count == 0:
+                    del self._in_use[image.sha256]
+                    self._held.give_back(len(image.data))
+
+    def _max_size(self, reference: str) -> int:
+        """Return the most bytes that an image takes in addition to those in use."""
+        if match := _SHA256.fullmatch(reference):
+            return 0 if match[1] in self._in_use else len(self._find(match[1]) or b"")
+        is_path = bool(self._roots) and len(reference) <= _MAX_PATH
+        return self.limits.max_bytes if is_path else min(len(reference) * 3 // 4 + 3, self.limits.max_bytes)
+
+    def _find(self, sha256: str) -> bytes | None:
+        if (users := self._in_use.get(sha256)) is not None:
+            return users.image.data
+        with self._lock:
+            return self._images.get(sha256)
+
+    async def _resolve_one(self, references: Sequence[str], place: int) -> StoredImage:
+        """Resolve a reference, in a thread if that would block the event loop."""
+        reference = references[place]
+        try:
+            if len(reference) < _LARGE_REFERENCE and (reference.startswith("sha256:") or not self._roots):
+                return self.resolve(reference)
+            return await asyncio.get_running_loop().run_in_executor(_DECODERS, self.resolve, reference)
+        except ImageError as error:
+            raise error.among(place, len(references)) from None
 
     @property
     def num_bytes(self) -> int:
@@ -89,11 +172,13 @@ class ImageStore:
             raise ImageError(DropReason.IMAGE_TOO_LARGE, f"{len(data)} bytes, limit {self.limits.max_bytes}")
         if images.suffix(data) is None:
             raise ImageError(DropReason.IMAGE_UNREADABLE, f"not an image in one of {', '.join(images.FORMATS)}")
-        image = StoredImage(hashlib.sha256(data).hexdigest(), data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        # The same object for all who use it.
+        data = self._find(sha256) or data
         # ValueError: larger than the whole store. The present request can use it all the same.
         with self._lock, suppress(ValueError):
-            self._images[image.sha256] = data
-        return image
+            self._images[sha256] = data
+        return StoredImage(sha256, data)
 
     def resolve(self, reference: str) -> StoredImage:
         """Return the image that a request names, and store it.
@@ -105,9 +190,7 @@ class ImageStore:
             ImageError: The reference names no image that may be used.
         """
         if match := _SHA256.fullmatch(reference):
-            with self._lock:
-                data = self._images.get(match[1])
-            if data is None:
+            if (data := self._find(match[1])) is None:
                 raise ImageError(DropReason.IMAGE_MISSING, f"unknown image {match[1][:12]}...; send it once more")
             return StoredImage(match[1], data)
         if images.is_data_url(reference):
@@ -254,7 +337,8 @@ class DecodedImages:
                     if len(image.data) <= _SMALL_BYTES:
                         width, height = images.size(image.data, self._limits, reduce=True)
                     else:
-                        width, height = await asyncio.to_thread(images.size, image.data, self._limits, reduce=True)
+                        read_size = partial(images.size, image.data, self._limits, reduce=True)
+                        width, height = await asyncio.get_running_loop().run_in_executor(_DECODERS, read_size)
                 except ImageError as error:
                     raise error.among(place, len(stored)) from None
                 num_pixels[image.sha256] = max(width * height, _MIN_IMAGE_PIXELS)
@@ -293,7 +377,9 @@ class DecodedImages:
     async def _decode(self, data: bytes, num_pixels: int) -> "PIL.Image.Image":
         if num_pixels <= _SMALL_PIXELS and len(data) <= _SMALL_BYTES:
             return images.decode(data, self._limits, reduce=True)
-        return await asyncio.to_thread(images.decode, data, self._limits, reduce=True)
+        decode = partial(images.decode, data, self._limits, reduce=True)
+        pool = _LARGE_DECODER if num_pixels > _LARGE_PIXELS else _DECODERS
+        return await asyncio.get_running_loop().run_in_executor(pool, decode)
 
     async def _wait(
         self, reserved: dict[str, _DecodedImage], stored: Sequence[StoredImage], place: int

@@ -24,8 +24,12 @@ REASON_HEADER = "x-vlgenrm-reason"
 """Header of every refusal with its reason, for trainers that log no body."""
 
 
+_TINY_BODY = 1 << 16
+"""Bytes below which a body needs no room."""
 _LARGE_BODY = 1 << 20
-"""Bytes from which a body needs room, and is looked at before it is parsed."""
+"""Bytes from which a body is looked at before it is parsed, and needs the room for large ones."""
+_SMALL_SHARE = 0.25
+"""Share of all room that bodies below `_LARGE_BODY` have for themselves, so that they never wait behind large ones."""
 _COSTLY_SIGNS = (b",", b"[", b"{", b"<", b"\\u003")
 """Commas and opening brackets bound the values that the JSON parser makes, `<` (escaped or not) the places at which
 special tokens are sought. Both hold the event loop, about a second for every two million signs."""
@@ -58,35 +62,66 @@ class BodyDeadlines:
         return self.total_s + num_bytes / self.min_rate
 
 
-class BodyRoom:
-    """Bound of the bytes of large bodies in memory, over all requests; those that do not fit wait in order."""
+class ByteRoom:
+    """Bound of bytes in memory over all requests; those that do not fit wait in order."""
 
-    def __init__(self, max_bytes: int, deadline_s: float) -> None:
-        """Create a bound of `max_bytes`, for whose room a body waits at most `deadline_s` seconds."""
+    def __init__(self, max_bytes: int) -> None:
         self.num_bytes = 0
         """Bytes that are held."""
         self._max_bytes = max_bytes
-        self._deadline_s = deadline_s
         self._waiting = asyncio.Lock()
         self._freed = asyncio.Event()
 
-    @asynccontextmanager
-    async def hold(self, num_bytes: int) -> AsyncIterator[None]:
-        """Hold room for a body while the context lasts. A body larger than the bound is alone.
+    async def take(self, num_bytes: int, deadline: float) -> None:
+        """Wait for room and take it. More bytes than the bound are alone.
+
+        Args:
+            num_bytes: Room that is needed.
+            deadline: Event loop time.
 
         Raises:
             TimeoutError: There was no room by the deadline.
         """
-        async with asyncio.timeout(self._deadline_s), self._waiting:
+        async with asyncio.timeout_at(deadline), self._waiting:
             while self.num_bytes and self.num_bytes + num_bytes > self._max_bytes:
                 self._freed.clear()
                 await self._freed.wait()
             self.num_bytes += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """Free room that was taken."""
+        self.num_bytes -= num_bytes
+        self._freed.set()
+
+
+class BodyRoom:
+    """Room for the bodies of all requests until they are answered. Large bodies and small ones have their own."""
+
+    def __init__(self, max_bytes: int, deadline_s: float) -> None:
+        """Create a bound of `max_bytes`, for whose room a body waits at most `deadline_s` seconds."""
+        small = int(max_bytes * _SMALL_SHARE)
+        self.small = ByteRoom(small)
+        """Room of bodies below 1 MiB; those below 64 KiB need none."""
+        self.large = ByteRoom(max_bytes - small)
+        self._deadline_s = deadline_s
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are held."""
+        return self.small.num_bytes + self.large.num_bytes
+
+    @asynccontextmanager
+    async def hold(self, num_bytes: int) -> AsyncIterator[None]:
+        """Hold room for a body while the context lasts. Raises TimeoutError if there was none by the deadline."""
+        if num_bytes < _TINY_BODY:
+            yield
+            return
+        room = self.small if num_bytes < _LARGE_BODY else self.large
+        await room.take(num_bytes, asyncio.get_running_loop().time() + self._deadline_s)
         try:
             yield
         finally:
-            self.num_bytes -= num_bytes
-            self._freed.set()
+            room.give_back(num_bytes)
 
 
 class _BodyRefusedError(Exception):
@@ -117,8 +152,8 @@ class BodyLimitMiddleware:
         Args:
             app: Application that gets the bodies.
             max_bytes: Largest body.
-            room: Bound of all large bodies together, held until their requests are answered; default: two of the
-                largest, after a minute.
+            room: Bound of all bodies together, held until their requests are answered; default: two of the largest,
+                after a minute.
             deadlines: Time that a body may take.
         """
         self.app = app
@@ -146,7 +181,7 @@ class BodyLimitMiddleware:
             await _cancel_on_disconnect(self.app(scope, replayed, send), receive)
 
     async def _read(self, scope: "Scope", receive: "Receive", held: AsyncExitStack) -> bytes:
-        """Read the body; a large one holds its room until `held` is closed. Raises _BodyRefusedError."""
+        """Read the body, which holds its room until `held` is closed. Raises _BodyRefusedError."""
         headers = {name.lower(): value for name, value in scope["headers"]}
         length = headers.get(b"content-length", b"0")
         too_large = _BodyRefusedError(413, f"body: larger than {self.max_bytes} bytes; send less, or images by hash")
@@ -156,8 +191,7 @@ class BodyLimitMiddleware:
             raise _BodyRefusedError(503, f"body: {_MAX_READING} others are under way; send it again later")
         self.num_reading += 1
         try:
-            if int(length) >= _LARGE_BODY:
-                await self._take_room(held, int(length))
+            await self._take_room(held, int(length))
             body = await self._receive(receive, int(length), held, too_large)
         finally:
             self.num_reading -= 1
@@ -172,7 +206,7 @@ class BodyLimitMiddleware:
         loop = asyncio.get_running_loop()
         begin = loop.time()
         parts: list[bytes] = []
-        num_bytes, more, has_room = 0, True, length >= _LARGE_BODY
+        num_bytes, more, announced = 0, True, max(length, _TINY_BODY)
         while more:
             left_s = begin + self.deadlines.of(max(length, num_bytes)) - loop.time()
             try:
@@ -188,17 +222,18 @@ class BodyLimitMiddleware:
             more = message.get("more_body", False)
             if num_bytes > self.max_bytes:
                 raise too_large
-            if num_bytes >= _LARGE_BODY and not has_room:
-                # Of unknown length: room for the largest, taken at once, so that two bodies never wait for each other.
-                has_room = True
-                await self._take_room(held, self.max_bytes)
+            if num_bytes > announced:
+                # Of unknown length: room for the largest small body, then for the largest of all, each taken at once:
+                # two bodies never wait for each other.
+                announced = _LARGE_BODY - 1 if num_bytes < _LARGE_BODY else self.max_bytes
+                await self._take_room(held, announced)
         return b"".join(parts)
 
     async def _take_room(self, held: AsyncExitStack, num_bytes: int) -> None:
         try:
             await held.enter_async_context(self.room.hold(num_bytes))
         except TimeoutError:
-            raise _BodyRefusedError(503, "body: no room for large bodies; send it again later") from None
+            raise _BodyRefusedError(503, "body: no room for it; send it again later") from None
 
 
 def openai_error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -60,8 +60,6 @@ MAX_CHUNK = 16
 _GRACE_S = 2.0
 """Seconds after a deadline in which a judgement that was finished in time may still arrive."""
 _SYSTEM_ROLES = ("system", "developer")
-_LARGE_REFERENCE = 1 << 18
-"""Characters of an image reference above which a thread decodes it, because that would block the event loop."""
 _QUESTION_REMEDY = "the question is empty; the prompt or a label must have one, see vlgenrm_ray/judge/label.py"
 _BLIND_REMEDY = (
     "give the images where the trainer keeps them, or in a label (vlgenrm_ray/judge/label.py); to judge without "
@@ -161,6 +159,8 @@ class Service:
             reply = _failure(status_of_reason(error.reason), error.detail)
         except InputError as error:
             reply = _failure(Status.BAD_REQUEST, str(error))
+        except TimeoutError:
+            reply = _failure(Status.TIMEOUT, "no room for its images by the deadline; send it again later")
         # An unexpected error of one item must not cost the other items their rewards.
         except Exception as error:
             _log.exception("an item failed")
@@ -186,7 +186,13 @@ class Service:
         if len(question) > MAX_TEXT:
             detail = f"{len(question)} characters of question, conversation and reference together; limit {MAX_TEXT}"
             return _failure(Status.TOO_LARGE, detail)
-        images = await self.resolve_images(references)
+        async with self.images.hold(references, deadline) as images:
+            return await self._judge_images(item, question, images, deadline)
+
+    async def _judge_images(
+        self, item: ScoreItem, question: str, images: tuple[StoredImage, ...], deadline: float
+    ) -> ScoreReply:
+        """Return the reply from the cache, a running computation, or one that is started."""
         config = judge_config(item, self.config.judge)
         while True:
             model = self.model
@@ -239,21 +245,6 @@ class Service:
         if message not in self._warnings:
             self._warnings.add(message)
             _log.warning("%s", message)
-
-    async def resolve_images(self, references: Sequence[str]) -> tuple[StoredImage, ...]:
-        """Return the images that a request names. Raise ImageError for the first that may not or cannot be used."""
-        images = []
-        for place, reference in enumerate(references):
-            try:
-                images.append(await self._resolve_image(reference))
-            except ImageError as error:
-                raise error.among(place, len(references)) from None
-        return tuple(images)
-
-    async def _resolve_image(self, reference: str) -> StoredImage:
-        if len(reference) < _LARGE_REFERENCE and (reference.startswith("sha256:") or not self.config.image_roots):
-            return self.images.resolve(reference)
-        return await asyncio.to_thread(self.images.resolve, reference)
 
     async def _compute(self, task: ScoreTask, key: str, model: ModelVersion, deadline: float) -> ScoreReply:
         begin = time.monotonic()
