@@ -1,4 +1,4 @@
-"""Schemas of the KubeRay operator's resources (API ray.io/v1, operator 1.4), as far as files of cluster/ use them.
+"""Schemas of the KubeRay operator's resources (API ray.io/v1, operator 1.5.1), as far as files of cluster/ use them.
 
 The operator is written in Go and has no Python package. Each object lists the fields that the API has at that place;
 the API server refuses others. Of the pods' templates only the outer fields are listed.
@@ -79,6 +79,7 @@ _WORKERS = _object(
 _CLUSTER = _object(
     ("headGroupSpec",),
     rayVersion=_STRING,
+    authOptions=_object(mode={"enum": ["disabled", "token"]}, secretName=_STRING),
     enableInTreeAutoscaling=_FLAG,
     autoscalerOptions={"type": "object"},
     headServiceAnnotations=_TEXTS,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -50,6 +51,46 @@ def test_launcher_files_use_the_installer_and_its_environment(name: str) -> None
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
         assert command.startswith("source ~/vlgenrm-ray/.venv/bin/activate")
     assert "**/.venv" in config["rsync_exclude"], "an environment cannot be moved"
+
+
+@pytest.mark.parametrize("name", LAUNCHER_FILES)
+def test_launcher_files_start_ray_with_a_token_that_is_copied_to_every_node(name: str) -> None:
+    text = (CLUSTER / name).read_text()
+    config = yaml.safe_load(text)
+    starts = [c for c in config["head_start_ray_commands"] + config["worker_start_ray_commands"] if "ray start" in c]
+    assert len(starts) == 2
+    for command in starts:
+        assert "export RAY_AUTH_MODE=token && " in command.partition("ray start")[0]
+    copies = {target: source for target, source in config["file_mounts"].items() if target.endswith("/.ray/auth_token")}
+    assert list(copies.values()) == ["~/.ray/auth_token"]
+    assert "ray get-auth-token --generate" in text
+    assert "RAY_AUTH_MODE=token .venv/bin/ray job submit" in text
+
+
+def test_the_token_of_the_launcher_files_is_made_by_the_command_that_they_name(tmp_path: Path) -> None:
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "get-auth-token", "--generate"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (tmp_path / ".ray" / "auth_token").read_text().strip() == done.stdout.strip() != ""
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("kuberay.yaml", ["spec"]), ("kuberay-job.yaml", ["spec", "rayClusterSpec"])]
+)
+def test_kuberay_clusters_demand_a_token(name: str, path: list[str]) -> None:
+    spec = yaml.safe_load((CLUSTER / name).read_text())
+    for key in path:
+        spec = spec[key]
+    assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_slurm_and_skypilot_start_ray_with_a_token() -> None:
+    skypilot = yaml.safe_load((CLUSTER / "skypilot.yaml").read_text())["run"]
+    for script in ((CLUSTER / "slurm.sh").read_text(), skypilot):
+        before = script.partition("ray start")[0]
+        assert "RAY_AUTH_TOKEN=$(" in before
+        assert "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN" in before
 
 
 @pytest.mark.parametrize("name", ["cluster/Dockerfile", "tests/run.sh", "jobs/demo.sh"])
