@@ -111,6 +111,7 @@ def run_benchmarks(
             located = model_folder.locate(recipe.resolve(model))
             requests = [request for request in plan.reward_requests(settings) if request.stage == "evaluation"]
             resources.check_resources(requests, connection.connect(address, offline=True))
+            located = model_folder.copy_for_nodes(located, recipe.resolve(model), folder)
             results = benchmark_run.measure_engine(
                 tasks,
                 settings.evaluation,
@@ -208,9 +209,10 @@ def _sample_shapes_candidates(
     from vlgenrm_ray.shapes import world
 
     generator = settings.responses.generators[0]
-    folder = str(model_folder.locate(recipe.resolve(policy)))
+    located = model_folder.locate(recipe.resolve(policy))
     requests = [request for request in plan.reward_requests(settings) if request.stage == "responses"]
     resources.check_resources(requests, connection.connect(address, offline=True))
+    folder = str(model_folder.copy_for_nodes(located, recipe.resolve(policy), run))
     seed = settings.seed if settings.heldout.seed is None else settings.heldout.seed
     questions = list(world.questions(run / "images", seed=seed, split="heldout", count=num_questions))
     target = StageFolder(run / candidates.STAGE)

@@ -311,7 +311,7 @@ def evaluate(
     settings = config.load(path, tuple(overrides))
     folder = model_folder.locate(recipe.resolve(model))
     judge = with_model_settings(settings.trained_judge, folder)
-    manifest = _judge_heldout(settings, judge, folder, run, address).complete()
+    manifest = _judge_heldout(settings, judge, folder, recipe.resolve(model), run, address).complete()
     Console(highlight=False).print(summary.evaluation_table(manifest.metrics))
     return manifest.metrics
 
@@ -340,7 +340,7 @@ def calibrate(
     # The fit needs rewards as the model gives them, without an earlier calibration.
     judge = with_model_settings(settings.trained_judge, folder)
     judge = judge.model_copy(update={"reward_temperature": 1.0, "reward_bias": 0.0})
-    evaluation = _judge_heldout(settings, judge, folder, run, address)
+    evaluation = _judge_heldout(settings, judge, folder, recipe.resolve(model), run, address)
     calibration = reward_calibration.calibrate(pairs.results_with_image(evaluation))
     fitted = {"reward_temperature": calibration.temperature, "reward_bias": calibration.bias}
     heldout = {"pairs": evaluation.complete().inputs["preferences"]} | calibration.as_json()
@@ -351,14 +351,20 @@ def calibrate(
     return calibration.as_json()
 
 
-def _judge_heldout(settings: RunConfig, judge: JudgeConfig, model: Path, run: Path, address: str | None) -> StageFolder:
-    """Judge the held-out pairs of a recipe in a folder of their own; return the finished evaluation stage."""
+def _judge_heldout(
+    settings: RunConfig, judge: JudgeConfig, model: Path, name: str, run: Path, address: str | None
+) -> StageFolder:
+    """Judge the held-out pairs of a recipe in a folder of their own; return the finished evaluation stage.
+
+    `name` is the path or hub name of `model`.
+    """
     from vlgenrm_ray.curation import pool
     from vlgenrm_ray.evaluation import heldout, pairs
 
     _check_inputs(Console(highlight=False), {"heldout": settings.heldout}, run)
     requests = [request for request in plan.reward_requests(settings) if request.stage == "evaluation"]
     resources.check_resources(requests, connection.connect(address, offline=True))
+    model = model_folder.copy_for_nodes(model, name, run)
     labelled, target, evaluation = (StageFolder(run / name) for name in ("heldout-pool", "heldout", "evaluation"))
     pool.run(settings.heldout, target=labelled)
     heldout.run(source=labelled, target=target)
@@ -438,6 +444,7 @@ def serve(
 
     settings = serving_config(model, path=path, overrides=overrides, replicas=replicas, image_roots=image_roots)
     connection.connect(address, offline=True)
+    run_folder.check_model_visible(Path(settings.engine.model))
     url = launch.start(settings, host=host, port=port)
     console = Console(highlight=False)
     console.print(

@@ -34,6 +34,31 @@ def test_a_whole_folder_is_found(tmp_path: Path) -> None:
     assert model_folder.locate(str(whole(tmp_path / "m"))) == tmp_path / "m"
 
 
+def test_on_several_nodes_a_cached_model_of_the_hub_is_copied_into_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    cached, name, run = whole(tmp_path / "cache" / "snapshot"), "Qwen/Qwen3-VL-4B-Instruct", tmp_path / "run"
+    # The hub's cache holds links to files elsewhere in it.
+    blob = (cached / "config.json").rename(tmp_path / "cache" / "blob")
+    (cached / "config.json").symlink_to(blob)
+    spans_machines = False
+    monkeypatch.setattr(connection, "spans_machines", lambda: spans_machines)
+    assert model_folder.copy_for_nodes(cached, name, run) == cached
+    spans_machines = True
+    assert model_folder.copy_for_nodes(cached, str(cached), run) == cached, "a path is what the user named"
+    shared = model_folder.copy_for_nodes(cached, name, run)
+    assert shared == run / "models" / "Qwen--Qwen3-VL-4B-Instruct"
+    assert not (shared / "config.json").is_symlink()
+    assert model_folder.digest(shared) == model_folder.digest(cached)
+    before = shared.stat().st_ino
+    assert model_folder.copy_for_nodes(cached, name, run).stat().st_ino == before
+    blob.write_text(blob.read_text().replace("}", ', "other": 1}', 1))
+    model_folder.copy_for_nodes(cached, name, run)
+    assert model_folder.digest(shared) == model_folder.digest(cached)
+    assert [path.name for path in shared.parent.iterdir()] == [shared.name]
+
+
 @pytest.mark.parametrize(("num_nodes", "can_grow", "shared"), [(1, False, False), (2, False, True), (1, True, True)])
 def test_on_several_nodes_a_model_of_the_hub_is_written_into_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_nodes: int, can_grow: bool, shared: bool

@@ -42,3 +42,15 @@ def test_a_folder_of_the_same_name_on_another_disk_is_not_the_same(tmp_path: Pat
     (tmp_path / "probe").write_text("something else")
     assert not run_folder.look_for(tmp_path / "probe", "content", patience_s=0.01).is_visible
     assert not run_folder.look_for(tmp_path / "missing", "content", patience_s=0.01).is_visible
+
+
+def test_a_model_that_a_node_does_not_see_is_refused_by_its_hosts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+
+    def ask(probe: Path, content: str) -> list[NodeView]:
+        assert (probe, content) == (tmp_path / "config.json", "{}")
+        return [NodeView(host="one", is_visible=True), NodeView(host="two", is_visible=False)]
+
+    with pytest.raises(ConfigError, match=rf"--model {tmp_path}: not visible on two; .*hf download"):
+        run_folder.check_model_views(tmp_path, ask)
+    run_folder.check_model_views(tmp_path, lambda probe, content: [run_folder.look_for(probe, content)])

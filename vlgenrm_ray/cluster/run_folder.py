@@ -1,4 +1,4 @@
-"""Run folder of a command: chosen by default on one machine, and checked to be visible on every node of a cluster."""
+"""Folders that every node of a cluster must see: the run folder of a command, and the model that a service loads."""
 
 import time
 import uuid
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlgenrm_ray.cluster import connection
 from vlgenrm_ray.errors import ConfigError
 
 _PATIENCE_S = 40.0
@@ -56,20 +57,40 @@ def check_visible(folder: Path) -> None:
     Raises:
         ConfigError: A node does not see it; the message names the hosts.
     """
+    if connection.spans_machines():
+        check_views(folder, _ask_nodes)
+
+
+def check_model_visible(folder: Path) -> None:
+    """Check that every node of the connected cluster sees a model folder, by its configuration.
+
+    Raises:
+        ConfigError: A node does not see it; the message names the hosts.
+    """
+    if connection.spans_machines():
+        check_model_views(folder, _ask_nodes)
+
+
+def check_model_views(folder: Path, ask: Callable[[Path, str], Sequence[NodeView]]) -> None:
+    """Ask nodes for the configuration of a model folder, and raise ConfigError if one does not see it, see `ask`."""
+    file = folder / "config.json"
+    if blind := sorted({view.host for view in ask(file, file.read_text()) if not view.is_visible}):
+        raise ConfigError(
+            f"--model {folder}: not visible on {', '.join(blind)}; put the model on a file system that all nodes mount "
+            "at the same path (`hf download NAME --local-dir FOLDER` for one of the hub) and name that folder"
+        )
+
+
+def _ask_nodes(probe: Path, content: str) -> Sequence[NodeView]:
+    """Look for a file with a content on all nodes of the connected cluster."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
-
-    def ask(probe: Path, content: str) -> Sequence[NodeView]:
-        look = ray.remote(num_cpus=0)(look_for)
-        placed = [look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
-        views: list[NodeView] = ray.get([task.remote(probe, content) for task in placed])
-        return views
-
-    check_views(folder, ask)
+    look = ray.remote(num_cpus=0)(look_for)
+    placed = [look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in nodes]
+    views: list[NodeView] = ray.get([task.remote(probe, content) for task in placed])
+    return views
 
 
 def check_views(folder: Path, ask: Callable[[Path, str], Sequence[NodeView]]) -> None:

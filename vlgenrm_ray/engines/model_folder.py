@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +53,38 @@ def locate_for_run(model: str, run: Path) -> Path:
 
     On a cluster of several nodes a model of the hub is written below the run folder, `<run>/models/<name>`.
     """
-    shared = run / "models" / model.replace("/", "--") if connection.spans_machines() else None
-    return locate(model, shared=shared)
+    return locate(model, shared=_shared_folder(model, run) if connection.spans_machines() else None)
+
+
+def copy_for_nodes(folder: Path, model: str, run: Path) -> Path:
+    """Return the folder of a located model at a path that all nodes of the connected cluster see.
+
+    A model of the hub lies in the cache of this machine, whose path means nothing on another. On a cluster of several
+    nodes it is copied to `<run>/models/<name>`, without another download; a copy of other content is replaced.
+
+    Args:
+        folder: Folder that `locate` returned.
+        model: Path or hub name that it was given.
+        run: Run folder, on a file system that all nodes see.
+    """
+    if Path(model).exists() or not _HUB_NAME.fullmatch(model) or not connection.spans_machines():
+        return folder
+    shared = _shared_folder(model, run)
+    if shared.exists() and digest(shared) == digest(folder):
+        return shared
+    shared.parent.mkdir(parents=True, exist_ok=True)
+    partial = shared.with_name(f".{shared.name}-{uuid.uuid4().hex}")
+    try:
+        shutil.copytree(folder, partial)
+        shutil.rmtree(shared, ignore_errors=True)
+        partial.rename(shared)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return shared
+
+
+def _shared_folder(model: str, run: Path) -> Path:
+    return run.absolute() / "models" / model.replace("/", "--")
 
 
 def _fetch(name: str, shared: Path | None) -> Path:
