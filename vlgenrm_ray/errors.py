@@ -5,7 +5,8 @@
     |-- InputError                 a file or model folder that the user named cannot be used
     |-- ResourceError              the cluster does not have the resources that a stage requests
     |-- StageError                 a stage cannot continue, such as for lack of input
-    |   `-- DamagedShardError      a shard of a stage cannot be read
+    |   |-- DamagedShardError      a shard of a stage cannot be read
+    |   `-- StorageFullError       a file cannot be written, such as on a full disk
     |-- EngineLostError            an engine died; its requests can be repeated on another engine
     |-- WeightSyncError            new weights did not reach an engine; it keeps those it has
     |   `-- TransferBrokenError    an engine was lost during a transfer from GPU to GPU; start it again and repeat
@@ -46,6 +47,10 @@ class StageError(VlGenRMError, RuntimeError):
 
 class DamagedShardError(StageError):
     """A shard whose content was truncated or overwritten after it was written."""
+
+
+class StorageFullError(StageError, OSError):
+    """A file that the file system does not take: the disk is full, a quota is used up, or writing failed."""
 
 
 class RemoteError(VlGenRMError, RuntimeError):

@@ -9,12 +9,14 @@ from typing import Any
 import factories
 import pyarrow.parquet as pq
 import pytest
+from serving_examples import png
 
 from vlgenrm_ray.data import flow, shard_files
-from vlgenrm_ray.data.files import read_json
+from vlgenrm_ray.data.files import read_json, write_json
+from vlgenrm_ray.data.images import ImageLimits, keep
 from vlgenrm_ray.data.shard_files import ShardTotals
 from vlgenrm_ray.data.store import StageFolder, Unit, units_table, write_units
-from vlgenrm_ray.errors import DamagedShardError, StageError
+from vlgenrm_ray.errors import DamagedShardError, StageError, StorageFullError
 from vlgenrm_ray.records import Dropped, Question
 
 NUM_SHARDS = 3
@@ -129,6 +131,23 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(
     with pytest.raises(StageError, match=r"pool/shards: cannot write .*No space left .* MB free.*run the same command"):
         stage.write_shard(units_table(Question, [unit("new")]))
     assert sorted(stage.path.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    "write", [lambda folder: write_json(folder / "a.json", {}), lambda folder: keep(png(), folder, ImageLimits())]
+)
+def test_a_full_disk_is_one_clear_message_for_every_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageFullError, match=rf"^{tmp_path}: cannot write .*No space left .* MB free.*run the same"):
+        write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_no_json_object_is_named(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
-"""Small files that are read whole and replaced atomically: JSON objects, texts, and lines of a log."""
+"""Files that are replaced atomically, and small ones that are read whole: JSON objects, texts, and lines of a log."""
 
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.errors import StageError, StorageFullError
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,13 +31,40 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, and flush it to the disk."""
+    """Write a text file atomically, and flush it to the disk. Raises StorageFullError."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = text.encode()
+    with writing(path, len(data)) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def writing(path: Path, num_bytes: int, *, flush: bool = True) -> Iterator[Path]:
+    """Write a file atomically: yield the path of a partial file, which replaces `path` when the context ends well.
+
+    Args:
+        path: The file, in a folder that exists.
+        num_bytes: About how many bytes are written, for the message of an error.
+        flush: Flush the file to the disk before it is renamed. Without it a loss of power may leave it damaged.
+
+    Raises:
+        StorageFullError: The file system takes no more data. Nothing is left of the partial file.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        replace_file(partial, path)
-    except OSError:
+        yield partial
+        if flush:
+            replace_file(partial, path)
+        else:
+            os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise StorageFullError(
+            f"{path.parent}: cannot write {path.name}, about {num_bytes / 1e6:.1f} MB ({error.strerror or error}; "
+            f"{free / 1e6:.1f} MB free); make room and run the same command again"
+        ) from error
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
 

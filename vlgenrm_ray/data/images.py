@@ -14,7 +14,6 @@ import os
 import re
 import stat
 import time
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from urllib.parse import unquote
 from pydantic import Field
 
 from vlgenrm_ray.data import addresses
+from vlgenrm_ray.data.files import writing
 from vlgenrm_ray.data.filesystems import open_filesystem
 from vlgenrm_ray.data.pixels import to_rgb
 from vlgenrm_ray.errors import DropReason
@@ -385,18 +385,21 @@ def data_url(data: bytes) -> str:
 
 
 def keep(data: bytes, folder: Path, limits: ImageLimits) -> ImageRef:
-    """Check encoded bytes and store them as `<folder>/<sha256>.<suffix>`, once per content. Raises ImageError.
+    """Check encoded bytes and store them as `<folder>/<sha256>.<suffix>`, once per content.
 
     Several processes may store the same image at a time.
+
+    Raises:
+        ImageError: The image cannot be decoded or exceeds the limits.
+        StorageFullError: The folder takes no more data.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     image = decode(data, limits, f"image {sha256[:12]}")
     path = folder / f"{sha256}.{suffix(data) or 'img'}"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{sha256}.{uuid.uuid4().hex}")
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        with writing(path, len(data), flush=False) as partial:
+            partial.write_bytes(data)
     return ImageRef(uri=str(path), sha256=sha256, width=image.width, height=image.height)
 
 

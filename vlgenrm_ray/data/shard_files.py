@@ -12,8 +12,6 @@ URIs are read and written as they are stored; `store.StageFolder` makes them abs
 import base64
 import hashlib
 import json
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlgenrm_ray.data.files import replace_file
-from vlgenrm_ray.errors import DamagedShardError, InputError, StageError
+from vlgenrm_ray.data.files import writing
+from vlgenrm_ray.errors import DamagedShardError, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,7 +101,7 @@ def write_shard(units: "pa.Table", target: Path) -> ShardTotals:
     """Write a table of units as a shard file, atomically.
 
     Raises:
-        StageError: The file system takes no more data.
+        StorageFullError: The file system takes no more data.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -113,21 +111,14 @@ def write_shard(units: "pa.Table", target: Path) -> ShardTotals:
     rows = pa.Table.from_arrays(records.flatten(), schema=pa.schema(list(records.type)))
     index = units.drop_columns(["records"]).append_column("num_records", lists.value_lengths())
     totals = ShardTotals.of(units)
-    partial = target.with_name(f".{target.stem}.{uuid.uuid4().hex}")
-    try:
-        with pq.ParquetWriter(partial, rows.schema, compression="zstd", write_page_checksum=True) as writer:
-            if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
-                writer.write_table(rows)
-            # In the footer, not in the schema's metadata: that Parquet files hold twice.
-            writer.add_key_value_metadata({_UNITS_KEY: _serialise(index), _TOTALS_KEY: totals.to_json()})
-        replace_file(partial, target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        raise StageError(
-            f"{target.parent}: cannot write a shard of about {rows.nbytes / 1e6:.1f} MB "
-            f"({error.strerror or error}; {free / 1e6:.1f} MB free); make room and run the same command again"
-        ) from error
+    with (
+        writing(target, rows.nbytes) as partial,
+        pq.ParquetWriter(partial, rows.schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
+            writer.write_table(rows)
+        # In the footer, not in the schema's metadata: that Parquet files hold twice.
+        writer.add_key_value_metadata({_UNITS_KEY: _serialise(index), _TOTALS_KEY: totals.to_json()})
     return totals
 
 
