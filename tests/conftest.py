@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from vlgenrm_ray.engines.environment import thread_variables
+
 # Ray workers and subprocesses import the helpers of this folder by the same names as the tests.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+# Processes of pytest-xdist share the cores. With the default, one thread per core that spins while it waits, they take
+# the cores from each other: a training of 40 s took 110 s. To be set before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name, value in thread_variables(1).items():
+        os.environ.setdefault(name, value)
 
 # A deadline would fail tests on a busy machine.
 settings.register_profile("tests", deadline=None)

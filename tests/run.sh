@@ -8,6 +8,8 @@ set -Eeuo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Tests start their own Ray; they must never run on a cluster that the user happens to be connected to.
 unset RAY_ADDRESS
+# Hundreds of processes import this package; images of containers often forbid Python to keep what it compiled.
+unset PYTHONDONTWRITEBYTECODE
 
 part() { # title, command...
     local title=$1 begin=$SECONDS status=0
