@@ -4,9 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import factories
+
 from vlgenrm_ray import entrypoints
+from vlgenrm_ray.data.store import StageFolder, Unit, write_units
+from vlgenrm_ray.records import Preference
+from vlgenrm_ray.shapes.pairs import gold_pairs
 
 TRUTH = "vlgenrm_ray.shapes.world:response_is_true"
+CLAIM_REWARDS = (
+    "policy.rewards=[{name: truth, function: 'vlgenrm_ray.shapes.world:sentences_are_true', granularity: claim}]",
+    # Long enough for descriptions, of several sentences.
+    "policy.rollouts.max_tokens=96",
+)
+"""Settings with a reward for each sentence."""
 RECIPE = f"""
 base: pack:vlm
 pool: {{source: shapes, split: train, seed: 10, count: 16}}
@@ -49,3 +60,16 @@ def served_reward(port: int) -> tuple[str, str]:
     """Return settings with a served reward as the only measure."""
     url = f"http://127.0.0.1:{port}"
     return f"policy.rewards=[{{name: served, url: '{url}', retries: 0}}]", "policy.evaluation.measure=''"
+
+
+def write_preferences(run: Path) -> Path:
+    """Write the preferences of a run folder: true against wrong answers of the embedded world."""
+    folder = StageFolder(run / "preferences")
+    pairs = [
+        factories.preference(f"{pair.id}/p0", question=pair.question, chosen=pair.chosen, rejected=pair.rejected)
+        for pair in gold_pairs(run / "images", seed=4, split="train", count=16)
+    ]
+    folder.begin("f", {})
+    write_units(folder, Preference, [Unit(id=pair.id, records=(pair,)) for pair in pairs])
+    folder.finish(seconds=0.0)
+    return run

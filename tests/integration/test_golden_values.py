@@ -1,14 +1,10 @@
-"""Golden values that a refactoring must not change: training losses, GRPO and PPO steps, and a judge's rewards.
+"""Golden values that a refactoring must not change: GRPO and PPO steps, and a judge's rewards.
 
-The expected numbers are in `tests/golden/` and were computed on a CPU. Regenerate them only for an intended change,
-and explain it in the commit:
-
-    VLGENRM_REGENERATE_GOLDEN=1 bash tests/run.sh tests/integration/test_golden_values.py
+Those of whole trainings are in test_training.py and test_policy_training.py. To regenerate them, see `golden_files`.
 """
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,33 +12,18 @@ from typing import Any
 import policy_runs
 import pytest
 from factories import rollout
+from golden_files import by_metric, compare, cpu_only
 from workers import run_on_workers
-from world_examples import draw_examples, write_stage_folder
 
 from vlgenrm_ray import config
-from vlgenrm_ray.engines.environment import has_gpu
 from vlgenrm_ray.entrypoints import shipped_recipe
 from vlgenrm_ray.records import Preference, Rollout
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.pairs import gold_pairs
 
-pytestmark = pytest.mark.skipif(has_gpu(), reason="the golden values are those of a CPU")
+pytestmark = cpu_only
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-REGENERATE = "VLGENRM_REGENERATE_GOLDEN"
 SEED = 23
-
-TRAINING = (
-    "training.workers=1",
-    "training.num_cpus=1",
-    "training.epochs=2",
-    "training.examples_per_step=10",
-    "training.tokens_per_batch=1024",
-    "training.checkpoint_every=0",
-    "training.num_probes=0",
-    "training.engine.precision=fp32",
-)
-"""Six optimizer steps over thirty examples."""
 
 POLICY = ("policy.steps=3", "policy.updates_per_step=2", "policy.engine.precision=fp32", "policy.engine.zero_stage=1")
 ALGORITHMS = {
@@ -74,45 +55,7 @@ METRICS = (
 )
 """Metrics of a step; the `value_*` ones belong to PPO's critic."""
 
-RUN = (
-    "policy.steps=3",
-    "policy.updates_per_step=2",
-    "policy.rollouts.group_size=8",
-    "policy.rollouts.temperature=1.3",
-    "policy.engine.precision=fp32",
-    "policy.engine.learning_rate=3e-4",
-    "policy.evaluation.every=3",
-    "policy.checkpoint_every=0",
-    "policy.trackers=[]",
-)
-"""Two updates per step: the loss of the first is close to 0. A high temperature makes the answers of a group differ."""
-RUN_METRICS = ("reward", "length", "loss", "grad_norm", "reference_kl", "entropy")
-
 JUDGE = ("judge.num_critiques=2", "evaluation.engine.kv_cache_gib=0.05", "evaluation.engine.threads=1")
-
-
-def compare(name: str, metrics: Mapping[str, Any], tolerance: float) -> None:
-    """Compare numbers with the golden file `name`, or rewrite that file if `VLGENRM_REGENERATE_GOLDEN` is 1."""
-    path = GOLDEN / f"{name}.json"
-    if os.environ.get(REGENERATE) == "1":
-        path.write_text(json.dumps(metrics, indent=1) + "\n")
-        pytest.skip(f"{path.name} was regenerated")
-    golden = json.loads(path.read_text())
-    assert metrics == {part: pytest.approx(numbers, rel=0.0, abs=tolerance) for part, numbers in golden.items()}
-
-
-def by_metric(lines: Sequence[Mapping[str, Any]], *names: str) -> dict[str, list[float]]:
-    """Collect each metric over the steps."""
-    return {name: [line[name] for line in lines] for name in names}
-
-
-def test_golden_losses_of_a_training(ray_local: None, tmp_path: Path) -> None:
-    from vlgenrm_ray.reward.training import run
-
-    settings = config.load(shipped_recipe("shapes"), TRAINING)
-    selection = write_stage_folder(tmp_path / "selection", draw_examples(tmp_path / "images", 6))
-    run(settings.training, base=pack_path("vlm"), examples=selection, target=tmp_path / "training", round=1)
-    compare("training", by_metric(policy_runs.read_log(tmp_path / "training" / "metrics.jsonl"), "loss"), 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +154,6 @@ def rollouts(encoder: Any, learner: Any, pairs: Sequence[Preference]) -> list[tu
             )
         )
     return groups
-
-
-def test_golden_rewards_and_losses_of_a_policy_run(ray_local: None, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    policy_runs.train(policy_runs.write_recipe(tmp_path), run, *RUN)
-    compare("policy_run", by_metric(policy_runs.read_log(run / "policy" / "metrics.jsonl"), *RUN_METRICS), 1e-5)
 
 
 def test_golden_rewards_of_a_judge(tmp_path: Path) -> None:

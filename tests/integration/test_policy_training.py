@@ -1,21 +1,33 @@
-"""Policy training on real engines: its files, its model, and its errors."""
+"""Policy training on real engines: its files, its model, and its errors. tests/whole has further algorithms."""
 
 import json
-import math
 import time
 from pathlib import Path
 
-import factories
 import pytest
+from benchmark_files import ours, write_lines
 from event_files import visible_steps
-from policy_runs import read_log, served_reward, train, write_recipe
+from golden_files import by_metric, compare, cpu_only
+from policy_runs import CLAIM_REWARDS, read_log, served_reward, train, write_preferences, write_recipe
 from ports import free_port
 
-from vlgenrm_ray.data.store import StageFolder, Unit, write_units
+from vlgenrm_ray.data.files import read_json
 from vlgenrm_ray.errors import ConfigError, RemoteError, StageError
 from vlgenrm_ray.policy import run as policy
-from vlgenrm_ray.records import Preference
-from vlgenrm_ray.shapes.pairs import gold_pairs
+from vlgenrm_ray.shapes import world
+
+RUN = (
+    "policy.steps=3",
+    "policy.updates_per_step=2",
+    "policy.rollouts.group_size=8",
+    "policy.rollouts.temperature=1.3",
+    "policy.engine.precision=fp32",
+    "policy.engine.learning_rate=3e-4",
+    "policy.evaluation.every=3",
+)
+"""Two updates per step: the loss of the first is close to 0. A high temperature makes the answers of a group differ."""
+GOLDEN_METRICS = ("reward", "length", "loss", "grad_norm", "reference_kl", "entropy")
+NUM_BENCHMARK_QUESTIONS = 12
 
 
 @pytest.fixture(scope="module")
@@ -24,37 +36,53 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(ray_local: None, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Settings of the uninterrupted run, whose best policy answers a benchmark at the end."""
+    data = write_pope(tmp_path_factory.mktemp("pope"))
+    return (*RUN, f"benchmarks=[{{name: pope, data: {data}}}]")
+
+
+def write_pope(folder: Path) -> Path:
+    """Write yes/no questions about scenes of the embedded world in the form of POPE, with their images."""
+    rows = []
+    for question in world.questions(folder / "images", seed=5, split="heldout", count=NUM_BENCHMARK_QUESTIONS // 2):
+        for text, label in (("Is there an object?", "yes"), ("Is there a giraffe?", "no")):
+            rows.append({"question_id": len(rows), "image": question.image.uri, "text": text, "label": label})
+    return write_lines(folder / "pope.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def whole(ray_local: None, recipe: Path, settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an uninterrupted run."""
     run = tmp_path_factory.mktemp("whole")
-    train(recipe, run)
+    train(recipe, run, *settings)
     return run / "policy"
 
 
 def test_every_step_and_evaluation_has_a_line(whole: Path) -> None:
     steps = read_log(whole / "metrics.jsonl")
-    assert [step["step"] for step in steps] == [1, 2, 3, 4]
-    assert {step["statuses"]["ok"] for step in steps} == {16}
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert {step["statuses"]["ok"] for step in steps} == {32}
     assert {step["staleness"] for step in steps} == {0.0}
     # The probabilities of engine and trainer agree.
     assert max(step["mismatch"] for step in steps) < 1e-4
-    # The initial policy is the reference.
-    assert steps[0]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
-    assert steps[-1]["reference_kl"] > 1e-5
+    # The initial policy is the reference; the second update of a step is no longer by it.
+    assert steps[0]["reference_kl"] < 1e-5 < 1e-4 < steps[-1]["reference_kl"]
     evaluations = read_log(whole / "evaluations.jsonl")
-    assert [(one["step"], one["num_measured"], len(one["outcomes"])) for one in evaluations] == [
-        (0, 8, 8),
-        (2, 8, 8),
-        (4, 8, 8),
-    ]
+    assert [(one["step"], one["num_measured"], len(one["outcomes"])) for one in evaluations] == [(0, 8, 8), (3, 8, 8)]
     # A function does not depend on the image.
     assert {one["image_reward_gain"] for one in evaluations} == {None}
-    assert [(one["step"], len(one["answers"])) for one in read_log(whole / "samples.jsonl")] == [(1, 4), (3, 4)]
+    assert [(one["step"], len(one["answers"])) for one in read_log(whole / "samples.jsonl")] == [(1, 8), (3, 8)]
+
+
+@cpu_only
+def test_golden_rewards_and_losses_of_a_policy_run(whole: Path) -> None:
+    compare("policy_run", by_metric(read_log(whole / "metrics.jsonl"), *GOLDEN_METRICS), 1e-5)
 
 
 def test_trackers_and_curves_have_every_step(whole: Path) -> None:
-    assert visible_steps(whole / "tensorboard", "train/reward") == [1, 2, 3, 4]
-    assert visible_steps(whole / "tensorboard", "evaluation/held_out") == [0, 2, 4]
+    assert visible_steps(whole / "tensorboard", "train/reward") == [1, 2, 3]
+    assert visible_steps(whole / "tensorboard", "evaluation/held_out") == [0, 3]
     assert visible_steps(whole / "tensorboard", "samples") == [1, 3]
     assert (whole / "curves.svg").read_text().count("<path") > 8
 
@@ -67,7 +95,7 @@ def test_the_exported_models_are_trained(whole: Path) -> None:
 
     best = json.loads((whole / "best.json").read_text())
     summary = json.loads((whole / "summary.json").read_text())
-    assert (summary["steps"], summary["stopped"], summary["samples"], summary["failed"]) == (4, "", 64, 0)
+    assert (summary["steps"], summary["stopped"], summary["samples"], summary["failed"]) == (3, "", 96, 0)
     assert summary["best"] == best
     assert best["held_out"] == max(one["held_out"] for one in read_log(whole / "evaluations.jsonl"))
     for name in ("model", "best"):
@@ -79,19 +107,34 @@ def test_the_exported_models_are_trained(whole: Path) -> None:
     assert not [name for name in changed if "visual" in name]
 
 
-def test_a_finished_run_is_returned_and_other_settings_are_refused(whole: Path, recipe: Path) -> None:
-    written = (whole / "model" / "config.json").stat().st_mtime_ns
-    assert train(recipe, whole.parent) == json.loads((whole / "summary.json").read_text())
-    assert (whole / "model" / "config.json").stat().st_mtime_ns == written
+def test_the_best_policy_is_measured_on_the_recipe_s_benchmarks(whole: Path) -> None:
+    result = read_json(whole / "benchmarks" / "pope.json")
+    assert (result["role"], result["model"]) == ("policy", "best policy")
+    # Some questions are asked without their image as well.
+    assert result["statuses"] == {"ok": result["cost"]["requests"]}
+    assert result["metrics"]["accuracy"]["ours"]["num"] == NUM_BENCHMARK_QUESTIONS
+    assert 0 <= ours(result, "accuracy") <= 1
+    assert result["cost"]["tokens"] >= NUM_BENCHMARK_QUESTIONS
+    assert ">pope <" in (whole.parent / "report.html").read_text()
+
+
+def test_a_finished_run_is_returned_and_other_settings_are_refused(
+    whole: Path, recipe: Path, settings: tuple[str, ...]
+) -> None:
+    results = (whole / "model" / "config.json", whole / "benchmarks" / "replies" / "manifest.json")
+    written = [path.stat().st_mtime_ns for path in results]
+    assert train(recipe, whole.parent, *settings) == json.loads((whole / "summary.json").read_text())
+    assert [path.stat().st_mtime_ns for path in results] == written
     with pytest.raises(ConfigError, match="other settings"):
-        train(recipe, whole.parent, "policy.steps=5")
+        train(recipe, whole.parent, *settings, "policy.steps=5")
 
 
-def test_ppo_one_step_off(recipe: Path, ray_local: None, tmp_path: Path) -> None:
+def test_ppo_one_step_off_by_rewards_of_claims(recipe: Path, ray_local: None, tmp_path: Path) -> None:
     ppo = ("algorithm=ppo", "kl.where=reward", "kl.estimator=k1", "ppo.gae_lambda=1")
     train(
         recipe,
         tmp_path,
+        *CLAIM_REWARDS,
         "policy.mode=one_step_off",
         "policy.critic.learning_rate=3e-3",
         "policy.critic.warmup_ratio=0",
@@ -100,54 +143,11 @@ def test_ppo_one_step_off(recipe: Path, ray_local: None, tmp_path: Path) -> None
     )
     steps = read_log(tmp_path / "policy" / "metrics.jsonl")
     assert [step["staleness"] for step in steps] == [0.0, 1.0, 1.0, 1.0]
+    assert max(step["segments"] for step in steps) > 1.0
+    assert {step["samples_unaligned"] for step in steps} == {0.0}
     # Engine and learner encode an image as equally many tokens.
     assert steps[0]["mismatch"] < 1e-4
     assert min(step["value_grad_norm"] for step in steps) > 0
-    # The critic starts with values of 0.
-    assert steps[-1]["value_error"] < steps[0]["value_error"]
-
-
-def write_preferences(run: Path) -> Path:
-    """Write the preferences of a run folder: true against wrong answers of the embedded world."""
-    folder = StageFolder(run / "preferences")
-    pairs = [
-        factories.preference(f"{pair.id}/p0", question=pair.question, chosen=pair.chosen, rejected=pair.rejected)
-        for pair in gold_pairs(run / "images", seed=4, split="train", count=16)
-    ]
-    folder.begin("f", {})
-    write_units(folder, Preference, [Unit(id=pair.id, records=(pair,)) for pair in pairs])
-    folder.finish(seconds=0.0)
-    return run
-
-
-def test_mdpo_learns_from_the_pairs_of_a_run_folder_and_reports_the_measure(
-    recipe: Path, ray_local: None, tmp_path: Path
-) -> None:
-    summary = train(
-        recipe,
-        tmp_path / "run",
-        "pool.source=run",
-        f"pool.path={write_preferences(tmp_path / 'pairs')}",
-        "policy.rewards=[]",
-        "policy.algorithm.algorithm=mdpo",
-        "policy.engine.learning_rate=3e-4",
-        "policy.steps=8",
-        "policy.questions_per_step=8",
-        "policy.evaluation.every=8",
-    )
-    steps = read_log(tmp_path / "run" / "policy" / "metrics.jsonl")
-    assert [(step["step"], step["pairs"], step["pairs_skipped"]) for step in steps] == [(i, 8, 0) for i in range(1, 9)]
-    # Policy and reference are equal at first: three terms of log 2, and no preference.
-    assert steps[0]["loss"] == pytest.approx(3 * math.log(2), rel=1e-4)
-    assert (steps[0]["pair_accuracy"], steps[0]["pair_margin"]) == (pytest.approx(0.5), pytest.approx(0.0, abs=1e-5))
-    assert steps[-1]["loss"] < steps[0]["loss"]
-    assert steps[-1]["pair_margin"] > 0
-    evaluations = read_log(tmp_path / "run" / "policy" / "evaluations.jsonl")
-    assert [(one["step"], one["num_measured"], one["num_pairs"], one["reward"]) for one in evaluations] == [
-        (0, 8, 0, None),
-        (8, 8, 0, None),
-    ]
-    assert [line["step"] for line in summary["decoding"]] == [0, 8]
 
 
 def test_dpo_without_a_measure_starts_no_engine_and_continues_from_a_checkpoint(
@@ -168,47 +168,15 @@ def test_dpo_without_a_measure_starts_no_engine_and_continues_from_a_checkpoint(
         "policy.evaluation.measure=''",
         "policy.questions_per_step=8",
         "policy.workers=2",
+        "policy.steps=2",
     )
     summary = train(recipe, tmp_path / "run", *settings)
-    assert (summary["steps"], summary["samples"], summary["decoding"]) == (4, 32, [])
+    assert (summary["steps"], summary["samples"], summary["decoding"]) == (2, 16, [])
     # The held-out pairs are the measure; before the first step the policy prefers nothing.
     assert (summary["first"]["value"], summary["first"]["num_measured"]) == (0.5, 16)
     assert summary["last"]["value"] > 0.5
     with pytest.raises(StageError, match="none of the pool's 16 questions has a chosen and a rejected response"):
         train(recipe, tmp_path / "other", *settings[4:])
-
-
-@pytest.mark.parametrize("name", ["reinforce_plus_plus", "raft"])
-def test_online_algorithms_train(recipe: Path, ray_local: None, tmp_path: Path, name: str) -> None:
-    train(recipe, tmp_path, f"policy.algorithm.algorithm={name}", "policy.steps=2", "policy.evaluation.num_samples=0")
-    steps = read_log(tmp_path / "policy" / "metrics.jsonl")
-    assert min(step["grad_norm"] for step in steps) > 0
-    if name == "raft":
-        # One sample of each group whose rewards differ.
-        assert steps[0]["loss"] > 0
-    else:
-        # The estimator k1 has either sign; at first the policy is the reference.
-        assert steps[0]["reference_kl"] == pytest.approx(0.0, abs=1e-6)
-        assert abs(steps[1]["reference_kl"]) > 1e-6
-
-
-@pytest.mark.parametrize("name", ["grpo", "ppo"])
-def test_online_algorithms_train_by_rewards_of_claims(recipe: Path, ray_local: None, tmp_path: Path, name: str) -> None:
-    reward = "{name: truth, function: 'vlgenrm_ray.shapes.world:sentences_are_true', granularity: claim}"
-    train(
-        recipe,
-        tmp_path,
-        f"policy.rewards=[{reward}]",
-        f"policy.algorithm.algorithm={name}",
-        "policy.rollouts.max_tokens=96",
-        "policy.steps=2",
-        "policy.evaluation.num_samples=0",
-    )
-    steps = read_log(tmp_path / "policy" / "metrics.jsonl")
-    # A fifth of the questions want descriptions, of several sentences.
-    assert max(step["segments"] for step in steps) > 1.0
-    assert {step["samples_unaligned"] for step in steps} == {0.0}
-    assert min(step["grad_norm"] for step in steps) > 0
 
 
 def test_a_missing_reward_is_waited_for_and_then_named(

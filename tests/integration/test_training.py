@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from export_rewards import rewards_in_transformers
+from golden_files import by_metric, compare, cpu_only
 from interruptions import kill_training_worker, when_steps_are_done
 from world_examples import draw_examples, write_stage_folder
 
@@ -74,6 +76,12 @@ def test_every_example_is_trained_on_or_dropped_with_its_reason(uninterrupted: P
     assert max(s["lr"] for s in steps) == pytest.approx(3e-4)
 
 
+@cpu_only
+def test_golden_losses_of_a_training(uninterrupted: Path) -> None:
+    # Rounding differs between processors, and adds up over the steps.
+    compare("training", by_metric(metrics(uninterrupted)[:6], "loss"), 1e-5)
+
+
 def test_a_finished_training_is_returned_unchanged(uninterrupted: Path, selection: StageFolder) -> None:
     before = (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns
     again = train(selection, uninterrupted)
@@ -95,15 +103,22 @@ def test_the_export_gives_the_probes_rewards(uninterrupted: Path) -> None:
     )
 
 
-def test_results_are_the_same_after_ctrl_c_and_a_killed_worker(
-    uninterrupted: Path, selection: StageFolder, tmp_path: Path
-) -> None:
-    target = tmp_path / "training"
+@pytest.fixture(scope="module")
+def interrupted(uninterrupted: Path, selection: StageFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a training that Ctrl-C ended after its first checkpoints. Tests continue copies of it."""
+    target = tmp_path_factory.mktemp("interrupted") / "training"
     handler = signal.getsignal(signal.SIGINT)
     with when_steps_are_done(target, 3, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         train(selection, target)
     assert not (target / "manifest.json").exists()
     assert signal.getsignal(signal.SIGINT) is handler
+    return target
+
+
+def test_results_are_the_same_after_ctrl_c_and_a_killed_worker(
+    uninterrupted: Path, interrupted: Path, selection: StageFolder, tmp_path: Path
+) -> None:
+    target = shutil.copytree(interrupted, tmp_path / "training")
     # Beyond the first run's steps, so that a worker of the second is killed.
     with when_steps_are_done(target, len(metrics(target)) + 2, kill_training_worker):
         train(selection, target)
@@ -114,11 +129,9 @@ def test_results_are_the_same_after_ctrl_c_and_a_killed_worker(
 
 
 def test_a_damaged_checkpoint_is_not_loaded_and_the_training_begins_again(
-    uninterrupted: Path, selection: StageFolder, tmp_path: Path
+    uninterrupted: Path, interrupted: Path, selection: StageFolder, tmp_path: Path
 ) -> None:
-    target = tmp_path / "training"
-    with when_steps_are_done(target, 3, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
-        train(selection, target)
+    target = shutil.copytree(interrupted, tmp_path / "training")
     damaged = [path for path in (target / "ray").rglob("*.pt") if path.stat().st_size > 4]
     assert damaged
     for path in damaged:
