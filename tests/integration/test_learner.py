@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from export_rewards import prefix, rewards_in_transformers, rewards_in_vllm
 from fp32_model import copy_in_fp32
+from workers import run_on_workers
 from world_examples import draw_examples
 
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig, worker_environment
+from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig, LoraConfig
 from vlgenrm_ray.records import Example, ExampleKind
 from vlgenrm_ray.shapes import pack_path
 
@@ -34,19 +35,17 @@ CONFIGS = {
 TOLERANCE = 1e-3
 
 
-def run_experiments(arguments: dict[str, Any]) -> None:
+def run_experiments(base: Path, folder: Path, examples: list[Example]) -> None:
     """Run every configuration in turn, on both workers: in one process, because imports take longer than learning."""
-    import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
     rank = dist.get_rank()
     results: dict[str, Any] = {}
     for name, config in CONFIGS.items():
-        results[name] = _experiment(arguments["base"], config, arguments["folder"] / name, arguments["examples"], rank)
-    results["nan"] = _rows_of_a_loss_that_is_not_finite(arguments["base"], arguments["examples"])
+        results[name] = _experiment(base, config, folder / name, examples, rank)
+    results["nan"] = _rows_of_a_loss_that_is_not_finite(base, examples)
     if rank == 0:
-        (arguments["folder"] / "results.json").write_text(json.dumps(results))
+        (folder / "results.json").write_text(json.dumps(results))
 
 
 def _experiment(
@@ -119,23 +118,11 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def exports(ray_local: None, examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exports(examples: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder with the results and an export of each configuration."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
     folder = tmp_path_factory.mktemp("experiments")
     base = copy_in_fp32(pack_path("vlm"), folder / "base")
-    TorchTrainer(
-        run_experiments,
-        train_loop_config={"base": base, "folder": folder, "examples": examples},
-        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(folder),
-            worker_runtime_env={"env_vars": worker_environment(1, gpu=False)},
-        ),
-    ).fit()
+    run_on_workers(run_experiments, folder, base, folder, examples)
     return folder
 
 
@@ -167,14 +154,16 @@ def log_odds(p: float) -> float:
     return math.log(inside) - math.log1p(-inside)
 
 
+@pytest.fixture(scope="module")
+def base_rewards(exports: Path, examples: list[Example]) -> list[float]:
+    return rewards_in_transformers(exports / "base", judgements(examples))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_learning_changes_the_rewards(
-    results: dict[str, Any], examples: list[Example], exports: Path, name: str
-) -> None:
-    before = rewards_in_transformers(exports / "base", judgements(examples))
+def test_learning_changes_the_rewards(results: dict[str, Any], base_rewards: list[float], name: str) -> None:
     after = results[name]["rewards"]
     # In log-odds: some rewards are so near 0 or 1 that no learning shows in them.
-    assert max(abs(log_odds(a) - log_odds(b)) for a, b in zip(before, after, strict=True)) > 2e-3
+    assert max(abs(log_odds(a) - log_odds(b)) for a, b in zip(base_rewards, after, strict=True)) > 2e-3
 
 
 def test_a_loss_that_is_not_finite_names_its_rows(results: dict[str, Any]) -> None:
