@@ -1,10 +1,11 @@
 """Training examples of the embedded world, true by construction."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.judge import prompts
-from vlgenrm_ray.records import Example, ExampleKind, ImageRef
+from vlgenrm_ray.records import Example, ExampleKind, ImageRef, Preference
 from vlgenrm_ray.shapes.basic import draw_item
 from vlgenrm_ray.shapes.pairs import gold_pairs
 from vlgenrm_ray.shapes.reference_critiques import reference_critique
@@ -42,10 +43,10 @@ def _example(pair: str, image: ImageRef, kind: ExampleKind, label: str, prompt: 
     )
 
 
-def write_stage_folder(path: Path, examples: list[Example]) -> StageFolder:
-    """Write the examples as a finished stage."""
+def write_stage_folder(path: Path, records: Sequence[Example] | Sequence[Preference]) -> StageFolder:
+    """Write the records as a finished stage."""
     folder = StageFolder(path)
     folder.begin("test", {})
-    write_units(folder, Example, [Unit(id=f"u/{e.id}", records=(e,)) for e in examples])
+    write_units(folder, type(records[0]), [Unit(id=f"u/{record.id}", records=(record,)) for record in records])
     folder.finish(seconds=0.0)
     return folder
