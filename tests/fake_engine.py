@@ -1,13 +1,14 @@
-"""An engine deployment for the ingress without a model."""
+"""An engine deployment for the ingress without a model, and an ingress that starts no engine."""
 
 import asyncio
 
 from vlgenrm_ray.records import JudgeCritique, Judgement
 from vlgenrm_ray.serving.canary import CanaryResult
 from vlgenrm_ray.serving.engine import ChatAnswer, ChatResult, ChatTask, ScoreTask
+from vlgenrm_ray.serving.ingress import Ingress
 from vlgenrm_ray.serving.model_version import ModelVersion
 
-SLOW_S = 15.0
+SLOW_S = 10.0
 """Seconds that the response "slow" takes."""
 
 
@@ -33,3 +34,10 @@ def _judgement(task: ScoreTask) -> Judgement:
     critique = JudgeCritique(id="c0", text=text, verdict="yes", p_yes=0.5, verdict_mass=0.0, num_tokens=0, seed=0)
     reward = float(task.response) if task.response[0].isdigit() else 0.5
     return Judgement(id=task.item_id(), reward=reward, status="ok", critiques=(critique,))
+
+
+class EnginelessIngress(Ingress):
+    """An ingress that never probes its engine, which therefore never starts."""
+
+    async def _probe(self) -> None:
+        return

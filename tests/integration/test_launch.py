@@ -4,18 +4,20 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from fake_engine import EnginelessIngress
 from ports import free_port
 from running_service import CONFIG
 
 from vlgenrm_ray.errors import ConfigError
-from vlgenrm_ray.serving import launch
+from vlgenrm_ray.serving import ingress, launch
 
-# No request is judged: no engine needs to start.
 LIGHT = CONFIG.model_copy(update={"experts": None, "num_cpus": 0.3})
 
 
 @pytest.fixture
-def one(ray_local: None) -> Iterator[str]:
+def one(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    # No request is judged: no engine needs to start.
+    monkeypatch.setattr(ingress, "Ingress", EnginelessIngress)
     yield launch.start(LIGHT, host="127.0.0.1", port=free_port(), name="one")
     launch.stop("one")
 

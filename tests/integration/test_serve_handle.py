@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import factories
 import pytest
@@ -44,8 +45,9 @@ def served() -> Iterator[None]:
     from vlgenrm_ray.serving.ingress import Ingress
 
     serve.start(proxy_location="Disabled")
-    engine = serve.deployment(name="engines", ray_actor_options={"num_cpus": 0.1})(FakeEngine)
-    ingress = serve.deployment(name="ingress", ray_actor_options={"num_cpus": 0})(serve.ingress()(Ingress))
+    options: dict[str, Any] = {"graceful_shutdown_timeout_s": 1.0, "graceful_shutdown_wait_loop_s": 0.2}
+    engine = serve.deployment(name="engines", ray_actor_options={"num_cpus": 0.1}, **options)(FakeEngine)
+    ingress = serve.deployment(name="ingress", ray_actor_options={"num_cpus": 0}, **options)(serve.ingress()(Ingress))
     serve.run(ingress.bind(CONFIG, None, engine.bind(), None), name="judge", route_prefix=None)
     yield
     # With its controller, as `vlgenrm serve` ends.
