@@ -12,7 +12,7 @@ from serving_examples import png
 from vlgenrm_ray.bench import items, load, servers
 from vlgenrm_ray.bench.clients import ServiceClient, VllmServeClient
 from vlgenrm_ray.bench.items import BenchItem
-from vlgenrm_ray.bench.serving import build_rows
+from vlgenrm_ray.bench.serving import build_rows, count_by_window, pace_ratio
 from vlgenrm_ray.bench.statistics import fit_slope, percentile
 from vlgenrm_ray.bench.table import format_rows
 from vlgenrm_ray.errors import InputError, RemoteError
@@ -144,3 +144,11 @@ def test_the_table_marks_missed_targets() -> None:
     printed = list(format_rows(build_rows(results)))
     assert max(map(len, printed)) <= 80
     assert sum(line.endswith("MISSED") for line in printed) == 2
+
+
+def test_a_service_that_slows_down_shows_in_the_windows_of_the_soak_test() -> None:
+    steady = [i / 10 for i in range(1000)]
+    assert count_by_window([*steady, 100.5], 100.0) == [100] * 10
+    assert pace_ratio([50, *[100] * 9]) == 1.0
+    slowing = [10 * (i / 100) ** 2 for i in range(1, 317)]
+    assert pace_ratio(count_by_window(slowing, 100.0)) < 0.8

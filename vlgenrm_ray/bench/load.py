@@ -62,19 +62,19 @@ def send_requests(url: str, requests: Sequence[PostRequest], *, concurrency: int
     return result
 
 
-def count_requests(url: str, requests: Iterable[PostRequest], *, concurrency: int) -> int:
-    """Send requests until the iterable ends and return their number.
+def completion_times(url: str, requests: Iterable[PostRequest], *, concurrency: int) -> list[float]:
+    """Send requests until the iterable ends; return when each reply came, in seconds from the first request.
 
-    Replies are discarded, so the client's own memory stays constant. Raises RemoteError as `send_requests` does.
+    Replies are discarded, so the client's own memory hardly grows. Raises RemoteError as `send_requests` does.
     """
-    count = 0
+    times: list[float] = []
+    start = time.perf_counter()
 
-    def increment(index: int, latency: float, reply: bytes) -> None:
-        nonlocal count
-        count += 1
+    def record(index: int, latency: float, reply: bytes) -> None:
+        times.append(time.perf_counter() - start)
 
-    asyncio.run(_send(url, requests, concurrency, increment))
-    return count
+    asyncio.run(_send(url, requests, concurrency, record))
+    return times
 
 
 async def _send(url: str, requests: Iterable[PostRequest], concurrency: int, on_reply: _OnReply) -> float:

@@ -44,6 +44,8 @@ _SAMPLE_INTERVAL_S = 1.0
 _SETTLING_SHARE = 0.5
 """Share of the soak test that is not measured: meanwhile caches fill up to their bounds, and heaps to the size that
 batches of all shapes need."""
+NUM_WINDOWS = 10
+"""Parts of the soak test in which scores are counted: a service that slows down has fewer in the last ones."""
 _PROCESS_TITLES = {"ingress": "ServeReplica:vlgenrm:ingress", "engine": "EngineCore"}
 """Processes of the service whose memory is measured, by a part of their titles."""
 
@@ -359,7 +361,8 @@ def soak_service(
         concurrency: Requests in flight.
 
     Returns:
-        Duration, number and rate of scores, and per process its resident memory and the rise of it in MiB per minute.
+        Duration, number and rate of scores, scores in each of `NUM_WINDOWS` equal parts of the duration, and per
+        process its resident memory and the rise of it in MiB per minute.
     """
     sampler = MemorySampler(pid)
     deadline = time.monotonic() + seconds
@@ -373,12 +376,36 @@ def soak_service(
     start = time.monotonic()
     sampler.start()
     try:
-        count = load.count_requests(url, requests(), concurrency=concurrency)
+        times = load.completion_times(url, requests(), concurrency=concurrency)
     finally:
         sampler.stop()
     elapsed = time.monotonic() - start
-    rates = {"seconds": round(elapsed, 1), "scores": count, "scores_per_s": round(count / elapsed, 2)}
-    return rates | {"memory": sampler.metrics()}
+    return {
+        "seconds": round(elapsed, 1),
+        "scores": len(times),
+        "scores_per_s": round(len(times) / elapsed, 2),
+        "windows": count_by_window(times, seconds),
+        "memory": sampler.metrics(),
+    }
+
+
+def count_by_window(times: Sequence[float], seconds: float) -> list[int]:
+    """Count times in `NUM_WINDOWS` equal parts of the first `seconds`; those of the last requests are left out."""
+    windows = [0] * NUM_WINDOWS
+    for t in times:
+        if t < seconds:
+            windows[int(t / seconds * NUM_WINDOWS)] += 1
+    return windows
+
+
+def pace_ratio(windows: Sequence[int]) -> float:
+    """Return the scores in the second half of the windows, relative to those in the first half.
+
+    The first window is left out: caches and queues fill up in it.
+    """
+    half = len(windows) // 2
+    first, second = windows[1:half], windows[half:]
+    return (sum(second) / len(second)) / (sum(first) / len(first)) if sum(first) else math.nan
 
 
 class MemorySampler:
@@ -473,3 +500,7 @@ def build_rows(results: Mapping[str, Any]) -> Iterator[ReportRow]:
             details = f"95 %: {rise['low']:.2f} to {rise['high']:.2f}; {metrics['mib']:.0f} MiB"
             label = f"memory of {name} over {soak['seconds']:.0f} s"
             yield ReportRow(label=label, measured=rise["value"], unit="MiB/min", details=details)
+        if windows := soak.get("windows"):
+            ratio = pace_ratio(windows)
+            details = f"scores in {len(windows)} equal windows: {' '.join(map(str, windows))}"
+            yield ReportRow(label="pace of the second half to the first", measured=round(ratio, 3), details=details)
