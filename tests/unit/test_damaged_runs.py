@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import factories
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from serving_examples import png
@@ -158,10 +159,11 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_shards", "num_blocks", "sizes"), [(0, 4, [0]), (9, 4, [9]), (100, 4, [32, 32, 32, 4]), (400, 4, [100] * 4)]
+    ("num_shards", "num_blocks", "sizes"), [(0, 4, [0]), (9, 4, [9]), (100, 4, [33, 33, 34]), (400, 4, [100] * 4)]
 )
 def test_shards_are_read_by_several_tasks_in_order(num_shards: int, num_blocks: int, sizes: list[int]) -> None:
-    shards = [Path(f"/run/{number}.parquet") for number in range(num_shards)]
-    blocks = flow._path_blocks(shards, num_blocks)
+    plan = pa.table({"path": [f"/run/{number}.parquet" for number in range(num_shards)]})
+    blocks = flow.split_plan(plan, num_blocks=num_blocks, num_rows=64 * num_shards)
     assert [block.num_rows for block in blocks] == sizes
-    assert [path for block in blocks for path in block.column("path").to_pylist()] == [str(path) for path in shards]
+    assert pa.concat_tables(blocks) == plan
+    assert len(flow.split_plan(plan, num_blocks=num_blocks, num_rows=None)) == max(1, min(num_shards, num_blocks))

@@ -47,17 +47,15 @@ def group_by_image(source: StageFolder) -> "tuple[Dataset, int]":
     """
     import pyarrow as pa
     import ray
-    import ray.data
 
     source.data_hash()
     total, in_several = count_images(source)
-    paths = ray.data.from_arrow(pa.table({"path": [str(p) for p in source.shards()]}))
     if not in_several:
-        return paths.map_batches(_GroupShard(source, None), **flow.LIGHT), total
+        return flow.read_shards(source, _GroupShard(source, None)), total
     scattered_ids = ray.put(pa.array(in_several, pa.string()))
-    scattered = paths.map_batches(_ReadScattered(source, scattered_ids), **flow.LIGHT)
+    scattered = flow.read_shards(source, _ReadScattered(source, scattered_ids))
     grouped = scattered.sort("id").map_batches(group_rows, **_WHOLE_BLOCKS)
-    return paths.map_batches(_GroupShard(source, scattered_ids), **flow.LIGHT).union(grouped), total
+    return flow.read_shards(source, _GroupShard(source, scattered_ids)).union(grouped), total
 
 
 # After a sort all rows with one key are in one block.

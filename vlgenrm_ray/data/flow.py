@@ -7,8 +7,9 @@ are known to the driver by name, so that it depends on no listing of a shared fo
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -67,30 +68,44 @@ STREAM_CPUS = 1.0
 """CPUs that a stage's stream needs on one node beside its actors, or Ray Data waits forever: `repartition` takes no
 resources of its own and runs with Ray's default of one CPU. Light tasks run in its place when it has finished."""
 
-_SHARDS_PER_TASK = 32
-"""Shards that a task reads at least."""
+_ROWS_PER_TASK = 2048
+"""Rows that a task reads at least."""
 
 LIGHT = {"num_cpus": LIGHT_CPUS, "batch_format": "pyarrow", "zero_copy_batch": True}
 """Arguments of `map_batches` for an operator that only moves or checks records."""
 
 
 def read_units(source: StageFolder) -> "Dataset":
-    """Read a complete stage as rows of units: `id`, `records`, `dropped`, `num_tokens`."""
-    return _read_shards(source, _ReadUnits(source))
+    """Read a complete stage as rows of units: `id`, `records`, `dropped`, `num_tokens`, `metric_sums`."""
+    return read_shards(source, _ReadUnits(source))
 
 
 def read_records(source: StageFolder) -> "Dataset":
     """Read a complete stage as rows of records."""
-    return _read_shards(source, _ReadRecords(source))
+    return read_shards(source, _ReadRecords(source))
 
 
-def _read_shards(source: StageFolder, read: "Callable[[pa.Table], Iterator[pa.Table]]") -> "Dataset":
+def read_shards(source: StageFolder, read: "Callable[[pa.Table], Iterator[pa.Table]]") -> "Dataset":
+    """Read a complete stage by a function that takes paths of shards, in the column `path`."""
+    import pyarrow as pa
+
+    # ray.data.read_parquet took 10 to 20 s per stage on two cores, for listing and splitting small files.
+    paths = pa.table({"path": pa.array([str(path) for path in source.shards()], pa.string())})
+    return read_plan(paths, read, num_rows=source.complete().rows_in)
+
+
+def read_plan(plan: "pa.Table", read: "Callable[[pa.Table], Any]", *, num_rows: int | None = None) -> "Dataset":
+    """Read an input in several tasks.
+
+    Args:
+        plan: One row for each piece of the input: a shard, a part of a file.
+        read: Reads the pieces of one row of the plan; yields tables of rows.
+        num_rows: Number of rows of the whole input; None if their order does not matter.
+    """
     import ray.data
 
-    source.data_hash()
-    # ray.data.read_parquet took 10 to 20 s per stage on two cores, for listing and splitting small files. Here each row
-    # is the path of a shard, which the task opens.
-    return ray.data.from_arrow(_path_blocks(source.shards(), num_blocks=_num_read_tasks())).map_batches(read, **LIGHT)
+    blocks = split_plan(plan, num_blocks=_num_read_tasks(), num_rows=num_rows)
+    return ray.data.from_arrow(blocks).map_batches(read, batch_size=1, **LIGHT)
 
 
 def _num_read_tasks() -> int:
@@ -100,18 +115,17 @@ def _num_read_tasks() -> int:
     return 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _path_blocks(shards: Sequence[Path], num_blocks: int) -> "list[pa.Table]":
-    """Distribute the paths of shards over at most `num_blocks` tables, in order; one empty table if there are none.
+def split_plan(plan: "pa.Table", *, num_blocks: int, num_rows: int | None) -> "list[pa.Table]":
+    """Distribute the pieces of an input over at most `num_blocks` tables, in order; one empty table if there are none.
 
     Small inputs are read by one task: with several, rows would arrive in another order each time, batches would have
     other members, and engines, whose rounding depends on the batch, might sample other texts from the same seeds.
     """
-    import pyarrow as pa
-
-    schema = pa.schema([("path", pa.string())])
-    size = max(_SHARDS_PER_TASK, -(-len(shards) // num_blocks))
-    paths = [[str(path) for path in shards[start : start + size]] for start in range(0, len(shards), size)]
-    return [pa.table({"path": block}, schema=schema) for block in paths or [[]]]
+    if num_rows is not None:
+        num_blocks = max(1, min(num_blocks, num_rows // _ROWS_PER_TASK))
+    num_blocks = max(1, min(num_blocks, plan.num_rows))
+    bounds = [plan.num_rows * block // num_blocks for block in range(num_blocks + 1)]
+    return [plan.slice(start, end - start) for start, end in pairwise(bounds)]
 
 
 @dataclass(frozen=True)
@@ -239,9 +253,10 @@ def run(
         raise StageError(
             f"stage '{folder.stage}': {total} rows in, {num_done} finished; run again to finish the others"
         )
+    measured = _measure(folder, committed, metrics) if metrics else {}
     return folder.finish(
         seconds=time.monotonic() - start,
-        metrics=_measure(folder, committed, metrics) if metrics else {},
+        metrics=measured,
         start_seconds=start_seconds,
         num_first_rows=num_first_rows,
         committed=committed,

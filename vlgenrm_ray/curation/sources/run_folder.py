@@ -9,7 +9,7 @@ from vlgenrm_ray.curation.sources.rows import SourceRow
 from vlgenrm_ray.curation.sources.stream import OpenedSource
 from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.data.arrow import from_row, to_table
-from vlgenrm_ray.data.flow import LIGHT
+from vlgenrm_ray.data.flow import read_shards
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.records import Preference
@@ -28,9 +28,6 @@ def open_run_folder(config: "SourceConfig", image_store: Path, seed: int) -> Ope
     Raises:
         InputError: There is no such folder, or its preferences are not complete.
     """
-    import pyarrow as pa
-    import ray.data
-
     path = Path(config.path or "").absolute()
     folder = StageFolder(path if path.name == _STAGE else path / _STAGE)
     manifest = folder.manifest()
@@ -39,9 +36,8 @@ def open_run_folder(config: "SourceConfig", image_store: Path, seed: int) -> Ope
             f"pool.path: {config.path!r} has no complete preferences; name the folder of a reward-model run "
             "(`vlgenrm run`) that has finished this stage"
         )
-    plan = pa.table({"shard": [str(shard) for shard in folder.shards()]})
     return OpenedSource(
-        rows=ray.data.from_arrow(plan).map_batches(_ReadPairs(folder), batch_size=1, **LIGHT),
+        rows=read_shards(folder, _ReadPairs(folder)),
         total=manifest.rows_out,
         data_hash=folder.data_hash(),
     )
@@ -51,8 +47,8 @@ def open_run_folder(config: "SourceConfig", image_store: Path, seed: int) -> Ope
 class _ReadPairs:
     folder: StageFolder
 
-    def __call__(self, plan: "pa.Table") -> "Iterator[pa.Table]":
-        for shard in plan.column("shard").to_pylist():
+    def __call__(self, paths: "pa.Table") -> "Iterator[pa.Table]":
+        for shard in paths.column("path").to_pylist():
             rows = self.folder.read_records(Path(shard)).to_pylist()
             yield to_table(SourceRow, (_source_row(from_row(Preference, row)) for row in rows))
 

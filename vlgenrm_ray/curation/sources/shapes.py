@@ -9,7 +9,7 @@ from vlgenrm_ray.curation.sources.rows import SourceRow
 from vlgenrm_ray.curation.sources.stream import OpenedSource
 from vlgenrm_ray.curation.sources.values import SourceImage
 from vlgenrm_ray.data.arrow import to_table
-from vlgenrm_ray.data.flow import LIGHT
+from vlgenrm_ray.data.flow import read_plan
 from vlgenrm_ray.records import Question
 from vlgenrm_ray.settings import digest
 from vlgenrm_ray.shapes import world
@@ -29,14 +29,13 @@ def open_shapes(config: "SourceConfig", image_store: Path, seed: int) -> OpenedS
     With `config.labelled`, each question comes with a true and a wrong answer.
     """
     import pyarrow as pa
-    import ray.data
 
     split = config.split or "train"
     starts = list(range(0, config.count, _PIECE_ROWS))
     plan = pa.table({"start": starts, "count": [min(_PIECE_ROWS, config.count - s) for s in starts]})
     generate = _GenerateShapes(image_store, config.source, seed, split, config.labelled)
     return OpenedSource(
-        rows=ray.data.from_arrow(plan).map_batches(generate, batch_size=1, **LIGHT),
+        rows=read_plan(plan, generate, num_rows=config.count),
         total=config.count,
         data_hash=digest([config.source, seed, split, config.count, config.labelled]),
     )

@@ -19,7 +19,7 @@ from vlgenrm_ray.curation.sources.container import BLANK, Container, FilePiece
 from vlgenrm_ray.curation.sources.rows import SourceRow, hash_id
 from vlgenrm_ray.curation.sources.schema import RowReader
 from vlgenrm_ray.data.arrow import from_row, to_row, to_table
-from vlgenrm_ray.data.flow import LIGHT
+from vlgenrm_ray.data.flow import read_plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,10 +137,9 @@ def number_id(id: str, occurrence: int, taken: frozenset[str]) -> str:
 def read_pieces(reader: PieceReader, pieces: Sequence[FilePiece], report: Mapping[str, Any]) -> OpenedSource:
     """Index the pieces on Ray (first pass), and return a source whose dataset reads them (second pass)."""
     import pyarrow as pa
-    import ray.data
 
     plan = pa.table({"piece": pa.array(range(len(pieces)), pa.int64())})
-    indexed = ray.data.from_arrow(plan).map_batches(_IndexPieces(reader, pieces), batch_size=1, **LIGHT)
+    indexed = read_plan(plan, _IndexPieces(reader, pieces))
     index_rows = sorted(indexed.iter_rows(), key=lambda row: int(row["piece"])) if pieces else []
     indices = [from_row(PieceIndex, row) for row in index_rows]
     first_numbers = _first_numbers(pieces, indices)
@@ -161,7 +160,7 @@ def read_pieces(reader: PieceReader, pieces: Sequence[FilePiece], report: Mappin
         number = first_numbers[first[0]] + indices[first[0]].row_lines[first[1]]
         where = f"{pieces[first[0]].file.name}:{number}"
     return OpenedSource(
-        rows=ray.data.from_arrow(plan).map_batches(_ReadPieces(reader, pieces, taken), batch_size=1, **LIGHT),
+        rows=read_plan(plan, _ReadPieces(reader, pieces, taken), num_rows=int(starts[-1])),
         total=int(starts[-1]),
         data_hash=hashlib.sha256("".join(k.digest for k in indices).encode()).hexdigest()[:16],
         report=dict(report) | {"repeated_ids": len(repeats), "first_repeated_id": where},
