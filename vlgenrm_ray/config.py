@@ -18,6 +18,7 @@ from vlgenrm_ray.curation.sources.rows import Columns
 from vlgenrm_ray.data.faults import MAX_DROPPED
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import SHARD_MB
 from vlgenrm_ray.engines.vllm_config import VllmConfig
 from vlgenrm_ray.evaluation.benchmark_run import task_labels, tasks_of
 from vlgenrm_ray.evaluation.benchmarks import BenchmarkConfig
@@ -36,7 +37,7 @@ from vlgenrm_ray.settings import RemovedSetting, Settings
 class RunConfig(Settings):
     """Recipe of a reward-model run: curation, then rounds of critiques, selection, training and evaluation."""
 
-    operational: ClassVar = frozenset({"max_dropped"})
+    operational: ClassVar = frozenset({"max_dropped", "shard_mb"})
     inherits: ClassVar = {
         "engine.model": "base",
         "responses.generators.*.engine": "engine",
@@ -82,6 +83,9 @@ class RunConfig(Settings):
     """Largest share of the rows of a stage that may be dropped because of a fault: `image_missing`,
     `image_unreachable`, `image_unreadable` or `engine_error`. With more, the stage stops. Up to 7 rows
     are allowed unless it is 0."""
+    shard_mb: int = Field(default=SHARD_MB, ge=0)
+    """Size in memory, in MB, up to which the files of a finished stage are merged; 0: one file for each block of rows,
+    64 in most stages. Stages of at most 32 files stay as they are."""
     columns: Columns = Columns()
     """Column names of the data files, for `pool` and `heldout`."""
     judge: JudgeConfig = JudgeConfig()
@@ -239,6 +243,9 @@ class PolicyRunConfig(Settings):
     """Largest share of the rows of `pool` and `heldout` that may be dropped because of a fault: `image_missing`,
     `image_unreachable` or `image_unreadable`. With more, the run stops. Up to 7 rows are allowed
     unless it is 0."""
+    shard_mb: int = Field(default=SHARD_MB, ge=0)
+    """Size in memory, in MB, up to which the files of a finished stage are merged; 0: one file for each block of rows,
+    64 in most stages. Stages of at most 32 files stay as they are."""
     columns: Columns = Columns()
     """Column names of the data files, for `pool` and `heldout`."""
     judge: JudgeConfig = JudgeConfig()

@@ -50,7 +50,7 @@ class RewardRun:
 
     def stage(self, name: str) -> StageFolder:
         """Return the folder of a stage before the first round."""
-        return StageFolder(self.folder / name)
+        return StageFolder(self.folder / name, shard_mb=self.config.shard_mb)
 
 
 def run(
@@ -204,6 +204,9 @@ def _bind_stages(run: RewardRun) -> RoundStages:
     config, judge = run.config, run.config.judge
     checker = critique_checker(config)
 
+    def with_shard_size(folder: StageFolder) -> StageFolder:
+        return StageFolder(folder.path, shard_mb=config.shard_mb)
+
     def run_critiques(model: Path, round: int, target: StageFolder) -> Manifest:
         return critiques.run(
             config.critiques,
@@ -211,7 +214,7 @@ def _bind_stages(run: RewardRun) -> RoundStages:
             model=model,
             round=round,
             source=run.stage("preferences"),
-            target=target,
+            target=with_shard_size(target),
             max_dropped=config.max_dropped,
         )
 
@@ -222,7 +225,7 @@ def _bind_stages(run: RewardRun) -> RoundStages:
             checker=checker,
             source=source,
             preferences=run.stage("preferences"),
-            target=target,
+            target=with_shard_size(target),
         )
 
     def run_training(model: Path, round: int, examples: StageFolder, target: Path) -> TrainingResult:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, to_row
 from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
+from vlgenrm_ray.data.merging import merge_shards
 from vlgenrm_ray.data.progress import Progress
 from vlgenrm_ray.data.shard_files import ShardTotals
 from vlgenrm_ray.data.store import CommittedShards, Manifest, StageFolder
@@ -254,6 +255,7 @@ def run(
             f"stage '{folder.stage}': {total} rows in, {num_done} finished; run again to finish the others"
         )
     measured = _measure(folder, committed, metrics) if metrics else {}
+    merge_shards(folder, committed, num_cpus=LIGHT_CPUS)
     return folder.finish(
         seconds=time.monotonic() - start,
         metrics=measured,

@@ -31,6 +31,8 @@ FORMAT = 2
 _UNITS_KEY = b"vlgenrm_ray.units"
 _TOTALS_KEY = b"vlgenrm_ray.totals"
 _HASH_BITS = 256
+_ROW_GROUP_ROWS = 4096
+"""Rows that are read together where a few records of a large shard are needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,8 @@ class ShardTotals:
     """Reason -> rows."""
     hash: int = 0
     """Sum of the hashes of the units, modulo 2^256: independent of their order and of their distribution."""
+    num_bytes: int = 0
+    """Size of the units in memory, in bytes; 0 if an earlier version wrote them."""
     metric_sums: dict[str, Any] | None = field(default_factory=dict)
     """Sum of the units' `metric_sums`; None if an earlier version wrote one of them, without sums."""
 
@@ -60,6 +64,7 @@ class ShardTotals:
             num_tokens=sum(row["num_tokens"] for row in rows),
             dropped=dict(Counter(drop["reason"] for row in rows for drop in row["dropped"])),
             hash=sum(int.from_bytes(digest) for digest in hashes) % (1 << _HASH_BITS),
+            num_bytes=units.nbytes,
             metric_sums=None if None in sums else add_sums(map(json.loads, sums)),
         )
 
@@ -73,6 +78,7 @@ class ShardTotals:
             num_tokens=sum(t.num_tokens for t in totals),
             dropped=add_sums(t.dropped for t in totals),
             hash=sum(t.hash for t in totals) % (1 << _HASH_BITS),
+            num_bytes=sum(t.num_bytes for t in totals),
             metric_sums=None if None in sums else add_sums(s for s in sums if s),
         )
 
@@ -97,8 +103,13 @@ def add_sums(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def write_shard(units: "pa.Table", target: Path) -> ShardTotals:
+def write_shard(units: "pa.Table", target: Path, totals: ShardTotals | None = None) -> ShardTotals:
     """Write a table of units as a shard file, atomically.
+
+    Args:
+        units: The units.
+        target: Path of the file.
+        totals: Totals of the units, if they are known.
 
     Raises:
         StorageFullError: The file system takes no more data.
@@ -110,13 +121,13 @@ def write_shard(units: "pa.Table", target: Path) -> ShardTotals:
     records = lists.flatten()
     rows = pa.Table.from_arrays(records.flatten(), schema=pa.schema(list(records.type)))
     index = units.drop_columns(["records"]).append_column("num_records", lists.value_lengths())
-    totals = ShardTotals.of(units)
+    totals = totals or ShardTotals.of(units)
     with (
         writing(target, rows.nbytes) as partial,
         pq.ParquetWriter(partial, rows.schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         if rows.num_rows:  # `datasets` cannot read an empty row group, but a file without any.
-            writer.write_table(rows)
+            writer.write_table(rows, row_group_size=_ROW_GROUP_ROWS)
         # In the footer, not in the schema's metadata: that Parquet files hold twice.
         writer.add_key_value_metadata({_UNITS_KEY: _serialise(index), _TOTALS_KEY: totals.to_json()})
     return totals
@@ -185,20 +196,36 @@ def nest_records(index: "pa.Table", rows: "pa.Table") -> "pa.Table":
     return pa.table(columns)
 
 
-def read_rows(shard: Path, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
+def read_rows(
+    shard: Path,
+    columns: Sequence[str] | None = None,
+    filters: Any = None,
+    row_groups: Sequence[int] | None = None,
+) -> "pa.Table":
     """Read the rows of a shard: its records. Arguments as for `StageFolder.read_records`."""
     import pyarrow.parquet as pq
 
     # Unlike `read_table`, `ParquetFile` reads single columns inside nested ones.
     with _reading(shard), pq.ParquetFile(shard, page_checksum_verification=True) as file:
         _serialised_units(file.metadata, shard)
-        table = (
-            file.read(columns=columns)
-            if filters is None
-            else pq.read_table(shard, filters=filters, page_checksum_verification=True)
-        )
+        if row_groups is not None:
+            table = file.read_row_groups(list(row_groups), columns=columns)
+        elif filters is None:
+            table = file.read(columns=columns)
+        else:
+            table = pq.read_table(shard, filters=filters, page_checksum_verification=True)
     # The footer's units would otherwise travel with every slice of the table.
-    return table.replace_schema_metadata(None)
+    table = table.replace_schema_metadata(None)
+    return table if row_groups is None or filters is None else table.filter(filters)
+
+
+def row_group_sizes(shard: Path) -> list[int]:
+    """Return the number of rows of each row group of a shard."""
+    import pyarrow.parquet as pq
+
+    with _reading(shard):
+        metadata = pq.read_metadata(shard)
+    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
 
 @contextmanager

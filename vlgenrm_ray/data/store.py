@@ -14,7 +14,8 @@ its footers alone.
 The manifest lists the shards, and the driver of a stage receives the name of each as it is committed: file systems such
 as NFS serve listings of folders that are up to half a minute old, but open a file by its name at once.
 
-A shard that was damaged or lost later is noticed when its stage begins; only its rows are made again.
+While a stage runs, each block of rows is a shard; at its end they are merged into large ones (see `merging`). A shard
+that was damaged or lost later is noticed when its stage begins; only its rows are made again.
 
 Fields named `uri` (images, checkpoints) are stored relative to the run folder if they lie in it, and read as absolute
 paths, so a run folder may be moved or mounted elsewhere. It must lie on a file system that all nodes share.
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
+SHARD_MB = 128
+"""Size in memory, in MB, up to which the shards of a finished stage are merged."""
+MERGED_SUFFIX = ".merged"
+"""Suffix of a merged shard that is not in use yet."""
 _PATIENCE_S = 60.0
 """Seconds in which a file that one node wrote must be visible on another. NFS clients cache what they know for 30 s."""
 _FOOTER_THREADS = 8
@@ -163,6 +168,15 @@ class CommittedShards:
         self._totals[name] = totals
         self._ids[name] = ids
 
+    def replace(self, names: Sequence[str], name: str, totals: ShardTotals) -> None:
+        """Replace some shards by one with all their units."""
+        import pyarrow as pa
+
+        ids = pa.concat_arrays([self._ids[old] for old in names])
+        for old in names:
+            self.remove(old)
+        self.add(name, totals, ids)
+
     def remove(self, name: str) -> None:
         """Remove a shard."""
         del self._totals[name], self._ids[name]
@@ -199,13 +213,15 @@ class CommittedShards:
 class StageFolder:
     """One stage of one run on disk. Cheap to create and to pickle: holds its path, and no open file."""
 
-    def __init__(self, path: Path | str, *, shard_names: Iterable[str] | None = None) -> None:
+    def __init__(self, path: Path | str, *, shard_names: Iterable[str] | None = None, shard_mb: int = SHARD_MB) -> None:
         """Name a folder, which need not exist.
 
         Args:
             path: The folder.
             shard_names: Names of all its shards, if they are known better than by listing the folder.
+            shard_mb: Size in memory, in MB, up to which shards are merged when the stage is finished; 0: not at all.
         """
+        self.shard_mb = shard_mb
         self.path = Path(path).absolute()
         self._shard_names = None if shard_names is None else tuple(sorted(set(shard_names)))
 
@@ -283,6 +299,7 @@ class StageFolder:
         committed = self._discard_damage()
         manifest = self.manifest()
         if manifest is None:
+            self._remove_partial_merges()
             self._discard_repeated(committed)
             self._discard_drops(committed, FAULTS)
         elif not TRANSIENT_FAULTS.isdisjoint(manifest.dropped) and not self._has_readers(manifest):
@@ -470,6 +487,12 @@ class StageFolder:
         for path in (self.path / "shards").glob("*.parquet") if names else ():
             if path.stem not in names:
                 path.unlink(missing_ok=True)
+        self._remove_partial_merges()
+
+    def _remove_partial_merges(self) -> None:
+        """Remove the merged shards of an attempt that was interrupted before it used them."""
+        for path in (self.path / "shards").glob(f"*{MERGED_SUFFIX}"):
+            path.unlink(missing_ok=True)
 
     def await_shards(self, names: Iterable[str], patience_s: float = _PATIENCE_S) -> "StageFolder":
         """Wait until this machine sees the shards that others wrote.
@@ -484,7 +507,7 @@ class StageFolder:
         Raises:
             StageError: A shard is not visible in time.
         """
-        folder = StageFolder(self.path, shard_names=names)
+        folder = StageFolder(self.path, shard_names=names, shard_mb=self.shard_mb)
         deadline = time.monotonic() + patience_s
         for path in folder.shards():
             while not path.exists():
@@ -538,15 +561,23 @@ class StageFolder:
         """Read a shard's footer, see `shards.read_unit_index`."""
         return shard_files.read_unit_index(shard)
 
-    def read_records(self, shard: Path, *, columns: Sequence[str] | None = None, filters: Any = None) -> "pa.Table":
+    def read_records(
+        self,
+        shard: Path,
+        *,
+        columns: Sequence[str] | None = None,
+        filters: Any = None,
+        row_groups: Sequence[int] | None = None,
+    ) -> "pa.Table":
         """Read a shard's records, one row each.
 
         Args:
             shard: One of `shards()`.
             columns: Columns to read, nested ones as `question.id`; default all.
             filters: Expression of `pyarrow.compute` that selects rows; not together with `columns`.
+            row_groups: Row groups of the file to read; default all.
         """
-        return map_uris(shard_files.read_rows(shard, columns, filters), self._to_absolute_uris)
+        return map_uris(shard_files.read_rows(shard, columns, filters, row_groups), self._to_absolute_uris)
 
     def read_units(self, shard: Path) -> "pa.Table":
         """Read a shard as a table of units, the form that `units_from_table` takes."""
