@@ -10,10 +10,12 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 from source_rows import parse_row, png
 
 from vlgenrm_ray import plugins
+from vlgenrm_ray.curation import pool
 from vlgenrm_ray.curation.pool import PoolConfig, is_within, resolve_row
 from vlgenrm_ray.curation.sources import SOURCES, open_source
 from vlgenrm_ray.curation.sources.containers.json_lines import LineRange
@@ -22,7 +24,12 @@ from vlgenrm_ray.curation.sources.rows import Columns, SourceRow, hash_id
 from vlgenrm_ray.curation.sources.schema import RowReader
 from vlgenrm_ray.curation.sources.stream import PieceReader, count_repeats, number_id
 from vlgenrm_ray.curation.sources.values import SourceImage
+from vlgenrm_ray.data import flow, images
+from vlgenrm_ray.data.arrow import to_table
+from vlgenrm_ray.data.images import ImageLimits
+from vlgenrm_ray.data.store import units_from_table
 from vlgenrm_ray.errors import ConfigError, InputError
+from vlgenrm_ray.records import ImageRef, Question
 
 ROW = {"id": "q1", "image": "a.png", "question": "What is it?"}
 
@@ -308,3 +315,29 @@ def test_a_source_is_named_by_its_import_path(package: str, tmp_path: Path) -> N
 def test_every_source_of_the_table_can_be_imported(source: str) -> None:
     opener = plugins.load(SOURCES[source], {}, "source")
     assert callable(opener)
+
+
+def test_an_image_of_several_rows_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    opened: list[str] = []
+    original = images.probe
+
+    def count(uri: str, limits: ImageLimits) -> ImageRef:
+        opened.append(uri)
+        return original(uri, limits)
+
+    monkeypatch.setattr(images, "probe", count)
+    rows = [
+        SourceRow(id=f"{i}", question_id=f"q{i}", images=(SourceImage(uri=str(tmp_path / name)),), text="What?")
+        for i, name in enumerate(("a.png", "a.png", "lost.png", "a.png"))
+    ]
+    resolve = pool._ResolveRows(PoolConfig(source="jsonl", path="x"), tmp_path)
+    units = units_from_table(Question, resolve(to_table(SourceRow, rows)))
+    assert [len(unit.records) for unit in units] == [1, 1, 0, 1]
+    assert sorted(Path(uri).name for uri in opened) == ["a.png", "lost.png"]
+
+
+@pytest.mark.parametrize(("num_rows", "rows"), [(1, 64), (10_000, 64), (100_000, 390), (10**6, 1024)])
+def test_large_stages_without_engines_have_larger_blocks(num_rows: int, rows: int) -> None:
+    assert flow.light_block_rows(num_rows) == rows
+    assert flow.light_block_rows(num_rows, 200) == min(rows, 200)

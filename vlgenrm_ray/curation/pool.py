@@ -5,7 +5,9 @@ on rows carry its address and its hash. Images that came as bytes within rows ar
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import unquote, urlsplit
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STAGE = "pool"
+_MAX_BLOCK_ROWS = 512
+"""Rows per block at most: each may carry the bytes of an image."""
 
 
 class PoolConfig(SourceConfig):
@@ -60,15 +64,25 @@ class HeldoutConfig(PoolConfig):
     labelled: ClassVar[bool] = True
 
 
-def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Question]:
+Probe = Callable[[str, ImageLimits], ImageRef]
+"""Opens an image by its address to check it, as `images.probe` does."""
+
+
+def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path, probe: Probe = images.probe) -> Unit[Question]:
     """Build the unit of one row: its question, or a `Dropped` that states why the row cannot be used.
 
     Opens the image to check it, and stores it if it came as bytes.
+
+    Args:
+        row: The row.
+        config: Settings of the stage.
+        image_store: Folder for images that came as bytes.
+        probe: Opens the other images.
     """
     if row.problem:
         return _drop(row, row.id, DropReason(row.reason), row.problem)
     try:
-        image, *more_images = [_open_image(image, config, image_store) for image in row.images]
+        image, *more_images = [_open_image(image, config, image_store, probe) for image in row.images]
     except ImageError as error:
         return _drop(row, row.question_id, error.reason, f"{row.id}: {error.detail}")
     # `images` turns all failures to read into ImageError; this is the image store, which every row needs.
@@ -93,12 +107,12 @@ def resolve_row(row: SourceRow, config: PoolConfig, image_store: Path) -> Unit[Q
     return Unit(id=row.id, records=(question,))
 
 
-def _open_image(image: SourceImage, config: PoolConfig, image_store: Path) -> ImageRef:
+def _open_image(image: SourceImage, config: PoolConfig, image_store: Path, probe: Probe) -> ImageRef:
     if image.data is not None:
         return images.keep(image.data, image_store, config.images)
     assert image.uri is not None, "an image has bytes or an address"
     check_root(image.uri, config)
-    return images.probe(image.uri, config.images)
+    return probe(image.uri, config.images)
 
 
 def check_root(uri: str, config: PoolConfig) -> None:
@@ -135,7 +149,9 @@ class _ResolveRows:
     image_store: Path
 
     def __call__(self, rows: "pa.Table") -> "pa.Table":
-        units = (resolve_row(row, self.config, self.image_store) for row in from_table(SourceRow, rows))
+        # Data sets ask several questions about an image, mostly in rows that follow each other.
+        probe = lru_cache(maxsize=None)(images.probe)
+        units = (resolve_row(row, self.config, self.image_store, probe) for row in from_table(SourceRow, rows))
         return units_table(Question, units)
 
 
@@ -164,6 +180,7 @@ def run(config: PoolConfig, *, target: StageFolder, seed: int = 0, max_dropped: 
             _ResolveRows(config, image_store), num_cpus=1.0, batch_format="pyarrow", zero_copy_batch=True
         ),
         total=source.total,
+        block_rows=flow.light_block_rows(source.total, _MAX_BLOCK_ROWS),
         fingerprint=config.fingerprint(),
         inputs={"source": source.data_hash},
         metrics=lambda _folder, _sums: {"source": dict(source.report)} if source.report else {},

@@ -284,6 +284,7 @@ def run(
         flow.read_units(source),
         lambda rows: rows.map_batches(_BuildPairs(config, experts, seed, cooccurrence), **flow.LIGHT),
         total=source.complete().rows_in,
+        block_rows=flow.light_block_rows(source.complete().rows_in),
         fingerprint=digest(
             [
                 config.fingerprint(),

@@ -69,6 +69,9 @@ STREAM_CPUS = 1.0
 """CPUs that a stage's stream needs on one node beside its actors, or Ray Data waits forever: `repartition` takes no
 resources of its own and runs with Ray's default of one CPU. Light tasks run in its place when it has finished."""
 
+_BLOCK_ROWS = 64
+"""Rows per block of a stage with engines, and of small inputs."""
+_MAX_BLOCKS = 256
 _ROWS_PER_TASK = 2048
 """Rows that a task reads at least."""
 
@@ -107,6 +110,18 @@ def read_plan(plan: "pa.Table", read: "Callable[[pa.Table], Any]", *, num_rows: 
 
     blocks = split_plan(plan, num_blocks=_num_read_tasks(), num_rows=num_rows)
     return ray.data.from_arrow(blocks).map_batches(read, batch_size=1, **LIGHT)
+
+
+def light_block_rows(num_rows: int, most: int = 1024) -> int:
+    """Return the rows per block of a stage without engines.
+
+    A block costs Ray and the disk about as much as hundreds of its rows, and is made again in a second.
+
+    Args:
+        num_rows: Rows of the stage.
+        most: Largest block.
+    """
+    return max(_BLOCK_ROWS, min(most, num_rows // _MAX_BLOCKS))
 
 
 def _num_read_tasks() -> int:
@@ -186,7 +201,7 @@ def run(
     work: "Callable[[Dataset], Dataset]",
     *,
     total: int,
-    block_rows: int = 64,
+    block_rows: int = _BLOCK_ROWS,
     fingerprint: str,
     inputs: Mapping[str, str],
     metrics: Callable[[StageFolder, Mapping[str, Any]], Mapping[str, Any]] | None = None,

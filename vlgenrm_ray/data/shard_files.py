@@ -31,7 +31,7 @@ FORMAT = 2
 _UNITS_KEY = b"vlgenrm_ray.units"
 _TOTALS_KEY = b"vlgenrm_ray.totals"
 _HASH_BITS = 256
-_ROW_GROUP_ROWS = 4096
+_ROW_GROUP_ROWS = 1024
 """Rows that are read together where a few records of a large shard are needed."""
 
 

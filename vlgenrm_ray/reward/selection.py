@@ -112,6 +112,7 @@ def run(
         flow.read_units(source),
         select,
         total=source.complete().rows_in,
+        block_rows=flow.light_block_rows(source.complete().rows_in),
         fingerprint=fingerprint(config, templates, checks, judge),
         inputs={"critiques": source.data_hash(), "preferences": preferences.data_hash()},
         metrics=lambda _folder, sums: selection_metrics(sums),
