@@ -585,6 +585,18 @@ def bench_policy(
     )
 
 
+@bench_app.command("scale")
+def bench_scale(
+    rows: Annotated[list[int] | None, typer.Option(min=1, help="Rows; repeatable. Default: 10000 and 100000.")] = None,
+    num_cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report.")] = None,
+) -> None:
+    """Measure pool, preferences and selection on generated rows: pace, driver's time and memory, growth."""
+    from vlgenrm_ray.bench import scale
+
+    scale.run(tuple(rows or (10_000, 100_000)), num_cpus=num_cpus, out=out)
+
+
 @bench_app.command("guards")
 def bench_guards(
     runs: Annotated[int, typer.Option(min=20, help="Simulated runs of each kind.")] = 400,
