@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from factories import detection, image, question, response
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from vlgenrm_ray.curation.edits import remove_phrase, split_statements
 from vlgenrm_ray.curation.evidence import EvidenceConfig, EvidenceIndex, QuestionEvidence
-from vlgenrm_ray.curation.hard_negatives import Cooccurrence, count_cooccurrence
+from vlgenrm_ray.curation.hard_negatives import Cooccurrence, _CountShards
 from vlgenrm_ray.curation.pair_builders import BalanceConfig, edited_pairs, repaired_pairs
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.experts.checking import Thresholds, check_claim
@@ -96,9 +97,16 @@ def test_nouns_are_counted_from_the_detections_of_a_stage(tmp_path: Path) -> Non
         for i, nouns in enumerate(TABLE)
         for k in range(2)
     ]
-    write_units(folder, CheckedResponse, [Unit(id=c.id, records=(c,)) for c in checked])
+    units = [Unit(id=a.id, records=(a, b)) for a, b in zip(checked[::2], checked[1::2], strict=True)]
+    write_units(folder, CheckedResponse, units[:1])
+    write_units(folder, CheckedResponse, units[1:])
     folder.finish(seconds=0.0)
-    assert count_cooccurrence(folder) == TOGETHER, "each image once, without weak boxes"
+    paths = pa.table({"path": [str(path) for path in folder.shards()]})
+    total: Counter[tuple[str, str]] = Counter()
+    for table in _CountShards(folder)(paths):
+        total.update({(row["noun"], row["other"]): row["images"] for row in table.to_pylist()})
+    assert paths.num_rows == 2
+    assert total == TOGETHER.pairs, "each image once, without weak boxes"
 
 
 # -- repairs -----------------------------------------------------------------------------------------------------------
