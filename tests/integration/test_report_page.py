@@ -42,11 +42,23 @@ def test_the_page_is_accessible_fits_a_phone_and_reports_no_error(
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+        widest = "Math.max(...[...document.querySelectorAll('caption, nav ul')].map(e => e.scrollWidth))"
+        assert page.evaluate(f"{widest} <= innerWidth"), f"a text is cut off at {width}"
     assert messages == []
     # Contrast, names, roles, keyboard access of scrollable regions, ...
     results = Axe().run(page)
     assert results.response["passes"]
     assert results.violations_count == 0, results.generate_report()
+
+
+def test_a_page_that_is_read_in_the_dark_is_printed_dark_on_white(browser: Any, reports: dict[str, Path]) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.goto(reports["one"].as_uri())
+    colour = "getComputedStyle(document.body).color.match(/\\d+/g).map(Number)"
+    assert min(page.evaluate(colour)) > 200
+    page.emulate_media(media="print", color_scheme="dark")
+    assert max(page.evaluate(colour)) < 60
+    page.close()
 
 
 def test_examples_are_filtered_with_the_keyboard(browser: Any, reports: dict[str, Path]) -> None:

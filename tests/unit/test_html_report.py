@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.errors import InputError
 from vlgenrm_ray.report import html
-from vlgenrm_ray.report.html import gallery
+from vlgenrm_ray.report.html import charts, gallery
 from vlgenrm_ray.report.html.run_data import (
     JudgedPairs,
     RunData,
@@ -114,6 +115,30 @@ def test_reliability_bins_hold_every_readable_response() -> None:
     low, high = reliability(pairs)
     assert (low.num, low.share_right, low.mean_reward) == (2, 0.5, pytest.approx(0.23))
     assert (high.num, high.share_right, high.mean_reward) == (1, 1.0, 1.0)
+
+
+def test_every_round_is_named_in_the_chart_of_kinds(data: RunData) -> None:
+    base, trained = [round for round in data.rounds if round.evaluation][:2]
+    kinds = dict(trained.evaluation["by_kind"])
+    del kinds[min(kinds)]
+    assert kinds
+    svg = charts.accuracy_by_kind([base, replace(trained, evaluation=trained.evaluation | {"by_kind": kinds})])
+    assert base.name in svg
+    assert trained.name in svg
+
+
+def test_pairs_without_kinds_have_no_chart_of_kinds(
+    run: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for path in (tmp_path / "run").glob("round-*/evaluation/manifest.json"):
+        manifest = read_json(path)
+        manifest["metrics"]["by_kind"] = {}
+        write_json(path, manifest)
+    page = html.write_report([tmp_path / "run"]).read_text()
+    assert "Accuracy by round" in page
+    assert "Accuracy by kind" not in page
+    assert not recwarn.list
 
 
 def test_the_page_is_self_contained(page: str) -> None:

@@ -119,7 +119,11 @@ def _run_view(run: RunData) -> dict[str, Any]:
     if evaluated:
         round_charts = [
             ("Accuracy by round", charts.accuracy_by_round(evaluated)),
-            ("Accuracy by kind", charts.accuracy_by_kind(shown)),
+            *(
+                (("Accuracy by kind", charts.accuracy_by_kind(shown)),)
+                if any(r.evaluation["by_kind"] for r in shown)
+                else ()
+            ),
             (
                 "Reliability",
                 charts.reliability_diagram({r.name: reliability(r.pairs) for r in shown if r.pairs is not None}),

@@ -71,6 +71,7 @@ def accuracy_by_kind(rounds: Sequence[RoundData]) -> str:
     figure, axes = _new_chart(height=1.4 + 0.5 * len(kinds))
     for number, round in enumerate(rounds):
         offset = (number - (len(rounds) - 1) / 2) * 0.3
+        label: str | None = round.name
         for row, kind in enumerate(kinds):
             if (estimate := round.evaluation["by_kind"].get(kind)) is None or estimate["value"] is None:
                 continue
@@ -82,8 +83,9 @@ def accuracy_by_kind(rounds: Sequence[RoundData]) -> str:
                 color=_SERIES[number],
                 marker="os"[number % 2],
                 capsize=3,
-                label=round.name if kind == kinds[0] else None,
+                label=label,
             )
+            label = None
     axes.axvline(0.5, color=_LINE, lw=1)
     axes.set_yticks(range(len(kinds)), [kind or "(none)" for kind in kinds])
     axes.set_ylim(len(kinds) - 0.4, -0.6)
@@ -314,8 +316,9 @@ def _new_chart(height: float = 3.2) -> "tuple[Figure, Axes]":
 
 
 def _add_legend(figure: "Figure") -> None:
-    """Name the curves below the axes, where the legend hides no point."""
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=_TEXT, fontsize=9)
+    """Name the curves, if any was drawn, below the axes, where the legend hides no point."""
+    if any(axes.get_legend_handles_labels()[1] for axes in figure.axes):
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=_TEXT, fontsize=9)
 
 
 def _to_svg(figure: "Figure", title: str) -> str:
