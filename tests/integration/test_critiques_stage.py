@@ -3,7 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.engines.contracts import Prompt
 from vlgenrm_ray.engines.scripted import ScriptedGenerator
 from vlgenrm_ray.engines.vllm import VllmConfig
-from vlgenrm_ray.errors import ConfigError, InputError
+from vlgenrm_ray.errors import ConfigError, EngineLostError, InputError
 from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.records import Critique, Preference
 from vlgenrm_ray.reward.critiques import CritiquesConfig, run
@@ -64,6 +66,38 @@ def test_every_preference_has_critiques_or_a_reason(ray_local: None, tmp_path: P
     assert manifest.num_tokens == sum(c.num_tokens for c in target.records(Critique))
     with pytest.raises(ConfigError, match="other settings"):
         run(CONFIG, judge=JUDGE, model="none", round=2, source=source, target=target, build=scripted)
+
+
+class LostOnceGenerator(ScriptedGenerator):
+    """A scripted engine that is lost at its second batch, unless the file `lost` says that this has happened."""
+
+    def __init__(self, lost: Path) -> None:
+        super().__init__(lambda p, chance: "Verdict: Yes")
+        self.lost = lost
+        self.num_calls = 0
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        self.num_calls += 1
+        if self.num_calls > 1 and not self.lost.exists():
+            self.lost.touch()
+            raise EngineLostError("its process died")
+        return super().generate(*arguments, **options)
+
+
+def test_an_actor_whose_engine_is_lost_is_restarted_and_no_row_is_lost_or_doubled(
+    ray_local: None, tmp_path: Path, source: StageFolder
+) -> None:
+    target, lost = StageFolder(tmp_path / "critiques"), tmp_path / "lost"
+    build = partial(_lost_once, lost)
+    manifest = run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=build)
+    assert lost.exists()
+    assert (manifest.rows_in, manifest.rows_out, manifest.dropped) == (25, 24 * 4, {"image_missing": 1})
+    ids = [critique.id for critique in target.records(Critique)]
+    assert len(ids) == len(set(ids)) == 24 * 4
+
+
+def _lost_once(lost: Path, config: VllmConfig) -> LostOnceGenerator:
+    return LostOnceGenerator(lost)
 
 
 def test_a_killed_stage_continues_where_it_stopped(ray_local: None, tmp_path: Path, source: StageFolder) -> None:

@@ -164,6 +164,7 @@ class _Examine:
         self.pipeline = ExpertPipeline(config, [build_expert(expert, config)])
         self.is_last = is_last
 
+    @flow.exit_if_engine_lost
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         examined = examine_images(from_table(ImageResponses, rows), self.pipeline)
         if self.is_last:

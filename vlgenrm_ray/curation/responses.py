@@ -248,6 +248,7 @@ class _Generate:
         self.limits = limits
         self.generator = build(config.engine)
 
+    @flow.exit_if_engine_lost
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         questions = [from_row(Question, row) for row in rows.column("question").to_pylist()]
         assigned = [q for q in questions if self.config.is_assigned(q, self.seed)]

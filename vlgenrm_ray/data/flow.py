@@ -5,13 +5,15 @@ that are committed already are filtered out; each block of units is committed as
 are known to the driver by name, so that it depends on no listing of a shared folder.
 """
 
+import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, to_row
 from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
@@ -19,7 +21,7 @@ from vlgenrm_ray.data.merging import merge_shards
 from vlgenrm_ray.data.progress import Progress
 from vlgenrm_ray.data.shard_files import ShardTotals
 from vlgenrm_ray.data.store import CommittedShards, Manifest, StageFolder
-from vlgenrm_ray.errors import StageError
+from vlgenrm_ray.errors import EngineLostError, StageError
 from vlgenrm_ray.records import Dropped
 from vlgenrm_ray.settings import Settings
 
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger(__name__)
+_Actor = TypeVar("_Actor")
+_MAX_RESTARTS = 8
+"""Times that an actor of a stage is restarted, whatever ended it; a batch that ends every engine ends the stage."""
+_ENGINE_LOST_STATUS = 75
+"""Exit status of an actor's process whose engine was lost (EX_TEMPFAIL)."""
 
 
 class ActorPoolConfig(Settings):
@@ -58,9 +65,31 @@ class ActorPoolConfig(Settings):
             ),
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus or None,
+            "max_restarts": _MAX_RESTARTS,
             "batch_size": self.batch_size,
             "batch_format": "pyarrow",
         }
+
+
+def exit_if_engine_lost(
+    call: "Callable[[_Actor, pa.Table], pa.Table]",
+) -> "Callable[[_Actor, pa.Table], pa.Table]":
+    """Decorate `__call__` of an actor class of a stage: if its engine is lost, its process ends.
+
+    An exception would be an error of the stage and end it. A process that ends is restarted by Ray with a fresh engine,
+    at most `_MAX_RESTARTS` times, and gets its batch again. Nothing of it was committed: no row is lost or doubled.
+    """
+
+    @functools.wraps(call)
+    def call_or_exit(actor: _Actor, rows: "pa.Table") -> "pa.Table":
+        try:
+            return call(actor, rows)
+        except EngineLostError as error:
+            _log.error("an engine was lost (%s); Ray restarts its process, and its batch is processed again", error)
+            # `ray.actor.exit_actor` would be an intended end, after which Ray restarts nothing.
+            os._exit(_ENGINE_LOST_STATUS)
+
+    return call_or_exit
 
 
 LIGHT_CPUS = 0.25

@@ -244,6 +244,7 @@ class BenchmarkActor:
     ) -> None:
         self._model = EngineModel(engine, judge, limits, build)
 
+    @flow.exit_if_engine_lost
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         replies = timed_reply(self._model, from_table(BenchmarkRequest, rows))
         return units_table(BenchmarkReply, [_unit(reply) for reply in replies])

@@ -80,6 +80,7 @@ class CandidateActor:
         self._limits = limits
         self._seed = seed
 
+    @flow.exit_if_engine_lost
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         questions = from_table(Question, rows)
         opened = {question.id: open_images(question.images, self._limits) for question in questions}

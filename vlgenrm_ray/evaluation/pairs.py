@@ -137,6 +137,7 @@ class PairJudgeActor:
         self.config = config
         self.judge = Judge(judge, build(engine), config.images)
 
+    @flow.exit_if_engine_lost
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         share = self.config.no_image_share
         preferences = from_table(Preference, rows)

@@ -124,6 +124,7 @@ class CritiqueActor:
         self.hint = config.hint
         self.round = round
 
+    @flow.exit_if_engine_lost
     def __call__(self, rows: "pa.Table") -> "pa.Table":
         units = write_critiques(self.judge, from_table(Preference, rows), round=self.round, hint=self.hint)
         return units_table(Critique, units)
