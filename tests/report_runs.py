@@ -37,8 +37,17 @@ HOSTILE = "</pre><script>document.title = 'broken'</script>"
 NUM_PAIRS = 12
 
 
-def write_run(folder: Path, *, rewards: tuple[float, float] = (0.8, 0.3), is_finished: bool = True) -> Path:
-    """Write a run of one round. `rewards`: of both sides in round 1, exchanged for every fourth pair."""
+def write_run(
+    folder: Path, *, rewards: tuple[float, float] = (0.8, 0.3), is_finished: bool = True, num_unknown: int = 0
+) -> Path:
+    """Write a run of one round.
+
+    Args:
+        folder: The run folder.
+        rewards: Rewards of both sides in round 1, exchanged for every fourth pair.
+        is_finished: Write the last manifest and the summary.
+        num_unknown: Pairs about which the experts know nothing.
+    """
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed: 7\nrounds: {num_rounds: 1, patience: 1}\n")
     image = _image(folder)
@@ -46,7 +55,8 @@ def write_run(folder: Path, *, rewards: tuple[float, float] = (0.8, 0.3), is_fin
         factories.question(f"q{i}", image=image, kind="count" if i % 2 else "existence") for i in range(NUM_PAIRS)
     ]
     _stage(folder / "pool", Question, [_unit(q.id, q) for q in questions])
-    checked = [_checked(q) for q in questions]
+    truths = [Truth.UNKNOWN] * num_unknown + [Truth.SUPPORTED] * (NUM_PAIRS - num_unknown)
+    checked = [_checked(q, truth) for q, truth in zip(questions, truths, strict=True)]
     _stage(folder / "experts", CheckedResponse, [_unit(c.response.question.id, c) for c in checked])
     preferences = [
         factories.preference(f"{q.id}/p0", question=q, kind=q.kind, chosen_id=f"{q.id}/r0", rejected_id=f"{q.id}/r0/e")
@@ -197,10 +207,10 @@ def _stage(path: Path, cls: type, units: list[Unit[Any]], *, metrics: Any = None
         folder.finish(seconds=1.5, metrics=metrics)
 
 
-def _checked(question: Question) -> CheckedResponse:
+def _checked(question: Question, truth: Truth) -> CheckedResponse:
     text = factories.preference().chosen
     claim = factories.claim(start=5, end=len(text) - 1)
-    finding = Finding(claim=claim, truth=Truth.SUPPORTED, expert="detector", score=0.9, boxes=(factories.box(),))
+    finding = Finding(claim=claim, truth=truth, expert="detector", score=0.9, boxes=(factories.box(),))
     response = factories.response(f"{question.id}/r0", question=question, text=text)
     detection = factories.detection("square", x0=100.0, x1=200.0)
     return CheckedResponse(id=response.id, response=response, findings=(finding,), detections=(detection,))

@@ -286,6 +286,14 @@ def test_a_run_of_the_first_stages_is_finished_without_rounds(tmp_path: Path) ->
     assert 'class="supported" x="10.0"' in page
 
 
+def test_pairs_that_the_experts_decided_come_first(tmp_path: Path) -> None:
+    run = report_runs.write_run(tmp_path / "run", is_finished=False, num_unknown=5)
+    examples = gallery.preference_examples(run)
+    is_decided = [any(piece.mark == "supported" for piece in example.sides[0].pieces) for example in examples]
+    assert sorted(is_decided, reverse=True) == is_decided
+    assert is_decided.count(False) == 5
+
+
 def test_best_of_n_is_drawn_by_round_with_intervals_oracle_and_random_pick(tmp_path: Path) -> None:
     run = report_runs.write_run(tmp_path / "run")
     for round, scale in ((0, 0.2), (1, 1.0)):

@@ -107,6 +107,18 @@ def test_the_folder_of_the_images_is_found_nearby(
     assert arguments[1] == "--set pool.path=data/d.jsonl"
 
 
+def test_the_folder_of_the_images_is_found_beside_that_of_the_annotations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "annotations", [pair(1)])
+    for folder, advice in (("images/train", "images/train"), ("images/val", None)):
+        write_image(tmp_path / folder / "a.png")
+        report = report_of("annotations/d.jsonl")
+        assert report.settings.get("image_folder") == advice, "two folders have the image: it may be of either"
+        assert report.num_usable == (advice is not None)
+
+
 def test_images_of_network_addresses_are_looked_up_by_name(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "b.png")
     path = write(tmp_path, [pair(1, image="https://example.org/a/b.png?size=2")])

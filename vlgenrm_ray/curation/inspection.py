@@ -363,11 +363,13 @@ def _example(question: SourceRow, looks: tuple[ImageLook, ...]) -> ExampleLook:
 
 
 def find_image_folder(config: PoolConfig, sample: SourceSample) -> str | None:
-    """Return the folder below or above the data file in which the images of the first rows are, if not beside it.
+    """Return the folder near the data file in which the images of the first rows are, if not where the rows say.
 
-    None if they are where the rows say, or nowhere near.
+    It is one below or above the data file, or the only one beside the file's folder that has the image, as in
+    `annotations/train.json` and `images/train`. None if the images are where the rows say, or nowhere near.
     """
     reader = row_reader(config.model_copy(update={"image_folder": None}), sample.schema)
+    nearby: dict[str, tuple[list[str], list[str]]] = {}
     for row in sample.rows[:20]:
         for question in reader.read(row.value, id="", folder=row.folder):
             uri = question.images[0].uri if question.images else None
@@ -376,9 +378,14 @@ def find_image_folder(config: PoolConfig, sample: SourceSample) -> str | None:
             path = uri.removeprefix(f"{row.folder}/")
             if _exists(uri):
                 return None
-            for folder in _nearby_folders(row.folder):
-                if _exists(f"{folder}/{path}"):
-                    return folder
+            if row.folder not in nearby:
+                nearby[row.folder] = (_nearby_folders(row.folder), _folders_below(posixpath.dirname(row.folder)))
+            near, beside = nearby[row.folder]
+            if first := next((folder for folder in near if _exists(f"{folder}/{path}")), None):
+                return first
+            holders = [folder for folder in beside if _exists(f"{folder}/{path}")]
+            if len(holders) == 1:
+                return holders[0]
     return None
 
 
@@ -389,18 +396,22 @@ def _nearby_folders(folder: str) -> list[str]:
         if not parent or parent == parents[-1] or parent.endswith(":/"):
             break
         parents.append(parent)
-    folders = parents[1:]
     if addresses.local_path(folder) is not None:
-        local = addresses.local_path(folder) or folder
-        for root, names, _ in os.walk(local):
-            depth = root[len(local) :].count("/")
-            if depth >= 2:
-                names.clear()
-            folders += [f"{root}/{name}" for name in sorted(names)[:50] if not name.startswith(".")]
-            if len(folders) > 500:
-                break
-    else:
-        folders += [f"{folder}/{name}" for name in ("images", "image", "imgs", "data")]
+        return parents[1:] + _folders_below(folder)
+    return parents[1:] + [f"{folder}/{name}" for name in ("images", "image", "imgs", "data")]
+
+
+def _folders_below(folder: str) -> list[str]:
+    """Return the folders in a local folder and in those, a few hundred at most."""
+    local = addresses.local_path(folder) if folder else None
+    folders: list[str] = []
+    for root, names, _ in os.walk(local) if local else ():
+        depth = root[len(local or "") :].count("/")
+        if depth >= 2:
+            names.clear()
+        folders += [f"{root}/{name}" for name in sorted(names)[:50] if not name.startswith(".")]
+        if len(folders) > 500:
+            break
     return folders
 
 

@@ -205,19 +205,28 @@ def training_examples(run: Path, round: RoundData) -> list[ExampleView]:
 
 
 def preference_examples(run: Path) -> list[ExampleView]:
-    """Show preference pairs of every kind and origin, for a run that has selected no critiques yet."""
+    """Show preference pairs of every kind, those first of which the experts decided most claims.
+
+    For a run that has selected no critiques yet.
+    """
     folder = StageFolder(run / "preferences")
     kinds = _kinds(folder)
     chosen = _choose_training(kinds, dict.fromkeys(kinds, SELECTED))
     pairs = RecordIndex.build(folder).read(Preference, chosen)
     checked = _checked_responses(run, pairs.values())
+
+    def num_decided(id: str) -> int:
+        sides = (checked.get(response) for response in (pairs[id].chosen_id, pairs[id].rejected_id))
+        findings = [finding for side in sides if side is not None for finding in side.findings]
+        return sum(finding.truth is not Truth.UNKNOWN for finding in findings)
+
     return [
         replace(
             _training_example(pairs[id], (), SELECTED, {}, checked),
             group="pair",
             note="; ".join(filter(None, (pairs[id].origin.value, pairs[id].evidence))),
         )
-        for id in chosen
+        for id in sorted(chosen, key=num_decided, reverse=True)
     ]
 
 
