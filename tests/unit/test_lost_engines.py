@@ -3,12 +3,16 @@
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from vlgenrm_ray.curation.experts import _Examine
 from vlgenrm_ray.curation.responses import _Generate
 from vlgenrm_ray.data import flow
+from vlgenrm_ray.engines.vllm import VllmGenerator
+from vlgenrm_ray.errors import EngineLostError
 from vlgenrm_ray.evaluation.benchmark_run import BenchmarkActor
 from vlgenrm_ray.evaluation.candidates import CandidateActor
 from vlgenrm_ray.evaluation.pairs import PairJudgeActor
@@ -46,3 +50,20 @@ def test_every_actor_with_an_engine_ends_with_it(actor: type) -> None:
 
 def test_the_restarts_of_an_actor_are_bounded() -> None:
     assert flow.ActorPoolConfig().map_batches_args()["max_restarts"] == 8
+
+
+class FakeEngineDeadError(Exception):
+    """Stands in for vLLM's error; importing vLLM takes long."""
+
+
+def test_a_dead_engine_refuses_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = SimpleNamespace(EngineDeadError=FakeEngineDeadError)
+    monkeypatch.setitem(sys.modules, "vllm.v1.engine.exceptions", exceptions)
+
+    def enqueue(*_: Any, **__: Any) -> Any:
+        raise FakeEngineDeadError("the engine died")
+
+    generator = VllmGenerator.__new__(VllmGenerator)
+    generator._llm = SimpleNamespace(enqueue=enqueue)  # type: ignore[assignment]
+    with pytest.raises(EngineLostError):
+        list(generator._run_isolated({0: ({}, None)}))  # type: ignore[dict-item]

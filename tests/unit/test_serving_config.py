@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from vlgenrm_ray import cli, config
 from vlgenrm_ray.cluster.resources import Cluster, Node
 from vlgenrm_ray.data.images import ImageLimits
-from vlgenrm_ray.entrypoints import serving_config, shipped_recipe
+from vlgenrm_ray.entrypoints import serve, serving_config, shipped_recipe
 from vlgenrm_ray.errors import ConfigError
 from vlgenrm_ray.serving import launch
 from vlgenrm_ray.serving.canary import Canary
@@ -121,3 +121,27 @@ def test_a_canary_is_complete_or_the_built_in_one() -> None:
     assert canary.image.size == (240, 240)
     assert canary.better
     assert canary.worse
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warns"),
+    [
+        ("127.0.0.1", "", False),
+        ("::1", "", False),
+        ("localhost", "", False),
+        ("0.0.0.0", "", True),
+        ("192.0.2.1", "", True),
+        ("judge.example.org", "", True),
+        ("0.0.0.0", "secret", False),
+    ],
+)
+def test_a_service_that_other_machines_reach_without_a_token_warns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str, token: str, warns: bool
+) -> None:
+    monkeypatch.setenv("VLGENRM_API_TOKEN", token)
+    monkeypatch.setattr("vlgenrm_ray.cluster.connection.connect", lambda *_, **__: None)
+    monkeypatch.setattr("vlgenrm_ray.serving.launch.start", lambda *_, **__: "http://address")
+    serve("pack:vlm", host=host, wait=False)
+    printed = capsys.readouterr().out
+    assert ("no token is set" in printed) == warns
+    assert "secret" not in printed

@@ -152,6 +152,8 @@ class VllmGenerator:
             raise
 
     def _run(self, requests: "_Requests") -> "Iterator[tuple[int, RequestOutput | Refusal]]":
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         places: dict[str, int] = {}
         refused: list[tuple[int, Refusal]] = []
         for place, (request, params) in requests.items():
@@ -160,7 +162,10 @@ class VllmGenerator:
                 continue
             try:
                 (internal,) = self._llm.enqueue(request, params, use_tqdm=False)
-                # Refusals of vLLM, and any error of the model's image processor.
+            # No refusal of this prompt: all others would be refused as well.
+            except EngineDeadError:
+                raise
+            # Refusals of vLLM, and any error of the model's image processor.
             except Exception as error:
                 refused.append((place, refusal(error)))
             else:
