@@ -1,54 +1,26 @@
-"""The training stage under Ray Train: results, and continuation after any interruption."""
+"""The training stage under Ray Train: results, and continuation after Ctrl-C; tests/whole interrupts it otherwise."""
 
 import json
-import os
-import shutil
-import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from export_rewards import rewards_in_transformers
 from golden_files import by_metric, compare, cpu_only
-from interruptions import kill_training_worker, when_steps_are_done
-from world_examples import draw_examples, write_stage_folder
+from training_runs import CONFIG, NO_IMAGE, TOO_LONG, metrics, train, train_until_ctrl_c, weights, write_selection
 
 from vlgenrm_ray.data import images
 from vlgenrm_ray.data.images import ImageLimits
 from vlgenrm_ray.data.store import StageFolder
-from vlgenrm_ray.engines.deepspeed_config import DeepSpeedConfig
 from vlgenrm_ray.errors import InputError, ResourceError
 from vlgenrm_ray.records import Checkpoint, Example
-from vlgenrm_ray.reward.training import TrainingConfig, TrainingResult, run
+from vlgenrm_ray.reward.training import run
 from vlgenrm_ray.shapes import pack_path
-
-CONFIG = TrainingConfig(
-    workers=2,
-    num_cpus=1,
-    epochs=2,
-    examples_per_step=4,
-    tokens_per_batch=512,
-    checkpoint_every=2,
-    num_probes=4,
-    engine=DeepSpeedConfig(zero_stage=2, precision="fp32", learning_rate=3e-4),
-)
-TOO_LONG = "p-long"
-NO_IMAGE = "p-no-image"
 
 
 @pytest.fixture(scope="module")
 def selection(tmp_path_factory: pytest.TempPathFactory) -> StageFolder:
-    """Thirty valid examples, one that is too long and one without its image."""
-    folder = tmp_path_factory.mktemp("selection")
-    examples = draw_examples(folder / "images", 6)
-    too_long = replace(examples[0], id=TOO_LONG, completion=examples[0].completion * 40)
-    no_image = replace(examples[1], id=NO_IMAGE, image=replace(examples[1].image, uri=str(folder / "gone.png")))
-    return write_stage_folder(folder / "selection", [*examples, too_long, no_image])
-
-
-def train(selection: StageFolder, target: Path) -> TrainingResult:
-    return run(CONFIG, base=pack_path("vlm"), examples=selection, target=target, round=1)
+    return write_selection(tmp_path_factory.mktemp("selection"))
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +28,6 @@ def uninterrupted(ray_local: None, selection: StageFolder, tmp_path_factory: pyt
     target = tmp_path_factory.mktemp("uninterrupted") / "training"
     train(selection, target)
     return target
-
-
-def metrics(target: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_every_example_is_trained_on_or_dropped_with_its_reason(uninterrupted: Path, selection: StageFolder) -> None:
@@ -103,50 +71,14 @@ def test_the_export_gives_the_probes_rewards(uninterrupted: Path) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def interrupted(uninterrupted: Path, selection: StageFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a training that Ctrl-C ended after its first checkpoints. Tests continue copies of it."""
-    target = tmp_path_factory.mktemp("interrupted") / "training"
-    handler = signal.getsignal(signal.SIGINT)
-    with when_steps_are_done(target, 3, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
-        train(selection, target)
-    assert not (target / "manifest.json").exists()
-    assert signal.getsignal(signal.SIGINT) is handler
-    return target
-
-
-def test_results_are_the_same_after_ctrl_c_and_a_killed_worker(
-    uninterrupted: Path, interrupted: Path, selection: StageFolder, tmp_path: Path
-) -> None:
-    target = shutil.copytree(interrupted, tmp_path / "training")
-    # Beyond the first run's steps, so that a worker of the second is killed.
-    with when_steps_are_done(target, len(metrics(target)) + 2, kill_training_worker):
-        train(selection, target)
+def test_results_are_the_same_after_ctrl_c(uninterrupted: Path, selection: StageFolder, tmp_path: Path) -> None:
+    target = tmp_path / "training"
+    train_until_ctrl_c(selection, target)
+    train(selection, target)
     whole, pieces = metrics(uninterrupted), metrics(target)
     assert [s["step"] for s in pieces] == [s["step"] for s in whole]
     assert [s["loss"] for s in pieces] == pytest.approx([s["loss"] for s in whole], rel=1e-4)
     assert weights(target) == pytest.approx(weights(uninterrupted), abs=2e-3)
-
-
-def test_a_damaged_checkpoint_is_not_loaded_and_the_training_begins_again(
-    uninterrupted: Path, interrupted: Path, selection: StageFolder, tmp_path: Path
-) -> None:
-    target = shutil.copytree(interrupted, tmp_path / "training")
-    damaged = [path for path in (target / "ray").rglob("*.pt") if path.stat().st_size > 4]
-    assert damaged
-    for path in damaged:
-        path.write_bytes(b"\0" * path.stat().st_size)
-    train(selection, target)
-    assert "training begins again from its base: checkpoint" in (target / "messages.txt").read_text()
-    assert [s["loss"] for s in metrics(target)] == pytest.approx([s["loss"] for s in metrics(uninterrupted)], rel=1e-4)
-
-
-def weights(target: Path) -> list[float]:
-    """Return some of the exported weights."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(target / "model" / "model.safetensors")
-    return [float(v) for name in sorted(tensors)[:20] for v in tensors[name].flatten()[:10]]
 
 
 def test_missing_resources_are_named(ray_local: None, selection: StageFolder, tmp_path: Path) -> None:
