@@ -4,6 +4,7 @@ from pathlib import Path
 
 from factories import preference
 
+from vlgenrm_ray.data.mapped_records import MappedRecords
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
 from vlgenrm_ray.errors import DropReason
 from vlgenrm_ray.judge.config import JudgeConfig
@@ -14,12 +15,13 @@ from vlgenrm_ray.reward.discriminative import PairList
 JUDGE = JudgeConfig(direct_prompt="shapes_direct")
 
 
-def stage(folder: Path, *pairs: Preference) -> StageFolder:
+def stage(folder: Path, *pairs: Preference) -> MappedRecords[Preference]:
     source = StageFolder(folder)
     source.begin("x", {})
     write_units(source, Preference, [Unit(id=pair.id, records=(pair,)) for pair in pairs])
     source.finish(seconds=0.0)
-    return source
+    MappedRecords.write(Preference, source, folder / "pairs.arrow")
+    return MappedRecords(Preference, folder / "pairs.arrow")
 
 
 def test_both_sides_are_shown_in_the_prompt_that_scores_them_later(tmp_path: Path) -> None:

@@ -1,16 +1,12 @@
 """The plan of a training depends only on data and settings."""
 
-from pathlib import Path
-
 import pytest
 from factories import example
 
-from vlgenrm_ray.data.store import StageFolder, Unit, write_units
-from vlgenrm_ray.records import Example, ExampleKind
+from vlgenrm_ray.records import ExampleKind
 from vlgenrm_ray.reward.balance import ExampleTraits
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_data import (
-    ExampleList,
     MeasuredExample,
     plan_steps,
     probe_prefix,
@@ -64,19 +60,6 @@ def test_the_denominator_is_the_weight_of_the_whole_step(normalise: str) -> None
         assert step.denominator == pytest.approx(expected)
         per_token = sum(token_weight(e, data, config) * data[e.index].num_targets for e in members)
         assert per_token == pytest.approx(expected)
-
-
-def test_examples_are_read_in_the_same_order_from_any_shards(tmp_path: Path) -> None:
-    units = [Unit(id=f"p{i}", records=(example(f"p{i}/e"),)) for i in range(6)]
-    one, many = StageFolder(tmp_path / "one"), StageFolder(tmp_path / "many")
-    for folder, parts in ((one, [units]), (many, [units[4:], units[:1], units[1:4]])):
-        folder.begin("x", {})
-        for part in parts:
-            write_units(folder, Example, part)
-        folder.finish(seconds=0.0)
-    first, second = ExampleList(one), ExampleList(many)
-    assert [first[i] for i in range(len(first))] == [second[i] for i in range(len(second))]
-    assert [first[i].id for i in range(6)] == [f"p{i}/e" for i in range(6)]
 
 
 def test_a_probe_ends_before_the_verdict() -> None:

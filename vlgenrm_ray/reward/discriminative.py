@@ -16,9 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlgenrm_ray.data import images
-from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.images import ImageError
-from vlgenrm_ray.data.store import StageFolder
+from vlgenrm_ray.data.mapped_records import MappedRecords
 from vlgenrm_ray.engines.contracts import Refusal
 from vlgenrm_ray.engines.model_folder import JUDGE_PROMPT
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens
@@ -50,18 +49,17 @@ class PairExample:
 
 
 class PairList:
-    """All preference pairs of a stage folder, ordered by id, as a discriminative judge sees them."""
+    """Preference pairs as a discriminative judge sees them."""
 
-    def __init__(self, source: StageFolder, judge: JudgeConfig) -> None:
-        rows = [row for shard in source.shards() for row in source.read_records(shard).to_pylist()]
-        self._rows: list[dict[str, Any]] = sorted(rows, key=lambda row: str(row["id"]))
+    def __init__(self, preferences: MappedRecords[Preference], judge: JudgeConfig) -> None:
+        self._preferences = preferences
         self._judge: Judge[None] = Judge(judge.with_kind("discriminative"), None)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._preferences)
 
     def __getitem__(self, index: int) -> PairExample:
-        preference = from_row(Preference, self._rows[index])
+        preference = self._preferences[index]
         question = preference.question
         inputs = {
             side: JudgeInput(id="", images=(), question=question.text, response=preference.response(side))
@@ -88,7 +86,7 @@ class DiscriminativeWorker(TrainingWorker):
 
     def read_examples(self, job: TrainingJob) -> PairList:
         """Return the preference pairs."""
-        return PairList(job.examples, job.judge)
+        return PairList(self.map_records(Preference), job.judge)
 
     def measure(self, indices: range) -> tuple[list[MeasuredExample], list[Dropped]]:
         """Measure the pairs at `indices`; drop those that cannot be trained on."""

@@ -5,6 +5,7 @@ Reads Example, writes Checkpoint. The stage folder also holds:
     <target>/model/           the export: a plain Hugging Face folder, complete if it exists
     <target>/metrics.jsonl    one line per optimizer step
     <target>/probes.json      rewards of the trained model, recorded before the export
+    <target>/examples.arrow   examples, which the workers map into memory; removed once the stage is complete
     <target>/ray/             Ray Train's checkpoints, removed once the stage is complete
     <target>/manifest.json    written last
 
@@ -189,6 +190,7 @@ def _finish(folder: StageFolder, job: TrainingJob, round: int, seconds: float) -
     unit = Unit(id=f"round-{round}", records=(checkpoint,), dropped=dropped, num_tokens=metrics["num_tokens"])
     folder.write_shard(units_table(Checkpoint, [unit]))
     shutil.rmtree(folder.path / _RAY, ignore_errors=True)
+    job.mapped_examples.unlink(missing_ok=True)
     model_folder.write_judge_kind(job.model, job.judge.kind or "pointwise")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "deepspeed", "ray")}
     manifest = folder.finish(seconds=seconds, metrics=metrics, versions=versions)

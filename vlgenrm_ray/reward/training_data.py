@@ -7,12 +7,10 @@ denominator run over all workers, so the loss does not depend on how examples ar
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from vlgenrm_ray.data import images
-from vlgenrm_ray.data.arrow import from_row
 from vlgenrm_ray.data.images import ImageError, ImageLimits
-from vlgenrm_ray.data.store import StageFolder
+from vlgenrm_ray.data.mapped_records import MappedRecords
 from vlgenrm_ray.engines.batch_plan import Step, num_steps, plan_epoch
 from vlgenrm_ray.engines.vlm_batch import TextError, VlmEncoder
 from vlgenrm_ray.errors import DropReason
@@ -21,26 +19,12 @@ from vlgenrm_ray.reward.balance import ExampleTraits, WeightedExample, balance_e
 from vlgenrm_ray.reward.training_config import TrainingConfig
 
 
-class ExampleList:
-    """All examples of a stage folder, ordered by id: the same list for any distribution over shards."""
-
-    def __init__(self, source: StageFolder) -> None:
-        rows = [row for shard in source.shards() for row in source.read_records(shard).to_pylist()]
-        self._rows: list[dict[str, Any]] = sorted(rows, key=lambda row: str(row["id"]))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Example:
-        return from_row(Example, self._rows[index])
-
-
 @dataclass(frozen=True, slots=True)
 class MeasuredExample:
     """Lengths of an example that fits into a micro-batch."""
 
     index: int
-    """Position in the `ExampleList`."""
+    """Position in the `MappedRecords` of the examples."""
     length: int
     """Tokens, image tokens included."""
     num_targets: int
@@ -49,7 +33,7 @@ class MeasuredExample:
 
 
 def measure_examples(
-    examples: ExampleList, indices: range, encoder: VlmEncoder, limits: ImageLimits, max_tokens: int
+    examples: MappedRecords[Example], indices: range, encoder: VlmEncoder, limits: ImageLimits, max_tokens: int
 ) -> tuple[list[MeasuredExample], list[Dropped]]:
     """Measure the examples at `indices`. Drop those that cannot be trained on, with their reason; none is cut.
 

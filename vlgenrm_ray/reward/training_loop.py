@@ -10,21 +10,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlgenrm_ray.data.faults import MAX_DROPPED, FaultCounter, fault_of
 from vlgenrm_ray.data.files import append_line, read_json, write_json
 from vlgenrm_ray.data.images import ImageError
+from vlgenrm_ray.data.mapped_records import MappedRecords
 from vlgenrm_ray.data.store import StageFolder
 from vlgenrm_ray.engines.checkpoint_files import find_damage, write_checksums
 from vlgenrm_ray.engines.vlm_batch import Batch, TextError, Tokens, VlmEncoder
 from vlgenrm_ray.errors import InputError, StageError, VlGenRMError
 from vlgenrm_ray.judge.config import JudgeConfig
 from vlgenrm_ray.judge.verdict import A_OR_B, PAIR_VERDICTS, YES_NO
-from vlgenrm_ray.records import Dropped, ImageRef
+from vlgenrm_ray.records import Dropped, Example, ImageRef
 from vlgenrm_ray.reward.training_config import TrainingConfig
 from vlgenrm_ray.reward.training_data import (
-    ExampleList,
     MeasuredExample,
     TrainingStep,
     measure_examples,
@@ -37,6 +37,8 @@ from vlgenrm_ray.reward.training_data import (
 if TYPE_CHECKING:
     from vlgenrm_ray.engines.deepspeed import Learner
     from vlgenrm_ray.engines.deepspeed_model import StepResult
+
+R = TypeVar("R")
 
 BatchRow = tuple[Tokens, Sequence[ImageRef], float]
 """Tokens, images, and weight of each completion token."""
@@ -70,6 +72,11 @@ class TrainingJob:
     def result(self) -> Path:
         """Result of the workers, the last file they write."""
         return self.target / "result.json"
+
+    @property
+    def mapped_examples(self) -> Path:
+        """Examples as a file that the workers map into memory; removed when the training is finished."""
+        return self.target / "examples.arrow"
 
     @property
     def failure(self) -> Path:
@@ -284,7 +291,15 @@ class TrainingWorker:
 
     def read_examples(self, job: TrainingJob) -> Any:
         """Return the examples as a sequence, in the same order on all workers."""
-        return ExampleList(job.examples)
+        return self.map_records(Example)
+
+    def map_records(self, cls: type[R]) -> MappedRecords[R]:
+        """Open the records of the stage `job.examples`, which rank 0 writes as one file that all workers map."""
+        if self.rank == 0:
+            # Anew in each attempt: the paths of images in it are absolute, and a run folder may be moved between two.
+            MappedRecords.write(cls, self.job.examples, self.job.mapped_examples)
+        self._gather(None)
+        return MappedRecords(cls, self.job.mapped_examples)
 
     def measure(self, indices: range) -> tuple[list[MeasuredExample], list[Dropped]]:
         """Measure the examples at `indices`; drop those that cannot be trained on."""
