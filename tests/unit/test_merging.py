@@ -13,6 +13,7 @@ from vlgenrm_ray.data.shard_files import ShardTotals
 from vlgenrm_ray.data.store import CommittedShards, Manifest, StageFolder, Unit, units_table
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.records import Dropped, Question
+from vlgenrm_ray.report.html.run_data import _read_stages
 
 NUM_SHARDS = 40
 
@@ -145,3 +146,18 @@ def test_single_records_of_a_merged_shard_are_read_by_row_groups(
         "q31-2": "/images/q31-2.png",
     }
     assert len(read) <= 2 < len(shard_files.row_group_sizes(stage.shards()[0]))
+
+
+def test_a_live_report_reads_a_stage_that_is_merged_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage, committed = write_stage(tmp_path)
+    names = tuple(committed.totals)
+    assert [(account.rows_in, account.is_complete) for account in _read_stages(tmp_path)] == [(4 * NUM_SHARDS, False)]
+
+    def finish_first(self: StageFolder) -> list[Path]:
+        if self.manifest() is None:
+            merge(stage, committed, 10**9)
+            stage.finish(seconds=0.0, committed=committed)
+        return [self.shard_path(name) for name in names]
+
+    monkeypatch.setattr(StageFolder, "shards", finish_first)
+    assert [(account.rows_in, account.is_complete) for account in _read_stages(tmp_path)] == [(4 * NUM_SHARDS, True)]

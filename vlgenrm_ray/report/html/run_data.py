@@ -4,7 +4,6 @@ Reads a run while it is written as well: stages without a manifest are counted f
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from vlgenrm_ray.data.files import read_json
 from vlgenrm_ray.data.store import StageFolder
-from vlgenrm_ray.errors import InputError
+from vlgenrm_ray.errors import InputError, StageError
 from vlgenrm_ray.evaluation.metrics import Estimate, outcomes, paired_gain
 from vlgenrm_ray.policy.run_logging import RunPaths, read_lines
 from vlgenrm_ray.report.lineage import natural_key
@@ -274,20 +273,18 @@ def _stage_account(stage: StageFolder, name: str) -> StageAccount:
             seconds=manifest.seconds,
             is_complete=True,
         )
-    rows_in = rows_out = num_tokens = 0
-    dropped: Counter[str] = Counter()
-    for shard in stage.shards():
-        units = stage.read_unit_index(shard)
-        rows_in += units.num_rows
-        rows_out += sum(units.column("num_records").to_pylist())
-        num_tokens += sum(units.column("num_tokens").to_pylist())
-        dropped.update(d["reason"] for drops in units.column("dropped").to_pylist() for d in drops)
+    try:
+        total = stage.read_committed().total()
+    except StageError:
+        if stage.manifest() is None:
+            raise
+        return _stage_account(stage, name)  # It was finished meanwhile: its shards are merged.
     return StageAccount(
         name=name,
-        rows_in=rows_in,
-        rows_out=rows_out,
-        dropped=dict(sorted(dropped.items())),
-        num_tokens=num_tokens,
+        rows_in=total.num_units,
+        rows_out=total.num_records,
+        dropped=dict(sorted(total.dropped.items())),
+        num_tokens=total.num_tokens,
         seconds=float(_read_json_or_empty(stage.path / "started.json").get("seconds", 0.0)),
         is_complete=False,
     )
