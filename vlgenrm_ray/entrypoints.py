@@ -352,11 +352,11 @@ def calibrate(
 
 
 def _judge_heldout(
-    settings: RunConfig, judge: JudgeConfig, model: Path, name: str, run: Path, address: str | None
+    settings: RunConfig, judge: JudgeConfig, model: Path, model_name: str, run: Path, address: str | None
 ) -> StageFolder:
     """Judge the held-out pairs of a recipe in a folder of their own; return the finished evaluation stage.
 
-    `name` is the path or hub name of `model`.
+    `model_name` is the path or hub name of `model`.
     """
     from vlgenrm_ray.curation import pool
     from vlgenrm_ray.evaluation import heldout, pairs
@@ -364,7 +364,7 @@ def _judge_heldout(
     _check_inputs(Console(highlight=False), {"heldout": settings.heldout}, run)
     requests = [request for request in plan.reward_requests(settings) if request.stage == "evaluation"]
     resources.check_resources(requests, connection.connect(address, offline=True))
-    model = model_folder.copy_for_nodes(model, name, run)
+    model = model_folder.copy_for_nodes(model, model_name, run)
     labelled, target, evaluation = (StageFolder(run / name) for name in ("heldout-pool", "heldout", "evaluation"))
     pool.run(settings.heldout, target=labelled)
     heldout.run(source=labelled, target=target)

@@ -128,7 +128,9 @@ def test_the_command_writes_the_fit_into_the_folder_and_replaces_an_earlier_one(
     write_settings(JudgeModelSettings(kind="discriminative", reward_temperature=9.0), model)
     judges: list[JudgeConfig] = []
 
-    def judge_heldout(settings: RunConfig, judge: JudgeConfig, folder: Path, run: Path, address: object) -> StageFolder:
+    def judge_heldout(
+        settings: RunConfig, judge: JudgeConfig, model: Path, model_name: str, run: Path, address: object
+    ) -> StageFolder:
         judges.append(judge)
         stage = StageFolder(run / f"evaluation-{len(judges)}")
         stage.begin("x", {"preferences": "p"})
