@@ -39,8 +39,6 @@ def main() -> None:
     """Run the command line. An error of this package is printed as one message, with exit code 1."""
     # Old names of settings are reported as warnings; a user needs their text, not the line of code.
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    # Advice of Ray Data about its operators, on which a user of this package cannot act.
-    warnings.filterwarnings("ignore", message="The minimum number of concurrent actors for")
     try:
         app(standalone_mode=True)
     except VlGenRMError as error:

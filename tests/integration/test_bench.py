@@ -47,4 +47,4 @@ def test_all_parts_of_the_service_alone_are_measured(monkeypatch: pytest.MonkeyP
     assert set(results) == {"cache", "critiques", "overhead", "soak"}
     assert set(results["critiques"]) == {"1", "4"}
     assert abs(results["soak"]["memory"]["ingress"]["mib_per_min"]["value"]) < 1.0
-    assert len(list(build_rows(results))) == 2 + 4 + 2 + 1
+    assert len(list(build_rows(results))) == 2 + 4 + 2 + 2

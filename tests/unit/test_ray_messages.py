@@ -1,11 +1,12 @@
 """Messages of Ray that reach a user's console, and those that do not."""
 
 import os
+import warnings
 from typing import Any
 
 import pytest
 
-from vlgenrm_ray.cluster import ray_compat
+from vlgenrm_ray.cluster import connection, ray_compat
 
 USELESS = (
     "Task ServeController.graceful_shutdown failed. There are infinite retries remaining, so the task will be retried."
@@ -50,3 +51,14 @@ def test_only_the_notice_of_the_log_level_is_left_out_of_stderr(capfd: pytest.Ca
     with pytest.raises(OSError, match="no cluster"), ray_compat.without_log_notice():
         fail_to_connect()
     assert capfd.readouterr().err == "the disk is full\n"
+
+
+def test_advice_of_ray_data_is_left_out() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        connection._configure_ray_data(quiet=True)
+        shown.clear()
+        warnings.warn("The minimum number of concurrent actors for 'MapBatches' is set to 2", stacklevel=1)
+        warnings.warn("`ray_remote_args` is deprecated and will be removed", DeprecationWarning, stacklevel=1)
+        warnings.warn("the disk is nearly full", stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["the disk is nearly full"]

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _EXCEPTION_LINE = re.compile(r"^[A-Za-z_][\w.]*(?:: |$)", re.MULTILINE)
 """Last line of a traceback, which starts at the left margin: exception type and message."""
 _MAX_CAUSE_CHARS = 300
+_RAY_DATA_ADVICE = ("The minimum number of concurrent actors for", "`ray_remote_args` is deprecated")
+"""Warnings on which a user of this package cannot act. `max_restarts` has no named parameter in Ray 2.60."""
 _MIN_IDLE_WORKERS = 4
 """Idle workers that a local Ray keeps at least. With Ray's default, one per CPU, the light tasks of each stage would
 start new processes and import Ray Data again."""
@@ -130,8 +133,12 @@ def largest_cluster(groups: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[
 
 
 def _configure_ray_data(quiet: bool) -> None:
-    """Disable Ray Data's progress bars, which would overwrite those of `data.progress`."""
+    """Disable Ray Data's progress bars, which would overwrite those of `data.progress`, and advice about its calls."""
     import ray.data
+
+    if quiet:
+        for advice in _RAY_DATA_ADVICE:
+            warnings.filterwarnings("ignore", message=advice)
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
