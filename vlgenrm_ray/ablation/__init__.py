@@ -5,7 +5,7 @@ plan.py       cells and the addresses of their stages: cells of equal settings s
 labels.py     labels of the pairs by the judge itself, or by the ground truth
 examples.py   an equal number of examples for every cell
 trainers.py   ways to make a judge of labelled pairs: the table that `trainer` of a variant names
-critique_dpo.py  one of them: DPO on pairs of critiques
+critique_dpo.py   DPO on pairs of critiques, one of these ways
 run.py        runs the cells, one after another; resumable
 diagnosis.py  reasons behind the numbers: margins, swapped images, effect of the evidence check
 results.py    results of a cell, and their statistics over items and seeds

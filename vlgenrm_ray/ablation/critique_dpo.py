@@ -7,15 +7,13 @@ pair of critiques is a preference pair whose question is the judge's prompt; the
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlgenrm_ray import recipe
-from vlgenrm_ray.ablation.trainers import TrainerTask
-from vlgenrm_ray.data.store import Manifest, StageFolder, Unit, units_table, write_units
+from vlgenrm_ray.ablation.trainers import SupervisedTrainer, TrainerTask
+from vlgenrm_ray.data.store import StageFolder, Unit, units_table, write_units
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import StageError
-from vlgenrm_ray.evaluation import pairs
 from vlgenrm_ray.records import Checkpoint, Critique, Example, ExampleKind, Origin, Preference, Question
 from vlgenrm_ray.reward.rejection_sampling import is_right
 from vlgenrm_ray.reward.training import TrainingResult
@@ -23,13 +21,11 @@ from vlgenrm_ray.rewards.critique_checks import cut_after_verdict
 from vlgenrm_ray.settings import digest
 
 if TYPE_CHECKING:
-    from vlgenrm_ray.config import PolicyRunConfig, RunConfig
+    from vlgenrm_ray.config import PolicyRunConfig
 
 
-class CritiqueDpoTrainer:
-    """DPO on pairs of critiques."""
-
-    is_generative = True
+class CritiqueDpoTrainer(SupervisedTrainer):
+    """DPO on pairs of critiques. Its judge is measured as a fine-tuned one is."""
 
     def train(self, task: TrainerTask) -> TrainingResult:
         """Train with the offline algorithm `dpo` of `vlgenrm policy`, on the settings of `config.training`.
@@ -40,8 +36,8 @@ class CritiqueDpoTrainer:
         from vlgenrm_ray import policy_pipeline
 
         folder = StageFolder(task.target)
-        base = model_folder.digest(task.start)
-        folder.begin(digest([task.config.training.fingerprint(), task.round, "dpo"]), {"base": base})
+        inputs = {"examples": task.examples.data_hash(), "base": model_folder.digest(task.start)}
+        folder.begin(digest([task.config.training.fingerprint(), task.round, "dpo"]), inputs)
         model = task.target / "dpo" / "policy" / "model"
         if (manifest := folder.manifest()) is not None:
             return TrainingResult(model=model, manifest=manifest)
@@ -50,13 +46,10 @@ class CritiqueDpoTrainer:
         summary = policy_pipeline.train(_dpo_config(task), task.target / "dpo")
         checkpoint = Checkpoint(uri=str(model), round=task.round, parent=str(task.start), metrics={})
         folder.write_shard(units_table(Checkpoint, [Unit(id=f"round-{task.round}", records=(checkpoint,))]))
-        metrics = {"steps": summary["steps"], "num_examples": num_pairs}
+        num_unpaired = task.examples.complete().rows_out - num_pairs
+        metrics = {"steps": summary["steps"], "num_examples": num_pairs, "num_unpaired": num_unpaired}
         manifest = folder.finish(seconds=time.monotonic() - started_at, metrics=metrics)
         return TrainingResult(model=model, manifest=manifest)
-
-    def evaluate(self, config: "RunConfig", *, model: Path, source: StageFolder, target: StageFolder) -> Manifest:
-        """Judge the pairs with the prompts and the mode of `config.judge`."""
-        return pairs.run(config.evaluation, judge=config.judge, model=model, source=source, target=target)
 
 
 def _write_critique_pairs(task: TrainerTask) -> int:
