@@ -1,9 +1,9 @@
 """Growth of the stages without engines (pool, preferences, selection) with the number of rows.
 
 For each size, the rows are generated and each stage runs once with the settings of the recipe `shapes`, on a local Ray
-of this machine: every row has a chosen
-and a rejected response, whose claims the (generated) detections decide, and every pair four critiques. The images are
-64 small files, so that what is measured is the handling of rows and not the decoding of pixels.
+of this machine. Every row has a chosen and a rejected response, whose claims the (generated) detections decide, and
+every pair four critiques. The images are 64 small files, so that what is measured is the handling of rows and not the
+decoding of pixels.
 
 Of each stage: rows per second and core, CPU seconds of the driver per 10^6 rows, and the driver's peak memory. The
 growth exponent is the slope of log seconds over log rows between the smallest and the largest size: 1 is linear.
