@@ -1,16 +1,21 @@
-"""The running service that several test files share, and the grouping of tests into processes."""
+"""The grouping of tests into processes, and the check that no file keeps CPUs from the next."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-import httpx
 import pytest
+from free_cpus import all_cpus_are_free
 
-_SERVICE_FILES = ("test_trl.py", "test_playground.py", "test_serving.py")
-"""Files that use the shared service, in this order: the last tests kill it."""
+_SERVICE = Path(__file__).with_name("service")
+"""Tests that share one running service."""
 _LONGEST_FIRST = (
     "test_policy_training.py",
     "test_training.py",
-    *_SERVICE_FILES,
+    # Of the service's tests the last ones kill it.
+    "test_trl.py",
+    "test_playground.py",
+    "test_serving.py",
     "test_learner.py",
     "test_policy_learner.py",
     "test_orchestrator.py",
@@ -31,14 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(_LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
     for item in items:
-        name = item.path.name
-        item.add_marker(pytest.mark.xdist_group("service" if name in _SERVICE_FILES else name))
+        group = _SERVICE if item.path.parent == _SERVICE else item.path
+        item.add_marker(pytest.mark.xdist_group(group.name))
 
 
-@pytest.fixture(scope="session")
-def http(ray_local: None) -> Iterator[httpx.Client]:
-    """Yield a client of the shared service with the user's token."""
-    from running_service import service
-
-    with service() as client:
-        yield client
+@pytest.fixture(scope="module", autouse=True)
+def free_cpus(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail if a file's actors outlive it: stages of the next file would wait for their CPUs for ever."""
+    yield
+    # The service outlives its first files; its last one, and its end, are seen by the next file.
+    if request.path.parent != _SERVICE and "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        assert all_cpus_are_free(), f"{request.path.name} left actors that hold CPUs"

@@ -1,6 +1,5 @@
 """The critiques stage on Ray Data: accounting, continuation, refused inputs."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_cpus import all_cpus_are_free
 
 from vlgenrm_ray.data.flow import ActorPoolConfig
 from vlgenrm_ray.data.store import StageFolder, Unit, write_units
@@ -35,18 +35,6 @@ def stage(path: Path, pairs: Sequence[Preference]) -> StageFolder:
     write_units(folder, Preference, [Unit(id=p.question.id, records=(p,)) for p in pairs])
     folder.finish(seconds=0.0)
     return folder
-
-
-def all_is_free(within_s: float = 30.0) -> bool:
-    """Wait until all of Ray's CPUs are free; return False on timeout."""
-    import ray
-
-    deadline = time.monotonic() + within_s
-    while ray.available_resources()["CPU"] != ray.cluster_resources()["CPU"]:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 @pytest.fixture
@@ -113,7 +101,7 @@ def test_a_killed_stage_continues_where_it_stopped(ray_local: None, tmp_path: Pa
 
     with pytest.raises(Exception, match="killed here") as caught:
         run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=dies_on_last)
-    assert all_is_free(), f"held by {caught}"
+    assert all_cpus_are_free(), f"held by {caught}"
     assert target.manifest() is None
     done = {u.id: u for u in target.units(Critique)}
     run(CONFIG, judge=JUDGE, model="none", round=1, source=source, target=target, build=scripted)

@@ -30,7 +30,7 @@ from vlgenrm_ray.report import html
 from vlgenrm_ray.shapes import pack_path
 from vlgenrm_ray.shapes.pairs import gold_pairs
 
-README = Path(__file__).parents[2] / "vlgenrm_ray" / "serving" / "README.md"
+README = Path(__file__).parents[3] / "vlgenrm_ray" / "serving" / "README.md"
 
 
 def item(response: str = CANARY.better[0], **more: object) -> dict[str, object]:
