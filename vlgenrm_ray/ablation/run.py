@@ -274,6 +274,13 @@ class AblationRun:
         """Map each test pair to its image, by the image's hash."""
         return {pair.id: pair.question.image.sha256 for pair in self.stage(plan.test).records(Preference)}
 
+    def _judge_of(self, plan: CellPlan) -> dict[str, Any] | None:
+        """Name the model folder of a finished cell's last round, None if its trainer keeps it elsewhere."""
+        model = self.stage(plan.rounds[-1].training).path / "model"
+        if not self.result_path(plan).exists() or not model.is_dir():
+            return None
+        return {"cell": plan.cell.name, "seed": plan.seed, "model": str(model.relative_to(self.folder))}
+
     def write(self, plans: Sequence[CellPlan], failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Summarise all finished cells of the recipe into `ablation.json` and `ablation.csv`; return the result."""
         finished = [cell for plan in plans if (cell := self.read_result(plan)) is not None]
@@ -291,6 +298,7 @@ class AblationRun:
             "num_steps": self.config.num_steps,
             "seeds": list(self.config.seeds),
             "pair_curve": _pair_curve([plan.cell for plan in plans]),
+            "models": [judge for plan in plans if (judge := self._judge_of(plan)) is not None],
             "diagnosis": read_json(diagnosis_path) if diagnosis_path.exists() else {},
         }
         write_json(self.folder / FILE_NAME, result)
