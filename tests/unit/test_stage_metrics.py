@@ -1,5 +1,6 @@
 """Accounts of stages: totals that the writers of shards report, merged without opening a shard."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlgenrm_ray.curation.preferences import count_pairs, measure_pairs
-from vlgenrm_ray.data import shard_files
+from vlgenrm_ray.data import flow, shard_files
 from vlgenrm_ray.data.shard_files import ShardTotals, add_sums
 from vlgenrm_ray.data.store import CommittedShards, StageFolder, Unit, units_from_table, units_table
 from vlgenrm_ray.records import Dropped, Origin, Question
@@ -71,6 +72,27 @@ def test_the_hash_of_the_data_does_not_depend_on_the_metrics() -> None:
     other_sums = units_table(Question, [unit("a", 99)])
     assert ShardTotals.of(with_sums).hash == ShardTotals.of(other_sums).hash
     assert ShardTotals.of(with_sums.drop_columns(["metric_sums"])).hash == ShardTotals.of(with_sums).hash
+
+
+def test_the_hash_of_the_data_is_that_of_the_units_as_sorted_json() -> None:
+    """Runs record it as the identity of their inputs: another encoding would make them unable to continue."""
+    table = units_table(Question, [unit("a"), Unit(id="é", records=(factories.question("é"),))])
+    rows = table.drop_columns(["metric_sums"]).to_pylist()
+    digests = (hashlib.sha256(json.dumps(row, sort_keys=True).encode()).digest() for row in rows)
+    assert ShardTotals.of(table).hash == sum(map(int.from_bytes, digests)) % (1 << 256)
+
+
+def test_a_commit_reports_its_units_and_the_first_fault_of_each(stage: StageFolder) -> None:
+    reasons = {"a": (), "b": ("empty_text",), "c": ("empty_text", "image_missing", "image_unreachable")}
+    units: list[Unit[Question]] = [
+        Unit(id=id, dropped=tuple(Dropped(stage="pool", id=f"{id}/{r}", reason=r) for r in names))
+        for id, names in reasons.items()
+    ]
+    (row,) = flow._Commit(stage)(units_table(Question, units)).to_pylist()
+    assert row["ids"] == ["a", "b", "c"]
+    assert [fault["id"] for fault in row["faults"]] == ["c/image_missing"]
+    (row,) = flow._Commit(stage)(units_table(Question, [Unit(id="d", records=(factories.question("d"),))])).to_pylist()
+    assert (row["ids"], row["faults"]) == (["d"], [])
 
 
 def test_shards_of_earlier_versions_have_no_sums(stage: StageFolder) -> None:

@@ -212,16 +212,22 @@ class _Commit:
     def __call__(self, units: "pa.Table") -> "pa.Table":
         import pyarrow as pa
 
-        drops_of_units = [[from_row(Dropped, drop) for drop in drops] for drops in units.column("dropped").to_pylist()]
-        faults = [fault for drops in drops_of_units if (fault := fault_of(drops))]
         name, totals = self.folder.write_shard(units)
+        faults = _faults(units.column("dropped")) if totals.dropped else []
+        ids = units.column("id").combine_chunks()
         columns = {
             "shard": pa.array([name], pa.string()),
             "totals": pa.array([totals.to_json()], pa.string()),
-            "ids": pa.array([units.column("id").to_pylist()], pa.list_(pa.string())),
+            "ids": pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids),
             "faults": pa.array([[to_row(f) for f in faults]], pa.list_(pa.struct(list(arrow_schema(Dropped))))),
         }
         return pa.table(columns)
+
+
+def _faults(drops_of_units: "pa.ChunkedArray") -> list[Dropped]:
+    """Return the first fault of each unit that met one."""
+    units = [[from_row(Dropped, drop) for drop in drops] for drops in drops_of_units.to_pylist() if drops]
+    return [fault for drops in units if (fault := fault_of(drops))]
 
 
 def run(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the layout of stage folders and shards. Version 1 nested the records of a unit in one row."""
+NO_SUMS = "{}"
+"""Value of `metric_sums` of a unit without metrics."""
 _UNITS_KEY = b"vlgenrm_ray.units"
 _TOTALS_KEY = b"vlgenrm_ray.totals"
 _HASH_BITS = 256
@@ -54,10 +56,13 @@ class ShardTotals:
     @classmethod
     def of(cls, units: "pa.Table") -> "ShardTotals":
         """Sum up a table of units as they are stored."""
-        rows = units.to_pylist()
         # The metrics follow from the units, and are no part of their hash.
-        sums = [row.pop("metric_sums", None) for row in rows]
-        hashes = (hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest() for row in rows)
+        has_sums = "metric_sums" in units.column_names
+        sums = units.column("metric_sums").to_pylist() if has_sums else [None] * units.num_rows
+        rows = (units.drop_columns(["metric_sums"]) if has_sums else units).to_pylist()
+        # `json.dumps` would make an encoder for every row.
+        encode = json.JSONEncoder(sort_keys=True, default=str).encode
+        hashes = (hashlib.sha256(encode(row).encode()).digest() for row in rows)
         return cls(
             num_units=len(rows),
             num_records=sum(len(row["records"]) for row in rows),
@@ -65,7 +70,7 @@ class ShardTotals:
             dropped=dict(Counter(drop["reason"] for row in rows for drop in row["dropped"])),
             hash=sum(int.from_bytes(digest) for digest in hashes) % (1 << _HASH_BITS),
             num_bytes=units.nbytes,
-            metric_sums=None if None in sums else add_sums(map(json.loads, sums)),
+            metric_sums=None if None in sums else add_sums(json.loads(s) for s in sums if s and s != NO_SUMS),
         )
 
     @classmethod

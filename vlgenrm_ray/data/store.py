@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vlgenrm_ray.data import shard_files
 from vlgenrm_ray.data.arrow import arrow_schema, from_row, map_uris, to_row
 from vlgenrm_ray.data.files import read_json, write_json
-from vlgenrm_ray.data.shard_files import FORMAT, ShardTotals
+from vlgenrm_ray.data.shard_files import FORMAT, NO_SUMS, ShardTotals
 from vlgenrm_ray.errors import FAULTS, TRANSIENT_FAULTS, ConfigError, DamagedShardError, StageError
 from vlgenrm_ray.records import Dropped
 
@@ -128,7 +128,7 @@ def units_table(cls: type[R], units: Iterable[Unit[R]]) -> "pa.Table":
             "records": [to_row(r) for r in u.records],
             "dropped": [to_row(d) for d in u.dropped],
             "num_tokens": u.num_tokens,
-            "metric_sums": json.dumps(u.metric_sums),
+            "metric_sums": json.dumps(u.metric_sums) if u.metric_sums else NO_SUMS,
         }
         for u in units
     ]

@@ -128,7 +128,9 @@ class RowFields:
         if name in self.row:
             return self.row[name]
         column, _, field = name.partition(".")
-        inner = self.row.get(column) if field else None
+        if not field:
+            return None
+        inner = self.row.get(column)
         return inner.get(field) if isinstance(inner, Mapping) else None
 
 
@@ -236,6 +238,10 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or encodable(text) == text
+
+
 def check_texts(row: SourceRow) -> None:
     """Raise MalformedRowError if a text of a row is not Unicode.
 
@@ -243,11 +249,11 @@ def check_texts(row: SourceRow) -> None:
     """
     for field in fields(row):
         value = getattr(row, field.name)
-        if isinstance(value, str) and encodable(value) != value:
+        if isinstance(value, str) and not _is_unicode(value):
             name = {"question_id": "id", "text": "question"}.get(field.name, field.name)
             raise MalformedRowError(f"{name} is not valid Unicode; save the file as UTF-8: {show(value)}")
     for image in row.images:
-        if image.uri is not None and encodable(image.uri) != image.uri:
+        if image.uri is not None and not _is_unicode(image.uri):
             raise MalformedRowError(f"image is not valid Unicode; save the file as UTF-8: {show(image.uri)}")
 
 
