@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STAGE = "pool"
+_NUM_CPUS = 1.0
+"""CPUs of a task, which decodes the images of a block and commits its rows."""
 _MAX_BLOCK_ROWS = 512
 """Rows per block at most: each may carry the bytes of an image."""
 
@@ -177,10 +179,11 @@ def run(config: PoolConfig, *, target: StageFolder, seed: int = 0, max_dropped: 
         target,
         source.rows,
         lambda rows: rows.map_batches(
-            _ResolveRows(config, image_store), num_cpus=1.0, batch_format="pyarrow", zero_copy_batch=True
+            _ResolveRows(config, image_store), num_cpus=_NUM_CPUS, batch_format="pyarrow", zero_copy_batch=True
         ),
         total=source.total,
         block_rows=flow.light_block_rows(source.total, _MAX_BLOCK_ROWS),
+        num_cpus=_NUM_CPUS,
         fingerprint=config.fingerprint(),
         inputs={"source": source.data_hash},
         metrics=lambda _folder, _sums: {"source": dict(source.report)} if source.report else {},

@@ -100,7 +100,7 @@ resources of its own and runs with Ray's default of one CPU. Light tasks run in 
 
 _BLOCK_ROWS = 64
 """Rows per block of a stage with engines, and of small inputs."""
-_MAX_BLOCKS = 256
+_MAX_BLOCKS = 64
 _ROWS_PER_TASK = 2048
 """Rows that a task reads at least."""
 
@@ -237,6 +237,7 @@ def run(
     *,
     total: int,
     block_rows: int = _BLOCK_ROWS,
+    num_cpus: float = LIGHT_CPUS,
     fingerprint: str,
     inputs: Mapping[str, str],
     metrics: Callable[[StageFolder, Mapping[str, Any]], Mapping[str, Any]] | None = None,
@@ -250,6 +251,7 @@ def run(
         work: Maps rows to units (see `store.units_table`): exactly one unit per row, with the row's id.
         total: Number of rows.
         block_rows: Rows per block. A kill loses at most one block per task, or one batch of an actor if that is larger.
+        num_cpus: CPUs of a task that commits a block. If tasks of `work` have the same number, Ray runs both in one.
         fingerprint: Hash of the settings that decide the result.
         inputs: Name of each input stage -> its data hash.
         metrics: Computes the metrics of the manifest from the finished folder and the sum of its units' `metric_sums`.
@@ -281,7 +283,7 @@ def run(
         if len(done) < total:
             with Progress(folder.stage, total=total, done=len(done)) as progress:
                 blocks = rows.repartition(target_num_rows_per_block=block_rows)
-                shards = work(blocks).map_batches(_Commit(folder), **LIGHT)
+                shards = work(blocks).map_batches(_Commit(folder), **LIGHT | {"num_cpus": num_cpus})
                 for batch in shards.iter_batches(batch_size=None, batch_format="pyarrow"):
                     num_rows = _add_shards(committed, batch)
                     progress.advance(num_rows)
