@@ -27,7 +27,7 @@ from vlgenrm_ray.entrypoints import RECIPES
 from vlgenrm_ray.errors import StageError
 from vlgenrm_ray.evaluation import metrics
 from vlgenrm_ray.evaluation.pairs import NO_IMAGE
-from vlgenrm_ray.records import Critique, Example, Judgement, PairResult, Preference, Side
+from vlgenrm_ray.records import Checkpoint, Critique, Example, Judgement, PairResult, Preference, Side
 from vlgenrm_ray.reward.selection import SelectionConfig
 from vlgenrm_ray.reward.training import TrainingResult
 from vlgenrm_ray.rewards.critique_checks import CritiqueChecker
@@ -86,7 +86,8 @@ class FakeStages:
         folder = StageFolder(target)
         manifest = folder.manifest()
         if manifest is None:
-            self.write(folder, Example, [Unit(id="t", records=(factories.example("t"),), num_tokens=7)])
+            checkpoint = Checkpoint(uri=str(target / "model"), round=1, parent=str(base), metrics={})
+            self.write(folder, Checkpoint, [Unit(id="t", records=(checkpoint,), num_tokens=7)])
             manifest = folder.finish(seconds=3.0, metrics={"steps": config.max_steps})
         return TrainingResult(model=target / "model", manifest=manifest)
 
@@ -223,6 +224,9 @@ def test_only_the_named_cells_are_run(tmp_path: Path, stages: FakeStages) -> Non
 
 def test_rows_have_equal_examples_costs_and_labels(tmp_path: Path, stages: FakeStages) -> None:
     summary, _ = execute(load(tmp_path, rounds=2), tmp_path / "run")
+    last_rounds = {judge["cell"]: Path(judge["model"]).parent.parent for judge in summary["models"]}
+    assert set(last_rounds) == {"reference", "labels=self", "selection=all", "mode=direct"}
+    assert set(last_rounds.values()) == {tmp_path / "run" / "stages"}
     rows = {(row["cell"], row["round"]): row for row in summary["rows"]}
     assert set(rows) == {("base", 0)} | {
         (cell, number) for cell in ("reference", "labels=self", "selection=all", "mode=direct") for number in (1, 2)

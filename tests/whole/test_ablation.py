@@ -61,7 +61,7 @@ def test_an_ablation_continues_after_a_kill_and_reports_every_cell(tmp_path: Pat
     assert rows["reference"]["blind_accuracy"]["num"] > 0
 
     assert {judge["cell"] for judge in result["models"]} == set(CELLS)
-    assert all((tmp_path / judge["model"] / "config.json").is_file() for judge in result["models"])
+    assert all((Path(judge["model"]) / "config.json").is_file() for judge in result["models"])
 
     diagnosis = result["diagnosis"]["reference"]
     assert diagnosis["margins"]["round 1"]["num_critiques"] > 0

@@ -27,7 +27,7 @@ from vlgenrm_ray.data.store import Manifest, StageFolder
 from vlgenrm_ray.engines import model_folder
 from vlgenrm_ray.errors import StageError, VlGenRMError
 from vlgenrm_ray.evaluation import heldout
-from vlgenrm_ray.records import PairResult, Preference
+from vlgenrm_ray.records import Checkpoint, PairResult, Preference
 from vlgenrm_ray.reward import critiques, selection
 from vlgenrm_ray.settings import digest
 
@@ -274,12 +274,12 @@ class AblationRun:
         """Map each test pair to its image, by the image's hash."""
         return {pair.id: pair.question.image.sha256 for pair in self.stage(plan.test).records(Preference)}
 
-    def _judge_of(self, plan: CellPlan) -> dict[str, Any] | None:
-        """Name the model folder of a finished cell's last round, None if its trainer keeps it elsewhere."""
-        model = self.stage(plan.rounds[-1].training).path / "model"
-        if not self.result_path(plan).exists() or not model.is_dir():
-            return None
-        return {"cell": plan.cell.name, "seed": plan.seed, "model": str(model.relative_to(self.folder))}
+    def _judges_of(self, plan: CellPlan) -> list[dict[str, Any]]:
+        """Name the model folder of a finished cell's last round; nothing if it is not finished."""
+        if not self.result_path(plan).exists():
+            return []
+        checkpoints = self.stage(plan.rounds[-1].training).records(Checkpoint)
+        return [{"cell": plan.cell.name, "seed": plan.seed, "model": checkpoint.uri} for checkpoint in checkpoints]
 
     def write(self, plans: Sequence[CellPlan], failures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Summarise all finished cells of the recipe into `ablation.json` and `ablation.csv`; return the result."""
@@ -298,7 +298,7 @@ class AblationRun:
             "num_steps": self.config.num_steps,
             "seeds": list(self.config.seeds),
             "pair_curve": _pair_curve([plan.cell for plan in plans]),
-            "models": [judge for plan in plans if (judge := self._judge_of(plan)) is not None],
+            "models": [judge for plan in plans for judge in self._judges_of(plan)],
             "diagnosis": read_json(diagnosis_path) if diagnosis_path.exists() else {},
         }
         write_json(self.folder / FILE_NAME, result)
